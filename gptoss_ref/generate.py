@@ -1,0 +1,122 @@
+"""Generation: choose a token, append it, ask again. Knows tokens, not text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.cache import KVCache
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import Array
+
+
+class Token(int):
+    """A generated token id.
+
+    Attributes:
+        logprob: natural logarithm of its probability under the model, before temperature, top-k and
+            top-p.
+    """
+
+    logprob: float
+
+    def __new__(cls, token: int, logprob: float) -> Token:
+        self = super().__new__(cls, token)
+        self.logprob = logprob
+        return self
+
+
+def generate(
+    model: Model,
+    tokens: Iterable[int],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = 0,
+    stop_tokens: Collection[int] | None = None,
+    cache: KVCache | None = None,
+) -> Iterator[Token]:
+    """Continue ``tokens``, yielding each new :class:`Token` as soon as it is chosen.
+
+    Ends after ``max_new_tokens``, or with a stop token, which is yielded last. The arguments are
+    checked when the first token is asked for.
+
+    Args:
+        model: called once with the prompt, then once a token.
+        tokens: prompt ids; with a ``cache``, those that follow what it holds.
+        max_new_tokens: at most so many.
+        temperature: 0 takes the likeliest token (of equal ones the lowest id).
+        top_k: keep the k likeliest tokens (and those equal to the k-th); 0 keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities sum to at least this.
+        seed: of the random choice; None draws a fresh one.
+        stop_tokens: None for the checkpoint's own, () for none.
+        cache: extended by the prompt and by all yielded tokens but the last.
+
+    Raises:
+        GptOssError: a parameter out of range.
+        TokenError: a bad prompt, or the context is full.
+    """
+    for name, value, good, expected in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "0 or more"),
+        ("temperature", temperature, 0 <= temperature < np.inf, "0 or more"),
+        ("top_k", top_k, top_k >= 0, "0 (all) or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "over 0 and at most 1"),
+    ):
+        if not good:
+            raise GptOssError(f"{name} is {value}: expected {expected}")
+    stops = frozenset(model.stop_tokens if stop_tokens is None else stop_tokens)
+    cache = model.new_cache() if cache is None else cache
+    rng = np.random.default_rng(seed)
+    pending: Iterable[int] = tokens
+    for _ in range(max_new_tokens):
+        logits = model(pending, cache, last_only=True)[0].astype(np.float64)  # (V,)
+        token = sample(logits, rng, temperature, top_k, top_p)
+        yield Token(token, float(log_softmax(logits)[token]))
+        if token in stops:
+            return
+        pending = [token]
+
+
+def sample(
+    logits: Array,
+    rng: np.random.Generator,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> int:
+    """One token id, drawn from the ``logits`` (V,) under the given limits."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    probabilities = token_probabilities(logits, temperature, top_k, top_p)
+    return int(rng.choice(len(probabilities), p=probabilities))
+
+
+def token_probabilities(
+    logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> NDArray[np.float64]:
+    """Distribution (V,) that is drawn from: temperature, then top-k, then top-p, renormalised.
+
+    >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
+    array([0.625, 0.   , 0.375])
+    """
+    logits = np.asarray(logits, np.float64) / temperature
+    if 0 < top_k < len(logits):
+        kth_largest = np.partition(logits, -top_k)[-top_k]
+        logits = np.where(logits >= kth_largest, logits, -np.inf)
+    probabilities = np.exp(log_softmax(logits))
+    if top_p < 1:
+        order = np.argsort(-probabilities, kind="stable")
+        mass_before = np.cumsum(probabilities[order]) - probabilities[order]
+        probabilities[order[mass_before >= top_p]] = 0
+        probabilities /= probabilities.sum()
+    return probabilities
+
+
+def log_softmax(logits: Array) -> Array:
+    """Natural logarithms of softmax(``logits``) over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

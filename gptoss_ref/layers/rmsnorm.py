@@ -1,0 +1,25 @@
+"""RMSNorm: scale each token to unit root mean square, then by a learned vector.
+
+    y = x / √(mean(x²) + ε) · g
+
+No mean is subtracted and no bias is added. The whole line is computed in float32 at least, and the
+scale g multiplies *before* the result is rounded to the policy's storage; rounding first is a known
+bug (``norm-scale-after-cast``). Source: Zhang & Sennrich 2019, arXiv 1910.07467; OpenAI gpt-oss
+reference, ``RMSNorm``.
+"""
+
+import numpy as np
+
+from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
+
+
+def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: Policy = FLOAT32) -> Array:
+    """Normalise ``x`` (T, D) over its last axis, times ``scale`` (D,): (T, D).
+
+    >>> x = np.array([[3.0, 4.0]], np.float32)  # mean square 12.5, root 3.5355
+    >>> rmsnorm(x, np.array([1.0, 10.0], np.float32)).round(4)
+    array([[ 0.8485, 11.3137]], dtype=float32)
+    """
+    x = x.astype(policy.dtype, copy=False)
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (T, 1)
+    return policy.round(x / np.sqrt(mean_square + policy.dtype.type(eps)) * widen(scale, policy.dtype))

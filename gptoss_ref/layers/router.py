@@ -1,0 +1,51 @@
+"""Router: choose A of E experts for each token, and weigh the chosen.
+
+    ℓ = W x + b                    chosen = the A largest of ℓ
+    w = softmax(ℓ over the chosen) so the weights sum to one
+
+Softmax over all experts *without* renormalising over the chosen is another function
+(``softmax-before-topk``); with it, the same. The choice is discrete: a rounding error smaller than
+the margin between the last chosen logit and the next changes nothing, a larger one changes the
+expert. Torch leaves the order of equal logits open; here the lower index wins. Source: OpenAI gpt-oss
+reference, ``MLPBlock``.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.layers.linear import linear
+from gptoss_ref.numerics import FLOAT32, Array, Policy
+
+
+class RouterOutput(NamedTuple):
+    """What a router decided for T tokens."""
+
+    logits: Array  # (T, E)
+    indices: NDArray[np.int64]  # (T, A), largest logit first
+    weights: Array  # (T, A)
+
+
+def router(
+    x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: Policy = FLOAT32
+) -> RouterOutput:
+    """Route ``x`` (T, D) by ``weight`` (E, D) and ``bias`` (E,).
+
+    A NaN logit counts as the largest, as in torch, so that it reaches the result.
+
+    >>> logits, indices, weights = router(np.ones((1, 1)), np.log([[1], [4], [4], [2]]), np.zeros(4), 3)
+    >>> indices, weights.round(3)
+    (array([[1, 2, 3]]), array([[0.4, 0.4, 0.2]], dtype=float32))
+    """
+    logits = linear(x, weight, bias, policy=policy)  # (T, E)
+    indices = top_k(logits, experts_per_token)  # (T, A)
+    chosen = np.take_along_axis(logits, indices, axis=-1)  # (T, A)
+    exp = np.exp(chosen - chosen[:, :1])  # the first is the largest
+    return RouterOutput(logits, indices, policy.round(exp / exp.sum(axis=-1, keepdims=True)))
+
+
+def top_k(logits: Array, k: int) -> NDArray[np.int64]:
+    """Indices of the ``k`` largest of each row of ``logits`` (T, E), equal ones by index: (T, k)."""
+    descending = np.where(np.isnan(logits), -np.inf, -logits)
+    return np.argsort(descending, axis=-1, kind="stable")[:, :k]

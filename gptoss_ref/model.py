@@ -1,0 +1,303 @@
+"""The model: embedding, blocks of attention and experts with residuals, norm, unembedding.
+
+    x = embedding(tokens)
+    for each block:  x = x + attention(norm(x));  x = x + experts(norm(x))
+    logits = unembedding(norm(x))
+
+Everything is pre-norm. Even layers see a window, odd layers everything (``config.layer_types``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptoss_ref.backend import NUMPY, Backend, get_backend
+from gptoss_ref.cache import KVCache
+from gptoss_ref.checkpoint import Checkpoint, load_checkpoint
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import GptOssError, TokenError
+from gptoss_ref.layers import yarn
+from gptoss_ref.layers.mxfp4 import Scale255
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
+from gptoss_ref.weights import MXFP4, AttentionWeights, ExpertMatrix, MLPWeights, ModelWeights
+
+if TYPE_CHECKING:
+    from gptoss_ref.chat.tokenizer import Tokenizer
+
+Tap = Callable[[str, Array], None]
+"""Called with each tap point's name and array. An attribute ``wants(name) -> bool``, if there is one,
+says beforehand whether a costly tap (the attention weights) is wanted."""
+
+
+class Model:
+    """A gpt-oss model: calling it maps tokens to logits.
+
+    Args:
+        config: dimensions and constants.
+        weights: as a checkpoint stores them.
+        policy: where to round.
+        backend: what computes the layers.
+        checkpoint: where the weights came from; gives the tokenizer and the stop tokens.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        *,
+        policy: str | Policy = FLOAT32,
+        backend: str | Backend = NUMPY,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.policy = get_policy(policy)
+        self.backend = get_backend(backend)
+        self.checkpoint = checkpoint
+        self._inv_freq, self._concentration = yarn(
+            config.head_dim,
+            config.rope_theta,
+            config.rope_scaling_factor,
+            config.initial_context_length,
+            config.rope_ntk_beta,
+            config.rope_ntk_alpha,
+        )
+
+    @property
+    def path(self) -> Path | None:
+        """Folder of the checkpoint, if there is one."""
+        return None if self.checkpoint is None else self.checkpoint.path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the checkpoint.
+
+        Raises:
+            TokenError: the model was built from bare weights, or its folder has no tokenizer.
+        """
+        from gptoss_ref.chat.tokenizer import load_tokenizer
+
+        if self.path is None:
+            raise TokenError("this model was built from bare weights and has no tokenizer")
+        return load_tokenizer(self.path, self.config)
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Tokens that end a generation: the checkpoint's own, else the tokenizer's return and call."""
+        if self.checkpoint is None:
+            return ()
+        stops = self.checkpoint.generation.get("eos_token_id", self.tokenizer.stop_tokens)
+        return (stops,) if isinstance(stops, int) else tuple(stops)
+
+    def new_cache(self) -> KVCache:
+        """An empty key/value cache for this model."""
+        return KVCache(self.config, self.policy)
+
+    def __call__(
+        self,
+        tokens: Iterable[int] | Array,
+        cache: KVCache | None = None,
+        *,
+        tap: Tap | None = None,
+        last_only: bool = False,
+    ) -> Array:
+        """Logits (T, V), in ``policy.dtype``, of the token after each of ``tokens`` (T,).
+
+        Args:
+            tokens: ids; their positions start at ``cache.length``, or at 0 without a cache.
+            cache: extended by these tokens, if the pass succeeds.
+            tap: sees the intermediate arrays, see ``docs/`` for the tap points.
+            last_only: return (and unembed) only the last row, (1, V).
+
+        Raises:
+            TokenError: no tokens, an id out of range, or more positions than the context has.
+            CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
+        """
+        start = 0 if cache is None else cache.length
+        ids = self._checked(tokens, start)
+        backend, weights, policy = self.backend, self.weights, self.policy
+        tap = tap or _no_tap
+        positions = np.arange(start, start + len(ids))
+        tables = backend.rope_tables(
+            positions, self._inv_freq, self._concentration, policy=policy
+        )  # (T, C/2) each
+        new: list[tuple[Array, Array]] = []
+
+        x = backend.embedding(ids, weights.embedding, policy=policy)  # (T, D)
+        tap("embedding", x)
+        for n, block in enumerate(weights.blocks):
+            x = policy.round(x + self._attention(x, n, block.attn, positions, tables, cache, new, tap))
+            tap(f"block.{n}.attn.residual", x)
+            x = policy.round(x + self._experts(x, n, block.mlp, tap))
+            tap(f"block.{n}.mlp.residual", x)
+        if last_only:
+            x = x[-1:]
+        x = backend.rmsnorm(x, weights.norm_scale, self.config.rms_norm_eps, policy=policy)
+        tap("norm", x)
+        logits = backend.linear(x, weights.unembedding, policy=policy)  # (T, V)
+        tap("logits", logits)
+        if cache is not None:
+            cache.commit(new)
+        return logits
+
+    def _attention(
+        self,
+        x: Array,
+        n: int,
+        w: AttentionWeights,
+        positions: Array,
+        tables: tuple[Array, Array],
+        cache: KVCache | None,
+        new: list[tuple[Array, Array]],
+        tap: Tap,
+    ) -> Array:
+        """What the attention of block ``n`` adds to ``x`` (T, D): (T, D)."""
+        backend, policy, name = self.backend, self.policy, f"block.{n}.attn."
+        norm = backend.rmsnorm(x, w.norm_scale, self.config.rms_norm_eps, policy=policy)
+        tap(name + "norm", norm)
+        q, k, v = (
+            backend.linear(norm, weight, bias, policy=policy).reshape(
+                len(x), -1, self.config.head_dim
+            )
+            for weight, bias in (
+                (w.q_weight, w.q_bias),
+                (w.k_weight, w.k_bias),
+                (w.v_weight, w.v_bias),
+            )
+        )  # (T, H, C), (T, K, C), (T, K, C)
+        tap(name + "q", q)
+        tap(name + "k", k)
+        tap(name + "v", v)
+        q = backend.rope(q, *tables, policy=policy)
+        k = backend.rope(k, *tables, policy=policy)
+        tap(name + "q_rope", q)
+        tap(name + "k_rope", k)
+
+        keys, values, key_positions = k, v, positions
+        if cache is not None:
+            new.append((k, v))
+            keys, values, key_positions = cache.layers[n].extended(k, v, cache.length)
+        where = (positions, key_positions, self.config.window(n))
+        if tap is not _no_tap and getattr(tap, "wants", _wants_all)(name + "weights"):
+            tap(
+                name + "weights",
+                backend.attention_weights(q, keys, w.sinks, *where, policy=policy),
+            )
+        mix = backend.attention(q, keys, values, w.sinks, *where, policy=policy)
+        tap(name + "mix", mix)
+        out = backend.linear(mix, w.out_weight, w.out_bias, policy=policy)
+        tap(name + "out", out)
+        return out
+
+    def _experts(self, x: Array, n: int, w: MLPWeights, tap: Tap) -> Array:
+        """What the experts of block ``n`` add to ``x`` (T, D): (T, D)."""
+        backend, policy, config, name = self.backend, self.policy, self.config, f"block.{n}.mlp."
+        norm = backend.rmsnorm(x, w.norm_scale, config.rms_norm_eps, policy=policy)
+        tap(name + "norm", norm)
+        routed = backend.router(
+            norm, w.gate_weight, w.gate_bias, config.experts_per_token, policy=policy
+        )
+        tap(name + "router_logits", routed.logits)
+        tap(name + "expert_indices", routed.indices)
+        tap(name + "expert_weights", routed.weights)
+        out = backend.experts(
+            norm,
+            routed.indices,
+            routed.weights,
+            w.mlp1_weight,
+            w.mlp1_bias,
+            w.mlp2_weight,
+            w.mlp2_bias,
+            alpha=config.swiglu_alpha,
+            limit=config.swiglu_limit,
+            policy=policy,
+            tap=None if tap is _no_tap else lambda stage, values: tap(name + stage, values),
+        )
+        tap(name + "out", out)
+        return out
+
+    def _checked(self, tokens: Iterable[int] | Array, start: int) -> Array:
+        """``tokens`` as an int64 array (T,), or a TokenError."""
+        ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
+        if ids.size == 0:
+            raise TokenError("the prompt is empty: expected at least one token")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise TokenError(
+                f"tokens have shape {ids.shape} and dtype {ids.dtype}: expected one row of integers"
+            )
+        size, context = self.config.vocab_size, self.config.max_position_embeddings
+        wrong = np.flatnonzero((ids < 0) | (ids >= size))
+        if wrong.size:
+            raise TokenError(
+                f"token {ids[wrong[0]]} at position {start + wrong[0]} is out of range: "
+                f"expected 0 to {size - 1}"
+            )
+        if start + len(ids) > context:
+            raise TokenError(
+                f"{start + len(ids)} positions exceed the context: expected at most {context} "
+                f"(max_position_embeddings)"
+            )
+        return ids.astype(np.int64)
+
+
+def _no_tap(name: str, values: Array) -> None:
+    """The tap of a pass that nobody watches."""
+
+
+def _wants_all(name: str) -> bool:
+    return True
+
+
+def load(
+    path: str | Path,
+    *,
+    backend: str | Backend = "numpy",
+    policy: str | Policy = "float32",
+    scale_255: Scale255 = "error",
+) -> Model:
+    """Load a checkpoint without copying or decoding its weights.
+
+    Args:
+        path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
+            the Hub id of a checkpoint that is already in the local Hugging Face cache.
+        backend: ``"numpy"``.
+        policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``.
+        scale_255: what an MXFP4 scale byte of 255 means: an error when an expert that has one is
+            first used, ``"nan"`` (the MX specification) or ``"exponent"`` (OpenAI's loader).
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint is not whole and consistent.
+        GptOssError: an unknown backend, policy or ``scale_255``.
+    """
+    policy, backend = get_policy(policy), get_backend(backend)
+    if scale_255 not in ("nan", "exponent", "error"):
+        raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
+    checkpoint = load_checkpoint(path)
+    weights = _with_scale_255(checkpoint.weights, scale_255)
+    return Model(checkpoint.config, weights, policy=policy, backend=backend, checkpoint=checkpoint)
+
+
+def _with_scale_255(weights: ModelWeights, scale_255: Scale255) -> ModelWeights:
+    """The same weights, with the meaning of a scale byte of 255 set on every MXFP4 matrix."""
+
+    def set_on(matrix: ExpertMatrix) -> ExpertMatrix:
+        return dataclasses.replace(matrix, scale_255=scale_255) if isinstance(matrix, MXFP4) else matrix
+
+    blocks = tuple(
+        dataclasses.replace(
+            block,
+            mlp=dataclasses.replace(
+                block.mlp,
+                mlp1_weight=set_on(block.mlp.mlp1_weight),
+                mlp2_weight=set_on(block.mlp.mlp2_weight),
+            ),
+        )
+        for block in weights.blocks
+    )
+    return dataclasses.replace(weights, blocks=blocks)

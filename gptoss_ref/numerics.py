@@ -1,0 +1,109 @@
+"""Numeric policies: where a computation rounds, not merely which dtype it is stored in.
+
+NumPy has no bfloat16. Throughout the package an array of dtype ``uint16`` holds bfloat16 *bits*:
+the upper half of the float32 with the same value.
+
+=========  ==========  ==========================================================================
+policy     arithmetic  rounding
+=========  ==========  ==========================================================================
+float64    float64     none beyond float64's own; bfloat16 and MXFP4 weights are exact in it
+float32    float32     none beyond float32's own
+bfloat16   float32     to bfloat16 wherever the OpenAI torch reference stores a bfloat16 tensor
+=========  ==========  ==========================================================================
+
+The bfloat16 policy promises those rounding points, not the order of the sums between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gptoss_ref.errors import GptOssError
+
+Array = NDArray[Any]
+
+
+def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:
+    """Exact values of bfloat16 bits (uint16, any shape) as float32 or float64.
+
+    >>> bfloat16_to_float(np.array([0x3F80, 0xC040, 0x0001], np.uint16))
+    array([ 1.0000e+00, -3.0000e+00,  9.1835e-41], dtype=float32)
+    """
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32).astype(dtype, copy=False)
+
+
+def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
+    """Nearest bfloat16 of each value, ties to even, as uint16 bits; NaN stays a (quiet) NaN.
+
+    A float64 input is rounded once: the float32 in between is rounded to odd, which cannot tie.
+
+    >>> [hex(b) for b in float_to_bfloat16(np.array([1.0, 1.00390625, 1.01171875, np.inf]))]
+    ['0x3f80', '0x3f80', '0x3f82', '0x7f80']
+    """
+    x = np.asarray(x)
+    if x.dtype == np.float64:
+        with np.errstate(over="ignore", invalid="ignore"):
+            single = x.astype(np.float32)
+            toward_zero = np.where(np.abs(single) > np.abs(x), np.nextafter(single, np.float32(0)), single)
+        inexact = (toward_zero != x) & ~np.isnan(x)
+        bits = toward_zero.astype(np.float32).view(np.uint32) | inexact.astype(np.uint32)
+    else:
+        bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    quiet_nan = (bits >> 16) | 0x0040
+    return np.where(np.isnan(x), quiet_nan, rounded).astype(np.uint16)
+
+
+def widen(weight: Array, dtype: DTypeLike) -> Array:
+    """A stored weight as floating point: uint16 is bfloat16 bits, floats are converted if need be."""
+    if weight.dtype == np.uint16:
+        return bfloat16_to_float(weight, dtype)
+    return weight.astype(dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Where a computation rounds.
+
+    Attributes:
+        name: ``"float64"``, ``"float32"`` or ``"bfloat16"``.
+        dtype: of the arrays that hold values; bfloat16 values live in float32 arrays.
+        angle_dtype: in which rotary angles are computed. The float32 policy takes float64: an angle
+            of position p rounded to float32 is off by up to p·2⁻²⁵ rad. The bfloat16 policy takes
+            float32, because the OpenAI reference does.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    angle_dtype: np.dtype[Any]
+
+    def round(self, x: Array) -> Array:
+        """``x`` as this policy stores it: rounded to bfloat16's grid, or only cast to ``dtype``."""
+        if self.name == "bfloat16":
+            return bfloat16_to_float(float_to_bfloat16(x))
+        return np.asarray(x, dtype=self.dtype)
+
+
+FLOAT64 = Policy("float64", np.dtype(np.float64), np.dtype(np.float64))
+FLOAT32 = Policy("float32", np.dtype(np.float32), np.dtype(np.float64))
+BFLOAT16 = Policy("bfloat16", np.dtype(np.float32), np.dtype(np.float32))
+POLICIES = {policy.name: policy for policy in (FLOAT64, FLOAT32, BFLOAT16)}
+
+
+def get_policy(policy: str | Policy) -> Policy:
+    """The policy of that name.
+
+    Raises:
+        GptOssError: no policy has that name.
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in POLICIES:
+        raise GptOssError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    return POLICIES[policy]
