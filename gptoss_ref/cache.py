@@ -1,8 +1,9 @@
 """Key/value cache: what earlier tokens leave behind for later ones.
 
 A full layer keeps the keys and values of every position. A windowed layer keeps a **ring** of
-``window`` positions: position p lives in slot p mod window, and writing it forgets p − window, which
-no later query can see. Attention compares absolute positions, so a ring needs no other bookkeeping.
+``window`` positions: position p lives in slot p mod window, and writing it forgets p − window,
+which no later query can see. Attention compares absolute positions, so a ring needs no other
+bookkeeping.
 
 A pass reads what is stored together with its own new keys and stores the new ones only when it has
 ended (:meth:`KVCache.commit`), so a pass that fails or is interrupted leaves the cache as it was.
@@ -61,8 +62,9 @@ class LayerCache:
     def commit(self, k: Array, v: Array, length: int) -> None:
         """Store what a ring must remember of new keys and values; a full layer already has them."""
         if self.window is not None:
-            k, v, length = k[-self.window :], v[-self.window :], length + max(0, len(k) - self.window)
-            self._write(k, v, np.arange(length, length + len(k)) % self.window)
+            end = length + len(k)
+            k, v = k[-self.window :], v[-self.window :]
+            self._write(k, v, np.arange(end - len(k), end) % self.window)
 
     def _write(self, k: Array, v: Array, slots: Array) -> None:
         self.keys[slots], self.values[slots] = k, v

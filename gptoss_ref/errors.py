@@ -2,7 +2,7 @@
 
 
 class GptOssError(ValueError):
-    """Base of every error that bad input raises; at the command line it is one line and status 2."""
+    """Base of every error that bad input raises; at the command line one line and status 2."""
 
 
 class ConfigError(GptOssError):

@@ -119,4 +119,5 @@ def token_probabilities(
 def log_softmax(logits: Array) -> Array:
     """Natural logarithms of softmax(``logits``) over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    log_probabilities: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_probabilities

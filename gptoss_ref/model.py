@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
 
 Tap = Callable[[str, Array], None]
-"""Called with each tap point's name and array. An attribute ``wants(name) -> bool``, if there is one,
-says beforehand whether a costly tap (the attention weights) is wanted."""
+"""Called with each tap point's name and array. An attribute ``wants(name) -> bool``, if there is
+one, says beforehand whether a costly tap (the attention weights) is wanted."""
 
 
 class Model:
@@ -89,7 +89,7 @@ class Model:
 
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens that end a generation: the checkpoint's own, else the tokenizer's return and call."""
+        """Tokens that end a generation: the checkpoint's own, else return and call."""
         if self.checkpoint is None:
             return ()
         stops = self.checkpoint.generation.get("eos_token_id", self.tokenizer.stop_tokens)
@@ -132,7 +132,8 @@ class Model:
         x = backend.embedding(ids, weights.embedding, policy=policy)  # (T, D)
         tap("embedding", x)
         for n, block in enumerate(weights.blocks):
-            x = policy.round(x + self._attention(x, n, block.attn, positions, tables, cache, new, tap))
+            out = self._attention(x, n, block.attn, positions, tables, cache, new, tap)
+            x = policy.round(x + out)
             tap(f"block.{n}.attn.residual", x)
             x = policy.round(x + self._experts(x, n, block.mlp, tap))
             tap(f"block.{n}.mlp.residual", x)
@@ -287,7 +288,9 @@ def _with_scale_255(weights: ModelWeights, scale_255: Scale255) -> ModelWeights:
     """The same weights, with the meaning of a scale byte of 255 set on every MXFP4 matrix."""
 
     def set_on(matrix: ExpertMatrix) -> ExpertMatrix:
-        return dataclasses.replace(matrix, scale_255=scale_255) if isinstance(matrix, MXFP4) else matrix
+        if isinstance(matrix, MXFP4):
+            return dataclasses.replace(matrix, scale_255=scale_255)
+        return matrix
 
     blocks = tuple(
         dataclasses.replace(

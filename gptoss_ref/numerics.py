@@ -50,18 +50,20 @@ def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
     if x.dtype == np.float64:
         with np.errstate(over="ignore", invalid="ignore"):
             single = x.astype(np.float32)
-            toward_zero = np.where(np.abs(single) > np.abs(x), np.nextafter(single, np.float32(0)), single)
+            overshoots = np.abs(single) > np.abs(x)
+            toward_zero = np.where(overshoots, np.nextafter(single, np.float32(0)), single)
         inexact = (toward_zero != x) & ~np.isnan(x)
         bits = toward_zero.astype(np.float32).view(np.uint32) | inexact.astype(np.uint32)
     else:
         bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     quiet_nan = (bits >> 16) | 0x0040
-    return np.where(np.isnan(x), quiet_nan, rounded).astype(np.uint16)
+    result: NDArray[np.uint16] = np.where(np.isnan(x), quiet_nan, rounded).astype(np.uint16)
+    return result
 
 
 def widen(weight: Array, dtype: DTypeLike) -> Array:
-    """A stored weight as floating point: uint16 is bfloat16 bits, floats are converted if need be."""
+    """A stored weight as floating point: uint16 is bfloat16 bits, floats are only cast."""
     if weight.dtype == np.uint16:
         return bfloat16_to_float(weight, dtype)
     return weight.astype(dtype, copy=False)

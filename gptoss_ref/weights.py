@@ -24,7 +24,7 @@ class MXFP4:
     """Matrices (…, N, M) stored as MXFP4 along M, the input dimension.
 
     Attributes:
-        blocks: uint8 (…, N, M/32, 16); byte j holds value 2j in its low and 2j+1 in its high nibble.
+        blocks: uint8 (…, N, M/32, 16); byte j holds value 2j (low nibble) and 2j+1 (high).
         scales: uint8 (…, N, M/32); the scale of 32 values is 2^(byte − 127).
         name: tensor and file, for error messages.
         scale_255: what a scale byte of 255 means; see :func:`gptoss_ref.layers.mxfp4.decode`.

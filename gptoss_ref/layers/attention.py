@@ -70,10 +70,10 @@ def attention(
     *,
     policy: Policy = FLOAT32,
 ) -> Array:
-    """Mix of values ``v`` (S, K, C) for queries ``q`` (T, H, C) over keys ``k`` (S, K, C): (T, H*C).
+    """Mix of values ``v`` (S, K, C) that queries ``q`` (T, H, C) find by keys ``k`` (S, K, C).
 
-    Other arguments as :func:`attention_weights`. Queries are taken a tile at a time, with the keys
-    that the tile can see, so that memory does not grow with T·S.
+    Returns (T, H*C); other arguments as :func:`attention_weights`. Queries are taken a tile at a
+    time, with the keys that the tile can see, so that memory does not grow with T·S.
 
     >>> v = np.array([[[8.0]], [[4.0]]])  # two keys that score 0, and a sink that scores 0
     >>> zero = np.zeros((2, 1, 1))

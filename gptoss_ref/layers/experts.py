@@ -33,7 +33,7 @@ def experts(
     policy: Policy = FLOAT32,
     tap: Callable[[str, Array], None] | None = None,
 ) -> Array:
-    """Send ``x`` (T, D) through the experts ``indices`` (T, A), weighted by ``weights`` (T, A): (T, D).
+    """Send ``x`` (T, D) through its experts ``indices`` (T, A) with ``weights`` (T, A): (T, D).
 
     Args:
         mlp1_weight: (E, 2F, D), gate and up rows interleaved.
@@ -43,9 +43,9 @@ def experts(
         tap: called with ``gate_up`` (T, A, 2F), ``swiglu`` (T, A, F) and ``expert_out`` (T, A, D).
 
     >>> one = np.ones((2, 2, 1))  # two experts, D = F = 1: gate = up = x
-    >>> x, indices, weights = np.array([[0.0], [0.0]]), np.array([[0, 1], [1, 0]]), np.array([[0.75, 0.25]] * 2)
+    >>> x, indices, weights = np.zeros((2, 1)), np.array([[0, 1], [1, 0]]), np.array([[0.75, 0.25]])
     >>> b1, b2 = np.zeros((2, 2)), np.array([[4.0], [8.0]])
-    >>> experts(x, indices, weights, one, b1, one[:, :1], b2)  # x = 0 leaves only the bias b2
+    >>> experts(x, indices, weights.repeat(2, 0), one, b1, one[:, :1], b2)  # x = 0 leaves only b2
     array([[5.],
            [7.]], dtype=float32)
     """

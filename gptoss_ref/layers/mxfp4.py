@@ -1,11 +1,12 @@
 """MXFP4: 4-bit floats (E2M1) in blocks of 32 that share a power-of-two scale (E8M0).
 
-    value = E2M1[code] · 2^(s − 127)          codes 0…7 → 0, ½, 1, 1½, 2, 3, 4, 6; bit 3 is the sign
+    value = E2M1[code] · 2^(s − 127)         codes 0…7 → 0, ½, 1, 1½, 2, 3, 4, 6; bit 3 is the sign
 
-Byte j of a block holds value 2j in its low nibble and value 2j+1 in its high one (ggml stores halves
-instead: ``nibbles-split``). Blocks run along the input dimension. s = 0 is 2⁻¹²⁷, a float32
-subnormal, not zero. s = 255 is NaN in the specification, though the OpenAI loader and llama.cpp take
-it for an exponent: here the caller says which. Source: OCP Microscaling Formats (MX) v1.0, 5.2–5.4, 6.3.
+Byte j of a block holds value 2j in its low nibble and value 2j+1 in its high one (ggml stores
+halves instead: ``nibbles-split``). Blocks run along the input dimension. s = 0 is 2⁻¹²⁷, a float32
+subnormal, not zero. s = 255 is NaN in the specification, though the OpenAI loader and llama.cpp
+take it for an exponent: here the caller says which. Source: OCP Microscaling Formats (MX)
+specification v1.0, sections 5.2 to 5.4 and 6.3.
 """
 
 from typing import Literal
@@ -40,7 +41,7 @@ def decode(
 ) -> Array:
     """Values of ``blocks`` (…, M/32, 16) under ``scales`` (…, M/32): (…, M).
 
-    Exact in float32 and float64, but for magnitudes of 2¹²⁸ and more, which are infinite in float32.
+    Exact in float32 and float64, but that magnitudes from 2¹²⁸ are infinite in float32.
 
     Args:
         scale_255: ``"nan"`` (the specification), ``"exponent"`` (2¹²⁸, as OpenAI's loader and
@@ -58,16 +59,16 @@ def decode(
     """
     if blocks.shape != (*scales.shape, MXFP4_BLOCK // 2):
         raise GptOssError(
-            f"{name}: MXFP4 blocks of shape {blocks.shape} do not fit scales of shape {scales.shape}: "
-            f"expected {(*scales.shape, MXFP4_BLOCK // 2)}"
+            f"{name}: MXFP4 blocks of shape {blocks.shape} do not fit scales of shape "
+            f"{scales.shape}: expected {(*scales.shape, MXFP4_BLOCK // 2)}"
         )
     if scale_255 not in ("nan", "exponent", "error"):
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
     if scale_255 == "error" and scales.size and scales.max() == SCALE_NAN:
         where = tuple(int(i) for i in np.argwhere(scales == SCALE_NAN)[0])
         raise CheckpointError(
-            f"{name}: scale byte 255 at {list(where)}, NaN in the MX specification: expected 0 to 254 "
-            f"(load with scale_255='nan' or 'exponent' to accept it)"
+            f"{name}: scale byte 255 at {list(where)}, NaN in the MX specification: expected 0 to "
+            f"254 (load with scale_255='nan' or 'exponent' to accept it)"
         )
     half_scales = _HALF_SCALES.astype(dtype)
     if scale_255 == "nan":
@@ -82,13 +83,11 @@ def decode(
 ScaleRule = Literal["floor", "ceil", "even", "fit"]
 
 
-def encode(
-    x: Array, *, rule: ScaleRule = "floor"
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def encode(x: Array, *, rule: ScaleRule = "floor") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Quantise ``x`` (…, M), M a multiple of 32, to blocks (…, M/32, 16) and scales (…, M/32).
 
     Elements are rounded to the nearest E2M1 value, ties to the even code, and saturate at ±6. The
-    sign of zero is kept. A block with a NaN or an infinity gets the scale 255 and so decodes to NaN.
+    sign of zero is kept. A block with a NaN or an infinity gets the scale 255: it decodes to NaN.
     With m the largest magnitude of a block, its scale is two to the power
 
     =========  =======================================================================  ===========
@@ -121,7 +120,7 @@ def encode(
     finite = np.isfinite(largest)
     exponent = np.where(finite, _scale_exponent(np.where(finite, largest, 1.0), rule), 0)
     ratio = np.ldexp(magnitude, -exponent[..., None])  # exact: a power of two
-    # Between codes c and c+1 the midpoint itself goes to the even one: > below an even c, ≥ above an odd.
+    # The midpoint between two codes goes to the even one: `>` keeps it below, `>=` lifts it.
     codes = (
         (ratio > 0.25).astype(np.uint8)
         + (ratio >= 0.75)
@@ -132,7 +131,7 @@ def encode(
         + (ratio > 5.0)
     )
     codes |= np.signbit(x).astype(np.uint8) << 3  # (…, M/32, 32)
-    blocks = codes[..., 0::2] | codes[..., 1::2] << 4  # (…, M/32, 16)
+    blocks = codes[..., 0::2] | codes[..., 1::2] * np.uint8(16)  # (…, M/32, 16)
     scales = np.where(finite, exponent + SCALE_BIAS, SCALE_NAN).astype(np.uint8)
     return blocks, scales
 

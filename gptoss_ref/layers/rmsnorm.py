@@ -22,4 +22,5 @@ def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: Policy = FLOAT
     """
     x = x.astype(policy.dtype, copy=False)
     mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (T, 1)
-    return policy.round(x / np.sqrt(mean_square + policy.dtype.type(eps)) * widen(scale, policy.dtype))
+    unit = x / np.sqrt(mean_square + policy.dtype.type(eps))  # (T, D)
+    return policy.round(unit * widen(scale, policy.dtype))

@@ -4,15 +4,16 @@
     o₂ = x₂ cos(p ωᵢ) + x₁ sin(p ωᵢ)          pair i is channels (i, i + C/2), not (2i, 2i + 1)
 
 Plain RoPE has ωᵢ = θ^(−2i/C). YaRN stretches the context by ``factor`` without touching the fast
-pairs: those that turn more than beta_fast times within the original context keep ωᵢ, those that turn
-less than beta_slow times get ωᵢ / factor, and a linear ramp over i joins the two. Its ends
+pairs: those that turn more than beta_fast times within the original context keep ωᵢ, those that
+turn less than beta_slow times get ωᵢ / factor, and a linear ramp over i joins the two. Its ends
 
     i(β) = (C/2) · ln(original / (2π β)) / ln θ
 
-are **not rounded**: for gpt-oss 8.09 and 17.40; flooring and ceiling them is the commonest public bug
-(``yarn-truncated``). YaRN also sharpens attention: cos and sin are both multiplied by the
+are **not rounded**: for gpt-oss 8.09 and 17.40; flooring and ceiling them is a common public
+bug (``yarn-truncated``). YaRN also sharpens attention: cos and sin are both multiplied by the
 concentration 0.1 ln(factor) + 1, so scores grow by its square. Source: Su et al. 2021, arXiv
-2104.09864; Peng et al. 2023, arXiv 2309.00071, 3.2–3.4; OpenAI gpt-oss reference, ``RotaryEmbedding``.
+2104.09864; Peng et al. 2023, arXiv 2309.00071, sections 3.2 to 3.4; OpenAI gpt-oss reference,
+``RotaryEmbedding``.
 """
 
 import math
@@ -59,9 +60,9 @@ def yarn(
     low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
     if not 0 < low < high < half - 1:
         raise ConfigError(
-            f"YaRN ramp from pair {low:.3f} to {high:.3f}: expected 0 < low < high < C/2 - 1 = {half - 1} "
-            f"(original length {original_length}, beta_fast {beta_fast}, beta_slow {beta_slow}, "
-            f"theta {theta}, head size {head_dim})"
+            f"YaRN ramp from pair {low:.3f} to {high:.3f}: expected 0 < low < high < C/2 - 1 = "
+            f"{half - 1} (original length {original_length}, beta_fast {beta_fast}, beta_slow "
+            f"{beta_slow}, theta {theta}, head size {head_dim})"
         )
     ramp = np.clip((pair - low) / (high - low), 0.0, 1.0)  # (C/2,) 0: fast, 1: slow
     return ramp * plain / factor + (1 - ramp) * plain, 0.1 * math.log(factor) + 1.0

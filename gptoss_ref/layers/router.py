@@ -6,8 +6,8 @@
 Softmax over all experts *without* renormalising over the chosen is another function
 (``softmax-before-topk``); with it, the same. The choice is discrete: a rounding error smaller than
 the margin between the last chosen logit and the next changes nothing, a larger one changes the
-expert. Torch leaves the order of equal logits open; here the lower index wins. Source: OpenAI gpt-oss
-reference, ``MLPBlock``.
+expert. Torch leaves the order of equal logits open; here the lower index wins. Source: OpenAI
+gpt-oss reference, ``MLPBlock``.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,8 @@ def router(
 
     A NaN logit counts as the largest, as in torch, so that it reaches the result.
 
-    >>> logits, indices, weights = router(np.ones((1, 1)), np.log([[1], [4], [4], [2]]), np.zeros(4), 3)
+    >>> x, weight, bias = np.ones((1, 1)), np.log([[1], [4], [4], [2]]), np.zeros(4)
+    >>> logits, indices, weights = router(x, weight, bias, 3)
     >>> indices, weights.round(3)
     (array([[1, 2, 3]]), array([[0.4, 0.4, 0.2]], dtype=float32))
     """
@@ -46,6 +47,6 @@ def router(
 
 
 def top_k(logits: Array, k: int) -> NDArray[np.int64]:
-    """Indices of the ``k`` largest of each row of ``logits`` (T, E), equal ones by index: (T, k)."""
+    """Indices of the ``k`` largest logits (T, E) of each row, equal ones by index: (T, k)."""
     descending = np.where(np.isnan(logits), -np.inf, -logits)
     return np.argsort(descending, axis=-1, kind="stable")[:, :k]

@@ -4,8 +4,8 @@
     gate ← min(gate, 7)    up ← min(max(up, −7), 7)   (the gate is not clamped from below)
     y = gate · sigmoid(1.702 · gate) · (up + 1)
 
-Source: OpenAI gpt-oss reference, ``swiglu``; Shazeer 2020, arXiv 2002.05202 (gated units). The 1.702
-makes gate · sigmoid a close stand-in for GELU: Hendrycks & Gimpel 2016, arXiv 1606.08415.
+The 1.702 makes gate · sigmoid a close stand-in for GELU. Source: OpenAI gpt-oss reference,
+``swiglu``; Shazeer 2020, arXiv 2002.05202 (gated units); Hendrycks & Gimpel 2016, arXiv 1606.08415.
 """
 
 import numpy as np
