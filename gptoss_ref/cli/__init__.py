@@ -1,0 +1,49 @@
+"""The command line: `gptoss-ref`, also `python -m gptoss_ref`.
+
+Exit status: 0 success, 1 a negative verdict, 2 bad input (one line on stderr, no traceback), 130
+Ctrl-C, 141 the reader of the output has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from gptoss_ref.errors import GptOssError
+
+from .parser import build_parser
+
+BAD_INPUT, INTERRUPTED, NO_READER = 2, 130, 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status; `argv` is without the program's name."""
+    try:
+        args = build_parser().parse_args(argv)
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return NO_READER
+    except GptOssError as error:
+        return _bad_input(str(error))
+    except OSError as error:
+        return _bad_input(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    return status
+
+
+def _bad_input(message: str) -> int:
+    print("gptoss-ref: error:", " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+def entry_point() -> NoReturn:
+    """The console script: runs `main` and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    status = main()
+    if status == NO_READER:  # what is still buffered has nowhere to go, and says so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)

@@ -1,0 +1,57 @@
+"""`gptoss-ref generate PROMPT`: raw completion."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import time
+
+from gptoss_ref.generate import Token, generate
+from gptoss_ref.model import load
+
+from .console import output
+
+
+def run(args: argparse.Namespace) -> int:
+    """Streams the continuation; with --json, prints tokens and log-probabilities at the end."""
+    model = load(args.model, backend=args.backend, policy=args.policy)
+    tokenizer, screen = model.tokenizer, output()
+    prompt = tokenizer.encode(args.prompt)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
+    tokens: list[Token] = []
+    text = ""
+    start = time.perf_counter()
+    for token in generate(
+        model,
+        prompt,
+        max_new_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    ):
+        tokens.append(token)
+        if token in model.stop_tokens:
+            break
+        piece = decoder.decode(tokenizer.token_bytes(token))
+        text += piece
+        if not args.json:
+            screen.write(piece)
+    seconds = time.perf_counter() - start
+    rest = decoder.decode(b"", final=True)
+    if not args.json:
+        screen.line(rest)
+        return 0
+    result = {
+        "prompt": prompt,
+        "text": text + rest,
+        "tokens": [
+            {"id": int(token), "text": tokenizer.decode([token]), "logprob": token.logprob}
+            for token in tokens
+        ],
+        "seconds": round(seconds, 6),
+        "tokens_per_second": round(len(tokens) / seconds, 3) if tokens else 0.0,
+    }
+    screen.line(json.dumps(result, ensure_ascii=False))
+    return 0

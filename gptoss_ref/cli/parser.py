@@ -1,0 +1,131 @@
+"""The options of every command. Commands themselves are imported when they run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NoReturn
+
+import gptoss_ref
+from gptoss_ref.errors import GptOssError
+
+Run = Callable[[argparse.Namespace], int]
+
+MODEL_HELP = "'tiny' (the bundled model), a folder, or a Hub id in the local Hugging Face cache"
+
+
+class UsageError(GptOssError):
+    """A command line that cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad command line as every other bad input is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> Parser:
+    """The parser; parsed arguments carry the command's function as `run`."""
+    parser = Parser(
+        prog="gptoss-ref",
+        description="The gpt-oss language models: chat with them, look into them, convert them.",
+    )
+    parser.add_argument("--version", action="version", version=gptoss_ref.__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for add in (_add_chat, _add_generate, _add_info, _add_convert, _add_selfcheck):
+        add(commands)
+    return parser
+
+
+def _add_chat(commands: Any) -> None:
+    command = _command(commands, "chat", "talk with a model in the Harmony format")
+    command.add_argument("message", nargs="?", metavar="MESSAGE", help="without it: a prompt loop")
+    _add_model_options(command)
+    command.add_argument("--reasoning", default="medium", metavar="low|medium|high", help="effort")
+    command.add_argument("--instructions", metavar="TEXT", help="the developer message")
+    command.add_argument(
+        "--tools", metavar="FILE", help="JSON list of function tools: name, description, parameters"
+    )
+    command.add_argument("--date", metavar="YYYY-MM-DD", help="current date in the system message")
+    _add_sampling_options(command, max_tokens=512)
+    _add_json_option(command)
+
+
+def _add_generate(commands: Any) -> None:
+    command = _command(commands, "generate", "continue a text, with no chat format around it")
+    command.add_argument("prompt", metavar="PROMPT")
+    _add_model_options(command)
+    _add_sampling_options(command, max_tokens=64)
+    _add_json_option(command)
+
+
+def _add_info(commands: Any) -> None:
+    command = _command(commands, "info", "show a configuration and count its parameters")
+    command.add_argument(
+        "model", nargs="?", default="tiny", metavar="MODEL", help=f"20b, 120b, {MODEL_HELP}"
+    )
+    _add_json_option(command)
+
+
+def _add_convert(commands: Any) -> None:
+    command = _command(commands, "convert", "write a checkpoint in another layout")
+    command.add_argument("source", metavar="SRC", help=MODEL_HELP)
+    command.add_argument("target", metavar="DST", help="a new folder")
+    command.add_argument("--layout", choices=["hf", "openai"], default="hf")
+    command.add_argument("--experts", choices=["mxfp4", "bfloat16"], default="mxfp4")
+    _add_json_option(command)
+
+
+def _add_selfcheck(commands: Any) -> None:
+    command = _command(commands, "selfcheck", "compare the released weights with published figures")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    _add_backend_options(command)
+    _add_json_option(command)
+
+
+def _command(commands: Any, name: str, summary: str) -> Parser:
+    command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
+    command.set_defaults(run=_deferred(name))
+    return command
+
+
+def _deferred(name: str) -> Run:
+    def run(args: argparse.Namespace) -> int:
+        status: int = import_module(f"gptoss_ref.cli.{name}").run(args)
+        return status
+
+    return run
+
+
+def _add_model_options(command: Parser) -> None:
+    command.add_argument("--model", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    _add_backend_options(command)
+
+
+def _add_backend_options(command: Parser) -> None:
+    command.add_argument("--backend", default="numpy", metavar="NAME", help="default: numpy")
+    command.add_argument(
+        "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"
+    )
+
+
+def _add_sampling_options(command: Parser, *, max_tokens: int) -> None:
+    command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    command.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all")
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all")
+    command.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the sampling")
+    command.add_argument(
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}"
+    )
+
+
+def _add_json_option(command: Parser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, not {text!r}")
+    return int(text)
