@@ -1,0 +1,243 @@
+"""From a checkpoint folder to ModelWeights: every tensor checked, none read, none copied."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig
+from ..dialects import read_object
+from ..errors import CheckpointError, ConfigError
+from ..weights import (
+    MXFP4,
+    MXFP4_BLOCK,
+    AttentionWeights,
+    BlockWeights,
+    Matrix,
+    MLPWeights,
+    ModelWeights,
+)
+from .locate import locate
+from .names import Layout, Place, detect_layout, places
+from .shards import Shards
+
+_FLOATS = ("BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk, mapped.
+
+    Attributes:
+        config: what `config.json` says.
+        weights: views of the mapped files.
+        layout: `openai`, `hf` (MXFP4 experts) or `hf-bfloat16` (dequantised experts).
+        path: the folder that holds the tensors.
+        root: the folder of the tokenizer and other companions: `path`, or for
+            `REPOSITORY/original` the repository.
+        nbytes: bytes of all tensors.
+        generation: the object in `generation_config.json`, empty if there is none.
+        shards: the tensors under their names in the files.
+    """
+
+    config: ModelConfig
+    weights: ModelWeights
+    layout: Layout
+    path: Path
+    root: Path
+    nbytes: int
+    generation: dict[str, Any] = field(repr=False)
+    shards: Shards = field(repr=False)
+
+    @property
+    def experts(self) -> str:
+        """How the expert matrices are stored: `mxfp4`, or `bfloat16` for dequantised ones."""
+        return "bfloat16" if self.layout == "hf-bfloat16" else "mxfp4"
+
+    def companion(self, name: str) -> Path | None:
+        """A file that goes with the weights, from `path` or `root`; None if neither has it."""
+        for folder in (self.path, self.root):
+            if (folder / name).is_file():
+                return folder / name
+        return None
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens a checkpoint: `"tiny"`, a folder in any layout, or a Hub id in the local cache.
+
+    Reads the headers and `config.json`; weights are mapped and read when used.
+
+    Raises:
+        ConfigError: `config.json` lacks a key or contradicts itself.
+        CheckpointError: there is no such checkpoint, or its files, tensors, shapes or dtypes are
+            not what the configuration calls for.
+    """
+    folder, root = locate(path)
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        config_path = root / "config.json"
+    config = ModelConfig.from_json(config_path)
+    shards = Shards(folder)
+    layout = detect_layout(set(shards))
+    if layout is None:
+        raise CheckpointError(
+            f"{folder}: not gpt-oss: tensors such as {next(iter(shards), None)!r} have "
+            "neither OpenAI's names (block.0. ...) nor Hugging Face's (model.layers.0. ...)"
+        )
+    _check_quantization(config_path, layout)
+    _check_blocks(config, layout, config_path)
+    wanted = list(places(config, layout))
+    _check_names(shards, wanted, config_path)
+    for place in wanted:
+        _check_tensor(shards, place, config_path)
+    generation = _generation(folder, root)
+    return Checkpoint(
+        config=_with_stop_tokens(config, generation, folder),
+        weights=_assemble(config, layout, {place.weight: place for place in wanted}, shards),
+        layout=layout,
+        path=folder,
+        root=root,
+        nbytes=shards.nbytes,
+        generation=generation,
+        shards=shards,
+    )
+
+
+def _check_quantization(config_path: Path, layout: Layout) -> None:
+    """quantization_config, where there is one, must describe what the files hold."""
+    quantization = read_object(config_path).get("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method != "mxfp4":
+        raise ConfigError(
+            f"{config_path}: quantization_config.quant_method must be 'mxfp4', not {method!r}"
+        )
+    if layout == "hf-bfloat16":
+        raise CheckpointError(
+            f"{config_path}: quantization_config says mxfp4, but the expert tensors are "
+            "dequantised (gate_up_proj, down_proj)"
+        )
+
+
+def _check_blocks(config: ModelConfig, layout: Layout, config_path: Path) -> None:
+    if layout == "hf-bfloat16":
+        return
+    for name in ("hidden_size", "intermediate_size"):
+        if getattr(config, name) % MXFP4_BLOCK:
+            raise ConfigError(
+                f"{config_path}: {name} ({getattr(config, name)}) must be a multiple of "
+                f"{MXFP4_BLOCK} for MXFP4 experts"
+            )
+
+
+def _check_names(shards: Shards, wanted: list[Place], config_path: Path) -> None:
+    expected = {place.tensor: place for place in wanted}
+    missing = [name for name in expected if name not in shards]
+    unknown = [name for name in shards if name not in expected]
+    if missing:
+        near = difflib.get_close_matches(missing[0], unknown, n=1)
+        hint = f"; the nearest unknown name is {near[0]!r}" if near else ""
+        raise CheckpointError(
+            f"{shards.folder}: the tensor {missing[0]!r} is missing{_others(missing)}{hint}"
+        )
+    if unknown:
+        layer = _layer_of(unknown[0])
+        near = difflib.get_close_matches(unknown[0], expected, n=1)
+        hint = f"; the nearest expected name is {near[0]!r}" if near else ""
+        if layer is not None and all(_layer_of(name) != layer for name in expected):
+            hint = f"; {config_path} says num_hidden_layers {_layers(expected)}"
+        raise CheckpointError(
+            f"{shards.path(unknown[0])}: unknown tensor {unknown[0]!r}{_others(unknown)}{hint}"
+        )
+
+
+def _others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _layer_of(tensor: str) -> int | None:
+    """N of `block.N.` or `model.layers.N.`."""
+    for part in tensor.removeprefix("model.").split(".")[1:2]:
+        if part.isdecimal():
+            return int(part)
+    return None
+
+
+def _layers(tensors: dict[str, Place]) -> int:
+    return 1 + max(layer for name in tensors if (layer := _layer_of(name)) is not None)
+
+
+def _check_tensor(shards: Shards, place: Place, config_path: Path) -> None:
+    info = shards[place.tensor]
+    if info.dtype not in (_FLOATS if place.kind == "float" else ("U8",)):
+        expected = "BF16 (F32 and F64 load too)" if place.kind == "float" else "U8"
+        raise CheckpointError(
+            f"{shards.path(place.tensor)}: tensor {place.tensor!r} is {info.dtype}; "
+            f"expected {expected}"
+        )
+    if info.shape != place.shape:
+        raise CheckpointError(
+            f"{shards.path(place.tensor)}: tensor {place.tensor!r} has shape {info.shape}; "
+            f"{config_path} calls for ({', '.join(place.axes.split())}) = {place.shape}"
+        )
+
+
+def _generation(folder: Path, root: Path) -> dict[str, Any]:
+    for place in (folder, root):
+        if (place / "generation_config.json").is_file():
+            return read_object(place / "generation_config.json")
+    return {}
+
+
+def _with_stop_tokens(config: ModelConfig, generation: dict[str, Any], folder: Path) -> ModelConfig:
+    """The OpenAI dialect names no stop tokens; generation_config.json then does."""
+    eos = generation.get("eos_token_id")
+    if config.eos_token_ids or eos is None:
+        return config
+    try:
+        ids = tuple(eos) if isinstance(eos, list) else (eos,)
+        return dataclasses.replace(config, eos_token_ids=ids)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'generation_config.json'}: {error}") from None
+
+
+def _assemble(
+    config: ModelConfig, layout: Layout, where: dict[str, Place], shards: Shards
+) -> ModelWeights:
+    def view(weight: str) -> Matrix:
+        place = where[weight]
+        array = shards.array(place.tensor)
+        if place.rows is not None:
+            array = array[slice(*place.rows)]
+        return array.swapaxes(-2, -1) if place.transposed else array
+
+    def experts(weight: str) -> MXFP4 | Matrix:
+        if layout == "hf-bfloat16":
+            return view(weight)
+        blocks, scales = where[f"{weight}.blocks"], where[f"{weight}.scales"]
+        name = f"{scales.tensor} ({shards.path(scales.tensor)})"
+        return MXFP4(shards.array(blocks.tensor), shards.array(scales.tensor), name)
+
+    def part(kind: Callable[..., Any], prefix: str) -> Any:
+        """An AttentionWeights or MLPWeights: its fields are the last part of our names."""
+        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        matrices = ("mlp1_weight", "mlp2_weight")
+        return kind(**{n: (experts if n in matrices else view)(f"{prefix}.{n}") for n in names})
+
+    return ModelWeights(
+        embedding=view("embedding"),
+        blocks=tuple(
+            BlockWeights(
+                attn=part(AttentionWeights, f"block.{n}.attn"),
+                mlp=part(MLPWeights, f"block.{n}.mlp"),
+            )
+            for n in range(config.num_hidden_layers)
+        ),
+        norm_scale=view("norm_scale"),
+        unembedding=view("unembedding"),
+    )

@@ -1,0 +1,126 @@
+"""Where a checkpoint is: the bundled one, a folder, or the local Hugging Face cache.
+
+Nothing here touches the network but `download`, which only an explicit request calls.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+TINY = "tiny"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What a Hub repository of gpt-oss holds besides: the OpenAI layout and a Metal file, each a copy.
+_DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "LICENSE", "USAGE_POLICY")
+_NOT_DOWNLOADED = ("original/*", "metal/*")
+
+
+def locate(path: str | Path) -> tuple[Path, Path]:
+    """(folder of the tensors, folder of the tokenizer and other companions) of a checkpoint.
+
+    Args:
+        path: `"tiny"` for the bundled checkpoint (`./tiny` for a folder of that name); a folder;
+            or a Hub id such as `openai/gpt-oss-20b` that is in the local cache. A folder with no
+            tensors of its own stands for its subfolder `original`.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    if path == TINY:
+        folder = Path(__file__).parents[1] / "data" / TINY
+    else:
+        folder = Path(path).expanduser()
+        if not folder.exists() and _HUB_ID.fullmatch(str(path)):
+            folder = cached(str(path))
+    if not folder.exists():
+        raise CheckpointError(
+            f"{path}: no such folder; expected a checkpoint folder, 'tiny', or a Hub id "
+            "like openai/gpt-oss-20b"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{path}: expected a checkpoint folder, not a file")
+    original = folder / "original"
+    if not _has_tensors(folder) and _has_tensors(original):
+        return original, folder
+    if folder.name == "original" and not (folder / "generation_config.json").exists():
+        return folder, folder.parent
+    return folder, folder
+
+
+def _has_tensors(folder: Path) -> bool:
+    return next(folder.glob("*.safetensors"), None) is not None
+
+
+def cache_folder() -> Path:
+    """The local Hugging Face cache, found as huggingface_hub finds it.
+
+    HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE (its older name), else HF_HOME/hub, else
+    XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub.
+    """
+    direct = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if direct:
+        return _expand(direct)
+    home = os.environ.get("HF_HOME")
+    if home:
+        return _expand(home) / "hub"
+    return _expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+
+
+def _expand(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def cached(hub_id: str) -> Path:
+    """The snapshot folder of a Hub id in the local cache: that of `main`, or the only one.
+
+    Raises CheckpointError if the cache does not hold it.
+    """
+    repository = cache_folder() / f"models--{hub_id.replace('/', '--')}"
+    snapshots = repository / "snapshots"
+    try:
+        revision = (repository / "refs" / "main").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        revision = ""
+    if re.fullmatch(r"[0-9A-Za-z]+", revision) and (snapshots / revision).is_dir():
+        return snapshots / revision
+    found = sorted(p for p in snapshots.glob("*") if p.is_dir())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{hub_id}: {snapshots} holds {len(found)} revisions and no refs/main; "
+            "give the folder of the one that is meant"
+        )
+    raise CheckpointError(
+        f"{hub_id}: no such folder, and the Hugging Face cache {cache_folder()} does not hold it; "
+        "expected a checkpoint folder, 'tiny', or a cached Hub id (--download fetches one)"
+    )
+
+
+def download(hub_id: str) -> Path:
+    """Fetches a Hub repository's Hugging Face layout into the local cache; its snapshot folder.
+
+    The one function that uses the network; needs the extra `hub`.
+    Raises CheckpointError without it, for a malformed id, and if the download fails.
+    """
+    if not _HUB_ID.fullmatch(hub_id):
+        raise CheckpointError(f"{hub_id}: not a Hub id, which looks like openai/gpt-oss-20b")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(
+            "--download needs huggingface_hub: pip install 'gptoss-ref[hub]'"
+        ) from None
+    try:
+        folder = huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=list(_DOWNLOADED), ignore_patterns=list(_NOT_DOWNLOADED)
+        )
+    except Exception as error:  # the hub's errors share no base class
+        line = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{hub_id}: download failed: {line[0] if line else type(error).__name__}"
+        ) from error
+    return Path(folder)

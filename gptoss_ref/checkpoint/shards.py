@@ -1,0 +1,147 @@
+"""A folder of safetensors files as one set of named tensors.
+
+With `model.safetensors.index.json` the index says which file holds which tensor, and it must agree
+with the files exactly. Without one, `model.safetensors` alone, or else every `*.safetensors` file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..dialects import read_object
+from ..errors import CheckpointError, ConfigError
+from .reader import SafetensorsFile, TensorInfo
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Shards(Mapping[str, TensorInfo]):
+    """The tensors of a checkpoint folder: a mapping from name to TensorInfo.
+
+    Raises CheckpointError for missing, unreadable, overlapping or contradictory shards, and for
+    a shard that lies outside the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._home: dict[str, SafetensorsFile] = {}
+        index = folder / INDEX
+        if index.exists():
+            self.files = self._open_indexed(index)
+        else:
+            self.files = self._open_all()
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self._home[name].tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.values())
+
+    def path(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._home[name].path
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A tensor as a read-only mapped view; see SafetensorsFile.array."""
+        return self._home[name].array(name)
+
+    def release(self) -> None:
+        """Lets the kernel drop the resident pages of all shards."""
+        for file in self.files:
+            file.release()
+
+    def _open_indexed(self, index: Path) -> tuple[SafetensorsFile, ...]:
+        weight_map = _weight_map(index)
+        if (self.folder / SINGLE).exists() and SINGLE not in weight_map.values():
+            raise CheckpointError(
+                f"{self.folder}: holds {SINGLE} and {INDEX}, which does not name it; "
+                "remove the one that is not meant"
+            )
+        names = sorted(set(weight_map.values()))
+        paths = {name: _inside(self.folder, name, index) for name in names}
+        missing = [name for name in names if not paths[name].is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{index}: names the shard {missing[0]!r}, which is not there "
+                f"({len(missing)} of {len(names)} shards are missing)"
+            )
+        files = {name: SafetensorsFile(path) for name, path in paths.items()}
+        self._collect(files.values())
+        for tensor, name in weight_map.items():
+            if tensor not in files[name].tensors:
+                actual = self._home.get(tensor)
+                where = f"it is in {actual.path.name!r}" if actual else "no shard holds it"
+                raise CheckpointError(
+                    f"{index}: places the tensor {tensor!r} in {name!r}, but {where}"
+                )
+        for tensor, file in self._home.items():
+            if tensor not in weight_map:
+                raise CheckpointError(
+                    f"{index}: does not name the tensor {tensor!r}, which {file.path.name!r} holds"
+                )
+        return tuple(files.values())
+
+    def _open_all(self) -> tuple[SafetensorsFile, ...]:
+        single = self.folder / SINGLE
+        paths = [single] if single.exists() else sorted(self.folder.glob("*.safetensors"))
+        if not paths:
+            raise CheckpointError(f"{self.folder}: holds no .safetensors file")
+        files = tuple(SafetensorsFile(_inside(self.folder, p.name, self.folder)) for p in paths)
+        self._collect(files)
+        return files
+
+    def _collect(self, files: Any) -> None:
+        for file in files:
+            for name in file.tensors:
+                if name in self._home:
+                    raise CheckpointError(
+                        f"{self.folder}: the tensor {name!r} is in two shards, "
+                        f"{self._home[name].path.name!r} and {file.path.name!r}"
+                    )
+                self._home[name] = file
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        raw = read_object(index).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(raw, dict) or not raw:
+        raise CheckpointError(f"{index}: weight_map must map each tensor's name to its file")
+    for tensor, name in raw.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{index}: the file of {tensor!r} must be a name, not {name!r}")
+    return raw
+
+
+def _inside(folder: Path, name: str, source: Path) -> Path:
+    """`folder / name`, provided the name is plain and leads, links followed, into the folder.
+
+    A link into a Hugging Face cache is followed too: there, `snapshots/REVISION/NAME` is a link
+    to `models--ORG--NAME/blobs/HASH`.
+    """
+    plain = name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")
+    if not plain or not name.endswith(".safetensors"):
+        raise CheckpointError(
+            f"{source}: the shard {name!r} is not the plain name of a .safetensors file "
+            "in this folder"
+        )
+    path = folder / name
+    target = path.resolve()
+    blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    if folder.resolve() not in target.parents and not blob:
+        raise CheckpointError(f"{source}: the shard {name!r} is a link that leaves the folder")
+    return path
