@@ -1,0 +1,106 @@
+"""What the commands print with: escape codes only on a terminal, plain text without rich."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from gptoss_ref.cli.console import Screen
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+ROWS = [["embedding", "1.16 B"], ["attention", "0.64 B"]]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+@pytest.fixture
+def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich.console", None)  # importing it raises ImportError
+    monkeypatch.setitem(sys.modules, "rich", None)
+
+
+def test_dim_text_on_a_terminal(terminal: Terminal) -> None:
+    screen = Screen(terminal)
+    screen.write("thinking", dim=True)
+    screen.write("answer")
+    assert terminal.getvalue() == "\x1b[2mthinking\x1b[0manswer"
+
+
+def test_a_pipe_gets_no_escape_codes() -> None:
+    stream = io.StringIO()
+    screen = Screen(stream)
+    screen.write("thinking", dim=True)
+    screen.table("Parameters", ["part", "count"], ROWS)
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_a_terminal_without_rich_gets_plain_text(terminal: Terminal) -> None:
+    screen = Screen(terminal)
+    screen.write("thinking\n", dim=True)
+    screen.table("Parameters", ["part", "count"], ROWS)
+    with screen.progress("copying") as progress:
+        assert progress is None
+    assert terminal.getvalue() == (
+        "thinking\nParameters\npart        count\nembedding  1.16 B\nattention  0.64 B\n"
+    )
+
+
+def test_long_lines_are_not_broken(terminal: Terminal) -> None:
+    Screen(terminal).write("word " * 100)
+    assert terminal.getvalue() == "word " * 100
+
+
+@pytest.mark.parametrize("text", ["[bold]x[/bold]", ":smile:", "[/]", "a\nb", "π ≈ 3.14159 日本"])
+def test_text_is_shown_as_it_is(terminal: Terminal, text: str) -> None:
+    Screen(terminal).write(text)
+    assert terminal.getvalue() == text
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_control_characters_are_shown_not_obeyed(
+    terminal: Terminal, request: pytest.FixtureRequest, rich: bool
+) -> None:
+    if not rich:
+        request.getfixturevalue("without_rich")
+    Screen(terminal).write("a\x1b]0;title\x07b\r\x9b2Jc")
+    assert terminal.getvalue() == "a\\x1b]0;title\\x07b\\x0d\\x9b2Jc"
+
+
+def test_a_pipe_gets_the_exact_text() -> None:
+    stream = io.StringIO()
+    Screen(stream).write("a\x1bb\r")
+    assert stream.getvalue() == "a\x1bb\r"
+
+
+def test_table_on_a_terminal_is_drawn(terminal: Terminal) -> None:
+    Screen(terminal).table("Parameters", ["part", "count"], ROWS)
+    drawn = terminal.getvalue()
+    assert "─" in drawn
+    assert "embedding" in drawn
+    assert "1.16 B" in drawn
+
+
+def test_progress_on_a_terminal_reaches_the_end(terminal: Terminal) -> None:
+    with Screen(terminal).progress("writing") as progress:
+        assert progress is not None
+        for done in range(0, 101, 10):
+            progress(done * 1000, 100_000)
+    assert "100.0/100.0 kB" in terminal.getvalue()
