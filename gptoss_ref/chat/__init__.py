@@ -1,0 +1,63 @@
+"""Chat in the Harmony format: tokenizer, rendering, streaming parser, and `respond`.
+
+Importing this package imports nothing else; tiktoken is imported when a tokenizer is built.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# public name -> the module that defines it
+_HOMES = {
+    "Tokenizer": "tokenizer",
+    "harmony_specials": "tokenizer",
+    "load_tokenizer": "tokenizer",
+    "o200k_harmony": "tokenizer",
+    "small_harmony": "tokenizer",
+    "read_tokenizer_json": "hf_tokenizer",
+    "tokenizer_json": "hf_tokenizer",
+    "DeveloperContent": "messages",
+    "Message": "messages",
+    "SystemContent": "messages",
+    "Tool": "tools",
+    "ToolNamespace": "tools",
+    "browser": "tools",
+    "python": "tools",
+    "tool_from_dict": "tools",
+    "tools_from_data": "tools",
+    "drop_analysis": "render",
+    "render_conversation": "render",
+    "render_conversation_for_training": "render",
+    "render_message": "render",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from .hf_tokenizer import read_tokenizer_json, tokenizer_json
+    from .messages import DeveloperContent, Message, SystemContent
+    from .render import (
+        drop_analysis,
+        render_conversation,
+        render_conversation_for_training,
+        render_message,
+    )
+    from .tokenizer import (
+        Tokenizer,
+        harmony_specials,
+        load_tokenizer,
+        o200k_harmony,
+        small_harmony,
+    )
+    from .tools import Tool, ToolNamespace, browser, python, tool_from_dict, tools_from_data
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals() | _HOMES)

@@ -1,0 +1,207 @@
+"""What a Harmony conversation is made of: messages, and the contents of its first two.
+
+A conversation begins with a *system* message (who the model is, how hard to think, which channels it
+may use, its built-in tools) and a *developer* message (what others call the system prompt, and the
+function tools). Then *user*, *assistant* and *tool* messages follow. These are plain records; what
+they look like as text is in render.py and tools.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from ..errors import HarmonyError
+from .tools import Tool, ToolNamespace, namespace_from_dict
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+EFFORTS = ("low", "medium", "high")
+CHANNELS = ("analysis", "commentary", "final")
+
+MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
+KNOWLEDGE_CUTOFF = "2024-06"
+
+
+@dataclass(frozen=True)
+class SystemContent:
+    """The system message. The defaults are those of openai-harmony.
+
+    reasoning_effort          "low", "medium", "high", or None to leave the line out
+    conversation_start_date   an ISO date; None, the default, leaves the line out
+    channels                  what the model may write to; empty leaves the section out
+    tools                     built-in tools: `browser()`, `python()`
+    """
+
+    model_identity: str | None = MODEL_IDENTITY
+    reasoning_effort: str | None = "medium"
+    conversation_start_date: str | None = None
+    knowledge_cutoff: str | None = KNOWLEDGE_CUTOFF
+    channels: Sequence[str] = CHANNELS
+    channel_required: bool = True
+    tools: Sequence[ToolNamespace] = ()
+
+    def __post_init__(self) -> None:
+        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
+            raise HarmonyError(
+                f"reasoning effort {self.reasoning_effort!r}: expected one of {', '.join(EFFORTS)}"
+            )
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "tools", tuple(self.tools))
+
+
+@dataclass(frozen=True)
+class DeveloperContent:
+    """The developer message: instructions, and tools in namespaces.
+
+    Functions of the caller belong in the namespace `functions`; `with_functions` puts them there.
+    `tools=()` renders no section; a namespace without functions renders an empty one.
+    """
+
+    instructions: str | None = None
+    tools: Sequence[ToolNamespace] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tools", tuple(self.tools))
+
+    @classmethod
+    def with_functions(
+        cls, instructions: str | None = None, functions: Sequence[Tool] = ()
+    ) -> DeveloperContent:
+        """Instructions and function tools; no tools section when there are no functions."""
+        spaces = (ToolNamespace("functions", None, functions),) if functions else ()
+        return cls(instructions, spaces)
+
+
+Content = str | SystemContent | DeveloperContent
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message: its header, and its content in one or more parts.
+
+    role           "system", "developer", "user", "assistant" or "tool"
+    content        text, SystemContent (system only), DeveloperContent (developer only), or a
+                   sequence of those; kept as a tuple
+    name           the author's name; a tool message needs it ("functions.get_weather")
+    recipient      whom it is for: a tool that the assistant calls, or "assistant" in a tool's answer
+    channel        "analysis", "commentary" or "final" in the assistant's messages
+    content_type   such as "json" or "<|constrain|>json"; that prefix stands for the special token
+
+    Raises HarmonyError for a role or content that cannot be.
+    """
+
+    role: str
+    content: Content | Sequence[Content] = field(default=())
+    name: str | None = None
+    recipient: str | None = None
+    channel: str | None = None
+    content_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise HarmonyError(f"message role {self.role!r}: expected one of {', '.join(ROLES)}")
+        if self.role == "tool" and not self.name:
+            raise HarmonyError("tool message without a name: expected the name of the tool")
+        single = isinstance(self.content, get_args(Content))
+        parts = (self.content,) if single else tuple(self.content)  # type: ignore[arg-type]
+        for part in parts:
+            kind = type(part).__name__
+            if not isinstance(part, get_args(Content)):
+                raise HarmonyError(f"{self.role} message: content of type {kind}, expected text")
+            owner = {"SystemContent": "system", "DeveloperContent": "developer"}.get(kind)
+            if owner not in (None, self.role):
+                raise HarmonyError(f"{kind} in a {self.role} message: it belongs in a {owner} one")
+        object.__setattr__(self, "content", parts)
+
+    @property
+    def parts(self) -> tuple[Content, ...]:
+        """The content as a tuple, also where it is a single text."""
+        return self.content  # type: ignore[return-value]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @classmethod
+    def system(cls, content: SystemContent | str | None = None) -> Message:
+        """The system message; without content, openai-harmony's default."""
+        return cls("system", SystemContent() if content is None else content)
+
+    @classmethod
+    def developer(cls, content: DeveloperContent | str) -> Message:
+        """The developer message. A plain text is taken as it is, with no heading."""
+        return cls("developer", content)
+
+    @classmethod
+    def user(cls, text: str) -> Message:
+        """A question."""
+        return cls("user", text)
+
+    @classmethod
+    def assistant(cls, text: str, channel: str | None = "final") -> Message:
+        """The assistant's answer or, with channel="analysis", its thoughts."""
+        return cls("assistant", text, channel=channel)
+
+    @classmethod
+    def call(
+        cls, recipient: str, arguments: str, content_type: str = "<|constrain|>json"
+    ) -> Message:
+        """The assistant's call of a tool, as the models write it: in the commentary channel."""
+        return cls(
+            "assistant",
+            arguments,
+            recipient=recipient,
+            channel="commentary",
+            content_type=content_type,
+        )
+
+    @classmethod
+    def tool(cls, name: str, text: str) -> Message:
+        """A tool's answer to a call, addressed to the assistant in the commentary channel."""
+        return cls("tool", text, name=name, recipient="assistant", channel="commentary")
+
+    def with_content(self, content: Content | Sequence[Content]) -> Message:
+        """The same header with other content."""
+        return replace(self, content=content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: header fields that are set, and the text."""
+        header = ("role", "name", "recipient", "channel", "content_type")
+        out = {key: getattr(self, key) for key in header if getattr(self, key) is not None}
+        return out | {"content": self.text}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+        """A message from plain data: the fields of this class, content being text.
+
+        In a system message `content` may be an object with SystemContent's fields, in a developer
+        message one with `instructions` and `tools` (namespaces, see tools.py).
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("role"), str):
+            raise HarmonyError(f"message {data!r}: expected an object with role and content")
+        unknown = set(data) - {"role", "content", "name", "recipient", "channel", "content_type"}
+        if unknown:
+            raise HarmonyError(f"{data['role']} message: unknown field {sorted(unknown)[0]!r}")
+        content = data.get("content", "")
+        if isinstance(content, Mapping):
+            content = _content_from_dict(data["role"], content)
+        if not isinstance(content, get_args(Content)):
+            raise HarmonyError(f"{data['role']} message: content must be text, found {content!r}")
+        return cls(**{**data, "content": content})
+
+
+def _content_from_dict(role: str, data: Mapping[str, Any]) -> Content:
+    kinds: dict[str, type[SystemContent] | type[DeveloperContent]] = {
+        "system": SystemContent,
+        "developer": DeveloperContent,
+    }
+    if role not in kinds:
+        raise HarmonyError(f"{role} message: content must be text, found an object")
+    fields = dict(data)
+    fields["tools"] = tuple(namespace_from_dict(space) for space in fields.get("tools", ()))
+    try:
+        return kinds[role](**fields)
+    except TypeError as error:
+        raise HarmonyError(f"{role} message: {error}") from None

@@ -1,0 +1,178 @@
+"""Messages to tokens.
+
+    <|start|>{role}[:{name}][ to={recipient}][<|channel|>{channel}][ {content type}]<|message|>{content}<|end|>
+
+The header's parts are encoded one by one and special tokens are put between them by id, so no text
+in a message can end it. A tool's header begins with its name and not with a role. `<|call|>` ends an
+assistant's message to a tool, `<|end|>` any other. Sampling ends an answer with `<|return|>`; in
+history it is an `<|end|>` like all others, and only a training example keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ..errors import HarmonyError
+from .messages import Content, DeveloperContent, Message, SystemContent
+from .tokenizer import Tokenizer
+from .tools import tools_section
+
+CONSTRAIN = "<|constrain|>"
+
+HistoryRule = Literal["openai-harmony", "answered", "keep"]
+
+
+def drop_analysis(
+    messages: Sequence[Message], rule: HistoryRule = "openai-harmony"
+) -> list[Message]:
+    """The messages that history keeps. What may go is the assistant's `analysis`.
+
+    "answered"         what a final message followed is dropped: the thoughts behind answers already
+                       given. Thoughts after the last answer stay, so a model that waits for a tool's
+                       result still knows why it called. This is the rule the models were trained for
+                       (openai/harmony, docs/format.md), and what `respond` uses.
+    "openai-harmony"   what that package does (0.0.8): only if the assistant's latest message is a
+                       final one, and then only what stands before the *first* final message. The
+                       two differ from the second answer on.
+    "keep"             nothing is dropped.
+    """
+    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
+    if rule == "openai-harmony":
+        said = [message for message in messages if message.role == "assistant"]
+        before = finals[0] if said and said[-1].channel == "final" else 0
+    elif rule == "answered":
+        answers = [i for i in finals if messages[i].role == "assistant"]
+        before = answers[-1] if answers else 0
+    elif rule == "keep":
+        before = 0
+    else:
+        raise HarmonyError(
+            f"history rule {rule!r}: expected 'openai-harmony', 'answered' or 'keep'"
+        )
+    return [m for i, m in enumerate(messages) if i >= before or m.channel != "analysis"]
+
+
+def render_conversation(
+    messages: Iterable[Message],
+    tokenizer: Tokenizer,
+    next_role: str | None = "assistant",
+    *,
+    history: HistoryRule = "openai-harmony",
+) -> list[int]:
+    """Tokens of a conversation, ending with the opening of `next_role`'s message (None: without).
+
+    The prompt for an answer is the default: `…<|end|><|start|>assistant`.
+    """
+    everything = list(messages)
+    has_functions = _has_function_tools(everything)
+    tokens: list[int] = []
+    for message in drop_analysis(everything, history):
+        tokens += render_message(message, tokenizer, has_function_tools=has_functions)
+    if next_role is not None:
+        tokens += [tokenizer.special_id("start"), *tokenizer.encode(next_role)]
+    return tokens
+
+
+def render_conversation_for_training(
+    messages: Iterable[Message],
+    tokenizer: Tokenizer,
+    *,
+    history: HistoryRule = "openai-harmony",
+) -> list[int]:
+    """Tokens of a whole conversation as a model should have written it.
+
+    Like `render_conversation` with no next role, but a last message of the assistant in the final
+    channel ends with `<|return|>`.
+    """
+    everything = list(messages)
+    tokens = render_conversation(everything, tokenizer, None, history=history)
+    if everything and everything[-1].role == "assistant" and everything[-1].channel == "final":
+        tokens[-1] = tokenizer.special_id("return")
+    return tokens
+
+
+def render_message(
+    message: Message, tokenizer: Tokenizer, *, has_function_tools: bool = False
+) -> list[int]:
+    """Tokens of one message. The system message says more when the conversation has functions."""
+    special, encode = tokenizer.special_id, tokenizer.encode
+    tokens = [special("start")]
+    if message.role == "tool":
+        tokens += encode(message.name or "")
+    else:
+        tokens += encode(message.role)
+        if message.name is not None:
+            tokens += encode(f":{message.name}")
+    if message.recipient not in (None, "all"):
+        tokens += encode(f" to={message.recipient}")
+    if message.channel is not None:
+        tokens += [special("channel"), *encode(message.channel)]
+    if message.content_type is not None:
+        tokens += _content_type(message.content_type, tokenizer)
+    tokens.append(special("message"))
+    for part in message.parts:
+        tokens += encode(_content(part, has_function_tools))
+    is_call = message.role == "assistant" and message.recipient is not None
+    tokens.append(special("call" if is_call else "end"))
+    return tokens
+
+
+def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
+    """` json`, or ` ` and the special token and `json`. Spelling it as text was a common mistake."""
+    if not content_type.startswith(CONSTRAIN):
+        return tokenizer.encode(f" {content_type}")
+    rest = content_type.removeprefix(CONSTRAIN)
+    return [*tokenizer.encode(" "), tokenizer.special_id("constrain"), *tokenizer.encode(rest)]
+
+
+def _has_function_tools(messages: Iterable[Message]) -> bool:
+    return any(
+        space.name == "functions" and space.tools
+        for message in messages
+        for part in message.parts
+        if isinstance(part, DeveloperContent)
+        for space in part.tools
+    )
+
+
+def _content(part: Content, has_function_tools: bool) -> str:
+    if isinstance(part, SystemContent):
+        return system_text(part, has_function_tools)
+    if isinstance(part, DeveloperContent):
+        return developer_text(part)
+    return part
+
+
+def system_text(system: SystemContent, has_function_tools: bool = False) -> str:
+    """The text of a system message: sections with an empty line between them, those that are set."""
+    top = [
+        (system.model_identity, "{}"),
+        (system.knowledge_cutoff, "Knowledge cutoff: {}"),
+        (system.conversation_start_date, "Current date: {}"),
+    ]
+    sections = ["\n".join(form.format(value) for value, form in top if value is not None)]
+    if all(value is None for value, _ in top):
+        sections.clear()
+    if system.reasoning_effort is not None:
+        sections.append(f"Reasoning: {system.reasoning_effort}")
+    if system.tools:
+        sections.append(tools_section(system.tools))
+    if system.channels:
+        text = f"# Valid channels: {', '.join(system.channels)}."
+        if system.channel_required:
+            text += " Channel must be included for every message."
+        if has_function_tools:
+            text += "\nCalls to these tools must go to the commentary channel: 'functions'."
+        sections.append(text)
+    return "\n\n".join(sections)
+
+
+def developer_text(developer: DeveloperContent) -> str:
+    """The text of a developer message: instructions under a heading, then the tools."""
+    sections = []
+    if developer.instructions is not None:
+        sections += ["# Instructions", developer.instructions]
+    if developer.tools:
+        sections.append(tools_section(developer.tools))
+    return "\n\n".join(sections)

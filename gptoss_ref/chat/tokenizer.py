@@ -1,0 +1,225 @@
+"""Text to token ids and back.
+
+`o200k_harmony` is the tokenizer of the released models: the 199,998 ranks of o200k_base, and special
+tokens up to id 201087 (1,090 of them), named as openai-harmony 0.0.8 names them. Three things are
+easy to get wrong:
+
+- Id 200018 has two public names, `<|endofprompt|>` (tiktoken, Hugging Face) and `<|reserved_200018|>`
+  (openai-harmony). Both are mapped to it; it decodes to the second.
+- openai-harmony also names 201088, one past the last row of the embedding. Here it is out of range.
+- The *text* `<|end|>` is not the *token* `<|end|>`. `encode` makes ordinary tokens of everything it
+  is given; special tokens are only ever put in place by the renderer, by id.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TokenError
+from .pack_ranks import O200K_TOKENS, shipped_tokens
+
+if TYPE_CHECKING:
+    import tiktoken
+
+# How text is cut before the byte pairs are merged. Source: tiktoken, tiktoken_ext/openai_public.py,
+# o200k_base: words with their leading space, numbers of one to three digits, punctuation, spaces.
+_UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+_LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_PATTERN = "|".join(
+    [
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+_NAMED = {
+    199998: "startoftext",
+    199999: "endoftext",
+    200002: "return",
+    200003: "constrain",
+    200005: "channel",
+    200006: "start",
+    200007: "end",
+    200008: "message",
+    200012: "call",
+}
+_ALIASES = {"<|endofprompt|>": 200018}
+LAST_SPECIAL = 201_087
+
+#: The special tokens that Harmony needs; a tokenizer without one of them cannot be used for chat.
+HARMONY_TOKENS = ("start", "end", "message", "channel", "constrain", "return", "call")
+
+
+def harmony_specials(first: int = O200K_TOKENS, last: int = LAST_SPECIAL) -> dict[str, int]:
+    """Names of the special tokens, original ids 199998 to `last`, moved so that they begin at `first`.
+
+    A smaller vocabulary of N ranks keeps their order: id = N + (original id − 199998). The reserved
+    ones keep the number of the original id in their name.
+    """
+    moved = {
+        f"<|{_NAMED.get(original, f'reserved_{original}')}|>": first + original - O200K_TOKENS
+        for original in range(O200K_TOKENS, last + 1)
+    }
+    for alias, original in _ALIASES.items():
+        if original <= last:
+            moved[alias] = first + original - O200K_TOKENS
+    return moved
+
+
+class Tokenizer:
+    """Byte-level BPE with special tokens.
+
+    tokens      the bytes of the ordinary tokens, in rank order: rank and id are the same number
+    special     name -> id of the special tokens, ids from len(tokens) on; two names may share an id
+    pattern     the regular expression that cuts the text, in tiktoken's dialect
+
+    `vocab_size` is one more than the largest id. An id below it may still have no token.
+    Raises TokenError when a special token lies among the ranks or the pattern does not compile.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        special: Mapping[str, int],
+        *,
+        pattern: str = O200K_PATTERN,
+        name: str = "tokenizer",
+    ) -> None:
+        clash = [text for text, number in special.items() if number < len(tokens)]
+        if clash:
+            raise TokenError(
+                f"{name}: special token {clash[0]} has id {special[clash[0]]}, "
+                f"expected at least {len(tokens)}, the number of ranks"
+            )
+        self.name = name
+        self.pattern = pattern
+        self.special: dict[str, int] = dict(special)
+        self.tokens: tuple[bytes, ...] = tuple(tokens)
+        self.vocab_size = max([len(tokens) - 1, *special.values()]) + 1
+        tail: list[bytes | None] = [None] * (self.vocab_size - len(tokens))
+        for text, number in special.items():
+            # the alias comes last in harmony_specials: the first name is the one that decodes
+            if tail[number - len(tokens)] is None:
+                tail[number - len(tokens)] = text.encode()
+        self._bytes: list[bytes | None] = [*tokens, *tail]
+        self.encoding = self._tiktoken()
+
+    def _tiktoken(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        try:
+            return tiktoken.Encoding(
+                self.name,
+                pat_str=self.pattern,
+                mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
+                special_tokens=self.special,
+            )
+        except ValueError as error:
+            raise TokenError(f"{self.name}: the split pattern does not compile: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer {self.name}: {len(self.tokens)} ranks, vocabulary {self.vocab_size}>"
+
+    def encode(self, text: str) -> list[int]:
+        """Ordinary token ids of the text. Text that spells a special token stays text.
+
+        Half a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD.
+        """
+        return self.encoding.encode_ordinary(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; for a special token those of its name. TokenError if none has it."""
+        number = int(token)
+        found = self._bytes[number] if 0 <= number < self.vocab_size else None
+        if found is None:
+            raise TokenError(
+                f"token id {number}: no such token, expected an id from 0 to {self.vocab_size - 1} "
+                f"that {self.name} defines"
+            )
+        return found
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes of all tokens in a row. TokenError for an id that no token has."""
+        return b"".join(map(self.token_bytes, tokens))
+
+    def decode(self, tokens: Iterable[int], errors: str = "replace") -> str:
+        """The text of the tokens; `errors` as in bytes.decode. TokenError for an id no token has.
+
+        A cut in the middle of a character decodes to U+FFFD: to stream text, use HarmonyParser.
+        """
+        return self.decode_bytes(tokens).decode("utf-8", errors)
+
+    def special_id(self, name: str) -> int:
+        """The id of `<|name|>`. TokenError when this tokenizer has none."""
+        try:
+            return self.special[f"<|{name}|>"]
+        except KeyError:
+            raise TokenError(f"{self.name}: no special token <|{name}|>") from None
+
+    def is_special(self, token: int) -> bool:
+        """Whether the id is beyond the ordinary tokens."""
+        return int(token) >= len(self.tokens)
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Where sampling stops: `<|return|>` ends an answer, `<|call|>` ends a tool call.
+
+        `<|end|>` is not one of them: it ends a message, and the next one follows.
+        """
+        return self.special_id("return"), self.special_id("call")
+
+
+@functools.lru_cache(maxsize=1)
+def o200k_harmony() -> Tokenizer:
+    """The tokenizer of the released models, from the ranks in the package. Built once.
+
+    Raises TokenError when the file of ranks is damaged.
+    """
+    return Tokenizer(shipped_tokens(), harmony_specials(), name="o200k_harmony")
+
+
+def small_harmony(ranks: int, *, last: int = 200_018, pattern: str = O200K_PATTERN) -> Tokenizer:
+    """The first `ranks` tokens of o200k_base and the Harmony specials 199998 to `last` after them.
+
+    Any prefix of the ranks is a byte-pair vocabulary of its own, as long as it has all 256 bytes.
+    """
+    if not 256 <= ranks <= O200K_TOKENS:
+        raise TokenError(f"ranks = {ranks}: expected 256 to {O200K_TOKENS}")
+    return Tokenizer(
+        shipped_tokens()[:ranks],
+        harmony_specials(ranks, last),
+        pattern=pattern,
+        name=f"o200k_harmony[:{ranks}]",
+    )
+
+
+def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`; the folder is not
+    read. Any other is built from the folder's tokenizer.json (Hugging Face, byte-level BPE).
+    Raises TokenError when that file is missing, is of another kind, or does not fit the vocabulary.
+    """
+    if config.vocab_size == LAST_SPECIAL + 1:
+        return o200k_harmony()
+    from .hf_tokenizer import read_tokenizer_json
+
+    path = Path(folder) / "tokenizer.json"
+    tokenizer = read_tokenizer_json(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenError(
+            f"{path}: largest token id is {tokenizer.vocab_size - 1}, "
+            f"expected less than the configuration's vocab_size, {config.vocab_size}"
+        )
+    for name in HARMONY_TOKENS:
+        tokenizer.special_id(name)
+    return tokenizer

@@ -1,0 +1,178 @@
+"""Tools a model may call, and how a prompt describes them.
+
+Tools live in namespaces. A namespace with functions is written as TypeScript (see typescript.py for
+the types); one without, such as `python`, is only described.
+
+    # Tools
+
+    ## functions
+
+    namespace functions {
+
+    // Adds two numbers.
+    type add = (_: {
+    a: number,
+    b: number,
+    }) => any;
+
+    } // namespace functions
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import HarmonyError
+from .typescript import typescript
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function: its name, what it is for, and the JSON schema of its parameters (None: takes none)."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise HarmonyError(f"tool name {self.name!r}: expected a non-empty text")
+        if self.parameters is not None and not isinstance(self.parameters, Mapping):
+            raise HarmonyError(f"tool {self.name}: parameters must be a JSON schema object")
+
+
+@dataclass(frozen=True)
+class ToolNamespace:
+    """Tools under one name; a call names both: `functions.add`."""
+
+    name: str
+    description: str | None = None
+    tools: Sequence[Tool] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tools", tuple(self.tools))
+
+
+def tool_from_dict(data: Mapping[str, Any]) -> Tool:
+    """A Tool from plain data: `{"name", "description", "parameters"}`, or that under "function".
+
+    The second is what chat APIs use: `{"type": "function", "function": {...}}`. Other fields of it
+    (such as "strict") are not part of the prompt and are left out. HarmonyError for anything else.
+    """
+    if isinstance(data, Mapping) and isinstance(data.get("function"), Mapping):
+        data = data["function"]
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        raise HarmonyError(f"tool {data!r}: expected an object with name, description, parameters")
+    description = data.get("description", "")
+    if not isinstance(description, str):
+        raise HarmonyError(f"tool {data['name']}: description must be text")
+    return Tool(data["name"], description, data.get("parameters"))
+
+
+def tools_from_data(data: Any) -> tuple[Tool, ...]:
+    """Tools from what a JSON file of tools holds: a list of them, or one."""
+    return tuple(tool_from_dict(item) for item in (data if isinstance(data, list) else [data]))
+
+
+def namespace_from_dict(data: Mapping[str, Any]) -> ToolNamespace:
+    """A ToolNamespace from `{"name", "description", "tools": [...]}`."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        raise HarmonyError(f"tool namespace {data!r}: expected an object with name and tools")
+    return ToolNamespace(
+        data["name"], data.get("description"), tools_from_data(list(data.get("tools", ())))
+    )
+
+
+def tools_section(namespaces: Iterable[ToolNamespace]) -> str:
+    """The `# Tools` section, namespaces in the order of their names. Source: openai-harmony 0.0.8."""
+    by_name = {space.name: space for space in namespaces}
+    return "\n\n".join(["# Tools", *(_namespace(by_name[name]) for name in sorted(by_name))])
+
+
+def _lines(text: str) -> list[str]:
+    """Lines end at a newline, or at a return and a newline; after the last one no line begins."""
+    lines = io.StringIO(text, newline="\n")
+    return [line[:-1].removesuffix("\r") if line.endswith("\n") else line for line in lines]
+
+
+def _namespace(space: ToolNamespace) -> str:
+    out = [f"## {space.name}\n"]
+    comment = "// " if space.tools else ""
+    out += [comment + line for line in _lines(space.description or "")]
+    if space.tools:
+        out.append(f"namespace {space.name} {{\n")
+        for tool in space.tools:
+            out += ["// " + line for line in _lines(tool.description)]
+            takes = "" if tool.parameters is None else f"_: {typescript(tool.parameters)}"
+            out.append(f"type {tool.name} = ({takes}) => any;\n")
+        out.append(f"}} // namespace {space.name}")
+    return "\n".join(out)
+
+
+def python() -> ToolNamespace:
+    """The built-in `python` tool, in the words that the models were trained with."""
+    return ToolNamespace("python", _PYTHON)
+
+
+def browser() -> ToolNamespace:
+    """The built-in `browser` tool: search, open, find; in the words the models were trained with."""
+    text, number = {"type": "string"}, {"type": "number"}
+    last = {"type": "number", "default": -1}
+    search = {"query": text, "topn": number | {"default": 10}, "source": text}
+    opened = {
+        "id": {"type": ["number", "string"], "default": -1},
+        "cursor": last,
+        "loc": last,
+        "num_lines": last,
+        "view_source": {"type": "boolean", "default": False},
+        "source": text,
+    }
+    find = {"pattern": text, "cursor": last}
+    return ToolNamespace(
+        "browser",
+        _BROWSER,
+        (
+            Tool("search", _SEARCH, _parameters(search, "query")),
+            Tool("open", _OPEN, _parameters(opened)),
+            Tool("find", _FIND, _parameters(find, "pattern")),
+        ),
+    )
+
+
+def _parameters(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+# The texts below are data: the models were trained on exactly these (openai-harmony, src/chat.rs).
+_PYTHON = (
+    "Use this tool to execute Python code in your chain of thought. The code will not be shown to "
+    "the user. This tool should be used for internal reasoning, but not for code that is intended "
+    "to be visible to the user (e.g. when creating plots, tables, or files).\n\n"
+    "When you send a message containing Python code to python, it will be executed in a stateful "
+    "Jupyter notebook environment. python will respond with the output of the execution or time out "
+    "after 120.0 seconds. The drive at '/mnt/data' can be used to save and persist user files. "
+    "Internet access for this session is UNKNOWN. Depends on the cluster."
+)
+_BROWSER = (
+    "Tool for browsing.\n"
+    "The `cursor` appears in brackets before each browsing display: `[{cursor}]`.\n"
+    "Cite information from the tool using the following format:\n"
+    "`【{cursor}†L{line_start}(-L{line_end})?】`, for example: `【6†L9-L11】` or `【8†L3】`.\n"
+    "Do not quote more than 10 words directly from the tool output.\n"
+    "sources=web (default: web)"
+)
+_SEARCH = "Searches for information related to `query` and displays `topn` results."
+_OPEN = (
+    "Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing "
+    "`num_lines` lines.\n"
+    "Valid link ids are displayed with the formatting: `【{id}†.*】`.\n"
+    "If `cursor` is not provided, the most recent page is implied.\n"
+    "If `id` is a string, it is treated as a fully qualified URL associated with `source`.\n"
+    "If `loc` is not provided, the viewport will be positioned at the beginning of the document or "
+    "centered on the most relevant passage, if available.\n"
+    "Use this function without `id` to scroll to a new location of an opened page."
+)
+_FIND = "Finds exact matches of `pattern` in the current page, or the page given by `cursor`."
