@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gptoss_ref import layers
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
+from gptoss_ref.routing import RouterOutput
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Backend:
     rope: Callable[..., Array]
     attention_weights: Callable[..., Array]
     attention: Callable[..., Array]
-    router: Callable[..., layers.RouterOutput]
+    router: Callable[..., RouterOutput]
     experts: Callable[..., Array]
 
 

@@ -22,11 +22,10 @@ from gptoss_ref.layers.experts import experts
 from gptoss_ref.layers.linear import linear
 from gptoss_ref.layers.rmsnorm import rmsnorm
 from gptoss_ref.layers.rope import rope, rope_tables, yarn
-from gptoss_ref.layers.router import RouterOutput, router
+from gptoss_ref.layers.router import router
 from gptoss_ref.layers.swiglu import swiglu
 
 __all__ = [
-    "RouterOutput",
     "attention",
     "attention_weights",
     "embedding",

@@ -10,21 +10,12 @@ expert. Torch leaves the order of equal logits open; here the lower index wins. 
 gpt-oss reference, ``MLPBlock``.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.layers.linear import linear
 from gptoss_ref.numerics import FLOAT32, Array, Policy
-
-
-class RouterOutput(NamedTuple):
-    """What a router decided for T tokens."""
-
-    logits: Array  # (T, E)
-    indices: NDArray[np.int64]  # (T, A), largest logit first
-    weights: Array  # (T, A)
+from gptoss_ref.routing import RouterOutput
 
 
 def router(
