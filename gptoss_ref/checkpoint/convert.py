@@ -1,0 +1,275 @@
+"""From one checkpoint layout to another, tensor by tensor, in bounded memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dialects import read_object
+from ..errors import CheckpointError, ConfigError, GptOssError
+from ..layers import mxfp4
+from ..numerics import float_to_bfloat16, widen
+from ..weights import MXFP4_BLOCK
+from .load import Checkpoint, load_checkpoint
+from .names import Layout, Place, places
+from .writer import Output, Progress, new_folder, write_json, write_shards
+
+_COPY_VALUES = 1 << 23  # values a plain copy reads at a time
+_TILE_VALUES = 1 << 20  # values decoded or encoded at a time; float64 temporaries cost ~60 B each
+# Files that belong to the model, not to one layout of it.
+_COMPANIONS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "LICENSE", "USAGE_POLICY",
+)  # fmt: skip
+# Source config keys that the written ones replace.
+_REPLACED = {"rope_parameters", "rope_scaling", "quantization_config", "torch_dtype", "dtype"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote. `notes` says what the new layout cannot hold."""
+
+    path: str
+    layout: str
+    experts: str
+    nbytes: int
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        files = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
+        line = f"{self.path}: {self.layout} layout, {self.experts} experts, {self.nbytes} bytes"
+        return "\n".join([f"{line}, {files}", *(f"note: {note}" for note in self.notes)])
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    layout: Literal["hf", "openai"] | None = None,
+    experts: Literal["mxfp4", "bfloat16"] | None = None,
+    rule: mxfp4.ScaleRule = "floor",
+    max_shard_bytes: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Writes a checkpoint again in another layout, or with its experts stored otherwise.
+
+    What both forms store alike is copied byte for byte. MXFP4 values become bfloat16 exactly;
+    bfloat16 values become MXFP4 by `layers.mxfp4.encode`. Values that were MXFP4 once survive the
+    way back under any rule but `ceil`, though a block may come back with another scale and codes
+    to match. Tokenizer and generation files come along.
+
+    Args:
+        src: as for `load_checkpoint`.
+        dst: a folder that does not exist. It appears complete, or not at all.
+        layout: `hf` or `openai`; None: the source's.
+        experts: `mxfp4` or `bfloat16` (Hugging Face only); None: the source's.
+        rule: how MXFP4 scales are chosen when encoding; see `layers.mxfp4.encode`.
+        max_shard_bytes: most bytes of tensors in one file.
+        progress: called with (bytes done, bytes in all, tensor) as the work goes on.
+
+    Raises:
+        ConfigError: the target cannot express the configuration, or the two options conflict.
+        CheckpointError: the source is bad, the target exists or cannot be written, or a value has
+            no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a value of 2^128 and
+            more to bfloat16.
+    """
+    source = load_checkpoint(src)
+    target, experts = _target(source, layout, experts)
+    if max_shard_bytes < 1:
+        raise GptOssError(f"max_shard_bytes must be positive, not {max_shard_bytes}")
+    dst = Path(dst)
+    config = _config(source, target, experts)
+    outputs = list(_outputs(source, target, rule))
+    nbytes = sum(output.nbytes for output in outputs)
+    with new_folder(dst) as folder:
+        free = shutil.disk_usage(folder).free
+        if free < nbytes:
+            raise CheckpointError(f"{dst}: needs {nbytes} bytes, the disk has {free} free")
+        files = write_shards(folder, outputs, max_shard_bytes, progress)
+        write_json(folder / "config.json", config)
+        notes = _copy_companions(source, target, folder)
+    return Conversion(
+        path=str(dst),
+        layout="openai" if target == "openai" else "hf",
+        experts=experts,
+        nbytes=nbytes,
+        files=tuple(files),
+        notes=tuple(notes),
+    )
+
+
+def _target(
+    source: Checkpoint, layout: str | None, experts: str | None
+) -> tuple[Layout, Literal["mxfp4", "bfloat16"]]:
+    layout = layout or ("openai" if source.layout == "openai" else "hf")
+    if layout not in ("hf", "openai"):
+        raise ConfigError(f"layout must be 'hf' or 'openai', not {layout!r}")
+    experts = experts or ("mxfp4" if layout == "openai" else source.experts)
+    if experts == "mxfp4":
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(source.config, name) % MXFP4_BLOCK:
+                raise ConfigError(
+                    f"{name} ({getattr(source.config, name)}) must be a multiple of "
+                    f"{MXFP4_BLOCK} for MXFP4 experts"
+                )
+        return ("openai" if layout == "openai" else "hf"), "mxfp4"
+    if experts != "bfloat16":
+        raise ConfigError(f"experts must be 'mxfp4' or 'bfloat16', not {experts!r}")
+    if layout == "openai":
+        raise ConfigError("the OpenAI layout stores experts as MXFP4 only, not as bfloat16")
+    return "hf-bfloat16", "bfloat16"
+
+
+def _config(source: Checkpoint, target: Layout, experts: Any) -> dict[str, Any]:
+    """The target's config.json; keys of a Hugging Face source that mean nothing here are kept."""
+    if target == "openai":
+        return source.config.to_json("openai")
+    written = source.config.to_json("hf", experts)
+    path = source.companion("config.json")
+    raw = read_object(path) if path is not None else {}
+    if "model_type" not in raw:  # the OpenAI dialect, which the written keys cover
+        return written
+    raw = {key: value for key, value in raw.items() if key not in _REPLACED}
+    return {**raw, **written}
+
+
+def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[str]:
+    """Copies the tokenizer and its like; says what of the configuration gets lost."""
+    for name in _COMPANIONS:
+        path = source.companion(name)
+        if path is not None:
+            shutil.copyfile(path, folder / name)
+    config = source.config
+    if target != "openai":
+        return []
+    if config.eos_token_ids and not (folder / "generation_config.json").exists():
+        # The OpenAI config names no stop tokens.
+        stop = {"eos_token_id": list(config.eos_token_ids), "pad_token_id": config.pad_token_id}
+        write_json(folder / "generation_config.json", stop)
+    implied = round(config.initial_context_length * max(config.rope_scaling_factor, 1.0))
+    if config.max_position_embeddings != implied:
+        return [
+            f"the OpenAI config has no max_position_embeddings: {config.max_position_embeddings} "
+            f"becomes initial_context_length * rope_scaling_factor = {implied}"
+        ]
+    return []
+
+
+def _outputs(source: Checkpoint, target: Layout, rule: mxfp4.ScaleRule) -> Iterator[Output]:
+    """The target's tensors in the order of the model, each with the way to make its data."""
+    have = {place.weight: place for place in places(source.config, source.layout)}
+    grouped: dict[str, list[Place]] = {}  # q, k and v may share a tensor
+    for place in places(source.config, target):
+        grouped.setdefault(place.tensor, []).append(place)
+    encoders: dict[str, _Encoder] = {}
+    for tensor, parts in grouped.items():
+        weight, shape = parts[0].weight, parts[0].shape
+        matrix, _, part = weight.rpartition(".")
+        if all(place.weight in have for place in parts):
+            yield _copied(source, tensor, shape, [have[place.weight] for place in parts])
+        elif part in ("blocks", "scales"):
+            encoder = encoders.setdefault(matrix, _Encoder(source, have[matrix], rule))
+            yield Output(tensor, "U8", shape, getattr(encoder, part))
+        else:
+            pair = have[f"{weight}.blocks"], have[f"{weight}.scales"]
+            yield Output(tensor, "BF16", shape, _Decoder(source, *pair).chunks)
+
+
+def _copied(source: Checkpoint, tensor: str, shape: tuple[int, ...], parts: list[Place]) -> Output:
+    """A tensor made of one source tensor, of rows of one, or of several joined."""
+    dtypes = {source.shards[place.tensor].dtype for place in parts}
+    if len(dtypes) > 1:
+        names = ", ".join(place.tensor for place in parts)
+        raise CheckpointError(
+            f"{source.path}: {names} have dtypes {', '.join(sorted(dtypes))}; {tensor} needs one"
+        )
+
+    def chunks() -> Iterator[NDArray[Any]]:
+        for place in parts:
+            array = source.shards.array(place.tensor)
+            rows = array if place.rows is None else array[slice(*place.rows)]
+            flat = rows.reshape(-1)
+            for start in range(0, flat.size, _COPY_VALUES):
+                yield flat[start : start + _COPY_VALUES]
+                source.shards.release()
+
+    return Output(tensor, dtypes.pop(), shape, chunks)
+
+
+def _tiles(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _TILE_VALUES // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+class _Decoder:
+    """MXFP4 (E, N, M) to bfloat16 (E, M, N): exact, and transposed as Hugging Face stores it."""
+
+    def __init__(self, source: Checkpoint, blocks: Place, scales: Place) -> None:
+        self.source, self.blocks, self.scales = source, blocks, scales
+
+    def chunks(self) -> Iterator[NDArray[Any]]:
+        shards = self.source.shards
+        blocks, scales = shards.array(self.blocks.tensor), shards.array(self.scales.tensor)
+        experts, rows, groups = scales.shape
+        for e in range(experts):
+            name = f"{self.scales.tensor}[{e}] ({shards.path(self.scales.tensor)})"
+            dense = np.empty((rows, groups * MXFP4_BLOCK), np.uint16)
+            for tile in _tiles(*dense.shape):
+                values = mxfp4.decode(
+                    blocks[e, tile], scales[e, tile], scale_255="error", name=name
+                )
+                if np.isinf(values).any():
+                    raise CheckpointError(
+                        f"{name}: holds values of 2^128 and more, beyond bfloat16; expected scales "
+                        "and codes whose product is below"
+                    )
+                dense[tile] = float_to_bfloat16(values)
+            yield np.ascontiguousarray(dense.T)
+            shards.release()
+
+
+class _Encoder:
+    """Dequantised (E, M, N) to MXFP4 blocks (E, N, M/32, 16) and scales (E, N, M/32).
+
+    `blocks` runs first and leaves the scales, which are small, in memory for `scales`.
+    """
+
+    def __init__(self, source: Checkpoint, place: Place, rule: mxfp4.ScaleRule) -> None:
+        self.source, self.place, self.rule = source, place, rule
+        self._scales: list[NDArray[np.uint8]] = []
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        array = self.source.shards.array(self.place.tensor)  # (E, M, N)
+        self._scales = []
+        for e, expert in enumerate(array):
+            dense = np.ascontiguousarray(expert.T)  # (N, M)
+            for tile in _tiles(*dense.shape):
+                blocks, scales = self._encode(widen(dense[tile], np.float64), e)
+                self._scales.append(scales)
+                yield blocks
+            self.source.shards.release()
+
+    def scales(self) -> Iterator[NDArray[Any]]:
+        yield from self._scales
+        self._scales = []
+
+    def _encode(self, values: NDArray[Any], e: int) -> Any:
+        if not np.isfinite(values).all():
+            where = self.source.shards.path(self.place.tensor)
+            raise CheckpointError(
+                f"{where}: {self.place.tensor}[{e}] holds a NaN or an infinity, which MXFP4 "
+                "cannot; expected finite values"
+            )
+        return mxfp4.encode(values, rule=self.rule)
