@@ -30,7 +30,28 @@ _HOMES = {
     "render_message": "render",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = [
+    "DeveloperContent",
+    "Message",
+    "SystemContent",
+    "Tokenizer",
+    "Tool",
+    "ToolNamespace",
+    "browser",
+    "drop_analysis",
+    "harmony_specials",
+    "load_tokenizer",
+    "o200k_harmony",
+    "python",
+    "read_tokenizer_json",
+    "render_conversation",
+    "render_conversation_for_training",
+    "render_message",
+    "small_harmony",
+    "tokenizer_json",
+    "tool_from_dict",
+    "tools_from_data",
+]
 
 if TYPE_CHECKING:
     from .hf_tokenizer import read_tokenizer_json, tokenizer_json

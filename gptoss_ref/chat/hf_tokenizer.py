@@ -13,6 +13,7 @@ would tokenise differently is refused and not misread.
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] 
     limit = ranks[token]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        joined = [ranks.get(a + b, limit) for a, b in zip(parts, parts[1:], strict=False)]
+        joined = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
         best = min(joined)
         if best >= limit:
             return None
@@ -173,7 +174,7 @@ def _ranks(path: Path, vocab: Mapping[str, int]) -> list[bytes]:
             tokens.append(bytes(_BYTE_OF[character] for character in text))
         except KeyError as error:
             raise TokenError(
-                f"{path}: model.vocab: {text!r}: {error.args[0]!r} is not in the byte-level alphabet"
+                f"{path}: model.vocab: {text!r}: {error.args[0]!r} is no byte-level character"
             ) from None
     missing = sorted(set(range(256)) - {token[0] for token in tokens if len(token) == 1})
     if missing:
@@ -201,8 +202,8 @@ def _check_merges(path: Path, tokens: Sequence[bytes], merges: Sequence[Any]) ->
     for token, pair in expected.items():
         if pair is None or pair not in found.get(token, []):
             raise TokenError(
-                f"{path}: model.merges: token {ranks[token]}, {_spell(token)!r}, is not made by the "
-                "pair that the ranks below it imply"
+                f"{path}: model.merges: token {ranks[token]}, {_spell(token)!r}, is not "
+                "made by the pair that the ranks below it imply"
             )
 
 

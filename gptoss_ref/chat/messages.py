@@ -1,9 +1,9 @@
 """What a Harmony conversation is made of: messages, and the contents of its first two.
 
-A conversation begins with a *system* message (who the model is, how hard to think, which channels it
-may use, its built-in tools) and a *developer* message (what others call the system prompt, and the
-function tools). Then *user*, *assistant* and *tool* messages follow. These are plain records; what
-they look like as text is in render.py and tools.py.
+A conversation begins with a *system* message (who the model is, how hard to think, which channels
+it may use, its built-in tools) and a *developer* message (what others call the system prompt, and
+the function tools). Then *user*, *assistant* and *tool* messages follow. These are plain records;
+what they look like as text is in render.py and tools.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ CHANNELS = ("analysis", "commentary", "final")
 
 MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
+
+
+def _namespaces(spaces: Sequence[ToolNamespace]) -> tuple[ToolNamespace, ...]:
+    """As a tuple. HarmonyError when two have one name: calls could not tell them apart."""
+    names = [space.name for space in spaces]
+    for name in names:
+        if names.count(name) > 1:
+            raise HarmonyError(f"tool namespace {name!r} given {names.count(name)} times")
+    return tuple(spaces)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class SystemContent:
                 f"reasoning effort {self.reasoning_effort!r}: expected one of {', '.join(EFFORTS)}"
             )
         object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "tools", tuple(self.tools))
+        object.__setattr__(self, "tools", _namespaces(self.tools))
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class DeveloperContent:
     tools: Sequence[ToolNamespace] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tools", tuple(self.tools))
+        object.__setattr__(self, "tools", _namespaces(self.tools))
 
     @classmethod
     def with_functions(
@@ -84,7 +93,7 @@ class Message:
     content        text, SystemContent (system only), DeveloperContent (developer only), or a
                    sequence of those; kept as a tuple
     name           the author's name; a tool message needs it ("functions.get_weather")
-    recipient      whom it is for: a tool that the assistant calls, or "assistant" in a tool's answer
+    recipient      whom it is for: the tool that is called, or "assistant" in a tool's answer
     channel        "analysis", "commentary" or "final" in the assistant's messages
     content_type   such as "json" or "<|constrain|>json"; that prefix stands for the special token
 
@@ -103,7 +112,9 @@ class Message:
             raise HarmonyError(f"message role {self.role!r}: expected one of {', '.join(ROLES)}")
         if self.role == "tool" and not self.name:
             raise HarmonyError("tool message without a name: expected the name of the tool")
-        single = isinstance(self.content, get_args(Content))
+        single = isinstance(self.content, get_args(Content)) or not isinstance(
+            self.content, Sequence
+        )
         parts = (self.content,) if single else tuple(self.content)  # type: ignore[arg-type]
         for part in parts:
             kind = type(part).__name__

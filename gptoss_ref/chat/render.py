@@ -1,11 +1,12 @@
 """Messages to tokens.
 
-    <|start|>{role}[:{name}][ to={recipient}][<|channel|>{channel}][ {content type}]<|message|>{content}<|end|>
+    <|start|>{role}[:{name}][ to={recipient}][<|channel|>{channel}][ {content type}]
+    <|message|>{content}<|end|>
 
-The header's parts are encoded one by one and special tokens are put between them by id, so no text
-in a message can end it. A tool's header begins with its name and not with a role. `<|call|>` ends an
-assistant's message to a tool, `<|end|>` any other. Sampling ends an answer with `<|return|>`; in
-history it is an `<|end|>` like all others, and only a training example keeps it.
+(in one line). The header's parts are encoded one by one and special tokens are put between them by
+id, so no text in a message can end it. A tool's header begins with its name and not with a role.
+`<|call|>` ends an assistant's message to a tool, `<|end|>` any other. Sampling ends an answer with
+`<|return|>`; in history it is an `<|end|>` like all others, and only a training example keeps it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def drop_analysis(
 ) -> list[Message]:
     """The messages that history keeps. What may go is the assistant's `analysis`.
 
-    "answered"         what a final message followed is dropped: the thoughts behind answers already
-                       given. Thoughts after the last answer stay, so a model that waits for a tool's
-                       result still knows why it called. This is the rule the models were trained for
-                       (openai/harmony, docs/format.md), and what `respond` uses.
+    "answered"         what a final message followed is dropped: the thoughts behind answers given.
+                       Thoughts after the last answer stay, so a model that waits for a tool's
+                       result still knows why it called. This is how openai/harmony's
+                       docs/format.md tells it, and what `respond` uses.
     "openai-harmony"   what that package does (0.0.8): only if the assistant's latest message is a
                        final one, and then only what stands before the *first* final message. The
                        two differ from the second answer on.
@@ -119,7 +120,7 @@ def render_message(
 
 
 def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
-    """` json`, or ` ` and the special token and `json`. Spelling it as text was a common mistake."""
+    """` json`; or ` `, the special token, `json`. To spell the token as text is a known mistake."""
     if not content_type.startswith(CONSTRAIN):
         return tokenizer.encode(f" {content_type}")
     rest = content_type.removeprefix(CONSTRAIN)
@@ -145,7 +146,7 @@ def _content(part: Content, has_function_tools: bool) -> str:
 
 
 def system_text(system: SystemContent, has_function_tools: bool = False) -> str:
-    """The text of a system message: sections with an empty line between them, those that are set."""
+    """The text of a system message: the sections that are set, an empty line between them."""
     top = [
         (system.model_identity, "{}"),
         (system.knowledge_cutoff, "Knowledge cutoff: {}"),

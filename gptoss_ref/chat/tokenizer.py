@@ -1,12 +1,12 @@
 """Text to token ids and back.
 
-`o200k_harmony` is the tokenizer of the released models: the 199,998 ranks of o200k_base, and special
-tokens up to id 201087 (1,090 of them), named as openai-harmony 0.0.8 names them. Three things are
-easy to get wrong:
+`o200k_harmony` is the tokenizer of the released models: the 199,998 ranks of o200k_base, and 1,090
+special tokens up to id 201087, named as openai-harmony 0.0.8 names them. Three things are easy to
+get wrong:
 
-- Id 200018 has two public names, `<|endofprompt|>` (tiktoken, Hugging Face) and `<|reserved_200018|>`
-  (openai-harmony). Both are mapped to it; it decodes to the second.
-- openai-harmony also names 201088, one past the last row of the embedding. Here it is out of range.
+- Id 200018 has two public names: `<|endofprompt|>` (tiktoken, Hugging Face) and
+  `<|reserved_200018|>` (openai-harmony). Both are mapped to it; it decodes to the second.
+- openai-harmony also names 201088, one past the last row of the embedding: out of range here.
 - The *text* `<|end|>` is not the *token* `<|end|>`. `encode` makes ordinary tokens of everything it
   is given; special tokens are only ever put in place by the renderer, by id.
 """
@@ -60,7 +60,7 @@ HARMONY_TOKENS = ("start", "end", "message", "channel", "constrain", "return", "
 
 
 def harmony_specials(first: int = O200K_TOKENS, last: int = LAST_SPECIAL) -> dict[str, int]:
-    """Names of the special tokens, original ids 199998 to `last`, moved so that they begin at `first`.
+    """Name -> id of the special tokens with the original ids 199998 to `last`, moved to `first`.
 
     A smaller vocabulary of N ranks keeps their order: id = N + (original id − 199998). The reserved
     ones keep the number of the original id in their name.
@@ -137,7 +137,7 @@ class Tokenizer:
         return self.encoding.encode_ordinary(text)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; for a special token those of its name. TokenError if none has it."""
+        """The bytes of one token, a special one's name. TokenError for an id that no token has."""
         number = int(token)
         found = self._bytes[number] if 0 <= number < self.vocab_size else None
         if found is None:
@@ -205,8 +205,8 @@ def small_harmony(ranks: int, *, last: int = 200_018, pattern: str = O200K_PATTE
 def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
-    The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`; the folder is not
-    read. Any other is built from the folder's tokenizer.json (Hugging Face, byte-level BPE).
+    The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`, and nothing in
+    the folder is read. Any other is built from its tokenizer.json (Hugging Face, byte-level BPE).
     Raises TokenError when that file is missing, is of another kind, or does not fit the vocabulary.
     """
     if config.vocab_size == LAST_SPECIAL + 1:

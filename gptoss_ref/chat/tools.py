@@ -31,7 +31,7 @@ from .typescript import typescript
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: its name, what it is for, and the JSON schema of its parameters (None: takes none)."""
+    """A function: name, purpose, and the JSON schema of its parameters (None: it takes none)."""
 
     name: str
     description: str = ""
@@ -87,7 +87,7 @@ def namespace_from_dict(data: Mapping[str, Any]) -> ToolNamespace:
 
 
 def tools_section(namespaces: Iterable[ToolNamespace]) -> str:
-    """The `# Tools` section, namespaces in the order of their names. Source: openai-harmony 0.0.8."""
+    """The `# Tools` section, namespaces sorted by name. Source: openai-harmony 0.0.8."""
     by_name = {space.name: space for space in namespaces}
     return "\n\n".join(["# Tools", *(_namespace(by_name[name]) for name in sorted(by_name))])
 
@@ -118,7 +118,7 @@ def python() -> ToolNamespace:
 
 
 def browser() -> ToolNamespace:
-    """The built-in `browser` tool: search, open, find; in the words the models were trained with."""
+    """The built-in `browser` tool (search, open, find), in the words of the models' training."""
     text, number = {"type": "string"}, {"type": "number"}
     last = {"type": "number", "default": -1}
     search = {"query": text, "topn": number | {"default": 10}, "source": text}
@@ -152,8 +152,8 @@ _PYTHON = (
     "the user. This tool should be used for internal reasoning, but not for code that is intended "
     "to be visible to the user (e.g. when creating plots, tables, or files).\n\n"
     "When you send a message containing Python code to python, it will be executed in a stateful "
-    "Jupyter notebook environment. python will respond with the output of the execution or time out "
-    "after 120.0 seconds. The drive at '/mnt/data' can be used to save and persist user files. "
+    "Jupyter notebook environment. python will respond with the output of the execution or time "
+    "out after 120.0 seconds. The drive at '/mnt/data' can be used to save and persist user files. "
     "Internet access for this session is UNKNOWN. Depends on the cluster."
 )
 _BROWSER = (
@@ -166,8 +166,8 @@ _BROWSER = (
 )
 _SEARCH = "Searches for information related to `query` and displays `topn` results."
 _OPEN = (
-    "Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing "
-    "`num_lines` lines.\n"
+    "Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, "
+    "showing `num_lines` lines.\n"
     "Valid link ids are displayed with the formatting: `【{id}†.*】`.\n"
     "If `cursor` is not provided, the most recent page is implied.\n"
     "If `id` is a string, it is treated as a fully qualified URL associated with `source`.\n"

@@ -55,7 +55,7 @@ def _several(name: str) -> str:
 
 
 def _variant(schema: Schema, indent: str) -> str:
-    """One line of a oneOf, with its comment. A text default is quoted even if it is from an enum."""
+    """One line of a oneOf, with its comment. A text default is quoted even beside an enum."""
     quoted = not _has_enum(schema)
     comment = [_text(schema, "description"), _default(schema, quoted, always_json=True)]
     return _nullable(schema, f"{indent}   ") + _trailing(comment)
@@ -165,9 +165,9 @@ def _list(schema: Schema, key: str) -> list[Any] | None:
 def to_json(value: Any) -> str:
     """Compact JSON as serde_json writes it, which is what stands behind `default:` in prompts.
 
-    No spaces, no escapes beyond the needed ones; numbers as the shortest digits that read back, with
-    an exponent from 1e16 on and below 1e-5, written 1e16 and 1e-6. Integers beyond 64 bits are
-    floats there, and so here. TypeError for what JSON cannot hold.
+    No spaces, no needless escapes; numbers as the shortest digits that read back, with an exponent
+    from 1e16 on and below 1e-5, written 1e16 and 1e-6. Integers beyond 64 bits are floats there,
+    and so here. TypeError for what JSON cannot hold.
     """
     if isinstance(value, Mapping):
         pairs = (f"{json.dumps(str(k), ensure_ascii=False)}:{to_json(v)}" for k, v in value.items())
