@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Text from a model is untrusted: on a terminal, control characters are shown and not obeyed.
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)}
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}
+_VISIBLE = {code: f"\\x{code:02x}" for code in _CONTROLS}
 
 
 class Screen:
@@ -51,41 +52,43 @@ class Screen:
         """Writes one line."""
         self.write(text + "\n", dim=dim)
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table: the first column flush left, the others flush right."""
-        if self._rich is not None:
-            from rich.table import Table
+    @property
+    def is_rich(self) -> bool:
+        """Whether tables and progress bars can be drawn."""
+        return self._rich is not None
 
-            table = Table(title=title, title_justify="left", title_style="bold")
-            for index, name in enumerate(header):
-                table.add_column(name, justify="right" if index else "left")
-            for row in rows:
-                table.add_row(*row)
-            self._rich.print(table)
-            return
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        self.line(title)
-        for row in (header, *rows):
-            first, *others = (
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            self.line("  ".join((first, *others)).rstrip())
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Draws a table, first column flush left, the others flush right; only if `is_rich`."""
+        from rich.table import Table
+
+        assert self._rich is not None
+        table = Table()
+        for index, name in enumerate(header):
+            table.add_column(name, justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*row)
+        self._rich.print(table)
 
     @contextmanager
-    def progress(self, description: str) -> Iterator[Callable[[int, int], None] | None]:
-        """Shows a bar while its body runs; gives the callback (done, total), or None without one."""
+    def progress(self, description: str) -> Iterator[Callable[[int, int, str], None] | None]:
+        """Shows a bar while its body runs; gives its callback (done, total, what), None without."""
         if self._rich is None:
             yield None
             return
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self._rich) as bars:
+        text = TextColumn("{task.description}")
+        with Progress(
+            text, BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=self._rich
+        ) as bars:
             task = bars.add_task(description, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+            yield lambda done, total, _: bars.update(task, completed=done, total=total)
 
 
 def output() -> Screen:

@@ -11,11 +11,12 @@ from gptoss_ref.generate import Token, generate
 from gptoss_ref.model import load
 
 from .console import output
+from .sources import source
 
 
 def run(args: argparse.Namespace) -> int:
     """Streams the continuation; with --json, prints tokens and log-probabilities at the end."""
-    model = load(args.model, backend=args.backend, policy=args.policy)
+    model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
     tokenizer, screen = model.tokenizer, output()
     prompt = tokenizer.encode(args.prompt)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens

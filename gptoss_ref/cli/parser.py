@@ -66,6 +66,7 @@ def _add_info(commands: Any) -> None:
     command.add_argument(
         "model", nargs="?", default="tiny", metavar="MODEL", help=f"20b, 120b, {MODEL_HELP}"
     )
+    _add_download_option(command)
     _add_json_option(command)
 
 
@@ -73,14 +74,16 @@ def _add_convert(commands: Any) -> None:
     command = _command(commands, "convert", "write a checkpoint in another layout")
     command.add_argument("source", metavar="SRC", help=MODEL_HELP)
     command.add_argument("target", metavar="DST", help="a new folder")
-    command.add_argument("--layout", choices=["hf", "openai"], default="hf")
-    command.add_argument("--experts", choices=["mxfp4", "bfloat16"], default="mxfp4")
+    command.add_argument("--layout", choices=["hf", "openai"], help="default: that of SRC")
+    command.add_argument("--experts", choices=["mxfp4", "bfloat16"], help="default: those of SRC")
+    _add_download_option(command)
     _add_json_option(command)
 
 
 def _add_selfcheck(commands: Any) -> None:
     command = _command(commands, "selfcheck", "compare the released weights with published figures")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    _add_download_option(command)
     _add_backend_options(command)
     _add_json_option(command)
 
@@ -101,7 +104,14 @@ def _deferred(name: str) -> Run:
 
 def _add_model_options(command: Parser) -> None:
     command.add_argument("--model", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    _add_download_option(command)
     _add_backend_options(command)
+
+
+def _add_download_option(command: Parser) -> None:
+    command.add_argument(
+        "--download", action="store_true", help="fetch a Hub id into the cache (extra: hub)"
+    )
 
 
 def _add_backend_options(command: Parser) -> None:

@@ -1,0 +1,25 @@
+"""`gptoss-ref convert SRC DST`: a checkpoint in another layout, or with other experts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gptoss_ref.checkpoint import convert
+
+from .console import notes, output
+from .sources import source
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts, with a progress bar on a terminal, and says what was written."""
+    with notes().progress("writing") as progress:
+        done = convert(
+            source(args.source, args.download),
+            args.target,
+            layout=args.layout,
+            experts=args.experts,
+            progress=progress,
+        )
+    output().line(json.dumps(done.to_json()) if args.json else str(done))
+    return 0
