@@ -1,0 +1,57 @@
+"""Settings and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# "default" tries the same examples on every run and every machine. "search" looks for new ones:
+#     HYPOTHESIS_PROFILE=search python -m pytest tests
+settings.register_profile(
+    "default",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile(
+    "search", settings.get_profile("default"), max_examples=300, derandomize=False
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """Torch on one thread: its operations here are too small to gain from more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The bundled model, float32."""
+    import gptoss_ref
+
+    return gptoss_ref.load("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_transformers(tiny: Any, one_torch_thread: None) -> Any:
+    """The bundled model in transformers, experts dequantised, float32, eager attention."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny.path, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
