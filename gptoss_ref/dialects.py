@@ -304,7 +304,7 @@ def to_hf(config: ModelConfig, experts: str) -> dict[str, Any]:
     if experts not in ("mxfp4", "bfloat16"):
         raise ConfigError(f"experts must be 'mxfp4' or 'bfloat16', not {experts!r}")
     scaling: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling_factor > 1:
+    if config.rope_scaling_factor >= 1:  # YaRN with a factor of 1 is plain RoPE, there too
         scaling = {
             "rope_type": "yarn",
             "factor": config.rope_scaling_factor,
