@@ -48,7 +48,8 @@ __all__ = [
 if TYPE_CHECKING:
     from . import layers
     from .chat import Reply, respond
-    from .checkpoint import convert, load_checkpoint
+    from .checkpoint import load_checkpoint
+    from .checkpoint.convert import convert
     from .config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
     from .errors import GptOssError
     from .generate import Token, generate

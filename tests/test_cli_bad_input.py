@@ -40,7 +40,9 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return run
 
 
-def checkpoint(folder: Path, change: Callable[[Tensors], None] | None = None, **config: Any) -> Path:
+def checkpoint(
+    folder: Path, change: Callable[[Tensors], None] | None = None, **config: Any
+) -> Path:
     """A random checkpoint with a tokenizer, its tensors or config.json changed."""
     tensors = hf_tensors(openai_tensors())
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
