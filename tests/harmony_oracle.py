@@ -256,7 +256,7 @@ recipients = st.one_of(
     st.none(), st.builds("functions.{}".format, words), st.sampled_from(["python", "browser.open"])
 )
 channels = st.sampled_from([None, "analysis", "commentary", "final"])
-content_types = st.sampled_from([None, "json", "code", "<|constrain|>json", "<|constrain|>x y"])
+content_types = st.sampled_from([None, "json", "code", "<|constrain|>json"])
 users = st.builds(Message, st.just("user"), texts, name=st.none() | words)
 assistants = st.builds(
     Message,

@@ -24,6 +24,14 @@ _HOMES = {
     "python": "tools",
     "tool_from_dict": "tools",
     "tools_from_data": "tools",
+    "Event": "parser",
+    "HarmonyParser": "parser",
+    "Header": "header",
+    "MessageEnd": "parser",
+    "MessageStart": "parser",
+    "Repair": "parser",
+    "TextDelta": "parser",
+    "parse": "parser",
     "drop_analysis": "render",
     "render_conversation": "render",
     "render_conversation_for_training": "render",
@@ -32,8 +40,15 @@ _HOMES = {
 
 __all__ = [
     "DeveloperContent",
+    "Event",
+    "HarmonyParser",
+    "Header",
     "Message",
+    "MessageEnd",
+    "MessageStart",
+    "Repair",
     "SystemContent",
+    "TextDelta",
     "Tokenizer",
     "Tool",
     "ToolNamespace",
@@ -42,6 +57,7 @@ __all__ = [
     "harmony_specials",
     "load_tokenizer",
     "o200k_harmony",
+    "parse",
     "python",
     "read_tokenizer_json",
     "render_conversation",
@@ -54,8 +70,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .header import Header
     from .hf_tokenizer import read_tokenizer_json, tokenizer_json
     from .messages import DeveloperContent, Message, SystemContent
+    from .parser import (
+        Event,
+        HarmonyParser,
+        MessageEnd,
+        MessageStart,
+        Repair,
+        TextDelta,
+        parse,
+    )
     from .render import (
         drop_analysis,
         render_conversation,

@@ -1,0 +1,286 @@
+"""Tokens to messages, one token at a time.
+
+    parser = HarmonyParser(tokenizer)
+    for token in tokens:
+        for event in parser.feed(token):
+            ...                            # MessageStart, TextDelta, MessageEnd, Repair
+    parser.finish()                        # what is still open when the tokens end
+
+Text comes out as soon as its characters are whole: a character split over tokens waits for its last
+byte, and bytes that can never become one are U+FFFD (openai/harmony pull 83).
+
+What models write does not always follow the format (openai/harmony issues 38 and 60, pull 82). With
+`strict=True` the first departure raises HarmonyError with its position and what was expected.
+Otherwise the parser goes on with the likeliest reading, and a Repair says what was wrong:
+
+- a header that header.py cannot read plainly;
+- no `<|message|>` before the message ends: what follows the header's fields is the text;
+- no `<|start|>` before a header, or tokens before it: such tokens are skipped;
+- no end before `<|start|>`, `<|channel|>` or `<|endoftext|>`: the message ends there;
+- other special tokens in a text: they stay in it, spelt out.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from ..errors import HarmonyError
+from .header import Header, parse_header, parse_unfinished
+from .messages import ROLES, Message
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class MessageStart:
+    """A header is complete: role, name, recipient, channel and content type are in `header`."""
+
+    header: Header
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The next piece of a message's text; never empty."""
+
+    header: Header
+    text: str
+
+
+@dataclass(frozen=True)
+class MessageEnd:
+    """A message is complete. `stop`: "end", "return", "call", or None where the tokens ran out."""
+
+    message: Message
+    stop: str | None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The token at `position` (from 0) did not follow the format; what was done about it."""
+
+    position: int
+    problem: str
+    action: str
+
+
+Event = MessageStart | TextDelta | MessageEnd | Repair
+
+
+class _State(Enum):
+    EXPECT_START = "expect start"
+    HEADER = "header"
+    CONTENT = "content"
+
+
+class HarmonyParser:
+    """Reads one stream of tokens.
+
+    role       whose message it begins in the middle of: a completion follows `<|start|>assistant`.
+               None: the stream begins with `<|start|>`
+    strict     raise HarmonyError at the first token that does not follow the format
+
+    `messages` holds the complete messages, `repairs` the repairs, `header` and `text` those of the
+    message being read (header None: none is), `position` the number of tokens read.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, role: str | None = "assistant", strict: bool = False
+    ) -> None:
+        if role == "tool" or role not in (None, *ROLES):
+            raise HarmonyError(
+                f"parser for the role {role!r}: expected system, developer, user, assistant or None"
+            )
+        self.messages: list[Message] = []
+        self.repairs: list[Repair] = []
+        self.header: Header | None = None
+        self.position = 0
+        self._tokenizer = tokenizer
+        self._strict = strict
+        self._stops = {tokenizer.special_id(name): name for name in ("end", "return", "call")}
+        self._start = tokenizer.special_id("start")
+        self._message = tokenizer.special_id("message")
+        self._channel = tokenizer.special_id("channel")
+        self._constrain = tokenizer.special_id("constrain")
+        self._end_of_text = tokenizer.special.get("<|endoftext|>")
+        self._events: list[Event] = []
+        self._skipped: list[int] = []
+        self._text: list[str] = []
+        self._role = role
+        self._sections: list[list[int]] = [[]]
+        self._state = _State.EXPECT_START if role is None else _State.HEADER
+
+    @property
+    def text(self) -> str:
+        """The text so far of the message being read."""
+        return "".join(self._text)
+
+    def feed(self, token: int) -> list[Event]:
+        """Read one token; the events it causes, in order.
+
+        Raises TokenError for an id that no token has and, if strict, HarmonyError.
+        """
+        self._tokenizer.token_bytes(token)
+        handle = {
+            _State.EXPECT_START: self._in_between,
+            _State.HEADER: self._in_header,
+            _State.CONTENT: self._in_content,
+        }[self._state]
+        handle(int(token))
+        self.position += 1
+        return self._take_events()
+
+    def finish(self) -> list[Event]:
+        """There are no more tokens: end the message that is open. Call once.
+
+        An open text is a message as it stands. Raises HarmonyError, if strict, in an open header.
+        """
+        if self._state is _State.CONTENT:
+            self._end(None)
+        elif self._state is _State.HEADER and self.position > 0:
+            self._end_unfinished(None)
+        elif self._skipped:
+            self._report_skipped()
+        self._state = _State.EXPECT_START
+        return self._take_events()
+
+    # --- the three states ---------------------------------------------------------------------
+
+    def _in_between(self, token: int) -> None:
+        """After a message: `<|start|>` opens the next one."""
+        if token == self._start:
+            if self._skipped:
+                self._report_skipped()
+            self._open_header(None)
+        elif token in (self._channel, self._message):
+            self._report(f"{self._name(token)}, expected <|start|>", "a header is taken to be open")
+            self._open_header(None)
+            self._sections, self._skipped = [self._skipped], []
+            self._in_header(token)
+        else:
+            if self._strict:
+                self._report(f"{self._name(token)}, expected <|start|>", "")
+            self._skipped.append(token)
+
+    def _in_header(self, token: int) -> None:
+        """Up to `<|message|>`: collect the tokens, cut at `<|channel|>`."""
+        if token == self._message:
+            sections = [self._decode(section) for section in self._sections]
+            self._open_content(parse_header(sections, self._role, self._report))
+        elif token == self._channel:
+            self._sections.append([])
+        elif token == self._start:
+            self._report("<|start|> in a header, expected <|message|>", "the header begins again")
+            self._open_header(self._role if not any(self._sections) else None)
+        elif token in self._stops:
+            self._end_unfinished(self._stops[token])
+        elif self._tokenizer.is_special(token) and token != self._constrain:
+            self._report(f"{self._name(token)} in a header, expected <|message|>", "left out")
+        else:
+            self._sections[-1].append(token)
+
+    def _in_content(self, token: int) -> None:
+        """Up to the end of the message: text, whole characters at a time."""
+        if token in self._stops:
+            self._end(self._stops[token])
+        elif token == self._end_of_text:
+            self._report(f"{self._name(token)} in a text, expected <|end|>", "the message ends")
+            self._end(None)
+        elif token in (self._start, self._channel):
+            self._report(f"{self._name(token)} in a text, expected <|end|>", "the message ends")
+            role = self.header.role if self.header and token == self._channel else None
+            self._end(None)
+            self._open_header(role if role != "tool" else None)
+            if token == self._channel:
+                self._in_header(token)
+        else:
+            if self._tokenizer.is_special(token):
+                self._report(f"{self._name(token)} in a text, expected <|end|>", "kept as text")
+            self._add_text(self._utf8.decode(self._tokenizer.token_bytes(token)))
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _open_header(self, role: str | None) -> None:
+        self._role, self._sections, self._state = role, [[]], _State.HEADER
+
+    def _open_content(self, header: Header) -> None:
+        self.header, self._state = header, _State.CONTENT
+        self._text.clear()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._events.append(MessageStart(header))
+
+    def _add_text(self, text: str) -> None:
+        assert self.header is not None
+        if text:
+            self._text.append(text)
+            self._events.append(TextDelta(self.header, text))
+
+    def _end(self, stop: str | None) -> None:
+        """The open text is complete; half a character at its end is U+FFFD."""
+        assert self.header is not None
+        self._add_text(self._utf8.decode(b"", final=True))
+        message = self.header.message(self.text)
+        self.messages.append(message)
+        self._events.append(MessageEnd(message, stop))
+        self.header, self._state = None, _State.EXPECT_START
+        self._text.clear()
+
+    def _end_unfinished(self, stop: str | None) -> None:
+        """The message ends before its `<|message|>`. Without a text there is no message."""
+        found = "the end of the tokens" if stop is None else f"<|{stop}|>"
+        self._report(f"{found} in a header, expected <|message|>", "the rest of it is the text")
+        sections = [self._decode(section) for section in self._sections]
+        header, text = parse_unfinished(sections, self._role, self._report)
+        self._state = _State.EXPECT_START
+        if text:
+            self._open_content(header)
+            self._add_text(text)
+            self._end(stop)
+
+    # --- reports ------------------------------------------------------------------------------
+
+    def _report(self, problem: str, action: str) -> None:
+        if self._strict:
+            raise HarmonyError(f"token {self.position}: {problem}")
+        repair = Repair(self.position, problem, action)
+        self.repairs.append(repair)
+        self._events.append(repair)
+
+    def _report_skipped(self) -> None:
+        text = self._decode(self._skipped)
+        self._skipped = []
+        self._report(f"{text!r}, expected <|start|>", "skipped")
+
+    def _decode(self, tokens: list[int]) -> str:
+        data = self._tokenizer.decode_bytes(tokens)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            self._report(f"{data!r}, expected UTF-8", "the invalid bytes become U+FFFD")
+            return data.decode(errors="replace")
+
+    def _name(self, token: int) -> str:
+        return f"{self._tokenizer.decode([token])!r} (id {token})"
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+def parse(
+    tokens: Iterable[int],
+    tokenizer: Tokenizer,
+    *,
+    role: str | None = "assistant",
+    strict: bool = False,
+) -> list[Message]:
+    """The messages in a run of tokens; arguments and errors as for HarmonyParser.
+
+    For a rendered conversation, which begins with `<|start|>`, give role=None.
+    """
+    parser = HarmonyParser(tokenizer, role=role, strict=strict)
+    for token in tokens:
+        parser.feed(token)
+    parser.finish()
+    return parser.messages
