@@ -24,6 +24,13 @@ _HOMES = {
     "python": "tools",
     "tool_from_dict": "tools",
     "tools_from_data": "tools",
+    "Chat": "conversation",
+    "PrefixCache": "conversation",
+    "build_conversation": "conversation",
+    "respond": "conversation",
+    "stream": "conversation",
+    "Reply": "reply",
+    "ToolCall": "reply",
     "Event": "parser",
     "HarmonyParser": "parser",
     "Header": "header",
@@ -39,6 +46,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Chat",
     "DeveloperContent",
     "Event",
     "HarmonyParser",
@@ -46,13 +54,17 @@ __all__ = [
     "Message",
     "MessageEnd",
     "MessageStart",
+    "PrefixCache",
     "Repair",
+    "Reply",
     "SystemContent",
     "TextDelta",
     "Tokenizer",
     "Tool",
+    "ToolCall",
     "ToolNamespace",
     "browser",
+    "build_conversation",
     "drop_analysis",
     "harmony_specials",
     "load_tokenizer",
@@ -63,13 +75,16 @@ __all__ = [
     "render_conversation",
     "render_conversation_for_training",
     "render_message",
+    "respond",
     "small_harmony",
+    "stream",
     "tokenizer_json",
     "tool_from_dict",
     "tools_from_data",
 ]
 
 if TYPE_CHECKING:
+    from .conversation import Chat, PrefixCache, build_conversation, respond, stream
     from .header import Header
     from .hf_tokenizer import read_tokenizer_json, tokenizer_json
     from .messages import DeveloperContent, Message, SystemContent
@@ -88,6 +103,7 @@ if TYPE_CHECKING:
         render_conversation_for_training,
         render_message,
     )
+    from .reply import Reply, ToolCall
     from .tokenizer import (
         Tokenizer,
         harmony_specials,

@@ -121,6 +121,8 @@ def _channel(sections: list[str], report: Report) -> tuple[str | None, list[str]
             report("<|channel|> without a name right after it", "the next word counts, if any")
             if words and not words[0].startswith(("to=", "<")):
                 name = words.pop(0)
+        elif after and not after[0].isspace() and not after.startswith(CONSTRAIN):
+            report(f"{words[0]!r} right behind the channel {name!r}", "a word of its own")
         if name and channel is None:
             channel = _known(name, report)
         rest += words
