@@ -102,7 +102,7 @@ def test_incomplete_download(cache: Path) -> None:
     snapshot = store(cache, "a/b")
     (snapshot / "model-00002-of-00002.safetensors").resolve().unlink()
     with pytest.raises(
-        CheckpointError, match="'model-00002-of-00002[.]safetensors', which is not there"
+        CheckpointError, match=r"'model-00002-of-00002\.safetensors', which is not there"
     ):
         load_checkpoint("a/b")
 
