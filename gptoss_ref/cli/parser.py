@@ -49,7 +49,7 @@ def _add_chat(commands: Any) -> None:
         "--tools", metavar="FILE", help="JSON list of function tools: name, description, parameters"
     )
     command.add_argument("--date", metavar="YYYY-MM-DD", help="current date in the system message")
-    _add_sampling_options(command, max_tokens=512)
+    _add_sampling_options(command, max_tokens=1024)
     _add_json_option(command)
 
 

@@ -1,0 +1,162 @@
+"""`gptoss-ref chat [MESSAGE]`: one answer, or a prompt loop that keeps the history."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
+from gptoss_ref.chat.parser import Event, MessageEnd, TextDelta
+from gptoss_ref.errors import GptOssError, HarmonyError
+from gptoss_ref.model import load
+
+from .console import Screen, notes, output
+from .sources import source
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers MESSAGE, or every line that is typed until end of file."""
+    if args.message is not None and not args.message.strip():
+        raise HarmonyError("MESSAGE is empty: expected a text")
+    date = _date(args.date)
+    system = SystemContent(reasoning_effort=args.reasoning, conversation_start_date=date)
+    tools = _read_tools(args.tools)
+    model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
+    chat = Chat(
+        model,
+        instructions=args.instructions,
+        tools=tools,
+        max_new_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    chat.messages = [Message.system(system)]
+    talk = Talk(chat, as_json=args.json)
+    if args.message is not None:
+        talk.send(args.message)
+    else:
+        talk.loop()
+    return 0
+
+
+class Talk:
+    """A conversation at the terminal, or in a pipe.
+
+    Args:
+        chat: the conversation; keeps the history.
+        as_json: print one JSON object per answer instead of its text.
+    """
+
+    def __init__(self, chat: Chat, *, as_json: bool) -> None:
+        self.chat = chat
+        self.as_json = as_json
+        self.interactive = sys.stdin.isatty()
+
+    def send(self, message: str | Sequence[Message]) -> Reply:
+        """Says something and shows the answer as it comes."""
+        show = Transcript(output(), notes())
+        for event in self.chat.send(message):
+            if isinstance(event, Reply):
+                reply = event
+            elif not self.as_json:
+                show(event)
+        if self.as_json:
+            output().line(json.dumps(reply.to_dict(), ensure_ascii=False))
+        elif reply.stop_reason == "length":
+            notes().line(f"(cut off after {len(reply.tokens)} tokens)", dim=True)
+        return reply
+
+    def loop(self) -> None:
+        """Asks for messages until end of file. Ctrl-C takes back the message it interrupts."""
+        if self.interactive:
+            with contextlib.suppress(ImportError):  # not on every system
+                import readline  # noqa: F401  # gives input() line editing
+        while True:
+            try:
+                message = self._ask("> ")
+                if message.strip():
+                    self._turn(message)
+            except EOFError:
+                if self.interactive:
+                    notes().line()
+                return
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                notes().line("\n(interrupted; the history is as it was before)", dim=True)
+            except GptOssError as error:
+                if not self.interactive:
+                    raise
+                notes().line(f"error: {error}")
+
+    def _turn(self, message: str) -> None:
+        """One message and its answer; the user gives the result of each tool that is called."""
+        before = self.chat.messages
+        try:
+            reply = self.send(message)
+            while reply.tool_calls:
+                reply = self.send(
+                    [
+                        call.answer(self._ask(f"result of {call.recipient}: "))
+                        for call in reply.tool_calls
+                    ]
+                )
+        except BaseException:
+            self.chat.messages = before
+            raise
+
+    def _ask(self, prompt: str) -> str:
+        """A line from standard input; the prompt is for a person only."""
+        return input(prompt if self.interactive else "")
+
+
+class Transcript:
+    """Shows a stream of events as it comes: thoughts dimmed, answers plain, calls as calls.
+
+    On a terminal everything goes to one screen. In a pipe the answer alone is the result; thoughts
+    go to the notes (docs/decisions/0006).
+    """
+
+    def __init__(self, results: Screen, asides: Screen) -> None:
+        self._results = results
+        self._asides = results if results.is_terminal else asides
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        if isinstance(event, TextDelta) and event.header.recipient is None:
+            thought = event.header.channel == "analysis"
+            (self._asides if thought else self._results).write(event.text, dim=thought)
+        elif isinstance(event, MessageEnd):
+            message = event.message
+            if message.recipient is not None:
+                self._results.write(f"{message.recipient}({message.text})")
+            aside = message.recipient is None and message.channel == "analysis"
+            (self._asides if aside else self._results).line()
+
+
+def _date(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise HarmonyError(f"--date is {text!r}: expected YYYY-MM-DD") from None
+
+
+def _read_tools(file: str | None) -> tuple[Tool, ...]:
+    """Function tools from a JSON file: a list of them, or one."""
+    if file is None:
+        return ()
+    try:
+        return tools_from_data(json.loads(Path(file).read_bytes()))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HarmonyError(f"{file}: not JSON: {error}") from None
+    except HarmonyError as error:
+        raise HarmonyError(f"{file}: {error}") from None
