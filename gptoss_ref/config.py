@@ -84,12 +84,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in _POSITIVE_INTS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+            number = isinstance(value, int) and not isinstance(value, bool)
+            if not number or not 0 < value < dialects.MAX_INT:
+                raise ConfigError(f"{name} must be a positive integer below 2^31, not {value!r}")
         for name in _POSITIVE_FLOATS:
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value <= 0:
+            if not number or not 0 < value < dialects.MAX_FLOAT:
                 raise ConfigError(f"{name} must be a positive finite number, not {value!r}")
             object.__setattr__(self, name, float(value))
         self._check_shapes()
@@ -164,8 +165,8 @@ class ModelConfig:
         """
 
         def pair(beta: float) -> float:
-            turns = self.initial_context_length / (beta * 2 * math.pi)
-            return (self.head_dim / 2) * math.log(turns) / math.log(self.rope_theta)
+            log_turns = math.log(self.initial_context_length) - math.log(beta * 2 * math.pi)
+            return (self.head_dim / 2) * log_turns / math.log(self.rope_theta)
 
         return pair(self.rope_ntk_beta), pair(self.rope_ntk_alpha)
 

@@ -71,6 +71,9 @@ _ROPE_KEYS = {
     "original_max_position_embeddings", "attention_factor", "mscale", "mscale_all_dim",
     "partial_rotary_factor",
 }  # fmt: skip
+# Beyond these no size is meant, and arithmetic on Python's integers would not end or not fit.
+MAX_INT = 2**31
+MAX_FLOAT = 1e300
 _RELEASED_VOCAB, _RETURN, _ENDOFTEXT = 201088, 200002, 199999
 
 
@@ -91,7 +94,9 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {_kind(value)}")
@@ -133,13 +138,22 @@ class _Reader:
     def typed(self, key: str, value: Any, kind: type) -> Any:
         if kind is float:
             good = isinstance(value, int | float) and not isinstance(value, bool)
-            if good and math.isfinite(value):
+            if good and abs(value) < MAX_FLOAT:  # false for NaN
                 return float(value)
             raise self.fail(key, f"must be a finite number, not {value!r}")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             name = {int: "an integer", bool: "true or false", str: "a string", list: "a list"}
             raise self.fail(key, f"must be {name.get(kind, 'an object')}, not {value!r}")
+        if isinstance(value, int) and abs(value) >= MAX_INT:
+            raise self.fail(key, f"must be below {MAX_INT}, not {value}")
         return value
+
+    def context(self, length: int, factor: float) -> int:
+        """Positions of a context stretched by YaRN: initial_context_length * factor."""
+        stretched = length * max(factor, 1.0)
+        if stretched >= MAX_INT:
+            raise self.fail("rope", f"scaling makes a context of {stretched:g}, beyond {MAX_INT}")
+        return round(stretched)
 
 
 def _parse_openai(reader: _Reader) -> dict[str, Any]:
@@ -149,8 +163,8 @@ def _parse_openai(reader: _Reader) -> dict[str, Any]:
             near = difflib.get_close_matches(key, OPENAI_KEYS, n=1)
             hint = f" (nearest: {near[0]!r})" if near else ""
             raise reader.fail(key, f"is not a key of the OpenAI dialect{hint}")
-    length = values["initial_context_length"] * max(values["rope_scaling_factor"], 1.0)
-    values["max_position_embeddings"] = round(length)
+    length = values["initial_context_length"]
+    values["max_position_embeddings"] = reader.context(length, values["rope_scaling_factor"])
     if values["vocab_size"] == _RELEASED_VOCAB:
         values |= {"eos_token_ids": (_RETURN,), "pad_token_id": _ENDOFTEXT}
     return values
@@ -207,8 +221,8 @@ def _parse_context(reader: _Reader, values: dict[str, Any]) -> None:
     if original is None:
         original = reader.require("max_position_embeddings", int)
     values["initial_context_length"] = original
-    factor = max(values["rope_scaling_factor"], 1.0)
-    values.setdefault("max_position_embeddings", round(original * factor))
+    stretched = reader.context(original, values["rope_scaling_factor"])
+    values.setdefault("max_position_embeddings", stretched)
 
 
 def _parse_rope(reader: _Reader) -> dict[str, Any]:

@@ -322,15 +322,18 @@ def test_unknown_tensor(tmp_path: Path) -> None:
     fails(folder, "unknown tensor '.*biases'; the nearest expected name is 'model.layers.2.*bias'")
 
 
-def test_more_or_fewer_layers_than_the_config_says(tmp_path: Path) -> None:
-    for layers, message in (
-        (3, "unknown tensor 'model.layers.3.*num_hidden_layers 3"),
-        (5, "missing"),
-    ):
-        folder = write_hf(tmp_path / str(layers))
-        config = hf_config(num_hidden_layers=layers, layer_types=None)
-        (folder / "config.json").write_text(json.dumps(config))
-        fails(folder, message)
+@pytest.mark.parametrize("layers", [3, 5, 10**9])
+def test_more_or_fewer_layers_than_the_config_says(tmp_path: Path, layers: int) -> None:
+    folder = write_hf(tmp_path / "c")
+    config = hf_config(num_hidden_layers=layers, layer_types=None)
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(folder, rf"holds tensors of 4 layers; .*config\.json says num_hidden_layers {layers}")
+
+
+def test_tensors_of_a_layer_that_is_not_numbered(tmp_path: Path) -> None:
+    tensors = hf_tensors(openai_tensors())
+    tensors["model.layers.x.mlp.router.bias"] = torch.zeros(5).bfloat16()
+    fails(write(tmp_path / "c", tensors, hf_config()), "unknown tensor 'model.layers.x.mlp")
 
 
 def test_names_of_another_model(tmp_path: Path) -> None:

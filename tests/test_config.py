@@ -274,7 +274,7 @@ def test_openai_missing_key(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(SIZES))
-@pytest.mark.parametrize("value", ["7", None, True, [1], -1, 0, math.nan, math.inf])
+@pytest.mark.parametrize("value", ["7", None, True, [1], -1, 0, math.nan, math.inf, 10**400])
 def test_openai_wrong_value(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key):
         ModelConfig.from_json(SIZES | {key: value})
@@ -385,6 +385,7 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         (b"null", "expected a JSON object, found null"),
         (b'{"head_dim": 1, "head_dim": 2}', "'head_dim' appears twice"),
         (b"{}", "'num_hidden_layers' is missing"),
+        (b'{"head_dim": ' + b"1" * 5000 + b"}", "not JSON"),
     ):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=message) as caught:
@@ -400,7 +401,8 @@ def test_no_damaged_config_gets_past_config_error(data: st.DataObject) -> None:
     if "rope_scaling" in raw and data.draw(st.booleans()):
         target = raw["rope_scaling"]
     key = data.draw(st.sampled_from(sorted(target)))
-    leaves = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=3)
+    numbers = st.integers(-3, 300) | st.floats() | st.sampled_from([2**31, 10**400, -(10**400)])
+    leaves = st.none() | st.booleans() | numbers | st.text(max_size=3)
     target[key] = data.draw(leaves | st.lists(leaves, max_size=3) | st.dictionaries(
         st.sampled_from(["rope_type", "factor", SLIDING]), leaves, max_size=2))  # fmt: skip
     try:

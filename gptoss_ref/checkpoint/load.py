@@ -90,6 +90,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     _check_quantization(config_path, layout)
     _check_blocks(config, layout, config_path)
+    _check_layers(config, shards, config_path)
     wanted = list(places(config, layout))
     _check_names(shards, wanted, config_path)
     for place in wanted:
@@ -135,6 +136,21 @@ def _check_blocks(config: ModelConfig, layout: Layout, config_path: Path) -> Non
             )
 
 
+def _check_layers(config: ModelConfig, shards: Shards, config_path: Path) -> None:
+    """The files must hold as many layers as the configuration says."""
+    parts = (name.removeprefix("model.").split(".") for name in shards)  # block.N. or layers.N.
+    found = {int(part[1]) for part in parts if len(part) > 2 and _is_layer(part[1])}
+    if len(found) != config.num_hidden_layers:
+        raise CheckpointError(
+            f"{shards.folder}: holds tensors of {len(found)} layers; {config_path} says "
+            f"num_hidden_layers {config.num_hidden_layers}"
+        )
+
+
+def _is_layer(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 def _check_names(shards: Shards, wanted: list[Place], config_path: Path) -> None:
     expected = {place.tensor: place for place in wanted}
     missing = [name for name in expected if name not in shards]
@@ -146,11 +162,8 @@ def _check_names(shards: Shards, wanted: list[Place], config_path: Path) -> None
             f"{shards.folder}: the tensor {missing[0]!r} is missing{_others(missing)}{hint}"
         )
     if unknown:
-        layer = _layer_of(unknown[0])
         near = difflib.get_close_matches(unknown[0], expected, n=1)
         hint = f"; the nearest expected name is {near[0]!r}" if near else ""
-        if layer is not None and all(_layer_of(name) != layer for name in expected):
-            hint = f"; {config_path} says num_hidden_layers {_layers(expected)}"
         raise CheckpointError(
             f"{shards.path(unknown[0])}: unknown tensor {unknown[0]!r}{_others(unknown)}{hint}"
         )
@@ -158,18 +171,6 @@ def _check_names(shards: Shards, wanted: list[Place], config_path: Path) -> None
 
 def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _layer_of(tensor: str) -> int | None:
-    """N of `block.N.` or `model.layers.N.`."""
-    for part in tensor.removeprefix("model.").split(".")[1:2]:
-        if part.isdecimal():
-            return int(part)
-    return None
-
-
-def _layers(tensors: dict[str, Place]) -> int:
-    return 1 + max(layer for name in tensors if (layer := _layer_of(name)) is not None)
 
 
 def _check_tensor(shards: Shards, place: Place, config_path: Path) -> None:
