@@ -45,7 +45,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     original = folder / "original"
     if not _has_tensors(folder) and _has_tensors(original):
         return original, folder
-    if folder.name == "original" and not (folder / "generation_config.json").exists():
+    whole = any((folder / name).exists() for name in ("tokenizer.json", "generation_config.json"))
+    if folder.name == "original" and not whole:
         return folder, folder.parent
     return folder, folder
 
