@@ -32,7 +32,7 @@ def build_parser() -> Parser:
         prog="gptoss-ref",
         description="The gpt-oss language models: chat with them, look into them, convert them.",
     )
-    parser.add_argument("--version", action="version", version=gptoss_ref.__version__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {gptoss_ref.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in (_add_chat, _add_generate, _add_info, _add_convert, _add_selfcheck):
         add(commands)
