@@ -5,13 +5,16 @@ A full layer keeps the keys and values of every position. A windowed layer keeps
 which no later query can see. Attention compares absolute positions, so a ring needs no other
 bookkeeping.
 
-A pass reads what is stored together with its own new keys and stores the new ones only when it has
-ended (:meth:`KVCache.commit`), so a pass that fails or is interrupted leaves the cache as it was.
+A pass reads what is stored together with its own new keys, and the cache takes the new ones when
+the pass has ended, all at once (:meth:`KVCache.commit`): one that fails or is interrupted, wherever
+that is, leaves the cache as it was.
 
 Memory per position: 2 · K · C values on each full layer, none on a windowed one beyond its window.
 """
 
 from __future__ import annotations
+
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +62,19 @@ class LayerCache:
             np.arange(first, length + len(k)),
         )
 
-    def commit(self, k: Array, v: Array, length: int) -> None:
-        """Store what a ring must remember of new keys and values; a full layer already has them."""
-        if self.window is not None:
-            end = length + len(k)
-            k, v = k[-self.window :], v[-self.window :]
-            self._write(k, v, np.arange(end - len(k), end) % self.window)
+    def after(self, k: Array, v: Array, length: int) -> LayerCache:
+        """What this layer holds once ``k`` and ``v`` (T, K, C) follow ``length`` positions.
+
+        A full layer already has them, beyond its length; a ring is copied, not written.
+        """
+        if self.window is None:
+            return self
+        ring = copy(self)
+        ring.keys, ring.values = self.keys.copy(), self.values.copy()
+        end = length + len(k)
+        k, v = k[-self.window :], v[-self.window :]
+        ring._write(k, v, np.arange(end - len(k), end) % self.window)
+        return ring
 
     def _write(self, k: Array, v: Array, slots: Array) -> None:
         self.keys[slots], self.values[slots] = k, v
@@ -72,11 +82,15 @@ class LayerCache:
     def _reserve(self, positions: int) -> None:
         if positions > len(self.keys):
             capacity = max(positions, 2 * len(self.keys), 64)
-            for name in ("keys", "values"):
-                old = getattr(self, name)
-                new = np.empty((capacity, *old.shape[1:]), old.dtype)
-                new[: len(old)] = old
-                setattr(self, name, new)
+            keys, values = _grown(self.keys, capacity), _grown(self.values, capacity)
+            self.keys, self.values = keys, values
+
+
+def _grown(old: Array, capacity: int) -> Array:
+    """A copy of ``old`` (S, K, C) with room for ``capacity`` positions."""
+    new = np.empty((capacity, *old.shape[1:]), old.dtype)
+    new[: len(old)] = old
+    return new
 
 
 class KVCache:
@@ -100,6 +114,8 @@ class KVCache:
 
     def commit(self, new: list[tuple[Array, Array]]) -> None:
         """Store one pass: per layer, its new keys and values (T, K, C)."""
-        for layer, (k, v) in zip(self.layers, new, strict=True):
-            layer.commit(k, v, self.length)
-        self.length += len(new[0][0])
+        layers = [
+            layer.after(k, v, self.length) for layer, (k, v) in zip(self.layers, new, strict=True)
+        ]
+        length = self.length + len(new[0][0])
+        self.layers, self.length = layers, length  # no interrupt comes between two plain stores

@@ -57,7 +57,7 @@ def generate(
         cache: extended by the prompt and by all yielded tokens but the last.
 
     Raises:
-        GptOssError: a parameter out of range.
+        GptOssError: a parameter out of range, or logits that are not numbers.
         TokenError: a bad prompt, or the context is full.
     """
     for name, value, good, expected in (
@@ -74,6 +74,11 @@ def generate(
     pending: Iterable[int] = tokens
     for _ in range(max_new_tokens):
         logits = model(pending, cache, last_only=True)[0].astype(np.float64)  # (V,)
+        if np.isnan(logits).any():
+            raise GptOssError(
+                f"the logits after position {cache.length - 1} hold NaN: expected numbers; an "
+                f"activation overflowed, or the weights hold NaN"
+            )
         token = sample(logits, rng, temperature, top_k, top_p)
         yield Token(token, float(log_softmax(logits)[token]))
         if token in stops:
@@ -103,7 +108,9 @@ def token_probabilities(
     >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
     array([0.625, 0.   , 0.375])
     """
-    logits = np.asarray(logits, np.float64) / temperature
+    logits = np.asarray(logits, np.float64)
+    with np.errstate(over="ignore"):  # −∞ under a temperature near 0: only the best remain
+        logits = (logits - logits.max()) / temperature
     if 0 < top_k < len(logits):
         kth_largest = np.partition(logits, -top_k)[-top_k]
         logits = np.where(logits >= kth_largest, logits, -np.inf)

@@ -35,7 +35,8 @@ def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:
     """
     wide = bits.astype(np.uint32)
     wide <<= 16
-    return wide.view(np.float32).astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return wide.view(np.float32).astype(dtype, copy=False)
 
 
 def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
@@ -77,7 +78,7 @@ class Policy:
         name: ``"float64"``, ``"float32"`` or ``"bfloat16"``.
         dtype: of the arrays that hold values; bfloat16 values live in float32 arrays.
         angle_dtype: in which rotary angles are computed. The float32 policy takes float64: an angle
-            of position p rounded to float32 is off by up to p·2⁻²⁵ rad. The bfloat16 policy takes
+            of position p rounded to float32 is off by up to p·2⁻²⁴ rad. The bfloat16 policy takes
             float32, because the OpenAI reference does.
     """
 
