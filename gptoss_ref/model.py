@@ -83,9 +83,9 @@ class Model:
         """
         from gptoss_ref.chat.tokenizer import load_tokenizer
 
-        if self.path is None:
+        if self.checkpoint is None:
             raise TokenError("this model was built from bare weights and has no tokenizer")
-        return load_tokenizer(self.path, self.config)
+        return load_tokenizer(self.checkpoint.root, self.config)
 
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
