@@ -175,13 +175,13 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
             if recipient is not None or content_type is not None:
                 report(f"to={target} behind another recipient or type", "the first counts")
             recipient = recipient or target or None
+        elif content_type is not None:
+            report(f"{word!r} behind the content type", "left out")
         elif word.startswith(CONSTRAIN):
             if word == CONSTRAIN:
                 report("<|constrain|> without a format right after it", "the next word counts")
                 word += next(queue, "")
-            content_type = content_type or word
-        elif content_type is not None:
-            report(f"{word!r} behind the content type", "left out")
+            content_type = word
         else:
             plain.append(word)
     if recipient is None and plain:

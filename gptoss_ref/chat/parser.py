@@ -134,12 +134,13 @@ class HarmonyParser:
     def finish(self) -> list[Event]:
         """There are no more tokens: end the message that is open. Call once.
 
-        An open text is a message as it stands. Raises HarmonyError, if strict, in an open header.
+        An open text is a message as it stands; an open header is left out, and if strict raises
+        HarmonyError.
         """
         if self._state is _State.CONTENT:
             self._end(None)
         elif self._state is _State.HEADER and self.position > 0:
-            self._end_unfinished(None)
+            self._report("the end of the tokens in a header, expected <|message|>", "left out")
         elif self._skipped:
             self._report_skipped()
         self._state = _State.EXPECT_START
@@ -226,10 +227,9 @@ class HarmonyParser:
         self.header, self._state = None, _State.EXPECT_START
         self._text.clear()
 
-    def _end_unfinished(self, stop: str | None) -> None:
+    def _end_unfinished(self, stop: str) -> None:
         """The message ends before its `<|message|>`. Without a text there is no message."""
-        found = "the end of the tokens" if stop is None else f"<|{stop}|>"
-        self._report(f"{found} in a header, expected <|message|>", "the rest of it is the text")
+        self._report(f"<|{stop}|> in a header, expected <|message|>", "the rest of it is the text")
         sections = [self._decode(section) for section in self._sections]
         header, text = parse_unfinished(sections, self._role, self._report)
         self._state = _State.EXPECT_START
