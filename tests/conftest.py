@@ -38,6 +38,14 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def long_case() -> Any:
+    """A context past 4096 positions with the twin's logits, which take some seconds."""
+    from checks_model import long_context_case
+
+    return long_context_case()
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Any:
     """The bundled model, float32."""
     import gptoss_ref
