@@ -343,7 +343,7 @@ def test_an_answer_broken_off_leaves_the_chat_as_it_was(after: int) -> None:
 
 
 def test_a_failing_model_leaves_the_chat_as_it_was() -> None:
-    model = model_saying(SHORT, THINK + ANSWER, SHORT, context=140)
+    model = model_saying(SHORT, THINK + ANSWER, SHORT, context=200)
     chat = Chat(model)
     chat.ask("a?")
     before = list(chat.messages)

@@ -114,20 +114,10 @@ def test_special_tokens_have_the_oracles_names() -> None:
         assert name == oracle().decode([number])
         assert special[name] == number
     assert special["<|endofprompt|>"] == special["<|reserved_200018|>"] == 200_018
-    named = [
-        "startoftext",
-        "endoftext",
-        "return",
-        "constrain",
-        "channel",
-        "start",
-        "end",
-        "message",
-        "call",
-    ]
-    assert [o200k_harmony().special_id(name) for name in named] == [
-        *(199_998, 199_999, 200_002, 200_003, 200_005, 200_006, 200_007, 200_008, 200_012)
-    ]
+    named = {"startoftext": 199_998, "endoftext": 199_999, "return": 200_002, "constrain": 200_003}
+    named |= {"channel": 200_005, "start": 200_006, "end": 200_007, "message": 200_008}
+    for short, number in (named | {"call": 200_012}).items():
+        assert o200k_harmony().special_id(short) == number
     assert sorted(o200k_harmony().stop_tokens) == sorted(
         oracle().stop_tokens_for_assistant_actions()
     )
@@ -290,12 +280,12 @@ def test_no_tokenizer_and_no_json(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_larger_than_the_model(folder: Path) -> None:
-    with pytest.raises(TokenError, match="largest token id is 1520, expected less than .* 1500"):
+    with pytest.raises(TokenError, match=r"largest token id is 1520, expected less than .* 1500"):
         load_tokenizer(folder, SimpleNamespace(vocab_size=1500))
 
 
 def test_tokens_that_no_merge_makes() -> None:
     singles = [bytes([byte]) for byte in range(256)]
     odd = Tokenizer([*singles, b"abc"], harmony_specials(257, 200_018), name="odd")
-    with pytest.raises(TokenError, match="odd: rank 256, b'abc', has no merge"):
+    with pytest.raises(TokenError, match=r"odd: rank 256, b'abc', has no merge"):
         tokenizer_json(odd)
