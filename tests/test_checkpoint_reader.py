@@ -141,6 +141,11 @@ DAMAGED: list[tuple[str, bytes, str]] = [
     ("offsets", build({"a": entry("U8", [2], 2, 0)}, b"xx"), r"'a': data_offsets must be \[begin"),
     ("offsets-1", build({"a": {**GOOD, "data_offsets": [0]}}, b"xx"), "'a': data_offsets must be"),
     ("size", build({"a": entry("BF16", [2], 0, 2)}, b"xx"), r"BF16 of shape \(2,\) takes 4 bytes"),
+    (
+        "size-more",
+        build({"a": entry("U8", [2], 0, 3)}, b"xxx"),
+        r"U8 of shape \(2,\) takes 2 bytes",
+    ),
     ("half-byte", build({"a": entry("F4", [3], 0, 1)}, b"x"), "takes 1.5 bytes, not 1"),
     ("beyond", build({"a": GOOD}, b"x"), r"truncated: the tensors need \d+ bytes"),
     ("tail", build({"a": GOOD}, b"xxx"), "1 bytes after tensor 'a' belong to no tensor"),
