@@ -1,7 +1,7 @@
 """The README's examples, run: `python tests/readme.py` writes what they print back into it.
 
-A ```console block holds commands after `$ `, a ```pycon block Python after `>>> `; the lines after each
-are its output. Only `gptoss-ref` commands are run. All Python blocks are one session.
+A ```console block holds commands after `$ `, a ```pycon block Python after `>>> `; the lines
+after each are its output. Only `gptoss-ref` commands are run. All Python is one session.
 """
 
 from __future__ import annotations
