@@ -341,6 +341,11 @@ MALFORMED = [
         "to=functions.g behind another recipient",
     ),
     (
+        " json to=functions.f<|message|>a<|call|>",
+        [replace(said("a", None, "functions.f"), content_type="json")],
+        "to=functions.f behind another recipient or type",
+    ),
+    (
         "<|channel|>final <|constrain|> json<|message|>a<|end|>",
         [replace(said("a", "final"), content_type="<|constrain|>json")],
         "<|constrain|> without a format",
@@ -398,17 +403,12 @@ WORDS = [
     "to=functions.f",
     "json",
 ]
-RUNS = [
-    "<|start|>assistant",
-    "<|message|>a<|end|>",
-    "<|channel|>final<|message|>",
-    " ",
-    " to=",
-    " x",
-]
+SPACED = [" json", " functions.f", " to=functions.f", " to=g", " to=", " python", " ", " x"]
+RUNS = ["<|start|>assistant", "<|message|>a<|end|>", "<|channel|>final<|message|>"]
 pieces = st.one_of(
     st.sampled_from([*SPECIALS, "<|call|>", "<|endoftext|>"]),
     st.sampled_from(WORDS),
+    st.sampled_from(SPACED),
     st.sampled_from(RUNS),
     texts,
 )

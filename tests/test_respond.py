@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import as_weights, random_arrays, small_config
 
+from gptoss_ref import Model, generate
 from gptoss_ref.chat import (
     Chat,
     DeveloperContent,
@@ -351,6 +353,47 @@ def test_a_failing_model_leaves_the_chat_as_it_was() -> None:
         chat.ask("b? " * 100)
     assert chat.messages == before
     assert chat.ask("c?").final == "It is 85 — ✓."
+
+
+# --- a real model, of random weights --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_model() -> Model:
+    """Windows of 6, so that its rings are full long before the prompt ends."""
+    tokenizer = small_harmony(300)
+    config = small_config(vocab=tokenizer.vocab_size, max_position_embeddings=1024)
+    model = Model(config, as_weights(random_arrays(config, 5)), policy="float64")
+    model.__dict__["tokenizer"] = tokenizer
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_kept_prefix_changes_nothing(random_model: Model, temperature: float) -> None:
+    conversation = build_conversation("a?", reasoning="low")
+    prefix = PrefixCache(random_model)
+    first = respond(random_model, conversation, prefix=prefix, max_new_tokens=1)
+    conversation += [Message.assistant("b"), Message.user("c?")]
+    sampling: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "seed": 3}
+    alone = respond(random_model, conversation, **sampling)
+    second = respond(random_model, conversation, prefix=prefix, **sampling)
+    assert (alone.cached_tokens, second.cached_tokens) == (0, first.prompt_tokens)
+    assert second.tokens == alone.tokens
+    assert second.logprobs == pytest.approx(alone.logprobs, rel=1e-9)
+    # a prompt that does not begin with what the cache holds is computed anew
+    other = respond(random_model, build_conversation("d?"), prefix=prefix, **sampling)
+    assert other.cached_tokens == 0
+    assert other.tokens == respond(random_model, build_conversation("d?"), **sampling).tokens
+
+
+def test_a_reply_is_what_generate_yields(random_model: Model) -> None:
+    prompt = render_conversation(build_conversation("a?"), random_model.tokenizer)
+    sampling: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 7}
+    expected = list(generate(random_model, prompt, 20, stop_tokens=(), **sampling))
+    reply = respond(random_model, "a?", max_new_tokens=20, **sampling)
+    assert list(reply.tokens) == [int(token) for token in expected][: len(reply.tokens)]
+    assert reply.logprobs == tuple(token.logprob for token in expected[: len(reply.tokens)])
+    assert list(reply.messages) == parse(reply.tokens, random_model.tokenizer)
 
 
 # --- bad input ------------------------------------------------------------------------------------

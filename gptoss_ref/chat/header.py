@@ -87,7 +87,8 @@ def parse_unfinished(sections: list[str], role: str | None, report: Report) -> t
     lead, name, channel = sections[0], None, None
     first = re.match(r"\s*(\S+)", lead)
     if role is None and first:
-        role, name, channel = _role(first[1], "to=" in lead, report)
+        addressed = re.match(r"\s*\S+\s+to=", lead) is not None
+        role, name, channel = _role(first[1], addressed, report)
     role = role or "assistant"
     if first and (first[1] in (role, f"{role}:{name}", name) or channel):
         lead = lead[first.end() :]
@@ -105,7 +106,7 @@ def parse_unfinished(sections: list[str], role: str | None, report: Report) -> t
 
 def _words(text: str) -> list[str]:
     """Split at ASCII white space; `<|constrain|>` begins a word also where no space precedes it."""
-    return re.findall(r"[^ \t\n\r\f]+", text.replace(CONSTRAIN, f" {CONSTRAIN}"))
+    return re.findall(r"[^ \t\n\r\f]+", text.strip().replace(CONSTRAIN, f" {CONSTRAIN}"))
 
 
 def _channel(sections: list[str], report: Report) -> tuple[str | None, list[str]]:
@@ -172,8 +173,10 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
             if not target:
                 report("to= without a name right after it", "the next word counts, if any")
                 target = next(queue, "")
-            if recipient is not None or content_type is not None:
-                report(f"to={target} behind another recipient or type", "the first counts")
+            if recipient is not None or content_type is not None or plain:
+                report(
+                    f"to={target} behind another recipient or type", "the first of a kind counts"
+                )
             recipient = recipient or target or None
         elif content_type is not None:
             report(f"{word!r} behind the content type", "left out")

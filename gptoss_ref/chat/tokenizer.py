@@ -5,7 +5,8 @@ special tokens up to id 201087, named as openai-harmony 0.0.8 names them. Three 
 get wrong:
 
 - Id 200018 has two public names: `<|endofprompt|>` (tiktoken, Hugging Face) and
-  `<|reserved_200018|>` (openai-harmony). Both are mapped to it; it decodes to the second.
+  `<|reserved_200018|>` (openai-harmony). Both are mapped to it; it decodes to the second here,
+  and to either in tiktoken itself.
 - openai-harmony also names 201088, one past the last row of the embedding: out of range here.
 - The *text* `<|end|>` is not the *token* `<|end|>`. `encode` makes ordinary tokens of everything it
   is given; special tokens are only ever put in place by the renderer, by id.
