@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ from checkpoint_files import (
 )
 from safetensors.torch import load_file, save_file
 
-from gptoss_ref import ModelConfig, load_checkpoint
+from gptoss_ref import GPT_OSS_20B, ModelConfig, load, load_checkpoint
 from gptoss_ref.checkpoint import LAYOUTS
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
 from gptoss_ref.weights import MXFP4
@@ -186,6 +190,94 @@ def test_dequantised_sizes_need_not_be_multiples_of_32(tmp_path: Path) -> None:
     theirs = model.state_dict()["model.layers.0.mlp.experts.down_proj"].to(torch.bfloat16)
     ours = checkpoint.weights.blocks[0].mlp.mlp2_weight
     assert np.array_equal(ours, bits(theirs).swapaxes(1, 2))
+
+
+def test_unaligned_files(tmp_path: Path) -> None:
+    """A header of odd length puts bfloat16 values at odd addresses: same weights, same logits."""
+    folder = write_hf(tmp_path / "c")
+    straight = load_checkpoint(folder)
+    tokens = [5, 17, 130, 0]
+    expected = load(folder)(tokens)
+    content = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    shifted = tmp_path / "shifted"
+    shifted.mkdir()
+    (shifted / "config.json").write_text(json.dumps(hf_config()))
+    (shifted / "model.safetensors").write_bytes(
+        (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
+    )
+    checkpoint = load_checkpoint(shifted)
+    assert not checkpoint.weights.embedding.flags.aligned
+    ours, theirs = flat_weights(checkpoint.weights), flat_weights(straight.weights)
+    for name, array in theirs.items():
+        assert np.array_equal(ours[name], array), name
+    assert np.array_equal(load(shifted)(tokens), expected)
+
+
+def write_hollow_20b(folder: Path) -> None:
+    """gpt-oss-20b in three shards of the real size, all zeros, which take no room on the disk."""
+    d, v, e = 2880, 201088, 32
+    shapes: dict[str, tuple[str, list[int]]] = {
+        "model.embed_tokens.weight": ("BF16", [v, d]),
+        "lm_head.weight": ("BF16", [v, d]),
+        "model.norm.weight": ("BF16", [d]),
+    }
+    for n in range(24):
+        layer = f"model.layers.{n}."
+        for name, rows, columns in (("q", 4096, d), ("k", 512, d), ("v", 512, d), ("o", d, 4096)):
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = ("BF16", [rows, columns])
+            shapes[f"{layer}self_attn.{name}_proj.bias"] = ("BF16", [rows])
+        shapes[layer + "self_attn.sinks"] = ("BF16", [64])
+        shapes[layer + "input_layernorm.weight"] = ("BF16", [d])
+        shapes[layer + "post_attention_layernorm.weight"] = ("BF16", [d])
+        shapes[layer + "mlp.router.weight"] = ("BF16", [e, d])
+        shapes[layer + "mlp.router.bias"] = ("BF16", [e])
+        for name, rows in (("gate_up_proj", 2 * d), ("down_proj", d)):
+            shapes[f"{layer}mlp.experts.{name}_blocks"] = ("U8", [e, rows, 90, 16])
+            shapes[f"{layer}mlp.experts.{name}_scales"] = ("U8", [e, rows, 90])
+            shapes[f"{layer}mlp.experts.{name}_bias"] = ("BF16", [e, rows])
+    folder.mkdir()
+    names, weight_map = list(shapes), {}
+    for shard in range(3):
+        header, at = {}, 0
+        for name in names[shard::3]:
+            dtype, shape = shapes[name]
+            end = at + math.prod(shape) * (2 if dtype == "BF16" else 1)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
+            weight_map[name] = f"model-{shard:05d}-of-00002.safetensors"  # as released: from 0
+            at = end
+        text = json.dumps(header).encode()
+        with (folder / f"model-{shard:05d}-of-00002.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + at)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(GPT_OSS_20B.to_json("hf")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs sparse files and Linux's RSS")
+def test_a_20b_loads_without_being_read(tmp_path: Path) -> None:
+    """13.8 GB map in a few MB: the growth of resident memory beyond what the imports take."""
+    write_hollow_20b(tmp_path / "c")
+    code = textwrap.dedent("""
+        import resource, sys
+        import gptoss_ref.checkpoint
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        checkpoint = gptoss_ref.load_checkpoint(sys.argv[1])
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert checkpoint.config == gptoss_ref.GPT_OSS_20B
+        assert not checkpoint.weights.blocks[23].mlp.mlp1_weight[31].blocks[-1].any()
+        print(checkpoint.nbytes, grown)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c")],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    nbytes, kilobytes = map(int, done.stdout.split())
+    assert nbytes == 13_761_264_768
+    assert kilobytes < 50_000
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .shards import Shards
 _FLOATS = ("BF16", "F32", "F64")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A checkpoint on disk, mapped.
 
