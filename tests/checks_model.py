@@ -24,6 +24,7 @@ from strategies import (
     random_tokens,
     small_config,
 )
+from transformers_model import transformers_model
 
 from gptoss_ref.backend import NUMPY, Backend
 from gptoss_ref.config import ModelConfig
@@ -102,6 +103,16 @@ def check_logits(
     assert ours.dtype == policy
     distance = relative_l2(ours, twin_logits(config, arrays, tokens, "float64"))
     assert distance <= MODEL_TOLERANCE[policy], f"relative L2 {distance:.3g} under {policy}"
+
+
+def check_transformers(
+    build: Builder, config: ModelConfig, arrays: Arrays, tokens: list[int]
+) -> None:
+    """Relative L2 distance of all logits, at most 1e-5."""
+    with torch.no_grad():
+        theirs = transformers_model(config, arrays)(torch.tensor([tokens])).logits[0].numpy()
+    distance = relative_l2(build(config, arrays, "float32")(tokens), theirs)
+    assert distance <= MODEL_TOLERANCE["float32"], f"relative L2 {distance:.3g}"
 
 
 def check_taps(

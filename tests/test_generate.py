@@ -292,5 +292,22 @@ def test_bad_prompts(model: Model) -> None:
             next(generate(model, prompt))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_logits_are_an_error(temperature: float) -> None:
+    """No token is as good as any other: nothing is drawn from NaN."""
+    config = small_config()
+    arrays = random_arrays(config, 0)
+    arrays["norm.scale"][2] = np.nan
+    broken = build_model(config, arrays, "float32")
+    with pytest.raises(GptOssError, match="NaN"):
+        next(generate(broken, PROMPT, temperature=temperature))
+
+
+def test_a_temperature_near_zero_is_greedy() -> None:
+    logits = np.array([1.0, 3.0, 2.999, -50.0])
+    with np.errstate(invalid="raise", divide="raise"):
+        assert token_probabilities(logits, 1e-308).tolist() == [0, 1, 0, 0]
+
+
 def test_public_name() -> None:
     assert gptoss_ref.generate is generate
