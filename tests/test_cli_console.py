@@ -62,8 +62,8 @@ def test_a_terminal_without_rich_gets_plain_text(terminal: Terminal) -> None:
 
 
 def test_long_lines_are_not_broken(terminal: Terminal) -> None:
-    Screen(terminal).write("word " * 100)
-    assert terminal.getvalue() == "word " * 100
+    Screen(terminal).write("word " * 100 + "end")
+    assert terminal.getvalue() == "word " * 100 + "end"
 
 
 @pytest.mark.parametrize("text", ["[bold]x[/bold]", ":smile:", "[/]", "a\nb", "π ≈ 3.14159 日本"])
