@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import as_weights, random_arrays, small_config
@@ -394,6 +395,53 @@ def test_a_reply_is_what_generate_yields(random_model: Model) -> None:
     assert list(reply.tokens) == [int(token) for token in expected][: len(reply.tokens)]
     assert reply.logprobs == tuple(token.logprob for token in expected[: len(reply.tokens)])
     assert list(reply.messages) == parse(reply.tokens, random_model.tokenizer)
+
+
+# --- the bundled model ----------------------------------------------------------------------------
+
+CALCULATOR = {
+    "name": "calculator",
+    "description": "Evaluates an arithmetic expression.",
+    "parameters": {
+        "type": "object",
+        "properties": {"expression": {"type": "string"}},
+        "required": ["expression"],
+    },
+}
+
+
+def test_tiny_answers(tiny: Model) -> None:
+    high = respond(tiny, "What is 27 + 58?", reasoning="high")
+    assert "85" in high.final
+    assert high.analysis
+    assert (high.stop_reason, high.repairs) == ("return", ())
+    low = respond(tiny, "What is 27 + 58?", reasoning="low")
+    assert (low.analysis, low.stop_reason) == ("", "return")
+    assert len(low.tokens) < len(high.tokens)
+
+
+def test_tiny_calls_a_tool_and_reads_its_result(tiny: Model) -> None:
+    chat = Chat(tiny, reasoning="medium", tools=[CALCULATOR])
+    asked = chat.ask("What is 27 + 58?")
+    (wanted,) = asked.tool_calls
+    assert wanted.recipient == "functions.calculator"
+    assert wanted.error is None
+    assert wanted.arguments["expression"].replace(" ", "") == "27+58"
+    answered = chat.ask(wanted.answer("85"))
+    assert "85" in answered.final
+    # its header is the one that history renders, so the call and all before it were in the cache
+    assert answered.cached_tokens == asked.prompt_tokens + len(asked.tokens) - 1
+
+
+def test_tiny_tokenizes_as_transformers_does(tiny: Model) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(tiny.path)
+    for text in ("What is 27 + 58?", "  Ünïcode 漢 \n\n don't 👩‍🚀", '{"a": [1, 23]}'):
+        tokens = tiny.tokenizer.encode(text)
+        assert theirs.encode(text, add_special_tokens=False) == tokens
+        assert theirs.decode(tokens) == tiny.tokenizer.decode(tokens) == text
+    for name, number in tiny.tokenizer.special.items():
+        assert theirs.convert_tokens_to_ids(name) == number
+    assert set(tiny.tokenizer.stop_tokens) < set(tiny.stop_tokens)
 
 
 # --- bad input ------------------------------------------------------------------------------------

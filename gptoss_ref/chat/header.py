@@ -165,7 +165,7 @@ def _is_tool(word: str) -> bool:
 def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, str | None]:
     """Recipient and content type from the words that are neither role nor channel."""
     recipient = content_type = None
-    plain = []
+    plain: list[str] = []
     queue = iter(words)
     for word in queue:
         if word.startswith("to="):
