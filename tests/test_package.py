@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it does, what it exports, what it ships, who imports whom."""
+"""The package: what importing it does, what it exports, what it ships, who imports whom."""
 
 from __future__ import annotations
 
