@@ -30,10 +30,10 @@ ARITHMETIC = ("add", "subtract", "multiply")
 WEIGHTS = {
     "add": 1.3,
     "subtract": 1.6,
-    "multiply": 2.2,
+    "multiply": 1.9,
     "compare": 0.8,
-    "reverse": 2.2,
-    "count": 2.0,
+    "reverse": 3.0,
+    "count": 2.6,
     "sort": 0.9,
     "talk": 0.35,
 }
@@ -99,14 +99,10 @@ def draw_context(
         date = f"{rng.randint(2024, 2027)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     if rng.random() < 0.25 and not plain:
         instructions = rng.choice(_INSTRUCTIONS)
-    head = [
-        Message.system(SystemContent(reasoning_effort=effort, conversation_start_date=date))
-    ]
+    head = [Message.system(SystemContent(reasoning_effort=effort, conversation_start_date=date))]
     if instructions or chosen:
         functions = [tool.schema for tool in chosen]
-        head.append(
-            Message.developer(DeveloperContent.with_functions(instructions, functions))
-        )
+        head.append(Message.developer(DeveloperContent.with_functions(instructions, functions)))
     turns = 0
     if not plain and rng.random() < 0.35:
         turns = rng.choice((1, 1, 2, 2, 3, 4))

@@ -158,9 +158,7 @@ def special_tokens() -> dict[str, Any]:
 def export(state: dict[str, Tensor], cfg: Config, folder: Path, experts: str = "mxfp4") -> None:
     """Write the folder, everything but the model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        tensors(state, cfg, experts), folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    save_file(tensors(state, cfg, experts), folder / "model.safetensors", metadata={"format": "pt"})
     for name, value in {
         "config": config_json(cfg, experts),
         "generation_config": generation_json(),

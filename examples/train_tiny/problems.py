@@ -146,7 +146,8 @@ def compare(rng: random.Random) -> Problem:
     a = _number(rng)
     b = _number(rng)
     if rng.random() < 0.3:  # share the leading digits
-        b = a - a % 10 + rng.randrange(10) if rng.random() < 0.5 else a - a % 100 + rng.randrange(100)
+        unit = 10 if rng.random() < 0.5 else 100
+        b = a - a % unit + rng.randrange(unit)
     kind = rng.choice(("larger", "smaller", "compare"))
     x, y = _padded(a, b)
     compared = _compare_digits(x, y)
@@ -369,7 +370,10 @@ _SORT = (
     "Put the digits {digits} in ascending order.",
     "Sort these digits: {digits}",
 )
-_SKILLS_LINE = "I can add, subtract, multiply and compare numbers, reverse words, count letters and sort digits."
+_SKILLS_LINE = (
+    "I can add, subtract, multiply and compare numbers, reverse words, count letters and "
+    "sort digits."
+)
 _TALK: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hi there", "Good morning", "Hello there!"),

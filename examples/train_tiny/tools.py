@@ -71,14 +71,13 @@ _WEATHER_QUESTIONS = (
     "Is it raining in {}?",
 )
 _SKIES = ("sunny", "cloudy", "rain", "snow", "windy", "fog", "clear", "storm")
-_CITIES = tuple(
-    """
-    Paris London Berlin Tokyo Rome Madrid Oslo Vienna Prague Dublin Lisbon Athens Cairo Delhi Lima
-    Boston Chicago Denver Seattle Miami Toronto Sydney Moscow Zurich Geneva Munich Hamburg Milan
-    Venice Naples Warsaw Helsinki Stockholm Copenhagen Brussels Seoul Beijing Shanghai Bangkok
-    Jakarta Nairobi Lagos Tunis Dakar Havana Bogota Quito Santiago
-    """.split()
-)
+_CITY_NAMES = """
+Paris London Berlin Tokyo Rome Madrid Oslo Vienna Prague Dublin Lisbon Athens Cairo Delhi Lima
+Boston Chicago Denver Seattle Miami Toronto Sydney Moscow Zurich Geneva Munich Hamburg Milan
+Venice Naples Warsaw Helsinki Stockholm Copenhagen Brussels Seoul Beijing Shanghai Bangkok
+Jakarta Nairobi Lagos Tunis Dakar Havana Bogota Quito Santiago
+"""
+_CITIES = tuple(_CITY_NAMES.split())
 _FORMS = {
     "add": ("+", problems.ADD),
     "subtract": ("-", problems.SUBTRACT),

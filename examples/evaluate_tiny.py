@@ -1,0 +1,174 @@
+"""Measure the bundled tiny model on problems that a hash split kept out of its training.
+
+    python examples/evaluate_tiny.py                        # the bundled model
+    python examples/evaluate_tiny.py tiny FOLDER --n 50     # two models side by side
+    python examples/evaluate_tiny.py --json
+
+Prints a table in Markdown: the share of answers that are exactly right, by skill and effort. All
+answers are greedy. To be quick, the expected reply serves as a draft: one pass over it gives the
+greedy token at every position, and only a reply that departs from the draft is generated token by
+token from there on. The result is that of plain greedy decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import gptoss_ref as gr
+from gptoss_ref.cache import KVCache
+from gptoss_ref.chat import Message, parse
+from gptoss_ref.chat.reply import ToolCall
+
+sys.path.insert(0, str(Path(__file__).parent / "train_tiny"))
+
+from data import Branch, Context, draw_branch, draw_context
+from problems import EFFORTS
+
+SKILLS = ("add", "subtract", "multiply", "compare", "reverse", "count", "sort")
+ROWS = (*SKILLS, "tool call", "tool answer")
+CONTEXTS = 8  # contexts with tools, so that names and descriptions vary
+MAX_REPLY = 200  # tokens
+
+Table = dict[tuple[str, str], float]
+
+
+class Evaluator:
+    """Greedy replies of one model; contexts are computed once and their caches copied."""
+
+    def __init__(self, model: gr.Model) -> None:
+        self.model = model
+        self._caches: dict[tuple[int, ...], KVCache] = {}
+
+    def _cache(self, context: Sequence[int]) -> KVCache:
+        key = tuple(context)
+        if key not in self._caches:
+            self._caches[key] = self.model.new_cache()
+            self.model(key, cache=self._caches[key], last_only=True)
+        return copy.deepcopy(self._caches[key])
+
+    def greedy(self, context: Sequence[int], prompt: Sequence[int], draft: list[int]) -> list[int]:
+        """Return the greedy reply, stop token included, to ``prompt`` after ``context``."""
+        tokens = [*prompt, *draft[:-1]]
+        logits = self.model(tokens, cache=self._cache(context))[len(prompt) - 1 :]  # (reply, V)
+        best = logits.argmax(-1).tolist()
+        if best == draft:
+            return draft
+        at = next(i for i in range(len(draft)) if best[i] != draft[i])
+        begun = [*draft[:at], best[at]]
+        if begun[-1] in self.model.stop_tokens:
+            return begun
+        rest = gr.generate(
+            self.model, [*prompt, *begun], max_new_tokens=MAX_REPLY, cache=self._cache(context)
+        )
+        return [*begun, *map(int, rest)]
+
+
+def _messages(model: gr.Model, reply: list[int]) -> list[Message]:
+    return list(parse(reply, model.tokenizer, role="assistant"))
+
+
+def _answered(model: gr.Model, reply: list[int], answer: str) -> bool:
+    """Tell whether the reply ends with a final message that is exactly ``answer``."""
+    messages = _messages(model, reply)
+    if not messages or reply[-1] != model.tokenizer.special_id("return"):
+        return False
+    return messages[-1].channel == "final" and messages[-1].text == answer
+
+
+def _called(model: gr.Model, reply: list[int], expected: list[int]) -> bool:
+    """Tell whether the reply ends with the expected tool's call and arguments, as JSON."""
+    messages = _messages(model, reply)
+    if not messages or reply[-1] != model.tokenizer.special_id("call"):
+        return False
+    mine, theirs = messages[-1], _messages(model, expected)[-1]
+    if mine.recipient != theirs.recipient:
+        return False
+    return ToolCall.from_message(mine).arguments == ToolCall.from_message(theirs).arguments
+
+
+def _turns(branch: Branch) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the prompt so far and the expected reply, for each of the assistant's turns."""
+    edges = [i for i in range(1, len(branch.loss)) if branch.loss[i] != branch.loss[i - 1]]
+    edges.append(len(branch.loss))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        yield branch.tokens[:start], branch.tokens[start:end]
+
+
+def evaluate(model: gr.Model, effort: str, n: int, seed: int) -> dict[str, float]:
+    """Return the share of right answers by row, ``n`` held-out problems each."""
+    evaluator = Evaluator(model)
+    rng = random.Random(f"evaluate {seed} {effort}")
+    plain = draw_context(rng, effort=effort, tools=False, plain=True)
+    right = dict.fromkeys(ROWS, 0)
+    for skill in SKILLS:
+        for _ in range(n):
+            branch = draw_branch(plain, skill, rng, evaluation=True)
+            ((prompt, draft),) = _turns(branch)
+            reply = evaluator.greedy(plain.tokens, prompt, draft)
+            right[skill] += _answered(model, reply, branch.problem.answer)
+    contexts = [_with_tools(rng, effort) for _ in range(CONTEXTS)]
+    for i in range(n):
+        context = contexts[i % CONTEXTS]
+        branch = draw_branch(context, "tool", rng, evaluation=True)
+        (prompt, call), (later, answer) = _turns(branch)
+        reply = evaluator.greedy(context.tokens, prompt, call)
+        right["tool call"] += _called(model, reply, call)
+        reply = evaluator.greedy(context.tokens, later, answer)
+        right["tool answer"] += _answered(model, reply, branch.problem.answer)
+    return {row: count / n for row, count in right.items()}
+
+
+def _with_tools(rng: random.Random, effort: str) -> Context:
+    return draw_context(rng, effort=effort, tools=True, plain=True)
+
+
+def markdown(tables: Sequence[tuple[str, Table]]) -> str:
+    """Return the table: a row for each skill, a column for each effort and model."""
+    heads = [f"{effort}, {name}" for effort in EFFORTS for name, _ in tables]
+    lines = ["| skill | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for row in ROWS:
+        cells = [f"{100 * table[row, effort]:.1f}" for effort in EFFORTS for _, table in tables]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, evaluate, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="*", default=["tiny"], help="tiny, or folders")
+    parser.add_argument("--n", type=int, default=200, help="problems for each skill and effort")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policy", default="float32")
+    parser.add_argument("--backend", default="numpy")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    tables: list[tuple[str, Table]] = []
+    for name in args.models:
+        model = gr.load(name, backend=args.backend, policy=args.policy)
+        table: Table = {}
+        begin = time.perf_counter()
+        for effort in EFFORTS:
+            for row, share in evaluate(model, effort, args.n, args.seed).items():
+                table[row, effort] = share
+            print(f"{name}, {effort}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+        tables.append((name, table))
+    if args.json:
+        shares = [
+            {"model": name, "skill": row, "effort": effort, "n": args.n, "right": share}
+            for name, table in tables
+            for (row, effort), share in table.items()
+        ]
+        print(json.dumps(shares, indent=1))
+    else:
+        print(markdown(tables))
+
+
+if __name__ == "__main__":
+    main()
