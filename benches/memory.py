@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-_FIELDS = {"VmRSS:": "total", "RssAnon:": "anonymous", "RssFile:": "file"}
+_FIELDS = {"VmRSS": "total", "RssAnon": "anonymous", "RssFile": "file"}
 
 
 @dataclass
@@ -22,9 +22,9 @@ def resident() -> Resident:
     """What is resident now."""
     now = Resident()
     for line in Path("/proc/self/status").read_text().splitlines():
-        key, value, *_ = line.split()
+        key, _, value = line.partition(":")
         if key in _FIELDS:
-            setattr(now, _FIELDS[key], int(value) * 1024)
+            setattr(now, _FIELDS[key], int(value.removesuffix("kB")) * 1024)
     return now
 
 
