@@ -43,6 +43,12 @@ def test_links_lead_somewhere(pattern: str) -> None:
                 assert (document.parent / target).exists(), f"{document}: {target}"
 
 
+def test_contributing_names_what_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"(?:gptoss_ref|tests|examples)/[\w/*.<>-]+", text):
+        assert list(ROOT.glob(name.replace("<layer>", "rope").replace("<command>", "chat"))), name
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_explain_themselves(script: str) -> None:
     done = subprocess.run(
