@@ -28,14 +28,14 @@ MAX_PREFIX = 576  # tokens of a context
 PLAIN = tuple(SKILLS)
 ARITHMETIC = ("add", "subtract", "multiply")
 WEIGHTS = {
-    "add": 1.3,
-    "subtract": 1.6,
-    "multiply": 1.9,
-    "compare": 0.8,
-    "reverse": 3.0,
-    "count": 2.6,
-    "sort": 0.9,
-    "talk": 0.35,
+    "add": 1.0,
+    "subtract": 1.3,
+    "multiply": 2.0,
+    "compare": 1.1,
+    "reverse": 2.8,
+    "count": 3.4,
+    "sort": 1.0,
+    "talk": 0.25,
 }
 _EFFORT_WEIGHTS = (0.2, 0.35, 0.45)
 _INSTRUCTIONS = (
@@ -92,7 +92,7 @@ def draw_context(
     """
     effort = effort or rng.choices(EFFORTS, weights=_EFFORT_WEIGHTS)[0]
     if tools is None:
-        tools = rng.random() < 0.2
+        tools = rng.random() < 0.3
     chosen = draw_tools(rng) if tools else ()
     date = instructions = None
     if rng.random() < 0.5 and not plain:

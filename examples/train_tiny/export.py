@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gptoss_ref.chat.hf_tokenizer import tokenizer_json
 from gptoss_ref.layers import mxfp4
 from model import Config
 
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 QUANTISED = {
     "quant_method": "mxfp4",
     "modules_to_not_convert": [
@@ -158,7 +160,9 @@ def special_tokens() -> dict[str, Any]:
 def export(state: dict[str, Tensor], cfg: Config, folder: Path, experts: str = "mxfp4") -> None:
     """Write the folder, everything but the model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors(state, cfg, experts), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(tensors(state, cfg, experts), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors makes it private
     for name, value in {
         "config": config_json(cfg, experts),
         "generation_config": generation_json(),
@@ -168,6 +172,7 @@ def export(state: dict[str, Tensor], cfg: Config, folder: Path, experts: str = "
     }.items():
         text = json.dumps(value, indent=None if name == "tokenizer" else 2, ensure_ascii=False)
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    shutil.copyfile(TEMPLATE, folder / TEMPLATE.name)
 
 
 def main() -> None:

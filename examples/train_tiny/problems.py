@@ -194,10 +194,8 @@ def count(rng: random.Random) -> Problem:
         letter = max(word, key=lambda c: (word.count(c), c))
     steps, seen = [], 0
     for numbered in _numbered(word):
-        if numbered[0] == letter:
-            seen += 1
-            numbered += f"={seen}"
-        steps.append(numbered)
+        seen += numbered[0] == letter
+        steps.append(f"{numbered}{letter}{seen}")  # letter, its place, what is counted, how many
     working = {"medium": " ".join(word), "high": " ".join(steps)}
     question = rng.choice(_COUNT).format(word=word, letter=letter)
     return Problem("count", f"count {letter} {word}", question, str(word.count(letter)), working)
