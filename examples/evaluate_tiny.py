@@ -32,7 +32,7 @@ from data import Branch, Context, draw_branch, draw_context
 from problems import EFFORTS
 
 SKILLS = ("add", "subtract", "multiply", "compare", "reverse", "count", "sort")
-ROWS = (*SKILLS, "tool call", "tool answer")
+ROWS = (*SKILLS, "well-formed call", "right call", "tool answer")
 CONTEXTS = 8  # contexts with tools, so that names and descriptions vary
 MAX_REPLY = 200  # tokens
 
@@ -82,15 +82,15 @@ def _answered(model: gr.Model, reply: list[int], answer: str) -> bool:
     return messages[-1].channel == "final" and messages[-1].text == answer
 
 
-def _called(model: gr.Model, reply: list[int], expected: list[int]) -> bool:
-    """Tell whether the reply ends with the expected tool's call and arguments, as JSON."""
+def _call(model: gr.Model, reply: list[int]) -> ToolCall | None:
+    """Return the call that the reply ends with, if it is one with a JSON object of arguments."""
     messages = _messages(model, reply)
     if not messages or reply[-1] != model.tokenizer.special_id("call"):
-        return False
-    mine, theirs = messages[-1], _messages(model, expected)[-1]
-    if mine.recipient != theirs.recipient:
-        return False
-    return ToolCall.from_message(mine).arguments == ToolCall.from_message(theirs).arguments
+        return None
+    if messages[-1].recipient is None:
+        return None
+    call = ToolCall.from_message(messages[-1])
+    return None if call.error else call
 
 
 def _turns(branch: Branch) -> Iterator[tuple[list[int], list[int]]]:
@@ -119,7 +119,9 @@ def evaluate(model: gr.Model, effort: str, n: int, seed: int) -> dict[str, float
         branch = draw_branch(context, "tool", rng, evaluation=True)
         (prompt, call), (later, answer) = _turns(branch)
         reply = evaluator.greedy(context.tokens, prompt, call)
-        right["tool call"] += _called(model, reply, call)
+        made, wanted = _call(model, reply), _call(model, call)
+        right["well-formed call"] += made is not None
+        right["right call"] += made == wanted
         reply = evaluator.greedy(context.tokens, later, answer)
         right["tool answer"] += _answered(model, reply, branch.problem.answer)
     return {row: count / n for row, count in right.items()}
