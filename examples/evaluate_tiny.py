@@ -28,12 +28,11 @@ from gptoss_ref.chat.reply import ToolCall
 
 sys.path.insert(0, str(Path(__file__).parent / "train_tiny"))
 
-from data import Branch, Context, draw_branch, draw_context
+from data import Branch, draw_branch, draw_context
 from problems import EFFORTS
 
 SKILLS = ("add", "subtract", "multiply", "compare", "reverse", "count", "sort")
 ROWS = (*SKILLS, "well-formed call", "right call", "tool answer")
-CONTEXTS = 8  # contexts with tools, so that names and descriptions vary
 MAX_REPLY = 200  # tokens
 
 Table = dict[tuple[str, str], float]
@@ -52,6 +51,10 @@ class Evaluator:
             self._caches[key] = self.model.new_cache()
             self.model(key, cache=self._caches[key], last_only=True)
         return copy.deepcopy(self._caches[key])
+
+    def forget(self, context: Sequence[int]) -> None:
+        """Drop the cache of a context that is not needed any more."""
+        del self._caches[tuple(context)]
 
     def greedy(self, context: Sequence[int], prompt: Sequence[int], draft: list[int]) -> list[int]:
         """Return the greedy reply, stop token included, to ``prompt`` after ``context``."""
@@ -113,9 +116,9 @@ def evaluate(model: gr.Model, effort: str, n: int, seed: int) -> dict[str, float
             ((prompt, draft),) = _turns(branch)
             reply = evaluator.greedy(plain.tokens, prompt, draft)
             right[skill] += _answered(model, reply, branch.problem.answer)
-    contexts = [_with_tools(rng, effort) for _ in range(CONTEXTS)]
-    for i in range(n):
-        context = contexts[i % CONTEXTS]
+    rng = random.Random(f"evaluate tools {seed} {effort}")
+    for _ in range(n):
+        context = draw_context(rng, effort=effort, tools=True, plain=True)
         branch = draw_branch(context, "tool", rng, evaluation=True)
         (prompt, call), (later, answer) = _turns(branch)
         reply = evaluator.greedy(context.tokens, prompt, call)
@@ -124,11 +127,8 @@ def evaluate(model: gr.Model, effort: str, n: int, seed: int) -> dict[str, float
         right["right call"] += made == wanted
         reply = evaluator.greedy(context.tokens, later, answer)
         right["tool answer"] += _answered(model, reply, branch.problem.answer)
+        evaluator.forget(context.tokens)
     return {row: count / n for row, count in right.items()}
-
-
-def _with_tools(rng: random.Random, effort: str) -> Context:
-    return draw_context(rng, effort=effort, tools=True, plain=True)
 
 
 def markdown(tables: Sequence[tuple[str, Table]]) -> str:
