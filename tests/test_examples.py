@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -52,7 +53,12 @@ def test_contributing_names_what_exists() -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_explain_themselves(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, script, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, script, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # from a checkout that is not installed, too
     )
     assert done.stdout.startswith("usage: ")
 
