@@ -1,0 +1,36 @@
+"""The hot path: every layer of gpt-oss as a Numba kernel, named as in :mod:`gptoss_ref.layers`.
+
+A kernel equals its layer under the float32 policy, within the bound that its file states. It
+shares no computation with it. Importing this package compiles nothing: see
+:mod:`gptoss_ref.kernels._jit`.
+"""
+
+from gptoss_ref.kernels import mxfp4, sampling
+from gptoss_ref.kernels.attention import attention, attention_weights
+from gptoss_ref.kernels.embedding import embedding
+from gptoss_ref.kernels.experts import experts
+from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.rmsnorm import rmsnorm
+from gptoss_ref.kernels.rope import rope, rope_tables, yarn
+from gptoss_ref.kernels.router import router
+from gptoss_ref.kernels.swiglu import swiglu
+from gptoss_ref.kernels.threads import threads
+from gptoss_ref.routing import RouterOutput
+
+__all__ = [
+    "RouterOutput",
+    "attention",
+    "attention_weights",
+    "embedding",
+    "experts",
+    "linear",
+    "mxfp4",
+    "rmsnorm",
+    "rope",
+    "rope_tables",
+    "router",
+    "sampling",
+    "swiglu",
+    "threads",
+    "yarn",
+]

@@ -1,0 +1,135 @@
+"""A small vocabulary for writing vector instructions as LLVM IR, for Numba intrinsics.
+
+Vectors have a type and a number of lanes. Where LLVM knows an operation for any vector (loads,
+shuffles, shifts, fused multiply-add) the IR is the same on every CPU; only multiplication of int16
+pairs and table look-up are named after one family of instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.np.arrayobj import make_array
+
+i8, i16, i32, i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+f32 = ir.FloatType()
+Value = Any
+
+
+def vector(element: ir.Type, lanes: int) -> ir.Type:
+    """Type of ``lanes`` values of type ``element``."""
+    return ir.VectorType(element, lanes)
+
+
+def constant(element: ir.Type, values: Sequence[float] | float, lanes: int = 0) -> Value:
+    """A vector of ``values``, or of one value in all ``lanes``."""
+    if isinstance(values, Sequence):
+        return ir.Constant(vector(element, len(values)), list(values))
+    return ir.Constant(vector(element, lanes), [values] * lanes)
+
+
+def index(value: int) -> Value:
+    """An array index."""
+    return ir.Constant(i64, value)
+
+
+def data(context: Any, builder: ir.IRBuilder, array_type: Any, array: Value) -> Value:
+    """Pointer to the first element of a contiguous array."""
+    return make_array(array_type)(context, builder, array).data
+
+
+def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -> Value:
+    """The vector (or scalar) at ``pointer`` + ``offset`` elements; no alignment is assumed."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
+    value = builder.load(at)
+    value.align = 1
+    return value
+
+
+def store(builder: ir.IRBuilder, value: Value, pointer: Value, offset: Value) -> None:
+    """Write a vector (or scalar) at ``pointer`` + ``offset`` elements; none need be aligned."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
+    builder.store(value, at).align = 1
+
+
+def splat(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
+    """``scalar`` in all lanes."""
+    type_ = vector(scalar.type, lanes)
+    one = builder.insert_element(ir.Constant(type_, ir.Undefined), scalar, ir.Constant(i32, 0))
+    return builder.shuffle_vector(one, one, constant(i32, 0, lanes))
+
+
+def shuffle(builder: ir.IRBuilder, a: Value, lanes: Sequence[int], b: Value = None) -> Value:
+    """Lanes of ``a`` (0 … n − 1) and ``b`` (n …), in the order given."""
+    return builder.shuffle_vector(a, a if b is None else b, constant(i32, list(lanes)))
+
+
+def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: Value) -> Value:
+    """Call the LLVM intrinsic ``name``."""
+    type_ = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, type_, name), arguments)
+
+
+def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
+    """a · b + c, rounded once."""
+    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+
+
+def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
+    """Sum of the lanes of a float vector, by halves."""
+    while a.type.count > 1:
+        half = a.type.count // 2
+        low, high = shuffle(builder, a, range(half)), shuffle(builder, a, range(half, 2 * half))
+        a = builder.fadd(low, high)
+    return builder.extract_element(a, ir.Constant(i32, 0))
+
+
+def prefetch(builder: ir.IRBuilder, pointer: Value, offset: Value, ahead: int) -> None:
+    """Ask for the cache line ``ahead`` bytes beyond ``pointer`` + ``offset`` elements.
+
+    An address that is not mapped is ignored by the CPU: reading ahead needs no bound.
+    """
+    at = builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
+    at = builder.gep(at, [index(ahead)])
+    read, keep, of_data = (ir.Constant(i32, v) for v in (0, 3, 1))
+    type_ = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], type_)
+    builder.call(function, [at, read, keep, of_data])
+
+
+def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
+    """The columns of a square of vectors: n vectors of n lanes, n a power of two.
+
+    Each of log2 n rounds interleaves row i with row i + n/2, which moves one bit of the row number
+    into the lane number.
+    """
+    n = len(rows)
+    low = [lane // 2 + n * (lane % 2) for lane in range(n)]
+    high = [lane + n // 2 for lane in low]
+    current = list(rows)
+    for _ in range(n.bit_length() - 1):
+        pairs = [(current[i], current[i + n // 2]) for i in range(n // 2)]
+        current = [shuffle(builder, a, order, b) for a, b in pairs for order in (low, high)]
+    return current
+
+
+class Accumulators:
+    """A grid of float or integer vectors that a loop adds to; LLVM keeps them in registers."""
+
+    def __init__(self, builder: ir.IRBuilder, rows: int, columns: int, type_: ir.Type) -> None:
+        self._builder = builder
+        self._slots = [
+            [cgutils.alloca_once(builder, type_) for _ in range(columns)] for _ in range(rows)
+        ]
+        for row in self._slots:
+            for slot in row:
+                builder.store(ir.Constant(type_, None), slot)
+
+    def __getitem__(self, at: tuple[int, int]) -> Value:
+        return self._builder.load(self._slots[at[0]][at[1]])
+
+    def __setitem__(self, at: tuple[int, int], value: Value) -> None:
+        self._builder.store(value, self._slots[at[0]][at[1]])

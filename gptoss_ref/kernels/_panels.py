@@ -1,0 +1,314 @@
+"""Float32 products that linear layers and attention share: a dot product, and a panel product.
+
+A **panel** holds some rows of a matrix side by side, its inner index outermost: ``panel[k, l]`` is
+column k of row l, so that one vector instruction multiplies the same k of all rows. Its width L is
+``panel_width(path)`` rows: 32 or 16.
+
+==========  ========================================================================================
+leaf        computes
+==========  ========================================================================================
+``dot``     Σ_k w[k] · x[k] of one stored row
+``pack``    a panel from rows that are stored one after the other: a transposition by shuffles
+``tile``    out[m, l] = Σ_k x[m, k] · panel[k, l] for some m: each load serves m or L products
+==========  ========================================================================================
+
+Accumulators are float32 (``dot``: 4 · 16 partial sums; ``tile``: one a result, in order of k, but
+callers cut k into pieces). Sums of n products stay within n · 2⁻²⁴ of Σ |w·x|, the bound of any
+float32 sum; at the released sizes the relative L2 error is below 1e-6 on Gaussian activations and
+on those with one element 1000 times the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from gptoss_ref.kernels import _ir
+from gptoss_ref.kernels._ir import f32, i16, i32, index
+from gptoss_ref.kernels._jit import DOT_PRODUCT, PATH_TYPES
+from gptoss_ref.kernels._math import widen
+
+LANES = 16
+PREFETCH_BYTES = 2048
+"""How far ahead of a row's reading its cache lines are asked for."""
+
+_WIDTHS = {PATH_TYPES["avx512"]: 32, PATH_TYPES["avx2"]: 16, PATH_TYPES["plain"]: 16}
+_TOKENS = {PATH_TYPES["avx512"]: (12, 4, 1), PATH_TYPES["avx2"]: (6, 2, 1)}
+"""Rows of x that ``tile`` takes at once, so that the sums fill the registers."""
+
+
+def panel_width(path: Any) -> int:
+    """Rows of a panel, L."""
+    return 16
+
+
+def dot(path: Any, w: Any, w_at: int, x: Any, x_at: int, n: int) -> Any:
+    """Σ w[w_at + k] · x[x_at + k] over n values; ``w`` uint16 (bfloat16 bits) or float32."""
+    total = np.float32(0.0)
+    for k in range(n):
+        total += widen(w[w_at + k]) * x[x_at + k]
+    return total
+
+
+def pack(path: Any, w: Any, at: int, stride: int, rows: int, depth: int, panel: Any) -> None:
+    """panel[k, l] = w[at + l · stride + k] for l < L; rows from ``rows`` on repeat the last."""
+    width = 16
+    for l in range(width):
+        start = at + min(l, rows - 1) * stride
+        for k in range(depth):
+            panel[k * width + l] = widen(w[start + k])
+
+
+def tile(
+    path: Any,
+    count: int,
+    x: Any,
+    x_at: int,
+    x_stride: int,
+    panel: Any,
+    panel_at: int,
+    panel_stride: int,
+    depth: int,
+    out: Any,
+    out_at: int,
+    out_stride: int,
+    add: bool,
+) -> None:
+    """out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; ``add``: onto what is there.
+
+    What is there is added last: a long sum cut into pieces rounds less than one in sequence. All
+    arrays are flat; ``*_at`` is where the first element lies, ``*_stride`` the distance of rows.
+    """
+    width = 16
+    sums = np.empty(width, np.float32)
+    for m in range(count):
+        to, of = out_at + m * out_stride, x_at + m * x_stride
+        for l in range(width):
+            sums[l] = np.float32(0.0)
+        for k in range(depth):
+            factor, row = x[of + k], panel_at + k * panel_stride
+            for l in range(width):
+                sums[l] += factor * panel[row + l]
+        for l in range(width):
+            out[to + l] = out[to + l] + sums[l] if add else sums[l]
+
+
+LEAF: dict[str, Any] = {"strict": False, "jit_options": {"fastmath": DOT_PRODUCT}}
+"""How a leaf is given its implementations: the Python function above is the plain path's."""
+
+
+@overload(panel_width, **LEAF)
+def _panel_width(path: Any) -> Any:
+    width = _WIDTHS[path]
+    return lambda path: width
+
+
+@overload(dot, **LEAF)
+def _dot(path: Any, *others: Any) -> Any:
+    if path is PATH_TYPES["plain"]:
+        return dot
+
+    def vectors(path, w, w_at, x, x_at, n):  # type: ignore[no-untyped-def]
+        total = _vector_dot(w, w_at, x, x_at, n // LANES)
+        for k in range(n // LANES * LANES, n):
+            total += widen(w[w_at + k]) * x[x_at + k]
+        return total
+
+    return vectors
+
+
+@overload(pack, **LEAF)
+def _pack(path: Any, *others: Any) -> Any:
+    if path is PATH_TYPES["plain"]:
+        return pack
+    width = _WIDTHS[path]
+
+    def vectors(path, w, at, stride, rows, depth, panel):  # type: ignore[no-untyped-def]
+        squares = depth // LANES
+        for first in range(0, width, LANES):
+            row = min(first, rows - 1)
+            last = max(0, min(LANES, rows - first) - 1)
+            _vector_pack(w, at + row * stride, stride, last, squares, panel, first, width)
+        for l in range(width):
+            start = at + min(l, rows - 1) * stride
+            for k in range(squares * LANES, depth):
+                panel[k * width + l] = widen(w[start + k])
+
+    return vectors
+
+
+@overload(tile, **LEAF)
+def _tile(path: Any, *others: Any) -> Any:
+    if path is PATH_TYPES["plain"]:
+        return tile
+    most, some, _ = _TOKENS[path]
+    tile_most, tile_some, tile_one = (_tile_of(m, _WIDTHS[path] // LANES) for m in _TOKENS[path])
+
+    # fmt: off
+    def vectors(path, count, x, x_at, x_stride, panel, panel_at,  # type: ignore[no-untyped-def]
+                panel_stride, depth, out, out_at, out_stride, add):
+        m = 0
+        while m < count:
+            of, to = x_at + m * x_stride, out_at + m * out_stride
+            if m + most <= count:
+                tile_most(x, of, x_stride, panel, panel_at, panel_stride, depth,
+                          out, to, out_stride, add)
+                m += most
+            elif m + some <= count:
+                tile_some(x, of, x_stride, panel, panel_at, panel_stride, depth,
+                          out, to, out_stride, add)
+                m += some
+            else:
+                tile_one(x, of, x_stride, panel, panel_at, panel_stride, depth,
+                         out, to, out_stride, add)
+                m += 1
+    # fmt: on
+
+    return vectors
+
+
+def _widened(builder: Any, raw: Any) -> Any:
+    """A vector of stored weights as floats."""
+    if raw.type.element == f32:
+        return raw
+    lanes = raw.type.count
+    wide = builder.zext(raw, _ir.vector(i32, lanes))
+    return builder.bitcast(builder.shl(wide, _ir.constant(i32, 16, lanes)), _ir.vector(f32, lanes))
+
+
+@intrinsic
+def _vector_dot(typing_context: Any, w: Any, w_at: Any, x: Any, x_at: Any, steps: Any) -> Any:
+    """Σ over ``steps`` · 16 values, in 4 vectors of 16 partial sums."""
+    element = i16 if w.dtype is types.uint16 else f32
+    size = 2 if w.dtype is types.uint16 else 4
+    unroll = 4
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        weights = builder.gep(_ir.data(context, builder, w, args[0]), [args[1]])
+        values = builder.gep(_ir.data(context, builder, x, args[2]), [args[3]])
+        sums = _ir.Accumulators(builder, 1, unroll, _ir.vector(f32, LANES))
+
+        def step(at: Any, column: int) -> None:
+            a = _widened(builder, _ir.load(builder, weights, at, _ir.vector(element, LANES)))
+            b = _ir.load(builder, values, at, _ir.vector(f32, LANES))
+            sums[0, column] = _ir.fma(builder, a, b, sums[0, column])
+
+        whole = builder.udiv(args[4], index(unroll))
+        with cgutils.for_range(builder, whole) as loop:
+            base = builder.mul(loop.index, index(unroll * LANES))
+            for ahead in range(0, unroll * LANES * size, 64):
+                _ir.prefetch(builder, weights, base, PREFETCH_BYTES + ahead)
+            for column in range(unroll):
+                step(builder.add(base, index(column * LANES)), column)
+        done = builder.mul(whole, index(unroll))
+        with cgutils.for_range(builder, builder.sub(args[4], done)) as loop:
+            step(builder.mul(builder.add(done, loop.index), index(LANES)), 0)
+        left, right = builder.fadd(sums[0, 0], sums[0, 1]), builder.fadd(sums[0, 2], sums[0, 3])
+        return _ir.lane_sum(builder, builder.fadd(left, right))
+
+    return types.float32(w, types.intp, x, types.intp, types.intp), generate
+
+
+@intrinsic
+def _vector_pack(
+    typing_context: Any,
+    w: Any,
+    at: Any,
+    stride: Any,
+    last: Any,
+    squares: Any,
+    panel: Any,
+    first: Any,
+    width: Any,
+) -> Any:
+    """16 rows of ``w`` from ``at`` into columns ``first`` … of a panel, 16 x 16 at a time."""
+    element = i16 if w.dtype is types.uint16 else f32
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source = _ir.data(context, builder, w, args[0])
+        target = _ir.data(context, builder, panel, args[5])
+        _, at_, stride_, last_, squares_, _, first_, width_ = args
+        rows = []
+        for l in range(LANES):
+            row = builder.select(builder.icmp_signed("<", index(l), last_), index(l), last_)
+            rows.append(builder.gep(source, [builder.add(at_, builder.mul(row, stride_))]))
+        with cgutils.for_range(builder, squares_) as loop:
+            k = builder.mul(loop.index, index(LANES))
+            loaded = [_ir.load(builder, row, k, _ir.vector(element, LANES)) for row in rows]
+            for i, column in enumerate(_ir.transposed(builder, loaded)):
+                to = builder.add(builder.mul(builder.add(k, index(i)), width_), first_)
+                _ir.store(builder, _widened(builder, column), target, to)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(w, n, n, n, n, panel, n, n), generate
+
+
+def _tile_of(tokens: int, vectors: int) -> Any:
+    """The panel product of ``tokens`` rows of x with a panel of ``vectors`` · 16 columns."""
+
+    @intrinsic
+    def tile_of(
+        typing_context: Any,
+        x: Any,
+        x_at: Any,
+        x_stride: Any,
+        panel: Any,
+        panel_at: Any,
+        panel_stride: Any,
+        depth: Any,
+        out: Any,
+        out_at: Any,
+        out_stride: Any,
+        add: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, x_at_, x_stride_, _, panel_at_, panel_stride_, depth_, _, to, out_stride_, add_ = (
+                args
+            )
+            x_ = _ir.data(context, builder, x, args[0])
+            panel_ = builder.gep(_ir.data(context, builder, panel, args[3]), [panel_at_])
+            out_ = _ir.data(context, builder, out, args[7])
+            type_ = _ir.vector(f32, LANES)
+            sums = _ir.Accumulators(builder, tokens, vectors, type_)
+            rows = [
+                builder.gep(x_, [builder.add(x_at_, builder.mul(x_stride_, index(m)))])
+                for m in range(tokens)
+            ]
+            places = [
+                [
+                    builder.add(
+                        builder.add(to, builder.mul(out_stride_, index(m))), index(v * LANES)
+                    )
+                    for v in range(vectors)
+                ]
+                for m in range(tokens)
+            ]
+            with cgutils.for_range(builder, depth_) as loop:
+                at = builder.mul(loop.index, panel_stride_)
+                columns = [
+                    _ir.load(builder, panel_, builder.add(at, index(v * LANES)), type_)
+                    for v in range(vectors)
+                ]
+                for m in range(tokens):
+                    factor = _ir.splat(builder, _ir.load(builder, rows[m], loop.index, f32), LANES)
+                    for v in range(vectors):
+                        sums[m, v] = _ir.fma(builder, factor, columns[v], sums[m, v])
+            with builder.if_then(builder.icmp_unsigned("!=", add_, add_.type(0))):
+                for m in range(tokens):
+                    for v in range(vectors):
+                        before = _ir.load(builder, out_, places[m][v], type_)
+                        sums[m, v] = builder.fadd(before, sums[m, v])
+            for m in range(tokens):
+                for v in range(vectors):
+                    _ir.store(builder, sums[m, v], out_, places[m][v])
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(x, n, n, panel, n, n, n, out, n, n, types.boolean), generate
+
+    return tile_of

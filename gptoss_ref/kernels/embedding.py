@@ -1,0 +1,47 @@
+"""Token embedding; mirrors ``layers/embedding.py``.
+
+One pass: each row is widened straight into the result, where the layer gathers bits first. No
+accumulator; exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels._arrays import check_policy, positions_of, weight_of
+from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels._math import widen
+from gptoss_ref.numerics import FLOAT32, Array, Policy
+
+
+def embedding(tokens: Array, weight: Array, *, policy: Policy = FLOAT32) -> Array:
+    """Rows of ``weight`` (V, D) for ``tokens`` (T,) ints in [0, V): (T, D) float32.
+
+    Raises:
+        GptOssError: another policy, or a token that is no row.
+    """
+    check_policy(policy)
+    tokens = positions_of(tokens)
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(weight):
+        raise GptOssError(
+            f"tokens range from {tokens.min()} to {tokens.max()}: expected 0 to {len(weight) - 1}"
+        )
+    stored = weight_of(weight)
+    if stored is None:  # an awkward view: only the rows that are wanted are gathered
+        gathered = np.ascontiguousarray(weight[tokens])
+        stored = gathered if gathered.dtype == np.uint16 else gathered.astype(np.float32)
+        tokens = np.arange(len(tokens))
+        stored.flags.writeable = False
+    x = np.empty((len(tokens), weight.shape[1]), np.float32)
+    _rows(tokens, stored, x)
+    return x
+
+
+@jit
+def _rows(tokens: Any, weight: Any, x: Any) -> None:
+    for t in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            x[t, d] = widen(weight[tokens[t], d])

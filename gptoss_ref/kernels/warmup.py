@@ -1,0 +1,90 @@
+"""Compiling the kernels of a chat ahead of time.
+
+A kernel compiles when it is first called; :func:`warmup` calls each of those that a chat uses
+with small arrays of the types that a checkpoint gives, for one token and for several, below and
+above the size from which threads are used. What is in the cache folder is loaded instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.kernels import sampling
+from gptoss_ref.kernels.attention import attention
+from gptoss_ref.kernels.embedding import embedding
+from gptoss_ref.kernels.experts import experts
+from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.rmsnorm import rmsnorm
+from gptoss_ref.kernels.rope import rope, rope_tables
+from gptoss_ref.kernels.router import router
+from gptoss_ref.weights import MXFP4
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being compiled, the steps done and the number of steps."""
+
+
+def _bits(*shape: int) -> Any:
+    """bfloat16 ones."""
+    return np.full(shape, 0x3F80, np.uint16)
+
+
+def _mxfp4(*shape: int) -> MXFP4:
+    *lead, inputs = shape
+    blocks = np.zeros((*lead, inputs // 32, 16), np.uint8)
+    return MXFP4(blocks, np.full(blocks.shape[:-1], 127, np.uint8))
+
+
+def _experts(tokens: int, size: int) -> None:
+    x = np.ones((tokens, size), np.float32)
+    indices, weights = np.zeros((tokens, 1), np.int64), np.ones((tokens, 1), np.float32)
+    first, second = _mxfp4(1, 2 * size, size), _mxfp4(1, size, size)
+    experts(x, indices, weights, first, _bits(1, 2 * size), second, _bits(1, size))
+
+
+def _attention(tokens: int, size: int) -> None:
+    q = np.ones((tokens, size, 32), np.float32)
+    keys = np.ones((128, 2, 32), np.float32)
+    positions = np.arange(128)
+    attention(q, keys, keys, _bits(size), positions[-tokens:], positions)
+
+
+def _small() -> None:
+    x = embedding(np.zeros(2, np.int64), _bits(3, 32))
+    x = rmsnorm(x, _bits(32))
+    rope(x.reshape(2, 2, 16), *rope_tables(np.arange(2), np.ones(8), 1.0))
+    router(x, _bits(4, 32), _bits(4), 2)
+    for dtype in (np.float32, np.float64):
+        logits = np.ones(8, dtype)
+        sampling.greedy(logits)
+        sampling.log_probability(logits, 0)
+        sampling.token_probabilities(logits, 1.0, 0, 0.5)
+
+
+def _linear(tokens: int, size: int) -> None:
+    linear(np.ones((tokens, size), np.float32), _bits(size, size), _bits(size))
+
+
+STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
+    ("embedding, norms, positions, routing, sampling", _small),
+    ("linear layers, one token", lambda: _linear(1, 64)),
+    ("linear layers, one token, threads", lambda: _linear(1, 640)),
+    ("linear layers, several tokens", lambda: _linear(3, 64)),
+    ("linear layers, several tokens, threads", lambda: _linear(3, 640)),
+    ("attention", lambda: _attention(1, 2)),
+    ("attention, threads", lambda: _attention(64, 16)),
+    ("experts", lambda: _experts(1, 64)),
+    ("experts, threads", lambda: _experts(1, 640)),
+)
+
+
+def warmup(progress: Progress | None = None) -> None:
+    """Compile or load every kernel of a chat, for the instruction path and threads in effect."""
+    for done, (name, step) in enumerate(STEPS):
+        if progress is not None:
+            progress(name, done, len(STEPS))
+        step()
+    if progress is not None:
+        progress("done", len(STEPS), len(STEPS))

@@ -1,0 +1,72 @@
+"""Inputs and judgements that the kernel tests share.
+
+A kernel is compared with its layer under the float64 policy, on every instruction path that this
+machine can run. Under NUMBA_DISABLE_JIT=1 kernels are plain Python: fewer and smaller examples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import settings
+from numba.core import config
+
+from gptoss_ref.kernels._jit import available_paths
+from gptoss_ref.weights import MXFP4
+
+INTERPRETED = bool(config.DISABLE_JIT)
+EVERY_PATH = pytest.mark.parametrize("path", available_paths())
+EXAMPLES = settings(max_examples=3 if INTERPRETED else 20)
+COMPILED_ONLY = pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
+
+FLOAT_BOUND = 1e-6  # relative L2 of float32 sums, at the sizes of these tests
+MXFP4_BOUND = 1e-4
+
+
+def relative_l2(ours: Any, theirs: Any) -> float:
+    """|ours − theirs| / |theirs| in float64; 0 when both are zero."""
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert a.shape == b.shape, f"shape {a.shape}, expected {b.shape}"
+    norm, difference = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
+    return difference / norm if norm else difference
+
+
+def bits(x: Any) -> np.ndarray:
+    """The nearest bfloat16 values, as bits."""
+    return np.asarray(x).astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+def gaussian(rng: np.random.Generator, *shape: int, heavy: bool = False) -> np.ndarray:
+    """Standard normal float32; ``heavy``: one element of each row is 1000 times that size."""
+    x = rng.standard_normal(shape, np.float32)
+    if heavy:
+        at = rng.integers(shape[-1], size=shape[:-1])[..., None]
+        np.put_along_axis(x, at, np.float32(1000) * np.sign(np.take_along_axis(x, at, -1)), -1)
+    return x
+
+
+def random_mxfp4(
+    rng: np.random.Generator, *shape: int, scales: tuple[int, int] = (116, 124), **fields: Any
+) -> MXFP4:
+    """Random blocks of a matrix of ``shape`` (…, N, M), with scale bytes from a range."""
+    *lead, inputs = shape
+    blocks = rng.integers(0, 256, (*lead, inputs // 32, 16), np.uint8)
+    bytes_ = rng.integers(*scales, (*lead, inputs // 32)).astype(np.uint8)
+    return MXFP4(blocks, bytes_, **fields)
+
+
+def misaligned(x: np.ndarray) -> np.ndarray:
+    """The same values at an odd address."""
+    buffer = np.empty(x.nbytes + 1, np.uint8)
+    view = buffer[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def spread(x: np.ndarray) -> np.ndarray:
+    """The same values, no two of them adjacent in memory."""
+    wide = np.repeat(x[..., None], 2, axis=-1).reshape(*x.shape[:-1], 2 * x.shape[-1])
+    return wide[..., ::2]

@@ -1,0 +1,208 @@
+"""The linear kernel against the layer, for every storage, layout and number of tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import (
+    EVERY_PATH,
+    EXAMPLES,
+    FLOAT_BOUND,
+    INTERPRETED,
+    MXFP4_BOUND,
+    bits,
+    gaussian,
+    misaligned,
+    random_mxfp4,
+    relative_l2,
+    spread,
+)
+
+from gptoss_ref import kernels, layers
+from gptoss_ref.errors import CheckpointError, GptOssError
+from gptoss_ref.kernels._jit import instructions
+from gptoss_ref.numerics import BFLOAT16, FLOAT64
+from gptoss_ref.weights import MXFP4
+
+LAYOUTS = {
+    "rows": lambda w: w,
+    "columns": lambda w: np.ascontiguousarray(w.T).T,
+    "spread": spread,
+    "misaligned": misaligned,
+}
+TOKENS = st.sampled_from([1, 2, 3, 5, 13, 27])
+
+
+@EVERY_PATH
+@EXAMPLES
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tokens=TOKENS,
+    inputs=st.sampled_from([1, 7, 16, 31, 70, 129]),
+    outputs=st.sampled_from([1, 3, 16, 33, 65]),
+    storage=st.sampled_from(["bfloat16", "float32", "float64"]),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    bias=st.booleans(),
+    heavy=st.booleans(),
+)
+def test_equals_the_layer(
+    path: str,
+    seed: int,
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    storage: str,
+    layout: str,
+    bias: bool,
+    heavy: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = gaussian(rng, tokens, inputs, heavy=heavy)
+    w = gaussian(rng, outputs, inputs)
+    weight = LAYOUTS[layout](bits(w) if storage == "bfloat16" else w.astype(storage))
+    b = bits(gaussian(rng, outputs)) if bias else None
+    with instructions(path):
+        ours = kernels.linear(x, weight, b)
+    assert ours.dtype == np.float32
+    assert relative_l2(ours, layers.linear(x, weight, b, policy=FLOAT64)) <= FLOAT_BOUND
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 14])
+def test_bound_at_the_released_width(path: str, tokens: int, heavy: bool) -> None:
+    rng = np.random.default_rng(0)
+    inputs = 192 if INTERPRETED else 2880
+    x = gaussian(rng, tokens, inputs, heavy=heavy)
+    weight = bits(gaussian(rng, 71, inputs))
+    with instructions(path):
+        ours = kernels.linear(x, weight)
+    assert relative_l2(ours, layers.linear(x, weight, policy=FLOAT64)) <= FLOAT_BOUND
+
+
+@EVERY_PATH
+@EXAMPLES
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tokens=TOKENS,
+    groups=st.sampled_from([1, 2, 3, 5, 6, 9]),
+    outputs=st.sampled_from([40, 63, 64, 65, 97]),
+    heavy=st.booleans(),
+    contiguous=st.booleans(),
+)
+def test_mxfp4_equals_the_layer(
+    path: str, seed: int, tokens: int, groups: int, outputs: int, heavy: bool, contiguous: bool
+) -> None:
+    """Odd and even numbers of blocks, rows that fill no tile, strided views."""
+    rng = np.random.default_rng(seed)
+    x = gaussian(rng, tokens, 32 * groups, heavy=heavy)
+    weight = random_mxfp4(rng, outputs, 32 * groups)
+    if not contiguous:
+        blocks, scales = np.repeat(weight.blocks, 2, 0), np.repeat(weight.scales, 2, 0)
+        weight = MXFP4(blocks[::2], scales[::2])
+    b = bits(gaussian(rng, outputs))
+    with instructions(path):
+        ours = kernels.linear(x, weight, b)
+    assert relative_l2(ours, layers.linear(x, weight, b, policy=FLOAT64)) <= MXFP4_BOUND
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 14])
+def test_mxfp4_bound_at_the_released_width(path: str, tokens: int, heavy: bool) -> None:
+    rng = np.random.default_rng(1)
+    inputs = 192 if INTERPRETED else 2880
+    x = gaussian(rng, tokens, inputs, heavy=heavy)
+    weight = random_mxfp4(rng, 70, inputs)
+    with instructions(path):
+        ours = kernels.linear(x, weight)
+    assert relative_l2(ours, layers.linear(x, weight, policy=FLOAT64)) <= MXFP4_BOUND
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("scale_255", ["nan", "exponent"])
+def test_mxfp4_extreme_scales(path: str, tokens: int, scale_255: str) -> None:
+    """Bytes 0, 1, 254 and 255, each in a row of its own and one among ordinary ones."""
+    rng = np.random.default_rng(2)
+    x = gaussian(rng, tokens, 96)
+    weight = random_mxfp4(rng, 70, 96, scale_255=scale_255)
+    for row, byte in enumerate((0, 1, 254, 255)):
+        weight.scales[row] = byte
+        weight.scales[10 + row, 1] = byte
+    with instructions(path):
+        ours = kernels.linear(x, weight)
+    with np.errstate(all="ignore"):
+        theirs = layers.linear(x, weight)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-3 * np.abs(theirs[:, 0]).min())
+    for row in (0, 1):
+        assert relative_l2(ours[:, row], theirs[:, row]) <= MXFP4_BOUND
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_mxfp4_scale_255_as_an_error_names_the_tensor(path: str, tokens: int) -> None:
+    weight = random_mxfp4(np.random.default_rng(3), 66, 64, scale_255="error", name="the tensor")
+    weight.scales[65, 1] = 255
+    with instructions(path), pytest.raises(CheckpointError, match=r"the tensor.*\[65, 1\]"):
+        kernels.linear(np.ones((tokens, 64), np.float32), weight)
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("kind", ["bfloat16", "mxfp4"])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_nan_and_infinity_propagate(path: str, kind: str, tokens: int) -> None:
+    """To their own token's results only, exactly where the layer has them."""
+    rng = np.random.default_rng(4)
+    weight = random_mxfp4(rng, 65, 96) if kind == "mxfp4" else bits(gaussian(rng, 65, 96))
+    for value in (np.nan, np.inf, -np.inf):
+        x = gaussian(rng, tokens, 96)
+        x[tokens // 2, 41] = value
+        with instructions(path):
+            ours = kernels.linear(x, weight)
+        with np.errstate(invalid="ignore"):
+            theirs = layers.linear(x, weight, policy=FLOAT64)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-2)
+        finite = np.isfinite(theirs)
+        assert relative_l2(ours[finite], theirs[finite]) <= MXFP4_BOUND
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e30])
+def test_mxfp4_activations_beyond_int16s_factor(path: str, size: float) -> None:
+    rng = np.random.default_rng(5)
+    x = gaussian(rng, 2, 64) * np.float32(size)
+    weight = random_mxfp4(rng, 64, 64)
+    with instructions(path):
+        for rows in (x, x[:1]):
+            ours = kernels.linear(rows, weight)
+            # 1e-38 is a subnormal: it has fewer bits than the bound asks for
+            bound = 1e-3 if size == 1e-38 else MXFP4_BOUND
+            assert relative_l2(ours, layers.linear(rows, weight, policy=FLOAT64)) <= bound
+
+
+@EVERY_PATH
+def test_leading_axes_and_no_tokens(path: str) -> None:
+    rng = np.random.default_rng(6)
+    weight = bits(gaussian(rng, 5, 8))
+    with instructions(path):
+        for shape in ((8,), (2, 3, 8), (0, 8)):
+            x = gaussian(rng, *shape)
+            ours = kernels.linear(x, weight)
+            assert relative_l2(ours, layers.linear(x, weight, policy=FLOAT64)) <= FLOAT_BOUND
+        x = gaussian(rng, 3, 8)
+        for same in (x[:, ::-1][:, ::-1], spread(x), misaligned(x), x.astype(np.float64)):
+            np.testing.assert_array_equal(kernels.linear(same, weight), kernels.linear(x, weight))
+
+
+def test_errors_name_what_was_expected() -> None:
+    x, weight = np.ones((2, 8), np.float32), np.ones((5, 8), np.float32)
+    with pytest.raises(GptOssError, match=r"\(2, 7\).*\(5, 8\)"):
+        kernels.linear(x[:, :7], weight)
+    with pytest.raises(GptOssError, match=r"\(4,\).*\(5,\)"):
+        kernels.linear(x, weight, np.zeros(4, np.float32))
+    for policy in (FLOAT64, BFLOAT16):
+        with pytest.raises(GptOssError, match=policy.name):
+            kernels.linear(x, weight, policy=policy)
