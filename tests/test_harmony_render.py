@@ -234,6 +234,15 @@ def test_bad_messages(make: Any, match: str) -> None:
         make()
 
 
+def test_a_schema_nested_beyond_reason_is_one_clear_error() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(5000):
+        schema = {"type": "object", "properties": {"a": schema}}
+    message = Message.developer(DeveloperContent.with_functions(None, [Tool("f", "", schema)]))
+    with pytest.raises(HarmonyError, match="tool f: .* nested too deeply"):
+        render_message(message, o200k_harmony())
+
+
 def test_messages_from_plain_data() -> None:
     tool = {"name": "f", "description": "d", "parameters": {"type": "object"}}
     assert tools_from_data([{"type": "function", "function": tool}]) == tools_from_data(tool)

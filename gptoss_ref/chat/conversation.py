@@ -44,12 +44,10 @@ def build_conversation(
     if not any(part.parts and part.parts != ("",) for part in messages):
         raise HarmonyError("nothing to answer: expected a text, or at least one message")
     functions = [tool if isinstance(tool, Tool) else tool_from_dict(tool) for tool in tools]
-    at = 0
     if messages[0].role != "system":
         messages.insert(0, Message.system(SystemContent(reasoning_effort=reasoning or "medium")))
     elif reasoning is not None:
         raise HarmonyError("reasoning is given, and so is a system message: expected one of them")
-    at = 1
     if instructions is not None or functions:
         if any(part.role == "developer" for part in messages):
             raise HarmonyError(
@@ -57,7 +55,7 @@ def build_conversation(
                 "expected one of them"
             )
         content = DeveloperContent.with_functions(instructions, functions)
-        messages.insert(at, Message.developer(content))
+        messages.insert(1, Message.developer(content))
     return messages
 
 

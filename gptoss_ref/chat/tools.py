@@ -106,7 +106,12 @@ def _namespace(space: ToolNamespace) -> str:
         out.append(f"namespace {space.name} {{\n")
         for tool in space.tools:
             out += ["// " + line for line in _lines(tool.description)]
-            takes = "" if tool.parameters is None else f"_: {typescript(tool.parameters)}"
+            try:
+                takes = "" if tool.parameters is None else f"_: {typescript(tool.parameters)}"
+            except RecursionError:
+                raise HarmonyError(
+                    f"tool {tool.name}: the schema of its parameters is nested too deeply"
+                ) from None
             out.append(f"type {tool.name} = ({takes}) => any;\n")
         out.append(f"}} // namespace {space.name}")
     return "\n".join(out)
