@@ -239,7 +239,7 @@ def test_a_schema_nested_beyond_reason_is_one_clear_error() -> None:
     for _ in range(5000):
         schema = {"type": "object", "properties": {"a": schema}}
     message = Message.developer(DeveloperContent.with_functions(None, [Tool("f", "", schema)]))
-    with pytest.raises(HarmonyError, match="tool f: .* nested too deeply"):
+    with pytest.raises(HarmonyError, match=r"tool f: .* nested too deeply"):
         render_message(message, o200k_harmony())
 
 
