@@ -139,10 +139,14 @@ def dot_float(
 
 @jit
 def largest_scale(scales: Any, start: int, count: int) -> int:
-    """The largest scale byte of ``count`` blocks from ``start``."""
+    """The largest scale byte of ``count`` blocks from ``start``.
+
+    Over a slice: an index that is a sum might be negative, which keeps LLVM from vectorising.
+    """
     largest = np.uint8(0)
-    for i in range(count):
-        largest = max(largest, scales[start + i])
+    for byte in scales[start : start + count]:
+        if byte > largest:
+            largest = byte
     return int(largest)
 
 

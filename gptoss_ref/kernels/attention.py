@@ -208,22 +208,22 @@ def _mix(
 def _softmax_step(scores: Any, at: int, n: int, top: Any, total: Any, row: int) -> Any:
     """Turn ``n`` scores into weights relative to the new top; the factor for earlier results."""
     before = top[row]
-    after = _largest(scores, at, n, before)
+    some = scores[at : at + n]
+    after = _largest(some, before)
     if after == _MASKED:  # nothing is visible yet, and the sink is −∞
-        for j in range(n):
-            scores[at + j] = np.float32(0.0)
+        some[:] = np.float32(0.0)
         return np.float32(1.0)
     for j in range(n):
-        scores[at + j] = exp(np.float32(scores[at + j] - after))
+        some[j] = exp(np.float32(some[j] - after))
     factor = exp(np.float32(before - after))
     top[row] = after
-    total[row] = total[row] * factor + _sum(scores, at, n)
+    total[row] = total[row] * factor + _sum(some)
     return factor
 
 
 @jit
-def _largest(x: Any, at: int, n: int, least: Any) -> Any:
-    """The largest of n values and ``least``; NaN if there is a positive one.
+def _largest(x: Any, least: Any) -> Any:
+    """The largest of the values and ``least``; NaN if there is a positive one.
 
     Compared as integers, which LLVM vectorises: a float's bits, the lower 31 flipped if negative,
     are ordered as the floats are.
@@ -231,17 +231,17 @@ def _largest(x: Any, at: int, n: int, least: Any) -> Any:
     low = np.int32(0x7FFFFFFF)
     bits = float_bits(least)
     largest = np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & low))
-    for j in range(n):
-        bits = float_bits(x[at + j])
+    for j in range(x.size):
+        bits = float_bits(x[j])
         largest = max(largest, np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & low)))
     return bits_float(np.int32(largest ^ np.int32(np.int32(largest >> np.int32(31)) & low)))
 
 
 @jit_dot
-def _sum(x: Any, at: int, n: int) -> Any:
+def _sum(x: Any) -> Any:
     total = np.float32(0.0)
-    for j in range(n):
-        total += x[at + j]
+    for j in range(x.size):
+        total += x[j]
     return total
 
 
@@ -320,10 +320,10 @@ def _weights(
                     at = (j * kv_heads + head) * channels
                     row[j] = dot(path, q, (t * heads + h) * channels, k, at, channels) * scale
             sink = widen(sinks[h])
-            top = _largest(row, 0, keys, sink)
+            top = _largest(row, sink)
             total = exp(np.float32(sink - top))
             for j in range(keys):
                 row[j] = exp(np.float32(row[j] - top))
-            total += _sum(row, 0, keys)
+            total += _sum(row)
             for j in range(keys):
                 row[j] /= total
