@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,33 +58,37 @@ def generate(
         cache: extended by the prompt and by all yielded tokens but the last.
 
     Raises:
-        GptOssError: a parameter out of range, or logits that are not numbers.
+        GptOssError: a parameter out of range, or logits that are NaN or infinite.
         TokenError: a bad prompt, or the context is full.
     """
-    for name, value, good, expected in (
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 0, "0 or more"),
-        ("temperature", temperature, 0 <= temperature < np.inf, "0 or more"),
-        ("top_k", top_k, top_k >= 0, "0 (all) or more"),
-        ("top_p", top_p, 0 < top_p <= 1, "over 0 and at most 1"),
-    ):
-        if not good:
-            raise GptOssError(f"{name} is {value}: expected {expected}")
+    _check("max_new_tokens", max_new_tokens, Integral, 0, np.inf, "0 or more")
+    _check("temperature", temperature, Real, 0, np.finfo(np.float64).max, "0 or more")
+    _check("top_k", top_k, Integral, 0, np.inf, "0 (all) or more")
+    _check("top_p", top_p, Real, np.nextafter(0.0, 1.0), 1, "over 0 and at most 1")
+    _check("seed", 0 if seed is None else seed, Integral, 0, np.inf, "0 or more")
     stops = frozenset(model.stop_tokens if stop_tokens is None else stop_tokens)
     cache = model.new_cache() if cache is None else cache
     rng = np.random.default_rng(seed)
     pending: Iterable[int] = tokens
     for _ in range(max_new_tokens):
         logits = model(pending, cache, last_only=True)[0].astype(np.float64)  # (V,)
-        if np.isnan(logits).any():
+        if not np.isfinite(logits.max()):
             raise GptOssError(
-                f"the logits after position {cache.length - 1} hold NaN: expected numbers; an "
-                f"activation overflowed, or the weights hold NaN"
+                f"the largest logit after position {cache.length - 1} is {logits.max()}: expected "
+                f"a finite number; an activation overflowed, or the weights hold NaN or infinity"
             )
         token = sample(logits, rng, temperature, top_k, top_p)
         yield Token(token, float(log_softmax(logits)[token]))
         if token in stops:
             return
         pending = [token]
+
+
+def _check(name: str, value: object, kind: type, low: float, high: float, expected: str) -> None:
+    """A GptOssError unless ``value`` is a number of this kind from ``low`` to ``high``."""
+    if not isinstance(value, kind) or not low <= value <= high:  # type: ignore[operator]
+        whole = "a whole number, " if kind is Integral else ""
+        raise GptOssError(f"{name} is {value!r}: expected {whole}{expected}")
 
 
 def sample(

@@ -92,8 +92,10 @@ class Model:
         """Tokens that end a generation: the checkpoint's own, else return and call."""
         if self.checkpoint is None:
             return ()
-        stops = self.checkpoint.generation.get("eos_token_id", self.tokenizer.stop_tokens)
-        return (stops,) if isinstance(stops, int) else tuple(stops)
+        stops = self.checkpoint.generation.get("eos_token_id")
+        if isinstance(stops, int):
+            return (stops,)
+        return tuple(stops or self.tokenizer.stop_tokens)
 
     def new_cache(self) -> KVCache:
         """An empty key/value cache for this model."""
@@ -112,7 +114,8 @@ class Model:
         Args:
             tokens: ids; their positions start at ``cache.length``, or at 0 without a cache.
             cache: extended by these tokens, if the pass succeeds.
-            tap: sees the intermediate arrays, see ``docs/`` for the tap points.
+            tap: called with the name and the array of each tap point, in the order of computation;
+                the names are those in this file.
             last_only: return (and unembed) only the last row, (1, V).
 
         Raises:
@@ -225,6 +228,8 @@ class Model:
 
     def _checked(self, tokens: Iterable[int] | Array, start: int) -> Array:
         """``tokens`` as an int64 array (T,), or a TokenError."""
+        if not isinstance(tokens, Iterable):
+            raise TokenError(f"tokens are {tokens!r}: expected one row of integers")
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if ids.size == 0:
             raise TokenError("the prompt is empty: expected at least one token")

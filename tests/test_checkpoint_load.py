@@ -514,8 +514,9 @@ def test_mxfp4_needs_multiples_of_32(tmp_path: Path) -> None:
 
 def test_bad_generation_config(tmp_path: Path) -> None:
     folder = write_openai(tmp_path / "c")
-    (folder / "generation_config.json").write_text('{"eos_token_id": ["x"]}')
-    fails(folder, r"generation_config\.json: eos_token_ids must hold token ids", ConfigError)
+    for eos in ('"x"', '["x"]', "[1.5]", "[99999]", "-1", "true"):
+        (folder / "generation_config.json").write_text(f'{{"eos_token_id": {eos}}}')
+        fails(folder, r"generation_config\.json: eos_token_id must hold token ids", ConfigError)
     (folder / "generation_config.json").write_text("{")
     fails(folder, r"generation_config\.json: not JSON", ConfigError)
 
@@ -523,3 +524,9 @@ def test_bad_generation_config(tmp_path: Path) -> None:
 def test_tensors_of_both_expert_forms(tmp_path: Path) -> None:
     tensors = hf_tensors(openai_tensors()) | hf_bfloat16_tensors(openai_tensors())
     fails(write(tmp_path / "c", tensors, hf_config("bfloat16")), "unknown tensor '.*_blocks'")
+
+
+def test_a_null_stop_token_is_no_stop_token(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "c")
+    (folder / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert load_checkpoint(folder).config.eos_token_ids == ()

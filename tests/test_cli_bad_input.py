@@ -103,7 +103,7 @@ def test_command_line(fails: Callable[..., str], argv: list[str], message: str) 
         (["--top-p", "0"], "top_p is 0.0: expected over 0 and at most 1"),
         (["--top-p", "1.5"], "top_p is 1.5: expected over 0 and at most 1"),
         (["--top-k", "-3"], "top_k is -3: expected 0 (all) or more"),
-        (["--max-tokens", "-1"], "max_new_tokens is -1: expected 0 or more"),
+        (["--max-tokens", "-1"], "max_new_tokens is -1: expected a whole number, 0 or more"),
         (["--policy", "float16"], "unknown policy 'float16': expected one of float64, float32"),
         (["--backend", "cuda"], "unknown backend 'cuda': expected one of numpy"),
         (["--model", "no/such/folder"], "no/such/folder: no such folder"),

@@ -279,9 +279,15 @@ def test_a_full_context_is_an_error(model: Model) -> None:
         ("top_p", -0.5),
         ("top_p", 1.01),
         ("top_p", math.nan),
+        ("max_new_tokens", 2.5),
+        ("temperature", "warm"),
+        ("top_k", 1.5),
+        ("top_p", None),
+        ("seed", -1),
+        ("seed", 0.5),
     ],
 )
-def test_bad_parameters(model: Model, name: str, value: float) -> None:
+def test_bad_parameters(model: Model, name: str, value: Any) -> None:
     with pytest.raises(GptOssError, match=name):
         next(generate(model, PROMPT, **{name: value}))
 
@@ -292,14 +298,15 @@ def test_bad_prompts(model: Model) -> None:
             next(generate(model, prompt))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_nan_logits_are_an_error(temperature: float) -> None:
-    """No token is as good as any other: nothing is drawn from NaN."""
+def test_logits_that_are_not_finite_are_an_error(temperature: float, bad: float) -> None:
+    """No token is as good as any other: nothing is drawn from NaN or infinity."""
     config = small_config()
     arrays = random_arrays(config, 0)
-    arrays["norm.scale"][2] = np.nan
+    arrays["norm.scale"][2] = bad
     broken = build_model(config, arrays, "float32")
-    with pytest.raises(GptOssError, match="NaN"):
+    with pytest.raises(GptOssError, match="largest logit"):
         next(generate(broken, PROMPT, temperature=temperature))
 
 

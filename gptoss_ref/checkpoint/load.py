@@ -95,9 +95,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     _check_names(shards, wanted, config_path)
     for place in wanted:
         _check_tensor(shards, place, config_path)
-    generation = _generation(folder, root)
+    generation = _generation(folder, root, config)
     return Checkpoint(
-        config=_with_stop_tokens(config, generation, folder),
+        config=_with_stop_tokens(config, generation),
         weights=_assemble(config, layout, {place.weight: place for place in wanted}, shards),
         layout=layout,
         path=folder,
@@ -188,23 +188,30 @@ def _check_tensor(shards: Shards, place: Place, config_path: Path) -> None:
         )
 
 
-def _generation(folder: Path, root: Path) -> dict[str, Any]:
+def _generation(folder: Path, root: Path, config: ModelConfig) -> dict[str, Any]:
+    """The object in generation_config.json, its stop tokens checked; empty without the file."""
     for place in (folder, root):
-        if (place / "generation_config.json").is_file():
-            return read_object(place / "generation_config.json")
+        path = place / "generation_config.json"
+        if path.is_file():
+            generation = read_object(path)
+            eos = generation.get("eos_token_id")
+            for token in eos if isinstance(eos, list) else [] if eos is None else [eos]:
+                if type(token) is not int or not 0 <= token < config.vocab_size:
+                    raise ConfigError(
+                        f"{path}: eos_token_id must hold token ids from 0 to "
+                        f"{config.vocab_size - 1}, not {token!r}"
+                    )
+            return generation
     return {}
 
 
-def _with_stop_tokens(config: ModelConfig, generation: dict[str, Any], folder: Path) -> ModelConfig:
+def _with_stop_tokens(config: ModelConfig, generation: dict[str, Any]) -> ModelConfig:
     """The OpenAI dialect names no stop tokens; generation_config.json then does."""
     eos = generation.get("eos_token_id")
     if config.eos_token_ids or eos is None:
         return config
-    try:
-        ids = tuple(eos) if isinstance(eos, list) else (eos,)
-        return dataclasses.replace(config, eos_token_ids=ids)
-    except ConfigError as error:
-        raise ConfigError(f"{folder / 'generation_config.json'}: {error}") from None
+    ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    return dataclasses.replace(config, eos_token_ids=ids)
 
 
 def _assemble(
