@@ -9,6 +9,8 @@ mix that causality leaves, as a multiple of NumPy's float32 product.
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 from rates import in_turns, product, read_rate
 
@@ -20,6 +22,7 @@ HEADS, KV_HEADS, CHANNELS, WINDOW = 64, 8, 64, 128
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     rng = np.random.default_rng(0)
     sinks = np.zeros(HEADS, np.float32)
     ceiling = read_rate()

@@ -276,10 +276,12 @@ def test_a_person_at_a_real_terminal() -> None:
     """Through a pseudo-terminal: streaming, Ctrl-C in an answer, another message, Ctrl-D."""
     script = [THOUGHT.format("so " * 5000), ANSWER.format("85")]
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import signal, sys; sys.path.insert(0, 'tests')\n"
         "import gptoss_ref.cli.chat as chat\n"
         "from gptoss_ref.cli import main\n"
         "from scripted import ScriptedModel\n"
+        # a run in the background passes on an ignored Ctrl-C
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"chat.load = lambda *_, **__: ScriptedModel(*{script!r}, seconds=0.01)\n"
         "sys.exit(main(['chat', '--max-tokens', '9999']))\n"
     )
@@ -303,7 +305,7 @@ def test_a_person_at_a_real_terminal() -> None:
         nonlocal seen
         end = time.monotonic() + seconds
         while text not in seen:
-            assert time.monotonic() < end, f"no {text!r} in {seen!r}"
+            assert time.monotonic() < end, f"no {text!r} in {seen[-500:]!r}"
             if select.select([ours], [], [], 0.1)[0]:
                 seen += os.read(ours, 4096).decode(errors="replace")
         seen = seen.partition(text)[2]
