@@ -203,8 +203,11 @@ class ModelConfig:
         if isinstance(source, Mapping):
             name, raw = "config", source
         else:
+            if source == "":
+                raise ConfigError("the path of config.json is empty; expected a file or a folder")
             path = Path(source)
-            path = path / "config.json" if path.is_dir() else path
+            if path.is_dir() and path.name != "config.json":
+                path = path / "config.json"
             name, raw = str(path), dialects.read_object(path)
         values = dialects.parse(raw, name)
         try:

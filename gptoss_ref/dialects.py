@@ -93,7 +93,8 @@ def read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        reason = "it is a folder" if path.is_dir() else error.strerror
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:

@@ -309,7 +309,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     fails(tmp_path / "file", "expected a checkpoint folder, not a file")
     (tmp_path / "empty").mkdir()
-    fails(tmp_path / "empty", r"config\.json: no such file", ConfigError)
+    fails(tmp_path / "empty", r"empty: holds neither config\.json nor \.safetensors files")
     (tmp_path / "empty" / "config.json").write_text(json.dumps(SIZES))
     fails(tmp_path / "empty", r"holds no \.safetensors file")
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from checkpoint_files import write_hf, write_openai
 
-from gptoss_ref import load_checkpoint
+from gptoss_ref import load, load_checkpoint
 from gptoss_ref.checkpoint import cache_folder, cached, download, locate
 from gptoss_ref.errors import CheckpointError
+from gptoss_ref.info import RELEASED
 
 VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 HASH = "0123456789abcdef"
@@ -116,6 +117,19 @@ def test_not_cached(cache: Path) -> None:
         load_checkpoint("neither-a-folder-nor-an-id")
     with pytest.raises(CheckpointError, match="no such folder; expected"):
         load_checkpoint("../../etc/passwd/x")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"tiny", ["tiny"], True])
+def test_what_is_no_path(path: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"is no path; expected a checkpoint folder, 'tiny'"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_name_is_no_checkpoint(cache: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^{name}: no such folder, and only `info` knows"):
+        locate(name)
+    assert locate(write_hf(Path(name))) == (Path(name), Path(name))
 
 
 def test_a_folder_comes_before_the_cache(cache: Path) -> None:

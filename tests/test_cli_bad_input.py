@@ -20,6 +20,8 @@ from checkpoint_files import Tensors, hf_config, hf_tensors, openai_tensors, wri
 
 from gptoss_ref.chat import small_harmony, tokenizer_json
 from gptoss_ref.cli import main
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import ConfigError
 
 TOKENIZER = small_harmony(256)  # one token a byte, and the special tokens
 
@@ -102,16 +104,14 @@ def test_command_line(fails: Callable[..., str], argv: list[str], message: str) 
         (["--temperature", "inf"], "temperature is inf: expected 0 or more"),
         (["--top-p", "0"], "top_p is 0.0: expected over 0 and at most 1"),
         (["--top-p", "1.5"], "top_p is 1.5: expected over 0 and at most 1"),
-        (["--top-k", "-3"], "top_k is -3: expected 0 (all) or more"),
+        (["--top-k", "-3"], "top_k is -3: expected a whole number, 0 (all) or more"),
         (["--max-tokens", "-1"], "max_new_tokens is -1: expected a whole number, 0 or more"),
         (["--policy", "float16"], "unknown policy 'float16': expected one of float64, float32"),
         (["--backend", "cuda"], "unknown backend 'cuda': expected one of numpy"),
         (["--model", "no/such/folder"], "no/such/folder: no such folder"),
     ],
 )
-def test_options(
-    fails: Callable[..., str], command: str, options: list[str], message: str
-) -> None:
+def test_options(fails: Callable[..., str], command: str, options: list[str], message: str) -> None:
     assert message in fails(command, "hello", *options)
 
 
@@ -303,7 +303,35 @@ def test_index_that_names_another_place(
 
 
 def test_empty_folder(fails: Callable[..., str], tmp_path: Path) -> None:
-    assert str(tmp_path) in fails("info", str(tmp_path))
+    line = fails("info", str(tmp_path))
+    assert line.startswith(f"{tmp_path}: holds neither config.json nor .safetensors files")
+    assert "expected a checkpoint folder" in line
+
+
+@pytest.mark.parametrize(
+    "argv", [["info", ""], ["generate", "HI", "--model", ""], ["convert", "", "out"]]
+)
+def test_empty_path(fails: Callable[..., str], argv: list[str]) -> None:
+    assert "the path of the checkpoint is empty; expected a checkpoint" in fails(*argv)
+
+
+def test_conversion_to_an_empty_path(fails: Callable[..., str]) -> None:
+    assert fails("convert", "tiny", "").startswith("the path of the result is empty; expected")
+
+
+def test_empty_path_of_a_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"the path of config\.json is empty"):
+        ModelConfig.from_json("")
+
+
+def test_folder_for_a_configuration(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    line = fails("info", str(tmp_path))
+    assert line == f"{tmp_path / 'config.json'}: cannot be read: it is a folder"
+
+
+def test_released_name_for_weights(fails: Callable[..., str]) -> None:
+    assert "only `info` knows this name" in fails("generate", "HI", "--model", "20b")
 
 
 def test_file_for_a_folder(fails: Callable[..., str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -63,9 +64,7 @@ def test_generate_in_json_is_what_the_library_generates(capsys: Captured) -> Non
     np.testing.assert_allclose(
         [token["logprob"] for token in result["tokens"]], [token.logprob for token in tokens]
     )
-    assert result["tokens_per_second"] == pytest.approx(
-        len(tokens) / result["seconds"], rel=1e-3
-    )
+    assert result["tokens_per_second"] == pytest.approx(len(tokens) / result["seconds"], rel=1e-3)
 
 
 def test_generate_streams_the_same_text(capsys: Captured) -> None:
@@ -84,10 +83,25 @@ def test_generate_of_no_tokens(capsys: Captured) -> None:
     assert result["tokens_per_second"] == 0
 
 
-@pytest.mark.parametrize("option", ["temperature=2", "top-k=5", "top-p=0.5", "seed=3"])
-def test_generate_passes_sampling_options_on(
-    option: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("room", [1, 4])
+def test_generate_ends_where_the_context_is_full(
+    room: int, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
+    """The last of the new tokens is never computed: a full prompt still has one."""
+    model = gptoss_ref.load("tiny")
+    context = len(model.tokenizer.encode(PROMPT)) + room - 1
+    model.config = dataclasses.replace(model.config, max_position_embeddings=context)
+    monkeypatch.setattr(gptoss_ref.Model, "stop_tokens", ())
+    monkeypatch.setattr("gptoss_ref.cli.generate.load", lambda *_, **__: model)
+    assert main(["generate", PROMPT, "--max-tokens", "50", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["tokens"]) == room
+    assert main(["generate", PROMPT, "--max-tokens", "50"]) == 0
+    assert capsys.readouterr() == (result["text"] + "\n", "")
+
+
+@pytest.mark.parametrize("option", ["temperature=2", "top-k=5", "top-p=0.5", "seed=3"])
+def test_generate_passes_sampling_options_on(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, _, value = option.partition("=")
     given = {}
 

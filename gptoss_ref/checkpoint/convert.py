@@ -86,6 +86,8 @@ def convert(
             no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a value of 2^128 and
             more to bfloat16.
     """
+    if dst == "":
+        raise CheckpointError("the path of the result is empty; expected that of a new folder")
     source = load_checkpoint(src)
     target, experts = _target(source, layout, experts)
     if max_shard_bytes < 1:

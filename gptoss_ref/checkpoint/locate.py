@@ -12,6 +12,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 TINY = "tiny"
+_EXPECTED = "expected a checkpoint folder, 'tiny', or a Hub id like openai/gpt-oss-20b"
+_RELEASED = re.compile(r"(gpt-oss-)?(20b|120b)")  # names `info` knows without weights
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a Hub repository of gpt-oss holds besides: the OpenAI layout and a Metal file, each a copy.
 _DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "LICENSE", "USAGE_POLICY")
@@ -27,8 +29,12 @@ def locate(path: str | Path) -> tuple[Path, Path]:
             tensors of its own stands for its subfolder `original`.
 
     Raises:
-        CheckpointError: nothing is there.
+        CheckpointError: nothing is there, or `path` is not a path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"{path!r} is no path; {_EXPECTED}")
+    if path == "":
+        raise CheckpointError(f"the path of the checkpoint is empty; {_EXPECTED}")
     if path == TINY:
         folder = Path(__file__).parents[1] / "data" / TINY
     else:
@@ -36,19 +42,25 @@ def locate(path: str | Path) -> tuple[Path, Path]:
         if not folder.exists() and _HUB_ID.fullmatch(str(path)):
             folder = cached(str(path))
     if not folder.exists():
-        raise CheckpointError(
-            f"{path}: no such folder; expected a checkpoint folder, 'tiny', or a Hub id "
-            "like openai/gpt-oss-20b"
-        )
+        if _RELEASED.fullmatch(str(path)):
+            raise CheckpointError(
+                f"{path}: no such folder, and only `info` knows this name, which has no weights; "
+                f"{_EXPECTED}"
+            )
+        raise CheckpointError(f"{path}: no such folder; {_EXPECTED}")
     if not folder.is_dir():
         raise CheckpointError(f"{path}: expected a checkpoint folder, not a file")
     original = folder / "original"
     if not _has_tensors(folder) and _has_tensors(original):
         return original, folder
     whole = any((folder / name).exists() for name in ("tokenizer.json", "generation_config.json"))
-    if folder.name == "original" and not whole:
-        return folder, folder.parent
-    return folder, folder
+    root = folder.parent if folder.name == "original" and not whole else folder
+    if not _has_tensors(folder) and not any((f / "config.json").exists() for f in (folder, root)):
+        raise CheckpointError(
+            f"{path}: holds neither config.json nor .safetensors files; expected a checkpoint "
+            "folder, which holds both"
+        )
+    return folder, root
 
 
 def _has_tensors(folder: Path) -> bool:
@@ -108,7 +120,9 @@ def download(hub_id: str) -> Path:
     Raises CheckpointError without it, for a malformed id, and if the download fails.
     """
     if not _HUB_ID.fullmatch(hub_id):
-        raise CheckpointError(f"{hub_id}: not a Hub id, which looks like openai/gpt-oss-20b")
+        raise CheckpointError(
+            f"{hub_id or repr(hub_id)}: not a Hub id, which looks like openai/gpt-oss-20b"
+        )
     try:
         import huggingface_hub
     except ImportError:

@@ -15,10 +15,15 @@ from .sources import source
 
 
 def run(args: argparse.Namespace) -> int:
-    """Streams the continuation; with --json, prints tokens and log-probabilities at the end."""
+    """Streams the continuation; with --json, prints tokens and log-probabilities at the end.
+
+    Ends where the context is full, however many tokens were asked for.
+    """
     model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
     tokenizer, screen = model.tokenizer, output()
     prompt = tokenizer.encode(args.prompt)
+    # the last token that is chosen is never computed, so it may lie one beyond the context
+    room = model.config.max_position_embeddings - len(prompt) + 1
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
     tokens: list[Token] = []
     text = ""
@@ -26,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     for token in generate(
         model,
         prompt,
-        max_new_tokens=args.max_tokens,
+        max_new_tokens=min(args.max_tokens, max(room, 1)),
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
