@@ -229,7 +229,7 @@ namespaces = st.builds(
     ToolNamespace,
     st.one_of(st.just("functions"), words),
     st.none() | lines,
-    st.lists(tools, max_size=3),
+    st.lists(tools, max_size=3, unique_by=lambda tool: tool.name),
 )
 systems = st.builds(
     SystemContent,

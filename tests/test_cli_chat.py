@@ -144,7 +144,7 @@ def test_a_tool_call_in_json(says: Says, tools_file: str, capsys: Captured) -> N
     says(CALL.format('{"expression": "27+58"}'))
     assert main(["chat", "What is 27 + 58?", "--tools", tools_file, "--json"]) == 0
     (call,) = json.loads(capsys.readouterr().out)["tool_calls"]
-    assert call["name"] == "functions.calc"
+    assert (call["recipient"], call["name"]) == ("functions.calc", "calc")
     assert call["arguments"] == {"expression": "27+58"}
 
 

@@ -70,7 +70,10 @@ def test_conversations_that_end(messages: list[Message]) -> None:
     )
 
 
-@given(st.lists(st.tuples(words, texts, parameters), max_size=3), st.none() | texts)
+@given(
+    st.lists(st.tuples(words, texts, parameters), max_size=3, unique_by=lambda spec: spec[0]),
+    st.none() | texts,
+)
 @settings(max_examples=150)
 def test_tools(specs: list[tuple[str, str, Any]], description: str | None) -> None:
     tools = [Tool(*spec) for spec in specs]
@@ -216,6 +219,16 @@ def test_json(value: Any, text: str) -> None:
         (lambda: SystemContent(reasoning_effort="max"), "effort 'max': expected one of low"),
         (lambda: Tool("f", "", [1]), "tool f: parameters must be a JSON schema object"),
         (lambda: Tool(""), "tool name ''"),
+        (lambda: Tool("a b"), "tool name 'a b': expected only letters"),
+        (lambda: Tool("add\n"), r"tool name 'add\\n': expected only letters"),
+        (lambda: Tool("<|end|>"), "expected only letters"),
+        (
+            lambda: ToolNamespace("functions", None, [Tool("f"), Tool("g"), Tool("f")]),
+            "tool 'f' given 2 times in the namespace 'functions'",
+        ),
+        (lambda: Tool("f", "", {"properties": ["a"]}), "tool f: properties .* must be an object"),
+        (lambda: Tool("f", "", {"properties": None}), "tool f: properties .* must be an object"),
+        (lambda: Tool("f", "", {"properties": {"a": "text"}}), "tool f: parameter 'a' must be"),
         (lambda: tool_from_dict({"description": "x"}), "expected an object with name"),
         (lambda: tools_from_data([3]), "tool 3: expected an object"),
         (lambda: tool_from_dict({"name": "f", "description": 1}), "description must be text"),

@@ -160,12 +160,12 @@ def test_events_come_as_the_tokens_do() -> None:
 
 def test_effort_instructions_and_tools_reach_the_prompt() -> None:
     model = model_saying(ANSWER)
-    tool = {"type": "function", "function": {"name": "add", "description": "Adds."}}
+    tool = {"type": "function", "function": {"name": "sum", "description": "Adds."}}
     respond(model, "?", reasoning="high", instructions="Be brief.", tools=[tool, ADD])
     asked = [
         Message.system(SystemContent(reasoning_effort="high")),
         Message.developer(
-            DeveloperContent.with_functions("Be brief.", [Tool("add", "Adds."), ADD])
+            DeveloperContent.with_functions("Be brief.", [Tool("sum", "Adds."), ADD])
         ),
         Message.user("?"),
     ]
@@ -264,6 +264,10 @@ def test_a_call_and_its_result() -> None:
     assert (asked.recipient, asked.arguments, asked.error) == ("functions.add", {"a": 27}, None)
     assert asked.answer("85") == Message.tool("functions.add", "85")
     assert asked.answer({"sum": 85}).text == '{"sum": 85}'
+    (plain,) = reply.to_dict()["tool_calls"]
+    assert (plain["recipient"], plain["name"]) == (asked.recipient, asked.name)
+    assert (asked.name, ToolCall("functions.a.b", "", None, None).name) == ("add", "a.b")
+    assert ToolCall("python", "", None, None).name == "python"
 
     conversation += [*reply.messages, asked.answer("85")]
     second = respond(model, conversation, prefix=prefix)

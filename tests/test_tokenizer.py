@@ -257,8 +257,38 @@ def _wrong_pair(data: dict[str, Any]) -> None:
             lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "("}),
             "the split pattern does not compile",
         ),
-        (lambda d: d.pop("model"), "not laid out as a tokenizer.json: KeyError"),
-        (lambda d: d.update(model=[]), "not laid out as a tokenizer.json: TypeError"),
+        (lambda d: d.pop("model"), "json: model is missing, expected an object"),
+        (lambda d: d.update(model=[]), r"json: model is \[\], expected an object"),
+        (lambda d: d["model"].update(vocab=[]), r"model.vocab is \[\], expected an object"),
+        (lambda d: d["model"]["vocab"].update({"!": "x"}), "id of '!' is 'x', expected a whole"),
+        (lambda d: d["model"]["vocab"].update({"": 1500}), "model.vocab: a token is empty"),
+        (lambda d: d["model"]["merges"].__setitem__(0, ["a"]), r"merges\[0\] is \['a'\], expected"),
+        (
+            lambda d: d["model"]["merges"].__setitem__(0, "a b c"),
+            r"merges\[0\] is 'a b c', expected",
+        ),
+        (lambda d: d["model"]["merges"].__setitem__(0, ["a", 3]), "expected a pair of tokens"),
+        (
+            lambda d: d["model"]["merges"].__setitem__(0, ["漢", "a"]),
+            r"\[0\]: '漢': '漢' is no byte",
+        ),
+        (lambda d: d["added_tokens"][0].update(id="x"), r"tokens\[0\].id is 'x', expected a whole"),
+        (
+            lambda d: d["added_tokens"][0].update(id=True),
+            r"tokens\[0\].id is True, expected a whole",
+        ),
+        (
+            lambda d: d["added_tokens"][0].update(id=10**12),
+            r"added_tokens\[0\].id is 1000000000000, expected less than 1050097",
+        ),
+        (lambda d: d["added_tokens"][0].update(id=-1), "has id -1, expected at least 1500"),
+        (lambda d: d["added_tokens"].append(3), r"added_tokens\[21\] is 3, expected an object"),
+        (lambda d: d["added_tokens"][0].update(content="\ud800"), "expected whole characters"),
+        (lambda d: d.update(pre_tokenizer=None), "pre_tokenizer is None, expected an object"),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": 3}),
+            "pre_tokenizer.Split.pattern.Regex is 3, expected a text",
+        ),
     ],
 )
 def test_other_tokenizers_are_refused(change: Any, match: str, tmp_path: Path) -> None:
@@ -274,8 +304,21 @@ def test_no_tokenizer_and_no_json(tmp_path: Path) -> None:
     config = SimpleNamespace(vocab_size=1521)
     with pytest.raises(TokenError, match=r"tokenizer\.json: cannot read .*needs its own"):
         load_tokenizer(tmp_path, config)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(TokenError, match=r"tokenizer\.json: not JSON"):
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"{", "not JSON"),
+        (b'{"model": "\xff"}', "not JSON: byte 11 is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"model": ' + b"9" * 5000 + b"}", "a number has too many digits"),
+        (b"[]", r"the whole file is \[\], expected an object"),
+    ],
+)
+def test_no_tokenizer_json_at_all(content: bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokenError, match=rf"tokenizer\.json: .*{match}"):
         read_tokenizer_json(tmp_path / "tokenizer.json")
 
 

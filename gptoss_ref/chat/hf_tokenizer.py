@@ -12,6 +12,7 @@ would tokenise differently is refused and not misread.
 """
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +34,19 @@ def _byte_table() -> dict[str, int]:
 
 _BYTE_OF = _byte_table()
 _CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
+
+# How errors name the types of JSON, and how they show a value from the file: cut short.
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+}
+_short = reprlib.repr
+
+# How many ids may lie unused between the ranks and the special tokens: an id takes memory.
+_LARGEST_GAP = 2**20
 
 
 def _spell(token: bytes) -> str:
@@ -126,56 +140,101 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
     plain byte-level BPE with one split pattern, or has merges that the ranks do not imply.
     """
     path = Path(path)
+    data = _typed(path, "the whole file", _load(path), dict)
+    model = _field(path, data, "model", dict)
+    kind = _field(path, model, "model.type", str)
+    if kind != "BPE":
+        raise TokenError(f"{path}: model.type is {kind}, expected BPE")
+    for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(field):
+            raise TokenError(f"{path}: model.{field} is {_short(model[field])}, expected none")
+    if data.get("normalizer") is not None:
+        raise TokenError(f"{path}: normalizer is {_short(data['normalizer'])}, expected null")
+    tokens = _ranks(path, _field(path, model, "model.vocab", dict))
+    _check_merges(path, tokens, _field(path, model, "model.merges", list))
+    special = _specials(path, _field(path, data, "added_tokens", list), len(tokens))
+    pattern = _split_pattern(path, _field(path, data, "pre_tokenizer", dict))
+    return Tokenizer(tokens, special, pattern=pattern, name=str(path))
+
+
+def _load(path: Path) -> Any:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokenError(
             f"{path}: cannot read ({error.strerror}); a checkpoint whose vocab_size is not 201088 "
             "needs its own tokenizer.json"
         ) from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise TokenError(f"{path}: not JSON: byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
         raise TokenError(f"{path}: not JSON: {error}") from None
-    try:
-        return _build(path, data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise TokenError(f"{path}: not laid out as a tokenizer.json: {error!r}") from None
+    except RecursionError:
+        raise TokenError(f"{path}: not a tokenizer.json: nested too deeply") from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise TokenError(f"{path}: not a tokenizer.json: a number has too many digits") from None
 
 
-def _build(path: Path, data: Mapping[str, Any]) -> Tokenizer:
-    model = data["model"]
-    if model["type"] != "BPE":
-        raise TokenError(f"{path}: model.type is {model['type']}, expected BPE")
-    for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(field):
-            raise TokenError(f"{path}: model.{field} is {model[field]!r}, expected none")
-    if data.get("normalizer") is not None:
-        raise TokenError(f"{path}: normalizer is {data['normalizer']!r}, expected null")
-    tokens = _ranks(path, model["vocab"])
-    _check_merges(path, tokens, model["merges"])
+def _typed(path: Path, field: str, value: Any, kind: type) -> Any:
+    """The value, which must be of this JSON type; true and false are no numbers."""
+    if type(value) is not kind:
+        raise TokenError(f"{path}: {field} is {_short(value)}, expected {_KINDS[kind]}")
+    return value
+
+
+def _field(path: Path, owner: Mapping[str, Any], field: str, kind: type) -> Any:
+    """The value in `owner` under the last part of the dotted name `field`, of this type."""
+    key = field.rpartition(".")[2]
+    if key not in owner:
+        raise TokenError(f"{path}: {field} is missing, expected {_KINDS[kind]}")
+    return _typed(path, field, owner[key], kind)
+
+
+def _specials(path: Path, added_tokens: Sequence[Any], ranks: int) -> dict[str, int]:
+    """Name -> id of the added tokens, all of which must be special."""
+    limit = ranks + len(added_tokens) + _LARGEST_GAP
     special = {}
-    for added in data["added_tokens"]:
-        if not added["special"]:
+    for number, added in enumerate(added_tokens):
+        field = f"added_tokens[{number}]"
+        _typed(path, field, added, dict)
+        content = _field(path, added, f"{field}.content", str)
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            raise TokenError(f"{path}: {field}.content is {content!r}, expected whole characters")
+        if not _field(path, added, f"{field}.special", bool):
             raise TokenError(
-                f"{path}: added token {added['content']!r} is not special, expected only special "
+                f"{path}: added token {content!r} is not special, expected only special "
                 "ones: text would turn into it"
             )
-        special[added["content"]] = int(added["id"])
-    pattern = _split_pattern(path, data["pre_tokenizer"])
-    return Tokenizer(tokens, special, pattern=pattern, name=str(path))
+        token = _field(path, added, f"{field}.id", int)
+        if token >= limit:
+            raise TokenError(f"{path}: {field}.id is {_short(token)}, expected less than {limit}")
+        special[content] = token
+    return special
 
 
-def _ranks(path: Path, vocab: Mapping[str, int]) -> list[bytes]:
+def _bytes(path: Path, field: str, text: str) -> bytes:
+    """The bytes that a text of the GPT-2 table spells; at least one."""
+    if not text:
+        raise TokenError(f"{path}: {field}: a token is empty, expected at least one character")
+    try:
+        return bytes(_BYTE_OF[character] for character in text)
+    except KeyError as error:
+        raise TokenError(
+            f"{path}: {field}: {text!r}: {error.args[0]!r} is no byte-level character"
+        ) from None
+
+
+def _ranks(path: Path, vocab: Mapping[str, Any]) -> list[bytes]:
     """Token bytes in rank order; the ids must be 0, 1, 2, … and every byte must be a token."""
+    for text, number in vocab.items():
+        _typed(path, f"model.vocab: the id of {text!r}", number, int)
     tokens: list[bytes] = []
     for rank, (text, number) in enumerate(sorted(vocab.items(), key=lambda item: item[1])):
         if number != rank:
-            raise TokenError(f"{path}: model.vocab: {text!r} has id {number}, expected {rank}")
-        try:
-            tokens.append(bytes(_BYTE_OF[character] for character in text))
-        except KeyError as error:
             raise TokenError(
-                f"{path}: model.vocab: {text!r}: {error.args[0]!r} is no byte-level character"
-            ) from None
+                f"{path}: model.vocab: {text!r} has id {_short(number)}, expected {rank}"
+            )
+        tokens.append(_bytes(path, "model.vocab", text))
     missing = sorted(set(range(256)) - {token[0] for token in tokens if len(token) == 1})
     if missing:
         raise TokenError(f"{path}: model.vocab: no token for the byte {missing[0]:#04x}")
@@ -189,12 +248,15 @@ def _check_merges(path: Path, tokens: Sequence[bytes], merges: Sequence[Any]) ->
     found: dict[bytes, list[tuple[bytes, bytes]]] = {}
     previous = -1
     for number, merge in enumerate(merges):
+        field = f"model.merges[{number}]"
         texts = merge.split(" ") if isinstance(merge, str) else merge
-        left, right = (bytes(_BYTE_OF[character] for character in text) for text in texts)
+        if not isinstance(texts, list) or [type(text) for text in texts] != [str, str]:
+            raise TokenError(f"{path}: {field} is {_short(merge)}, expected a pair of tokens")
+        left, right = (_bytes(path, field, text) for text in texts)
         rank = ranks.get(left + right)
         if rank is None or rank < previous:
             raise TokenError(
-                f"{path}: model.merges[{number}] = {merge!r}: expected pairs that make tokens, "
+                f"{path}: {field} = {_short(merge)}: expected pairs that make tokens, "
                 "in the order of their ids"
             )
         previous = rank
@@ -209,15 +271,26 @@ def _check_merges(path: Path, tokens: Sequence[bytes], merges: Sequence[Any]) ->
 
 def _split_pattern(path: Path, pre_tokenizer: Mapping[str, Any]) -> str:
     """The regular expression of a Split followed by a ByteLevel without its own."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    kinds = [step["type"] for step in steps]
+    steps = [pre_tokenizer]
+    if "pretokenizers" in pre_tokenizer:
+        steps = _field(path, pre_tokenizer, "pre_tokenizer.pretokenizers", list)
+    kinds = []
+    for number, step in enumerate(steps):
+        field = f"pre_tokenizer.pretokenizers[{number}]"
+        kinds.append(_field(path, _typed(path, field, step, dict), f"{field}.type", str))
     if kinds != ["Split", "ByteLevel"]:
-        raise TokenError(f"{path}: pre_tokenizer is {kinds}, expected ['Split', 'ByteLevel']")
+        raise TokenError(
+            f"{path}: pre_tokenizer is {_short(kinds)}, expected ['Split', 'ByteLevel']"
+        )
     split, byte_level = steps
-    if split["behavior"] != "Isolated" or split["invert"] or "Regex" not in split["pattern"]:
+    pattern = _field(path, split, "pre_tokenizer.Split.pattern", dict)
+    behavior = _field(path, split, "pre_tokenizer.Split.behavior", str)
+    inverted = _field(path, split, "pre_tokenizer.Split.invert", bool)
+    if behavior != "Isolated" or inverted or "Regex" not in pattern:
         raise TokenError(f"{path}: pre_tokenizer.Split: expected an isolating Regex, not inverted")
-    if byte_level["add_prefix_space"] or byte_level["use_regex"]:
+    options = ("add_prefix_space", "use_regex")
+    if any(_field(path, byte_level, f"pre_tokenizer.ByteLevel.{o}", bool) for o in options):
         raise TokenError(
             f"{path}: pre_tokenizer.ByteLevel: expected add_prefix_space and use_regex to be false"
         )
-    return str(split["pattern"]["Regex"])
+    return str(_field(path, pattern, "pre_tokenizer.Split.pattern.Regex", str))

@@ -31,8 +31,8 @@ class ToolCall:
 
     @property
     def name(self) -> str:
-        """The tool without its namespace: "add"."""
-        return self.recipient.rpartition(".")[2]
+        """The tool without its namespace: "add". A tool's own name may have dots."""
+        return self.recipient.partition(".")[2] or self.recipient
 
     def answer(self, result: Any) -> Message:
         """The message that hands the tool's result back: a text as it is, other things as JSON."""
@@ -98,7 +98,8 @@ class Reply:
             "final": self.final,
             "tool_calls": [
                 {
-                    "name": call.recipient,
+                    "recipient": call.recipient,
+                    "name": call.name,
                     "arguments": call.arguments,
                     "text": call.text,
                     "error": call.error,

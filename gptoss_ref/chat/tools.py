@@ -21,6 +21,8 @@ the types); one without, such as `python`, is only described.
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +30,16 @@ from typing import Any
 from ..errors import HarmonyError
 from .typescript import typescript
 
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: name, purpose, and the JSON schema of its parameters (None: it takes none)."""
+    """A function: name, purpose, and the JSON schema of its parameters (None: it takes none).
+
+    The name is made of letters (a to z), digits, `_`, `-` and `.`: it stands in headers, which
+    white space would end. HarmonyError for another one, and for what is no schema.
+    """
 
     name: str
     description: str = ""
@@ -40,13 +48,27 @@ class Tool:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise HarmonyError(f"tool name {self.name!r}: expected a non-empty text")
-        if self.parameters is not None and not isinstance(self.parameters, Mapping):
+        if not _TOOL_NAME.fullmatch(self.name):
+            raise HarmonyError(
+                f"tool name {self.name!r}: expected only letters (a to z), digits, '_', '-' and '.'"
+            )
+        if self.parameters is None:
+            return
+        if not isinstance(self.parameters, Mapping):
             raise HarmonyError(f"tool {self.name}: parameters must be a JSON schema object")
+        properties = self.parameters.get("properties", {})
+        if not isinstance(properties, Mapping):
+            raise HarmonyError(
+                f"tool {self.name}: properties of its parameters must be an object of schemas"
+            )
+        for key, schema in properties.items():
+            if not isinstance(schema, (Mapping, bool)):  # true and false are schemas too
+                raise HarmonyError(f"tool {self.name}: parameter {key!r} must be a schema object")
 
 
 @dataclass(frozen=True)
 class ToolNamespace:
-    """Tools under one name; a call names both: `functions.add`."""
+    """Tools under one name; a call names both: `functions.add`. No two tools share a name."""
 
     name: str
     description: str | None = None
@@ -54,6 +76,11 @@ class ToolNamespace:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
+        for name, times in Counter(tool.name for tool in self.tools).items():
+            if times > 1:
+                raise HarmonyError(
+                    f"tool {name!r} given {times} times in the namespace {self.name!r}"
+                )
 
 
 def tool_from_dict(data: Mapping[str, Any]) -> Tool:
