@@ -167,9 +167,7 @@ def test_the_loop_keeps_the_history(says: Says, types: Types, capsys: Captured) 
     )
 
 
-def test_the_loop_writes_an_object_per_answer(
-    says: Says, types: Types, capsys: Captured
-) -> None:
+def test_the_loop_writes_an_object_per_answer(says: Says, types: Types, capsys: Captured) -> None:
     says(SUM, ANSWER.format("86"))
     types("What is 27 + 58?", "One more.")
     assert main(["chat", "--json"]) == 0
@@ -189,9 +187,7 @@ def test_the_loop_asks_for_a_tools_result(
     assert result in "".join(model.prompts)
 
 
-def test_a_person_is_prompted(
-    says: Says, types: Types, tools_file: str, capsys: Captured
-) -> None:
+def test_a_person_is_prompted(says: Says, types: Types, tools_file: str, capsys: Captured) -> None:
     says(CALL.format("{}"), ANSWER.format("85"))
     types("What is 27 + 58?", "85", terminal=True)
     assert main(["chat", "--tools", tools_file]) == 0
@@ -227,17 +223,13 @@ def test_ctrl_c_inside_tool_calls_takes_back_the_whole_message(
 
 
 @pytest.mark.parametrize("message", [["hello"], []])
-def test_ctrl_c_elsewhere_ends_the_command(
-    says: Says, types: Types, message: list[str]
-) -> None:
+def test_ctrl_c_elsewhere_ends_the_command(says: Says, types: Types, message: list[str]) -> None:
     says(INTERRUPT)
     types("hello")
     assert main(["chat", *message]) == 130
 
 
-def test_an_error_does_not_end_a_persons_loop(
-    says: Says, types: Types, capsys: Captured
-) -> None:
+def test_an_error_does_not_end_a_persons_loop(says: Says, types: Types, capsys: Captured) -> None:
     says(ANSWER.format("85"), context=300)
     types("word " * 500, "What is 27 + 58?", terminal=True)
     assert main(["chat"]) == 0
