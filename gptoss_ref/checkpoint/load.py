@@ -60,10 +60,11 @@ class Checkpoint:
 
     def companion(self, name: str) -> Path | None:
         """A file that goes with the weights, from `path` or `root`; None if neither has it."""
-        for folder in (self.path, self.root):
-            if (folder / name).is_file():
-                return folder / name
-        return None
+        return _companion(self.path, self.root, name)
+
+
+def _companion(folder: Path, root: Path, name: str) -> Path | None:
+    return next((at / name for at in (folder, root) if (at / name).is_file()), None)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -77,9 +78,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             not what the configuration calls for.
     """
     folder, root = locate(path)
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        config_path = root / "config.json"
+    config_path = _companion(folder, root, "config.json") or root / "config.json"
     config = ModelConfig.from_json(config_path)
     shards = Shards(folder)
     layout = detect_layout(set(shards))
@@ -95,7 +94,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     _check_names(shards, wanted, config_path)
     for place in wanted:
         _check_tensor(shards, place, config_path)
-    generation = _generation(folder, root, config)
+    generation = _generation(_companion(folder, root, "generation_config.json"), config)
     return Checkpoint(
         config=_with_stop_tokens(config, generation),
         weights=_assemble(config, layout, {place.weight: place for place in wanted}, shards),
@@ -188,21 +187,19 @@ def _check_tensor(shards: Shards, place: Place, config_path: Path) -> None:
         )
 
 
-def _generation(folder: Path, root: Path, config: ModelConfig) -> dict[str, Any]:
+def _generation(path: Path | None, config: ModelConfig) -> dict[str, Any]:
     """The object in generation_config.json, its stop tokens checked; empty without the file."""
-    for place in (folder, root):
-        path = place / "generation_config.json"
-        if path.is_file():
-            generation = read_object(path)
-            eos = generation.get("eos_token_id")
-            for token in eos if isinstance(eos, list) else [] if eos is None else [eos]:
-                if type(token) is not int or not 0 <= token < config.vocab_size:
-                    raise ConfigError(
-                        f"{path}: eos_token_id must hold token ids from 0 to "
-                        f"{config.vocab_size - 1}, not {token!r}"
-                    )
-            return generation
-    return {}
+    if path is None:
+        return {}
+    generation = read_object(path)
+    eos = generation.get("eos_token_id")
+    for token in eos if isinstance(eos, list) else [] if eos is None else [eos]:
+        if type(token) is not int or not 0 <= token < config.vocab_size:
+            raise ConfigError(
+                f"{path}: eos_token_id must hold token ids from 0 to "
+                f"{config.vocab_size - 1}, not {token!r}"
+            )
+    return generation
 
 
 def _with_stop_tokens(config: ModelConfig, generation: dict[str, Any]) -> ModelConfig:
