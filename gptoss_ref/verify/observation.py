@@ -1,0 +1,144 @@
+"""What a server shows of a model: some log-probabilities at some positions, and no more.
+
+An HTTP endpoint gives neither logits nor intermediate values, only the natural logarithms of the
+likeliest next tokens' probabilities, perhaps not at every position. That is enough to compare with
+this package's own log-probabilities, token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.errors import TraceError
+from gptoss_ref.numerics import Array
+
+
+class LogprobObservation:
+    """Log-probabilities of some next tokens at some positions of one prompt.
+
+    Args:
+        tokens: (T,) all ids that were computed: the prompt and what was generated after it.
+        top: for each observed position the log-probabilities by token id. Position p speaks of
+            the token that follows ``tokens[p]``.
+        vocab_size: V.
+        producer: who computed this, in words.
+        left_out: what could not be observed and why, one sentence each.
+
+    Attributes:
+        tokens: (T,) int64.
+        positions: (P,) int64, ascending.
+        top: P mappings from token id to log-probability.
+        rows, ids, values: (N,) each, all observed numbers in a row: ``values[i]`` is the
+            log-probability of token ``ids[i]`` after ``tokens[rows[i]]``.
+
+    Raises:
+        TraceError: nothing was observed, or a position, an id or a number is impossible.
+    """
+
+    def __init__(
+        self,
+        tokens: Iterable[int] | Array,
+        top: Mapping[int, Mapping[int, float]],
+        *,
+        vocab_size: int,
+        producer: str = "unknown",
+        left_out: Sequence[str] = (),
+    ) -> None:
+        self.tokens: NDArray[np.int64] = np.asarray(
+            tokens if isinstance(tokens, np.ndarray) else list(tokens), np.int64
+        )
+        self.producer = producer
+        self.left_out = tuple(left_out)
+        observed = {p: dict(top[p]) for p in sorted(top) if top[p]}
+        if not observed:
+            raise TraceError(f"{producer} shows no log-probabilities: nothing to judge by")
+        self.positions: NDArray[np.int64] = np.array(list(observed), np.int64)
+        self.top: tuple[dict[int, float], ...] = tuple(observed.values())
+        self.rows: NDArray[np.int64] = np.repeat(self.positions, [len(t) for t in self.top])
+        self.ids: NDArray[np.int64] = np.array([i for t in self.top for i in t], np.int64)
+        self.values: NDArray[np.float64] = np.array(
+            [value for t in self.top for value in t.values()], np.float64
+        )
+        self._check(vocab_size)
+
+    def _check(self, vocab_size: int) -> None:
+        if self.positions[0] < 0 or self.positions[-1] >= len(self.tokens):
+            raise TraceError(
+                f"{self.producer} shows log-probabilities at positions {self.positions[0]} to "
+                f"{self.positions[-1]}: expected 0 to {len(self.tokens) - 1}"
+            )
+        for name, ids in (("token", self.tokens), ("log-probability of token", self.ids)):
+            wrong = ids[(ids < 0) | (ids >= vocab_size)]
+            if wrong.size:
+                raise TraceError(
+                    f"{self.producer} shows a {name} {wrong[0]}: expected 0 to {vocab_size - 1}"
+                )
+        # Rounding may leave a certain token a little above 0; −∞ is a token that cannot come.
+        bad = np.flatnonzero(np.isnan(self.values) | (self.values > 1e-3))
+        if bad.size:
+            at = bad[0]
+            raise TraceError(
+                f"{self.producer} gives token {self.ids[at]} at position {self.rows[at]} the "
+                f"log-probability {self.values[at]}: expected a number of at most 0"
+            )
+        for position, top in zip(self.positions, self.top, strict=True):
+            mass = float(np.exp(list(top.values())).sum())
+            if mass > 1.01:
+                raise TraceError(
+                    f"{self.producer} gives the tokens after position {position} probabilities "
+                    f"that sum to {mass:.4g}: expected at most 1; are these logits?"
+                )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return (
+            f"LogprobObservation({len(self)} log-probabilities at {len(self.positions)} of "
+            f"{len(self.tokens)} positions, {self.producer})"
+        )
+
+    def differences(self, logits: Array) -> NDArray[np.float64]:
+        """Observed less own log-probabilities (N,), in nats, for logits (T, V) of ``tokens``."""
+        return self.values - log_probabilities(logits, self.rows, self.ids)
+
+    def agreement(self, logits: Array) -> Agreement:
+        """How far the observation lies from the log-probabilities of logits (T, V)."""
+        finite = np.isfinite(self.values)
+        off = np.abs(self.differences(logits)[finite])
+        first = [max(top, key=lambda token: top[token]) for top in self.top]
+        same = np.asarray(logits)[self.positions].argmax(-1) == first
+        return Agreement(
+            rms=float(np.sqrt(np.mean(off**2))) if off.size else 0.0,
+            largest=float(off.max()) if off.size else 0.0,
+            top1=float(same.mean()),
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an observation lies from a model.
+
+    Attributes:
+        rms: root mean square difference of the log-probabilities, in nats.
+        largest: the largest difference, in nats.
+        top1: share of positions where the likeliest token is the same.
+    """
+
+    rms: float
+    largest: float
+    top1: float
+
+
+def log_probabilities(logits: Array, rows: Any, ids: Any) -> NDArray[np.float64]:
+    """Natural logarithms of softmax(``logits``)[rows, ids] (N,); logits are (T, V)."""
+    wide = np.asarray(logits, np.float64)
+    largest = wide.max(-1)  # (T,)
+    norm = largest + np.log(np.exp(wide - largest[:, None]).sum(-1))  # (T,)
+    values: NDArray[np.float64] = wide[rows, ids] - norm[rows]
+    return values
