@@ -19,3 +19,7 @@ class TokenError(GptOssError):
 
 class HarmonyError(GptOssError):
     """A Harmony conversation or token stream that does not follow the format."""
+
+
+class TraceError(GptOssError):
+    """A trace that cannot be used: its names, shapes, tokens or file, or one that fits no other."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,9 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """A mapped safetensors file. `tensors` maps each name to its TensorInfo, in file order.
+    """A mapped safetensors file.
+
+    `tensors` maps each name to its TensorInfo, in file order; `metadata` is the header's own.
 
     Raises CheckpointError, naming the file and the tensor, unless the header is wholly valid.
     """
@@ -66,24 +68,24 @@ class SafetensorsFile:
                 size = file.seek(0, 2)
                 file.seek(0)
                 header, start = _read_header(file, size, path)
+                self.metadata: dict[str, str] = header.pop("__metadata__", {})
                 self.tensors = {t.name: t for t in _entries(header, start, size, path)}
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
-    def array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str, dtypes: Mapping[str, DTypeLike] = ARRAY_DTYPES) -> NDArray[Any]:
         """The tensor as a read-only view of the mapping, bfloat16 as uint16 bits.
 
         The view is unaligned where the file is; NumPy reads it correctly all the same.
-        Raises CheckpointError for a dtype that no gpt-oss checkpoint uses.
+        Raises CheckpointError for a dtype not among `dtypes`: those of a gpt-oss checkpoint.
         """
         info = self.tensors[name]
-        if info.dtype not in ARRAY_DTYPES:
+        if info.dtype not in dtypes:
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} is {info.dtype}; expected one of "
-                f"{', '.join(ARRAY_DTYPES)}"
+                f"{self.path}: tensor {name!r} is {info.dtype}; expected one of {', '.join(dtypes)}"
             )
-        dtype = np.dtype(ARRAY_DTYPES[info.dtype])
+        dtype = np.dtype(dtypes[info.dtype])
         count = math.prod(info.shape)
         return np.frombuffer(self._map, dtype, count, info.begin).reshape(info.shape)
 
@@ -129,7 +131,7 @@ def _read_header(file: Any, size: int, path: Path) -> tuple[dict[str, Any], int]
         raise CheckpointError(f"{path}: the safetensors header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ must map names to strings")
     return header, 8 + length
