@@ -81,9 +81,8 @@ def attention(
     array([[4.],
            [4.]], dtype=float32)
     """
-    (queries, heads, channels), (_, kv_heads, _) = q.shape, k.shape
-    group = heads // kv_heads
-    mix = np.empty((queries, heads, channels), policy.dtype)
+    queries, heads, channels = q.shape
+    mix = np.empty((queries, heads * channels), policy.dtype)
     reach = np.inf if window is None else window
     tile = max(1, TILE_SCORES // max(1, heads * len(k)))
     for start in range(0, queries, tile):
@@ -93,8 +92,17 @@ def attention(
         weights = attention_weights(
             q[rows], k[near], sinks, p, k_positions[near], window, policy=policy
         )  # (H, t, s)
-        weights = weights.reshape(kv_heads, group, *weights.shape[1:])  # (K, G, t, s)
-        values = v[near].astype(policy.dtype).transpose(1, 0, 2)[:, None]  # (K, 1, s, C)
-        mixed = policy.round(weights @ values)  # (K, G, t, C)
-        mix[rows] = mixed.transpose(2, 0, 1, 3).reshape(-1, heads, channels)
-    return mix.reshape(queries, heads * channels)
+        mix[rows] = attention_mix(weights, v[near], policy=policy)
+    return mix
+
+
+def attention_mix(weights: Array, v: Array, *, policy: Policy = FLOAT32) -> Array:
+    """Sum of values ``v`` (S, K, C) by ``weights`` (H, T, S), query head h reading head h // G.
+
+    Returns (T, H*C).
+    """
+    (heads, queries, _), (keys, kv_heads, channels) = weights.shape, v.shape
+    grouped = weights.reshape(kv_heads, -1, queries, keys)  # (K, G, T, S)
+    values = v.astype(policy.dtype).transpose(1, 0, 2)[:, None]  # (K, 1, S, C)
+    mixed = policy.round(grouped @ values)  # (K, G, T, C)
+    return mixed.transpose(2, 0, 1, 3).reshape(queries, heads * channels)

@@ -59,9 +59,9 @@ def experts(
 
     for e in np.unique(indices):
         t, a = np.nonzero(indices == e)  # (n,) the tokens that chose e, and in which place
-        gate_up = _expert_linear(x[t], mlp1_weight[int(e)], mlp1_bias[e], policy)  # (n, 2F)
+        gate_up = expert_linear(x[t], mlp1_weight[int(e)], mlp1_bias[e], policy)  # (n, 2F)
         activated = swiglu(gate_up, alpha, limit, policy=policy)  # (n, F)
-        answer = _expert_linear(activated, mlp2_weight[int(e)], mlp2_bias[e], policy)  # (n, D)
+        answer = expert_linear(activated, mlp2_weight[int(e)], mlp2_bias[e], policy)  # (n, D)
         out[t] += weights[t, a, None] * answer  # a token chooses an expert once: t has no repeats
         if tap is not None:
             stages["gate_up"][t, a] = gate_up
@@ -74,6 +74,6 @@ def experts(
     return r(out)
 
 
-def _expert_linear(x: Array, weight: ExpertMatrix, bias: Array, policy: Policy) -> Array:
+def expert_linear(x: Array, weight: ExpertMatrix, bias: Array, policy: Policy) -> Array:
     """W x + b of one expert; unlike a linear layer's, product and bias are rounded apart."""
     return policy.round(policy.round(matmul(x, weight, policy=policy)) + widen(bias, policy.dtype))

@@ -32,12 +32,21 @@ def router(
     """
     logits = linear(x, weight, bias, policy=policy)  # (T, E)
     indices = top_k(logits, experts_per_token)  # (T, A)
-    chosen = np.take_along_axis(logits, indices, axis=-1)  # (T, A)
-    exp = np.exp(chosen - chosen[:, :1])  # the first is the largest
-    return RouterOutput(logits, indices, policy.round(exp / exp.sum(axis=-1, keepdims=True)))
+    return RouterOutput(logits, indices, shares(logits, indices, policy=policy))
 
 
 def top_k(logits: Array, k: int) -> NDArray[np.int64]:
     """Indices of the ``k`` largest logits (T, E) of each row, equal ones by index: (T, k)."""
     descending = np.where(np.isnan(logits), -np.inf, -logits)
     return np.argsort(descending, axis=-1, kind="stable")[:, :k]
+
+
+def shares(logits: Array, indices: Array, *, policy: Policy = FLOAT32) -> Array:
+    """Softmax of ``logits`` (T, E) over the chosen ``indices`` (T, A) only: (T, A).
+
+    >>> shares(np.log([[1.0, 3.0, 4.0]]), np.array([[1, 0]]))
+    array([[0.75, 0.25]], dtype=float32)
+    """
+    chosen = np.take_along_axis(logits, indices, axis=-1)  # (T, A)
+    exp = np.exp(chosen - chosen.max(axis=-1, keepdims=True))
+    return policy.round(exp / exp.sum(axis=-1, keepdims=True))

@@ -1,0 +1,1 @@
+"""Find the first wrong number in somebody else's gpt-oss, and name the bug."""
