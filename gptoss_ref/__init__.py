@@ -20,12 +20,19 @@ _HOMES: dict[str, str | None] = {
     "ModelConfig": "config",
     "Reply": "chat",
     "Token": "generate",
+    "Trace": "trace",
+    "compare": "verify",
     "convert": "checkpoint",
+    "diagnose": "verify",
     "generate": "generate",
+    "kernels": None,
     "layers": None,
     "load": "model",
     "load_checkpoint": "checkpoint",
     "respond": "chat",
+    "threads": "kernels.threads",
+    "trace": "trace",
+    "verify": None,
 }
 
 __all__ = [
@@ -36,24 +43,34 @@ __all__ = [
     "ModelConfig",
     "Reply",
     "Token",
+    "Trace",
     "__version__",
+    "compare",
     "convert",
+    "diagnose",
     "generate",
+    "kernels",
     "layers",
     "load",
     "load_checkpoint",
     "respond",
+    "threads",
+    "trace",
+    "verify",
 ]
 
 if TYPE_CHECKING:
-    from . import layers
+    from . import kernels, layers, verify
     from .chat import Reply, respond
     from .checkpoint import load_checkpoint
     from .checkpoint.convert import convert
     from .config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
     from .errors import GptOssError
     from .generate import Token, generate
+    from .kernels.threads import threads
     from .model import Model, load
+    from .trace import Trace, trace
+    from .verify import compare, diagnose
 
 
 def __getattr__(name: str) -> Any:

@@ -2,22 +2,29 @@
 
 A model calls its layers through a backend, so one layer can be exchanged without touching the rest:
 ``dataclasses.replace(NUMPY, attention=mine)`` is a backend whose attention is ``mine``.
+
+``numpy`` is the specification, under every policy. ``numba`` computes the same in compiled kernels,
+under the float32 policy; numba itself is imported when that backend is first asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
-from gptoss_ref import layers
+from gptoss_ref import layers, sampling
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.numerics import Array
+from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.routing import RouterOutput
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Layer functions with the signatures of :mod:`gptoss_ref.layers`."""
+    """Layer functions with the signatures of :mod:`gptoss_ref.layers`.
+
+    The last three choose tokens, with the signatures of :mod:`gptoss_ref.sampling`.
+    """
 
     name: str
     embedding: Callable[..., Array]
@@ -29,6 +36,9 @@ class Backend:
     attention: Callable[..., Array]
     router: Callable[..., RouterOutput]
     experts: Callable[..., Array]
+    greedy: Callable[[Array], tuple[int, float]]
+    log_probability: Callable[[Array, int], float]
+    token_probabilities: Callable[[Array, float, int, float], Array]
 
 
 NUMPY = Backend(
@@ -42,13 +52,38 @@ NUMPY = Backend(
     attention=layers.attention,
     router=layers.router,
     experts=layers.experts,
+    greedy=sampling.greedy,
+    log_probability=sampling.log_probability,
+    token_probabilities=sampling.token_probabilities,
 )
 
-BACKENDS = {backend.name: backend for backend in (NUMPY,)}
+
+@cache
+def _numba() -> Backend:
+    from gptoss_ref import kernels
+
+    return Backend(
+        name="numba",
+        embedding=kernels.embedding,
+        rmsnorm=kernels.rmsnorm,
+        linear=kernels.linear,
+        rope_tables=kernels.rope_tables,
+        rope=kernels.rope,
+        attention_weights=kernels.attention_weights,
+        attention=kernels.attention,
+        router=kernels.router,
+        experts=kernels.experts,
+        greedy=kernels.sampling.greedy,
+        log_probability=kernels.sampling.log_probability,
+        token_probabilities=kernels.sampling.token_probabilities,
+    )
 
 
-def get_backend(backend: str | Backend) -> Backend:
-    """The backend of that name.
+BACKENDS: dict[str, Callable[[], Backend]] = {"numba": _numba, "numpy": lambda: NUMPY}
+
+
+def get_backend(backend: str | Backend, policy: Policy = FLOAT32) -> Backend:
+    """The backend of that name, or the NumPy one where that does not follow the policy.
 
     Raises:
         GptOssError: no backend has that name.
@@ -57,4 +92,6 @@ def get_backend(backend: str | Backend) -> Backend:
         return backend
     if backend not in BACKENDS:
         raise GptOssError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    return BACKENDS[backend]
+    if policy.name != "float32":
+        return NUMPY
+    return BACKENDS[backend]()

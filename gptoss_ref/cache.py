@@ -1,20 +1,19 @@
 """Key/value cache: what earlier tokens leave behind for later ones.
 
-A full layer keeps the keys and values of every position. A windowed layer keeps a **ring** of
-``window`` positions: position p lives in slot p mod window, and writing it forgets p − window,
-which no later query can see. Attention compares absolute positions, so a ring needs no other
-bookkeeping.
+Each layer has room for more positions than it holds, and new keys and values are written behind
+those that are held, where no later pass sees them until :meth:`KVCache.commit` counts them. So a
+pass copies nothing of what is stored, and one that fails or is interrupted, wherever that is,
+leaves the cache as it was.
 
-A pass reads what is stored together with its own new keys, and the cache takes the new ones when
-the pass has ended, all at once (:meth:`KVCache.commit`): one that fails or is interrupted, wherever
-that is, leaves the cache as it was.
+A full layer keeps every position; when it is full, it moves to twice the room. A windowed layer of
+window W has room for 2·W: when it is full, it moves to an equal one with the W − 1 positions that a
+later query can still see, once in W + 1 tokens.
 
-Memory per position: 2 · K · C values on each full layer, none on a windowed one beyond its window.
+Attention compares absolute positions, so neither needs other bookkeeping than the position of its
+first row. Memory a position: 2 · K · C values on each full layer, none on a windowed one.
 """
 
 from __future__ import annotations
-
-from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,89 +21,78 @@ from numpy.typing import NDArray
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, Policy
 
+FIRST_ROOM = 64
+"""Positions that a full layer first has room for."""
+
 
 class LayerCache:
-    """Keys and values (S, K, C) of one layer.
+    """Keys and values of one layer; never changed but for rows beyond those that count.
 
-    Args:
+    Attributes:
         window: positions that a query sees, or None for all.
-        kv_heads: K.
-        head_dim: C.
-        dtype: of the stored values.
+        keys: (S, K, C), row 0 being position ``origin``; how many rows count, the cache knows.
+        values: (S, K, C).
+        origin: 0 on a full layer.
     """
 
-    def __init__(self, window: int | None, kv_heads: int, head_dim: int, dtype: np.dtype) -> None:
+    def __init__(self, window: int | None, keys: Array, values: Array, origin: int = 0) -> None:
         self.window = window
-        self.keys = np.empty((window or 0, kv_heads, head_dim), dtype)
-        self.values = np.empty_like(self.keys)
+        self.keys = keys
+        self.values = values
+        self.origin = origin
 
-    def extended(self, k: Array, v: Array, length: int) -> tuple[Array, Array, NDArray[np.int64]]:
+    def extended(
+        self, k: Array, v: Array, length: int
+    ) -> tuple[LayerCache, Array, Array, NDArray[np.int64]]:
         """Stored keys and values followed by new ones, as attention wants them.
 
         Args:
             k: (T, K, C), keys of positions ``length`` … ``length + T − 1``.
             v: (T, K, C).
-            length: positions stored so far.
+            length: positions stored so far, on a windowed layer including those forgotten.
 
         Returns:
-            keys (S, K, C), values (S, K, C) and their positions (S,), ascending.
+            the layer that holds them all, itself if it has the room; keys (S, K, C) that queries
+            of the new positions can see; their values (S, K, C); their positions (S,), ascending.
         """
-        if self.window is None:
-            self._reserve(length + len(k))
-            self._write(k, v, np.arange(length, length + len(k)))  # unseen until length grows
-            stored = slice(0, length + len(k))
-            return self.keys[stored], self.values[stored], np.arange(length + len(k))
-        first = max(0, length - self.window)
-        slots = np.arange(first, length) % self.window
-        return (
-            np.concatenate([self.keys[slots], k]),
-            np.concatenate([self.values[slots], v]),
-            np.arange(first, length + len(k)),
-        )
-
-    def after(self, k: Array, v: Array, length: int) -> LayerCache:
-        """What this layer holds once ``k`` and ``v`` (T, K, C) follow ``length`` positions.
-
-        A full layer already has them, beyond its length; a ring is copied, not written.
-        """
-        if self.window is None:
-            return self
-        ring = copy(self)
-        ring.keys, ring.values = self.keys.copy(), self.values.copy()
         end = length + len(k)
-        k, v = k[-self.window :], v[-self.window :]
-        ring._write(k, v, np.arange(end - len(k), end) % self.window)
-        return ring
+        first = 0 if self.window is None else max(0, length - self.window + 1)
+        layer = self if end - self.origin <= len(self.keys) else self._moved(first, length, end)
+        new = slice(length - layer.origin, end - layer.origin)
+        layer.keys[new], layer.values[new] = k, v
+        seen = slice(first - layer.origin, end - layer.origin)
+        keys, values = layer.keys[seen], layer.values[seen]
+        if self.window is not None and len(layer.keys) > 2 * self.window:
+            layer = layer._moved(end - self.window + 1, end, end)
+        return layer, keys, values, np.arange(first, end)
 
-    def _write(self, k: Array, v: Array, slots: Array) -> None:
-        self.keys[slots], self.values[slots] = k, v
-
-    def _reserve(self, positions: int) -> None:
-        if positions > len(self.keys):
-            capacity = max(positions, 2 * len(self.keys), 64)
-            keys, values = _grown(self.keys, capacity), _grown(self.values, capacity)
-            self.keys, self.values = keys, values
-
-
-def _grown(old: Array, capacity: int) -> Array:
-    """A copy of ``old`` (S, K, C) with room for ``capacity`` positions."""
-    new = np.empty((capacity, *old.shape[1:]), old.dtype)
-    new[: len(old)] = old
-    return new
+    def _moved(self, first: int, length: int, end: int) -> LayerCache:
+        """A copy with positions ``first`` … ``length − 1`` and room up to ``end``, and for more."""
+        room = FIRST_ROOM if self.window is None else 2 * self.window
+        if self.window is None and self.keys.size:
+            room = 2 * len(self.keys)
+        shape = (max(room, end - first), *self.keys.shape[1:])
+        keys, values = np.empty(shape, self.keys.dtype), np.empty(shape, self.keys.dtype)
+        held = slice(first - self.origin, length - self.origin)
+        keys[: length - first], values[: length - first] = self.keys[held], self.values[held]
+        return LayerCache(self.window, keys, values, first)
 
 
 class KVCache:
     """One :class:`LayerCache` a layer, and the number of positions they hold.
 
+    A copy made by ``copy.deepcopy`` goes its own way.
+
     Attributes:
         length: positions stored, which is the position of the next token.
+        layers: in the order of the blocks.
     """
 
     def __init__(self, config: ModelConfig, policy: Policy) -> None:
         self.length = 0
+        nothing = np.empty((0, config.num_key_value_heads, config.head_dim), policy.dtype)
         self.layers = [
-            LayerCache(config.window(n), config.num_key_value_heads, config.head_dim, policy.dtype)
-            for n in range(config.num_hidden_layers)
+            LayerCache(config.window(n), nothing, nothing) for n in range(config.num_hidden_layers)
         ]
 
     @property
@@ -112,10 +100,6 @@ class KVCache:
         """Bytes allocated for keys and values."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
-    def commit(self, new: list[tuple[Array, Array]]) -> None:
-        """Store one pass: per layer, its new keys and values (T, K, C)."""
-        layers = [
-            layer.after(k, v, self.length) for layer, (k, v) in zip(self.layers, new, strict=True)
-        ]
-        length = self.length + len(new[0][0])
+    def commit(self, layers: list[LayerCache], length: int) -> None:
+        """Take over what a pass has left: each layer extended, up to ``length`` positions."""
         self.layers, self.length = layers, length  # no interrupt comes between two plain stores

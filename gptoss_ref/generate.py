@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator
 from numbers import Integral, Real
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gptoss_ref.backend import NUMPY, Backend
 from gptoss_ref.cache import KVCache
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
@@ -71,14 +71,14 @@ def generate(
     rng = np.random.default_rng(seed)
     pending: Iterable[int] = tokens
     for _ in range(max_new_tokens):
-        logits = model(pending, cache, last_only=True)[0].astype(np.float64)  # (V,)
+        logits = model(pending, cache, last_only=True)[0]  # (V,)
         if not np.isfinite(logits.max()):
             raise GptOssError(
                 f"the largest logit after position {cache.length - 1} is {logits.max()}: expected "
                 f"a finite number; an activation overflowed, or the weights hold NaN or infinity"
             )
-        token = sample(logits, rng, temperature, top_k, top_p)
-        yield Token(token, float(log_softmax(logits)[token]))
+        token = choose(logits, rng, temperature, top_k, top_p, model.backend)
+        yield token
         if token in stops:
             return
         pending = [token]
@@ -91,45 +91,17 @@ def _check(name: str, value: object, kind: type, low: float, high: float, expect
         raise GptOssError(f"{name} is {value!r}: expected {whole}{expected}")
 
 
-def sample(
+def choose(
     logits: Array,
     rng: np.random.Generator,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> int:
-    """One token id, drawn from the ``logits`` (V,) under the given limits."""
+    backend: Backend = NUMPY,
+) -> Token:
+    """One token, drawn from the ``logits`` (V,) under the given limits."""
     if temperature == 0:
-        return int(np.argmax(logits))
-    probabilities = token_probabilities(logits, temperature, top_k, top_p)
-    return int(rng.choice(len(probabilities), p=probabilities))
-
-
-def token_probabilities(
-    logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> NDArray[np.float64]:
-    """Distribution (V,) that is drawn from: temperature, then top-k, then top-p, renormalised.
-
-    >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
-    array([0.625, 0.   , 0.375])
-    """
-    logits = np.asarray(logits, np.float64)
-    with np.errstate(over="ignore"):  # −∞ under a temperature near 0: only the best remain
-        logits = (logits - logits.max()) / temperature
-    if 0 < top_k < len(logits):
-        kth_largest = np.partition(logits, -top_k)[-top_k]
-        logits = np.where(logits >= kth_largest, logits, -np.inf)
-    probabilities = np.exp(log_softmax(logits))
-    if top_p < 1:
-        order = np.argsort(-probabilities, kind="stable")
-        mass_before = np.cumsum(probabilities[order]) - probabilities[order]
-        probabilities[order[mass_before >= top_p]] = 0
-        probabilities /= probabilities.sum()
-    return probabilities
-
-
-def log_softmax(logits: Array) -> Array:
-    """Natural logarithms of softmax(``logits``) over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_probabilities: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return log_probabilities
+        return Token(*backend.greedy(logits))
+    probabilities = backend.token_probabilities(logits, temperature, top_k, top_p)
+    token = int(rng.choice(len(probabilities), p=probabilities))
+    return Token(token, backend.log_probability(logits, token))

@@ -5,6 +5,9 @@
     logits = unembedding(norm(x))
 
 Everything is pre-norm. Even layers see a window, odd layers everything (``config.layer_types``).
+
+A long pass goes through each block in chunks of tokens, to bound what it holds at a time; every
+block's weights are still read once. A pass with a tap is never cut, so a tap sees whole arrays.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptoss_ref.backend import NUMPY, Backend, get_backend
-from gptoss_ref.cache import KVCache
+from gptoss_ref.backend import Backend, get_backend
+from gptoss_ref.cache import KVCache, LayerCache
 from gptoss_ref.checkpoint import Checkpoint, load_checkpoint
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError, TokenError
@@ -34,6 +37,9 @@ Tap = Callable[[str, Array], None]
 """Called with each tap point's name and array. An attribute ``wants(name) -> bool``, if there is
 one, says beforehand whether a costly tap (the attention weights) is wanted."""
 
+CHUNK = 512
+"""Tokens that go through a block at a time. Of the 20b, 512 take 150 MB beyond keys and values."""
+
 
 class Model:
     """A gpt-oss model: calling it maps tokens to logits.
@@ -42,7 +48,9 @@ class Model:
         config: dimensions and constants.
         weights: as a checkpoint stores them.
         policy: where to round.
-        backend: what computes the layers.
+        backend: what computes the layers, or its name: ``"numba"`` or ``"numpy"``. Kernels compute
+            in float32 only, so under another policy both names mean the NumPy layers; ``.backend``
+            says which it is.
         checkpoint: where the weights came from; gives the tokenizer and the stop tokens.
     """
 
@@ -52,13 +60,13 @@ class Model:
         weights: ModelWeights,
         *,
         policy: str | Policy = FLOAT32,
-        backend: str | Backend = NUMPY,
+        backend: str | Backend = "numba",
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
         self.policy = get_policy(policy)
-        self.backend = get_backend(backend)
+        self.backend = get_backend(backend, self.policy)
         self.checkpoint = checkpoint
         self._inv_freq, self._concentration = yarn(
             config.head_dim,
@@ -122,32 +130,42 @@ class Model:
             TokenError: no tokens, an id out of range, or more positions than the context has.
             CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
         """
-        start = 0 if cache is None else cache.length
+        keep = cache
+        cache = self.new_cache() if cache is None else cache
+        start = cache.length
         ids = self._checked(tokens, start)
         backend, weights, policy = self.backend, self.weights, self.policy
-        tap = tap or _no_tap
         positions = np.arange(start, start + len(ids))
-        tables = backend.rope_tables(
+        cos, sin = backend.rope_tables(
             positions, self._inv_freq, self._concentration, policy=policy
         )  # (T, C/2) each
-        new: list[tuple[Array, Array]] = []
+        size = CHUNK if tap is None else len(ids)
+        chunks = [slice(at, at + size) for at in range(0, len(ids), size)]
+        tap = tap or _no_tap
+        layers = list(cache.layers)
 
         x = backend.embedding(ids, weights.embedding, policy=policy)  # (T, D)
         tap("embedding", x)
         for n, block in enumerate(weights.blocks):
-            out = self._attention(x, n, block.attn, positions, tables, cache, new, tap)
-            x = policy.round(x + out)
-            tap(f"block.{n}.attn.residual", x)
-            x = policy.round(x + self._experts(x, n, block.mlp, tap))
-            tap(f"block.{n}.mlp.residual", x)
+            parts = []
+            for rows in chunks:
+                where = (positions[rows], (cos[rows], sin[rows]))
+                part = x[rows]
+                out = self._attention(part, n, block.attn, *where, layers, tap)
+                part = policy.round(part + out)
+                tap(f"block.{n}.attn.residual", part)
+                part = policy.round(part + self._experts(part, n, block.mlp, tap))
+                tap(f"block.{n}.mlp.residual", part)
+                parts.append(part)
+            x = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if last_only:
             x = x[-1:]
         x = backend.rmsnorm(x, weights.norm_scale, self.config.rms_norm_eps, policy=policy)
         tap("norm", x)
         logits = backend.linear(x, weights.unembedding, policy=policy)  # (T, V)
         tap("logits", logits)
-        if cache is not None:
-            cache.commit(new)
+        if keep is not None:
+            keep.commit(layers, start + len(ids))
         return logits
 
     def _attention(
@@ -157,11 +175,10 @@ class Model:
         w: AttentionWeights,
         positions: Array,
         tables: tuple[Array, Array],
-        cache: KVCache | None,
-        new: list[tuple[Array, Array]],
+        layers: list[LayerCache],
         tap: Tap,
     ) -> Array:
-        """What the attention of block ``n`` adds to ``x`` (T, D): (T, D)."""
+        """What the attention of block ``n`` adds to ``x`` (T, D): (T, D). Extends ``layers[n]``."""
         backend, policy, name = self.backend, self.policy, f"block.{n}.attn."
         norm = backend.rmsnorm(x, w.norm_scale, self.config.rms_norm_eps, policy=policy)
         tap(name + "norm", norm)
@@ -183,10 +200,7 @@ class Model:
         tap(name + "q_rope", q)
         tap(name + "k_rope", k)
 
-        keys, values, key_positions = k, v, positions
-        if cache is not None:
-            new.append((k, v))
-            keys, values, key_positions = cache.layers[n].extended(k, v, cache.length)
+        layers[n], keys, values, key_positions = layers[n].extended(k, v, int(positions[0]))
         where = (positions, key_positions, self.config.window(n))
         if tap is not _no_tap and getattr(tap, "wants", _wants_all)(name + "weights"):
             tap(
@@ -263,7 +277,7 @@ def _wants_all(name: str) -> bool:
 def load(
     path: str | Path,
     *,
-    backend: str | Backend = "numpy",
+    backend: str | Backend = "numba",
     policy: str | Policy = "float32",
     scale_255: Scale255 = "error",
 ) -> Model:
@@ -272,8 +286,9 @@ def load(
     Args:
         path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
             the Hub id of a checkpoint that is already in the local Hugging Face cache.
-        backend: ``"numpy"``.
-        policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``.
+        backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.
+        policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the latter two are computed by the
+            NumPy layers whatever the backend, as ``model.backend.name`` then says.
         scale_255: what an MXFP4 scale byte of 255 means: an error when an expert that has one is
             first used, ``"nan"`` (the MX specification) or ``"exponent"`` (OpenAI's loader).
 
@@ -281,7 +296,8 @@ def load(
         CheckpointError, ConfigError: the checkpoint is not whole and consistent.
         GptOssError: an unknown backend, policy or ``scale_255``.
     """
-    policy, backend = get_policy(policy), get_backend(backend)
+    policy = get_policy(policy)
+    backend = get_backend(backend, policy)
     if scale_255 not in ("nan", "exponent", "error"):
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
     checkpoint = load_checkpoint(path)

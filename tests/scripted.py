@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss_ref.backend import NUMPY
 from gptoss_ref.chat import o200k_harmony
 from gptoss_ref.errors import TokenError
 
@@ -38,6 +39,7 @@ class ScriptedModel:
         self.tokenizer = o200k_harmony()
         self.config = SimpleNamespace(max_position_embeddings=context)
         self.stop_tokens = self.tokenizer.stop_tokens
+        self.backend = NUMPY
         self.seconds = seconds
         self.prompts: list[str] = []
         self._script = iter(script)

@@ -16,8 +16,9 @@ from strategies import SEEDS, random_arrays, random_tokens, small_config
 
 import gptoss_ref
 from gptoss_ref.errors import GptOssError, TokenError
-from gptoss_ref.generate import generate, sample, token_probabilities
+from gptoss_ref.generate import choose, generate
 from gptoss_ref.model import Model
+from gptoss_ref.sampling import token_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_tokens_stream(model: Model) -> None:
 
 def test_greedy_takes_the_lowest_of_equal_logits() -> None:
     logits = np.array([1.0, 5.0, 5.0, 2.0])
-    assert sample(logits, np.random.default_rng(0)) == 1
+    assert choose(logits, np.random.default_rng(0)) == 1
 
 
 def naive_probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -> list[float]:
@@ -149,7 +150,7 @@ def test_frequencies_follow_the_distribution(
     logits = model(PROMPT)[-1]
     expected = np.array(naive_probabilities(logits, temperature, top_k, top_p))
     rng = np.random.default_rng(1)
-    draws = [sample(logits, rng, temperature, top_k, top_p) for _ in range(4000)]
+    draws = [choose(logits, rng, temperature, top_k, top_p) for _ in range(4000)]
     counts = np.bincount(draws, minlength=len(logits))
     assert not counts[expected == 0].any()
     often = expected * 4000 >= 5

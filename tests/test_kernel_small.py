@@ -213,7 +213,7 @@ def test_swiglu_extremes() -> None:
 def test_sampling(
     seed: int, size: int, temperature: float, top_k: int, top_p: float, ties: bool
 ) -> None:
-    from gptoss_ref.generate import log_softmax, token_probabilities
+    from gptoss_ref.sampling import log_softmax, token_probabilities
 
     logits = gaussian(np.random.default_rng(seed), size) * 3
     if ties:

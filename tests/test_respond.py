@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from strategies import as_weights, random_arrays, small_config
 
 from gptoss_ref import Model, generate
+from gptoss_ref.backend import NUMPY
 from gptoss_ref.chat import (
     Chat,
     DeveloperContent,
@@ -63,6 +64,7 @@ class ScriptedModel:
     def __init__(self, *replies: str, context: int = 4096) -> None:
         self.tokenizer = TOKENIZER
         self.config = SimpleNamespace(max_position_embeddings=context)
+        self.backend = NUMPY
         self.replies = iter([spelt(reply) for reply in replies])
         self.contexts: list[list[int]] = []
         self.passes: list[int] = []
