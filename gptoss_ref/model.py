@@ -133,7 +133,7 @@ class Model:
         keep = cache
         cache = self.new_cache() if cache is None else cache
         start = cache.length
-        ids = self._checked(tokens, start)
+        ids = self.checked(tokens, start)
         backend, weights, policy = self.backend, self.weights, self.policy
         positions = np.arange(start, start + len(ids))
         cos, sin = backend.rope_tables(
@@ -240,7 +240,7 @@ class Model:
         tap(name + "out", out)
         return out
 
-    def _checked(self, tokens: Iterable[int] | Array, start: int) -> Array:
+    def checked(self, tokens: Iterable[int] | Array, start: int = 0) -> Array:
         """``tokens`` as an int64 array (T,), or a TokenError."""
         if not isinstance(tokens, Iterable):
             raise TokenError(f"tokens are {tokens!r}: expected one row of integers")

@@ -225,7 +225,7 @@ def trace(
         TraceError: a pattern matches nothing, or the file cannot be written.
     """
     chosen = select(taps, model.config)
-    ids = model._checked(tokens, 0)
+    ids = model.checked(tokens, 0)
     about: dict[str, Any] = {
         "tokens": ids,
         "config": model.config,
