@@ -41,7 +41,7 @@ def test_nothing_given_is_the_model(
     policy: str, config: ModelConfig, seed: int, length: int
 ) -> None:
     """Every tap point, bit for bit."""
-    model = Model(config, as_weights(random_arrays(config, seed)), policy=policy)
+    model = Model(config, as_weights(random_arrays(config, seed)), policy=policy, backend="numpy")
     tokens = random_tokens(config, length, seed)
     expected = taps_of(model, tokens)
     ours = predict(
@@ -58,7 +58,12 @@ def test_given_its_own_taps_each_stage_repeats_the_model(
     config: ModelConfig, seed: int, data: st.DataObject
 ) -> None:
     """Any subset of the model's own tap points, given, changes nothing."""
-    model = Model(config, as_weights(random_arrays(config, seed, mxfp4=True)), policy="float64")
+    model = Model(
+        config,
+        as_weights(random_arrays(config, seed, mxfp4=True)),
+        policy="float64",
+        backend="numpy",
+    )
     tokens = random_tokens(config, 11, seed)
     expected = taps_of(model, tokens)
     kept = data.draw(st.sets(st.sampled_from(sorted(expected))))
@@ -71,7 +76,7 @@ def test_given_its_own_taps_each_stage_repeats_the_model(
 
 def test_a_given_tap_replaces_the_computed_one_downstream_only() -> None:
     config = small_config()
-    model = Model(config, as_weights(random_arrays(config, 1)), policy="float64")
+    model = Model(config, as_weights(random_arrays(config, 1)), policy="float64", backend="numpy")
     tokens = np.array(random_tokens(config, 9, 1))
     expected = taps_of(model, list(tokens))
     name = "block.1.attn.q"
@@ -114,7 +119,7 @@ def test_an_unknown_tap_is_named() -> None:
 
 def test_only_chosen_experts_are_decoded_and_only_once_per_rule() -> None:
     config = small_config(n_chosen=2)
-    model = Model(config, as_weights(random_arrays(config, 3)), policy="float64")
+    model = Model(config, as_weights(random_arrays(config, 3)), policy="float64", backend="numpy")
     tokens = np.array(random_tokens(config, 2, 3))
     seen: list[tuple[Any, ...]] = []
 
