@@ -24,7 +24,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import get_policy
 from gptoss_ref.verify.rules import At, Rules
-from gptoss_ref.verify.stages import needed, nodes, predict, predict_each
+from gptoss_ref.verify.walk import needed, nodes, predict, predict_each
 
 POLICIES = ("float64", "float32", "bfloat16")
 
@@ -129,7 +129,9 @@ def test_only_chosen_experts_are_decoded_and_only_once_per_rule() -> None:
 
     rules = dataclasses.replace(Rules(), expert_matrix=spy)
     wanted = [f"block.{n}.mlp.expert_indices" for n in range(3)] + ["logits"]
-    first, second = predict_each(model.weights, config, [rules, rules], tokens, {}, wanted)
+    first, second = predict_each(
+        model.weights, config, [(rules, model.policy)] * 2, tokens, {}, wanted
+    )
     assert np.array_equal(first["logits"], second["logits"])
     chosen = {
         (n, tap, int(e))

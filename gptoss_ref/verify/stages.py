@@ -1,105 +1,25 @@
-"""The model as a graph of small stages, one per tap point, each of which can be computed alone.
+"""The stages of a block: for each tap point, what it is computed from and how.
 
-:func:`predict` computes wanted tap points from the nearest given ones: with nothing given that is a
-pass of the whole model, with another implementation's own tap points it is a *local replay*, in
-which an early error does not smear over everything after it. What each stage computes is said by
-:class:`~gptoss_ref.verify.rules.Rules`, so that a wrong model can be replayed as well as the
-specification.
-
-One block's weights are touched at a time, and only the matrices of experts that were chosen are
-decoded.
+What a stage computes is said by :class:`~gptoss_ref.verify.rules.Rules`; which stages are computed,
+and from whose values, by :mod:`gptoss_ref.verify.walk`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from gptoss_ref.config import ModelConfig
-from gptoss_ref.errors import GptOssError
-from gptoss_ref.numerics import FLOAT64, Array, Policy
-from gptoss_ref.verify.rules import At, Rules
-from gptoss_ref.weights import BlockWeights, ExpertMatrix, ModelWeights
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.site import Site
+from gptoss_ref.weights import ExpertMatrix
 
 STREAM = "stream"
 """Input of a stage: the residual stream as it enters the block."""
 
 TILE_SCORES = 1 << 24
 """Attention weights held at a time where they are not wanted: 128 MiB of float64."""
-
-_DENSE_BYTES = 1 << 28  # decoded expert matrices kept for the next replay of the same block
-
-
-class Site:
-    """One block (or the ends, ``layer`` None) under one set of rules: what its stages need."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        policy: Policy,
-        rules: Rules,
-        tokens: Array,
-        weights: ModelWeights,
-        layer: int | None,
-        decoded: Decoded,
-    ) -> None:
-        self.config, self.policy, self.rules = config, policy, rules
-        self.tokens, self.layer = tokens, layer
-        self.positions = np.arange(len(tokens))  # (T,)
-        self._weights, self._decoded = weights, decoded
-
-    def at(self, tap: str, expert: int | None = None) -> At:
-        return At(self.config, self.policy, tap, self.layer, expert)
-
-    @cached_property
-    def ends(self) -> ModelWeights:
-        """Embedding, last norm and unembedding, as the rules load them."""
-        return self.rules.end_weights(self.at("embedding"), self._weights)
-
-    @cached_property
-    def block(self) -> BlockWeights:
-        """This block's weights, as the rules load them."""
-        assert self.layer is not None
-        return self.rules.block_weights(self.at("attn.norm"), self._weights.blocks[self.layer])
-
-    @cached_property
-    def tables(self) -> tuple[Array, Array]:
-        """Cosines and sines (T, C/2)."""
-        at = self.at("attn.q_rope")
-        return self.rules.rope_tables(at, self.positions, *self.rules.yarn(at))
-
-    def matrix(self, tap: str, stored: ExpertMatrix, expert: int) -> Array:
-        """Values (N, M) of one expert's matrix out of ``stored`` (E, N, M)."""
-        rule, at = self.rules.expert_matrix, self.at(tap, expert)
-        return self._decoded.get(rule, at, stored)
-
-
-class Decoded:
-    """Expert matrices decoded for one block, kept up to a limit for the next replay of it."""
-
-    def __init__(self) -> None:
-        self._layer: int | None = None
-        self._bytes = 0
-        self._kept: dict[object, tuple[ExpertMatrix, Array]] = {}
-
-    def get(self, rule: Callable[..., Array], at: At, stored: ExpertMatrix) -> Array:
-        """Values of expert ``at.expert`` of ``stored`` by ``rule``."""
-        assert at.expert is not None
-        if at.layer != self._layer:
-            self._layer, self._bytes = at.layer, 0
-            self._kept.clear()
-        key = (rule, id(stored), at.tap, at.expert, at.policy.dtype)
-        if key not in self._kept:
-            values = rule(at, stored[at.expert])
-            if self._bytes + values.nbytes > _DENSE_BYTES:
-                return values
-            self._bytes += values.nbytes
-            self._kept[key] = stored, values  # holding ``stored`` keeps its id its own
-        return self._kept[key][1]
-
 
 Values = Mapping[str, Array]
 
@@ -332,123 +252,3 @@ LAST: dict[str, Stage] = dict(
 )
 DISCRETE = frozenset(("mlp.expert_indices",))
 """Tap points that hold integers."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage at its place in a model: ``tap`` is computed from the tap points ``inputs``."""
-
-    tap: str
-    layer: int | None
-    stage: Stage
-    inputs: tuple[str, ...]
-
-
-def nodes(config: ModelConfig, given: Iterable[str] = ()) -> Iterator[Node]:
-    """The whole graph in the order of computation, as it is where the taps ``given`` are known."""
-    given = frozenset(given)
-    yield Node("embedding", None, FIRST, ())
-    stream = "embedding"
-    for layer in range(config.num_hidden_layers):
-        prefix = f"block.{layer}."
-        for name, stage in BLOCK.items():
-            if name == "attn.mix" and prefix + "attn.weights" in given:
-                stage = MIX_FROM_WEIGHTS
-            inputs = tuple(stream if i == STREAM else prefix + i for i in stage.inputs)
-            yield Node(prefix + name, layer, stage, inputs)
-        stream = prefix + "mlp.residual"
-    for name, stage in LAST.items():
-        yield Node(name, None, stage, tuple(stream if i == STREAM else i for i in stage.inputs))
-
-
-def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> list[Node]:
-    """The stages that must be computed for the taps ``wanted``, in the order of computation.
-
-    A wanted tap is computed from its inputs even where it is given itself.
-
-    Raises:
-        GptOssError: there is no such tap point.
-    """
-    given, missing = frozenset(given), set(wanted)
-    graph = list(nodes(config, given))
-    known = {node.tap for node in graph}
-    for tap in sorted((missing | given) - known):
-        raise GptOssError(f"there is no tap point {tap!r} in this model")
-    chosen = []
-    for node in reversed(graph):
-        if node.tap in missing:
-            chosen.append(node)
-            missing.update(tap for tap in node.inputs if tap not in given)
-    return chosen[::-1]
-
-
-def predict(
-    weights: ModelWeights,
-    config: ModelConfig,
-    rules: Rules,
-    tokens: Array,
-    given: Mapping[str, Array],
-    wanted: Iterable[str],
-    policy: Policy = FLOAT64,
-) -> dict[str, Array]:
-    """Each wanted tap point, computed by ``rules`` from the nearest given ones.
-
-    Args:
-        tokens: (T,), at positions 0 to T − 1.
-        given: tap points of whatever origin; each *replaces* the computed one for everything
-            downstream. Read one at a time, when it is first needed.
-        wanted: names of tap points.
-        policy: in which to compute; the given ones enter as they are, unrounded.
-
-    Raises:
-        GptOssError: there is no such tap point.
-    """
-    return predict_each(weights, config, [rules], tokens, given, wanted, policy)[0]
-
-
-def predict_each(
-    weights: ModelWeights,
-    config: ModelConfig,
-    rules: Sequence[Rules],
-    tokens: Array,
-    given: Mapping[str, Array],
-    wanted: Iterable[str],
-    policy: Policy = FLOAT64,
-) -> list[dict[str, Array]]:
-    """:func:`predict` under each of several rules, block by block, so that weights are met once."""
-    wanted = frozenset(wanted)
-    path = needed(config, given, wanted)
-    last_use = {tap: i for i, node in enumerate(path) for tap in node.inputs}
-    tokens, decoded = np.asarray(tokens), Decoded()
-    found: list[dict[str, Array]] = [{} for _ in rules]
-    live: list[dict[str, Array]] = [{} for _ in rules]  # computed, and still to be used
-    lent: dict[str, Array] = {}  # given, and still to be used
-    sites: list[Site] = []
-    for i, node in enumerate(path):
-        if not sites or sites[0].layer != node.layer:
-            sites = [Site(config, policy, r, tokens, weights, node.layer, decoded) for r in rules]
-        for tap in node.inputs:
-            if tap in given and tap not in lent:
-                lent[tap] = _as_policy(given[tap], tap, policy)
-        for site, values, results in zip(sites, live, found, strict=True):
-            at_hand = {
-                name: lent[tap] if tap in lent else values[tap]
-                for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
-            }
-            out = node.stage.compute(site, at_hand)
-            if node.tap in wanted:
-                results[node.tap] = out
-            if node.tap not in given:
-                values[node.tap] = out
-        for tap in {*node.inputs, node.tap}:
-            if last_use.get(tap, -1) <= i:
-                lent.pop(tap, None)
-                for values in live:
-                    values.pop(tap, None)
-    return found
-
-
-def _as_policy(values: Array, tap: str, policy: Policy) -> Array:
-    """A given tap point as the stages take it."""
-    kind = np.int64 if tap.endswith(tuple(DISCRETE)) else policy.dtype
-    return np.asarray(values).astype(kind, copy=False)

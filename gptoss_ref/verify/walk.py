@@ -1,0 +1,188 @@
+"""Computing the wanted tap points of a model from the nearest given ones.
+
+With nothing given that is a pass of the whole model; with another implementation's own tap points
+it is a *local replay*, in which an early error does not smear over everything after it.
+
+One block's weights are touched at a time, and only the matrices of experts that were chosen are
+decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import TraceError
+from gptoss_ref.numerics import FLOAT64, Array, Policy
+from gptoss_ref.verify.rules import Rules
+from gptoss_ref.verify.site import Decoded, Site
+from gptoss_ref.verify.stages import (
+    BLOCK,
+    DISCRETE,
+    FIRST,
+    LAST,
+    MIX_FROM_WEIGHTS,
+    STREAM,
+    Stage,
+)
+from gptoss_ref.weights import ModelWeights
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage at its place in a model: ``tap`` is computed from the tap points ``inputs``."""
+
+    tap: str
+    layer: int | None
+    stage: Stage
+    inputs: tuple[str, ...]
+
+
+def nodes(config: ModelConfig, given: Iterable[str] = ()) -> Iterator[Node]:
+    """The whole graph in the order of computation, as it is where the taps ``given`` are known."""
+    given = frozenset(given)
+    yield Node("embedding", None, FIRST, ())
+    stream = "embedding"
+    for layer in range(config.num_hidden_layers):
+        prefix = f"block.{layer}."
+        for name, stage in BLOCK.items():
+            if name == "attn.mix" and prefix + "attn.weights" in given:
+                stage = MIX_FROM_WEIGHTS
+            inputs = tuple(stream if i == STREAM else prefix + i for i in stage.inputs)
+            yield Node(prefix + name, layer, stage, inputs)
+        stream = prefix + "mlp.residual"
+    for name, stage in LAST.items():
+        yield Node(name, None, stage, tuple(stream if i == STREAM else i for i in stage.inputs))
+
+
+def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> list[Node]:
+    """The stages that must be computed for the taps ``wanted``, in the order of computation.
+
+    A wanted tap is computed from its inputs even where it is given itself.
+
+    Raises:
+        TraceError: there is no such tap point.
+    """
+    given, missing = frozenset(given), set(wanted)
+    graph = list(nodes(config, given))
+    known = {node.tap for node in graph}
+    for tap in sorted((missing | given) - known):
+        raise TraceError(f"there is no tap point {tap!r} in this model")
+    chosen = []
+    for node in reversed(graph):
+        if node.tap in missing:
+            chosen.append(node)
+            missing.update(tap for tap in node.inputs if tap not in given)
+    return chosen[::-1]
+
+
+def predict(
+    weights: ModelWeights,
+    config: ModelConfig,
+    rules: Rules,
+    tokens: Array,
+    given: Mapping[str, Array],
+    wanted: Iterable[str],
+    policy: Policy = FLOAT64,
+) -> dict[str, Array]:
+    """Each wanted tap point, computed by ``rules`` from the nearest given ones.
+
+    Args:
+        tokens: (T,), at positions 0 to T − 1.
+        given: tap points of whatever origin; each *replaces* the computed one for everything
+            downstream. Read one at a time, when it is first needed.
+        wanted: names of tap points.
+        policy: in which to compute; the given ones enter as they are, unrounded.
+
+    Raises:
+        TraceError: there is no such tap point.
+    """
+    return predict_each(weights, config, [(rules, policy)], tokens, given, wanted)[0]
+
+
+Run = tuple[Rules, Policy]
+"""What to compute by, and where to round."""
+
+
+def predict_each(
+    weights: ModelWeights,
+    config: ModelConfig,
+    runs: Sequence[Run],
+    tokens: Array,
+    given: Mapping[str, Array],
+    wanted: Iterable[str],
+) -> list[dict[str, Array]]:
+    """:func:`predict` for each of several runs."""
+    found: list[dict[str, Array]] = [{} for _ in runs]
+    for tap, arrays in walk(weights, config, runs, tokens, given, wanted):
+        for results, values in zip(found, arrays, strict=True):
+            results[tap] = values
+    return found
+
+
+def walk(
+    weights: ModelWeights,
+    config: ModelConfig,
+    runs: Sequence[Run],
+    tokens: Array,
+    given: Mapping[str, Array],
+    wanted: Iterable[str],
+) -> Iterator[tuple[str, list[Array]]]:
+    """The wanted tap points one after the other, each with its values in every run.
+
+    The runs go side by side, so that each block's weights are met once. Nothing is held longer
+    than the stages that follow need it; arguments and errors as for :func:`predict`.
+    """
+    wanted = frozenset(wanted)
+    path = needed(config, given, wanted)
+    last_use = {tap: i for i, node in enumerate(path) for tap in node.inputs}
+    tokens, decoded = np.asarray(tokens), Decoded()
+    live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and still to be used
+    lent = _Lent(given)
+    sites: list[Site] = []
+    for i, node in enumerate(path):
+        if not sites or sites[0].layer != node.layer:
+            sites = [
+                Site(config, policy, rules, tokens, weights, node.layer, decoded)
+                for rules, policy in runs
+            ]
+        out = []
+        for site, values in zip(sites, live, strict=True):
+            at_hand = {
+                name: lent.get(tap, site.policy) if tap in given else values[tap]
+                for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
+            }
+            out.append(node.stage.compute(site, at_hand))
+            if node.tap not in given and last_use.get(node.tap, -1) > i:
+                values[node.tap] = out[-1]
+        del at_hand
+        for tap in node.inputs:
+            if last_use[tap] == i:
+                lent.drop(tap)
+                for values in live:
+                    values.pop(tap, None)
+        if node.tap in wanted:
+            yield node.tap, out
+
+
+class _Lent:
+    """Given tap points that are still to be used, each in the dtypes of the runs."""
+
+    def __init__(self, given: Mapping[str, Array]) -> None:
+        self._given = given
+        self._held: dict[str, dict[object, Array]] = {}
+
+    def get(self, tap: str, policy: Policy) -> Array:
+        """The values as the stages of ``policy`` take them; nothing is rounded to its grid."""
+        dtype = np.dtype(np.int64) if tap.endswith(tuple(DISCRETE)) else policy.dtype
+        held = self._held.setdefault(tap, {})
+        if dtype not in held:
+            values = held[None] if None in held else np.asarray(self._given[tap])
+            held[None], held[dtype] = values, values.astype(dtype, copy=False)
+        return held[dtype]
+
+    def drop(self, tap: str) -> None:
+        self._held.pop(tap, None)
