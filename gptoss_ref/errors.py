@@ -23,3 +23,7 @@ class HarmonyError(GptOssError):
 
 class TraceError(GptOssError):
     """A trace that cannot be used: its names, shapes, tokens or file, or one that fits no other."""
+
+
+class EndpointError(GptOssError):
+    """A server that cannot be observed: down, slow, cut off, or answering something else."""
