@@ -1,0 +1,64 @@
+"""The catalogue: what others got wrong in public, each as one rule of the model replaced.
+
+``CATALOGUE`` are errors. ``EQUIVALENT`` are rewritings that compute the same and must never be
+called a bug. ``TIES`` differ by rounding alone, but may choose another expert where two are nearly
+equal: to be reported with the margin, not as an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.verify.mutants import (
+    attention,
+    caches,
+    experts,
+    loading,
+    position,
+    routing,
+    sinks,
+    whole,
+    windows,
+)
+from gptoss_ref.verify.mutants.mutant import Mutant, Variant
+
+CATALOGUE: tuple[Mutant, ...] = (
+    *position.POSITION,
+    *sinks.SINKS,
+    *windows.WINDOWS,
+    *attention.ATTENTION,
+    *caches.CACHES,
+    *routing.ROUTING,
+    *experts.EXPERTS,
+    *loading.LOADING,
+    *whole.WHOLE,
+)
+TIES: tuple[Mutant, ...] = routing.TIES
+EQUIVALENT: tuple[Mutant, ...] = (
+    *position.REWRITINGS,
+    *attention.REWRITINGS,
+    *routing.REWRITINGS,
+    *experts.REWRITINGS,
+    *whole.REWRITINGS,
+)
+
+_BY_NAME = {mutant.name: mutant for mutant in (*CATALOGUE, *TIES, *EQUIVALENT)}
+
+
+def by_name(name: str) -> Mutant:
+    """The mutant (or tie, or rewriting) of that name.
+
+    Raises:
+        GptOssError: there is none; the message suggests the nearest.
+
+    >>> by_name("window-plus-one").stage
+    'attn.weights'
+    """
+    if name not in _BY_NAME:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)
+        raise GptOssError(f"there is no mutant {name!r}: did you mean {near[0]!r}?")
+    return _BY_NAME[name]
+
+
+__all__ = ["CATALOGUE", "EQUIVALENT", "TIES", "Mutant", "Variant", "by_name"]

@@ -1,0 +1,142 @@
+"""Bugs of the scores: which keys a head reads, their scale, and the causal mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT64, Array, widen
+from gptoss_ref.verify.mutants.mutant import (
+    Mutant,
+    Right,
+    bug,
+    replacing,
+    rewriting,
+)
+from gptoss_ref.verify.rules import At, Rules
+
+WEIGHTS = "attn.weights"
+
+
+def _by_remainder(config: ModelConfig) -> Array:
+    """Query heads sorted by their number modulo K: (H,)."""
+    kv = config.num_key_value_heads
+    return np.arange(config.num_attention_heads).reshape(-1, kv).T.ravel()
+
+
+@bug(
+    "gqa-axes-swapped",
+    stage=WEIGHTS,
+    consequence="Most queries meet keys and values of another group. With as many groups as heads "
+    "in each (8 and 8 in the released models) every shape still fits.",
+    obstacle=lambda config, weights: (
+        "there is one key/value head"
+        if config.num_key_value_heads == 1
+        else "every query head has its own key/value head"
+        if config.group_size == 1
+        else None
+    ),
+)
+def gqa_axes_swapped(rules: Rules) -> Rules:
+    """Query head h reads key/value head h % K where it should be h // G."""
+
+    def weigh(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+        order = _by_remainder(at.config)
+        weights: Array = right(at, q[:, order], k, sinks[order], *where)  # (H, t, S)
+        return weights[np.argsort(order)]
+
+    def mix(right: Right, at: At, weights: Array, v: Array, *where: Any) -> Array:
+        order = _by_remainder(at.config)
+        mixed: Array = right(at, weights[order], v, *where)  # (t, H*C)
+        heads = mixed.reshape(len(mixed), len(order), -1)[:, np.argsort(order)]
+        return heads.reshape(mixed.shape)
+
+    return replacing(attention_weights=weigh, attention_mix=mix)(rules)
+
+
+@bug(
+    "scale-missing",
+    rule="attention_weights",
+    stage=WEIGHTS,
+    consequence="Scores are too large by √C (8 in the released models): attention is too sharp.",
+)
+def scale_missing(right: Right, at: At, q: Array, *rest: Any) -> Array:
+    """Scores are not divided by √C."""
+    weights: Array = right(at, q * at.policy.dtype.type(math.sqrt(q.shape[-1])), *rest)
+    return weights
+
+
+@bug(
+    "scale-by-hidden",
+    rule="attention_weights",
+    stage=WEIGHTS,
+    consequence="Scores are too small by √(D/C) (6.7 in the released models): attention is flat.",
+    obstacle=lambda config, weights: (
+        "D equals C" if config.hidden_size == config.head_dim else None
+    ),
+)
+def scale_by_hidden(right: Right, at: At, q: Array, *rest: Any) -> Array:
+    """Scores are divided by √D, the hidden size, where it should be √C, the head size."""
+    scale = math.sqrt(at.config.head_dim / at.config.hidden_size)
+    weights: Array = right(at, q * at.policy.dtype.type(scale), *rest)
+    return weights
+
+
+@bug(
+    "causal-off-by-one",
+    rule="attention_weights",
+    stage=WEIGHTS,
+    consequence="A prompt's inner tokens are explained by the future; decoding token by token "
+    "differs from one pass.",
+    shortest=2,
+    note="Decoding token by token hides it: the next key does not exist yet.",
+)
+def causal_off_by_one(
+    right: Right,
+    at: At,
+    q: Array,
+    k: Array,
+    sinks: Array,
+    q_positions: Array,
+    k_positions: Array,
+    window: int | None,
+) -> Array:
+    """A query sees the next token's key as well: j ≤ p + 1."""
+    wider = None if window is None else window + 1  # its old end stays where it was
+    weights: Array = right(at, q, k, sinks, q_positions + 1, k_positions, wider)
+    return weights
+
+
+@rewriting(
+    "scale-in-query",
+    stage="attn.q",
+    rejoins=WEIGHTS,
+    consequence="Queries are shorter by √C; scores are the same.",
+)
+def scale_in_query(rules: Rules) -> Rules:
+    """1/√C is multiplied into the query projection at loading, and scores are not divided."""
+
+    def shrink(right: Right, at: At, block: Any) -> Any:
+        block = right(at, block)
+        scale = 1 / math.sqrt(at.config.head_dim)
+        attn = dataclasses.replace(
+            block.attn,
+            q_weight=widen(block.attn.q_weight, FLOAT64.dtype) * scale,
+            q_bias=widen(block.attn.q_bias, FLOAT64.dtype) * scale,
+        )
+        return dataclasses.replace(block, attn=attn)
+
+    return scale_missing.apply(replacing(block_weights=shrink)(rules))
+
+
+ATTENTION: tuple[Mutant, ...] = (
+    gqa_axes_swapped,
+    scale_missing,
+    scale_by_hidden,
+    causal_off_by_one,
+)
+REWRITINGS: tuple[Mutant, ...] = (scale_in_query,)

@@ -1,0 +1,249 @@
+"""Bugs inside the experts: layout of gate and up, clamps, constants, biases, and the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT64, Array, widen
+from gptoss_ref.verify.mutants.mutant import (
+    Mutant,
+    Obstacle,
+    Right,
+    Variant,
+    bug,
+    misread,
+    replacing,
+    rewriting,
+)
+from gptoss_ref.verify.rules import At, Rules
+from gptoss_ref.weights import Matrix, ModelWeights
+
+NO_LIMIT = 1e30
+"""A clamp that clamps nothing."""
+
+
+def _interleaved(halves: Array) -> Array:
+    """(…, 2F) as gates, then ups, put in the order that swiglu reads."""
+    gates, ups = np.split(halves, 2, axis=-1)
+    return np.stack([gates, ups], axis=-1).reshape(halves.shape)
+
+
+@bug(
+    "gate-up-concatenated",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="Gates and ups are paired at random: fluent models turn to noise.",
+    reports=("vllm#27024", "sglang#27201"),
+    obstacle=lambda config, weights: (
+        "F is 1: both layouts are the same" if config.intermediate_size == 1 else None
+    ),
+)
+def gate_up_concatenated(right: Right, at: At, x: Array) -> Array:
+    """The first half is read as gates and the second as ups, where they alternate."""
+    activated: Array = right(at, _interleaved(x))
+    return activated
+
+
+@bug(
+    "gate-up-swapped",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="The sigmoid is taken of the wrong one of the two.",
+)
+def gate_up_swapped(right: Right, at: At, x: Array) -> Array:
+    """Even entries are read as ups and odd ones as gates."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1]  # (…, F, 2)
+    activated: Array = right(at, pairs.reshape(x.shape))
+    return activated
+
+
+@bug(
+    "clamp-missing",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="Values beyond ±7 pass: rare, but large where they occur.",
+    reports=("transformers#40197", "sglang#39939"),
+    note="Shows only where a gate exceeds the limit or an up leaves ±limit.",
+)
+def clamp_missing(right: Right, at: At, x: Array) -> Array:
+    """Neither gate nor up is clamped."""
+    activated: Array = right(misread(at, swiglu_limit=NO_LIMIT), x)
+    return activated
+
+
+@bug(
+    "clamp-gate-symmetric",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="Strongly negative gates give up to 4e-4 where they should give nothing.",
+    note="Shows only where a gate lies below −limit; a public claim says it is right.",
+)
+def clamp_gate_symmetric(right: Right, at: At, x: Array) -> Array:
+    """The gate is clamped from below as well."""
+    limit = at.config.swiglu_limit
+    activated: Array = right(at, np.clip(x, -limit, limit))
+    return activated
+
+
+@bug(
+    "clamp-after",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="Products that may reach 56 are cut at 7, and large inputs pass.",
+    note="Shows only where an input or the result lies beyond the limit.",
+)
+def clamp_after(right: Right, at: At, x: Array) -> Array:
+    """The result is clamped where the inputs should be."""
+    limit = at.config.swiglu_limit
+    activated: Array = right(misread(at, swiglu_limit=NO_LIMIT), x)
+    return np.clip(activated, -limit, limit)
+
+
+@bug(
+    "alpha-missing",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="The gate opens more gently: every activation is off by some per cent.",
+    obstacle=lambda config, weights: "swiglu_alpha is 1" if config.swiglu_alpha == 1 else None,
+)
+def alpha_missing(right: Right, at: At, x: Array) -> Array:
+    """Plain SiLU: the sigmoid's factor of 1.702 is left out."""
+    activated: Array = right(misread(at, swiglu_alpha=1.0), x)
+    return activated
+
+
+@bug(
+    "up-plus-one-missing",
+    rule="swiglu",
+    stage="mlp.swiglu",
+    consequence="The gate's own share of the activation is lost.",
+)
+def up_plus_one_missing(right: Right, at: At, x: Array) -> Array:
+    """The gated value is multiplied by up where it should be by up + 1."""
+    limit = at.config.swiglu_limit
+    less = x.astype(at.policy.dtype)
+    less[..., 0::2] = np.minimum(less[..., 0::2], limit)
+    less[..., 1::2] = np.clip(less[..., 1::2], -limit, limit) - 1
+    activated: Array = right(misread(at, swiglu_limit=limit + 1), less)  # clamps nothing more
+    return activated
+
+
+def _no_bias(name: str) -> Obstacle:
+    """Obstacle: all biases of that name are zero."""
+
+    def obstacle(config: ModelConfig, weights: ModelWeights) -> str | None:
+        biases = (getattr(block.mlp, name) for block in weights.blocks)
+        if any(np.any(widen(bias, FLOAT64.dtype)) for bias in biases):
+            return None
+        return f"every {name} is zero"
+
+    return obstacle
+
+
+@bug(
+    "gate-up-bias-missing",
+    rule="expert_linear",
+    stage="mlp.gate_up",
+    consequence="Gates and ups are off by a constant per expert.",
+    obstacle=_no_bias("mlp1_bias"),
+)
+def gate_up_bias_missing(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+    """The first matrix of the experts has no bias."""
+    y: Array = right(at, x, weight, np.zeros_like(bias) if at.tap == "mlp.gate_up" else bias)
+    return y
+
+
+@bug(
+    "down-bias-missing",
+    rule="expert_linear",
+    stage="mlp.expert_out",
+    consequence="Every answer lacks a constant per expert.",
+    obstacle=_no_bias("mlp2_bias"),
+)
+def down_bias_missing(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+    """The second matrix of the experts has no bias."""
+    y: Array = right(at, x, weight, np.zeros_like(bias) if at.tap == "mlp.expert_out" else bias)
+    return y
+
+
+@bug(
+    "down-bias-unweighted",
+    rule="combine",
+    stage="mlp.out",
+    consequence="About A times as much bias is added as should be, in every block.",
+    reports=("NVIDIA-NeMo/Automodel#2591",),
+    note="Modelled with the right answers of the experts; only the sum goes wrong.",
+    obstacle=_no_bias("mlp2_bias"),
+)
+def down_bias_unweighted(
+    right: Right, at: At, answers: Array, weights: Array, indices: Array, bias: Matrix
+) -> Array:
+    """The experts' weights multiply the matrix product only; the biases are added whole."""
+    biases = widen(bias, at.policy.dtype)[indices]  # (T, A, D)
+    excess = np.einsum("ta,tad->td", 1 - weights, biases)
+    return at.policy.round(right(at, answers, weights, indices, bias) + excess)
+
+
+@bug(
+    "experts-summed-twice",
+    rule="combine",
+    stage="mlp.out",
+    consequence="The experts move the residual stream twice as far as they should.",
+    reports=("sglang#37187",),
+    note="Two reductions over the same devices; with more of them the factor is another.",
+    variants=lambda config, tokens: (
+        Variant(f"{times} times", replacing(combine=_summed(times))) for times in (4, 8, 16)
+    ),
+)
+def experts_summed_twice(
+    right: Right, at: At, answers: Array, weights: Array, indices: Array, bias: Matrix
+) -> Array:
+    """The weighted sum of the experts' answers is itself summed over two devices."""
+    return _summed(2)(right, at, answers, weights, indices, bias)
+
+
+def _summed(times: int) -> Callable[..., Array]:
+    """A sum of the experts that is too large by a factor."""
+
+    def combine(right: Right, at: At, *arguments: Array) -> Array:
+        total: Array = right(at, *arguments)
+        return at.policy.round(times * total)
+
+    return combine
+
+
+@rewriting(
+    "gate-up-deinterleaved",
+    stage="mlp.gate_up",
+    rejoins="mlp.swiglu",
+    consequence="The expert's 2F values are listed as gates, then ups.",
+)
+def gate_up_deinterleaved(rules: Rules) -> Rules:
+    """Gate and up rows are put apart at loading, and read as two halves."""
+
+    def apart(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+        y: Array = right(at, x, weight, bias)
+        if at.tap != "mlp.gate_up":
+            return y
+        return np.concatenate([y[:, 0::2], y[:, 1::2]], axis=-1)
+
+    return gate_up_concatenated.apply(replacing(expert_linear=apart)(rules))
+
+
+EXPERTS: tuple[Mutant, ...] = (
+    gate_up_concatenated,
+    gate_up_swapped,
+    clamp_missing,
+    clamp_gate_symmetric,
+    clamp_after,
+    alpha_missing,
+    up_plus_one_missing,
+    gate_up_bias_missing,
+    down_bias_missing,
+    down_bias_unweighted,
+    experts_summed_twice,
+)
+REWRITINGS: tuple[Mutant, ...] = (gate_up_deinterleaved,)

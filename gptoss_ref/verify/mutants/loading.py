@@ -1,0 +1,328 @@
+"""Bugs of loading: MXFP4's nibbles and scales, layouts, lost rows, mislaid tensors.
+
+Those of MXFP4 act on one expert's matrix as it is stored, at the moment it is decoded, so that a
+large model is never copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.mutants.mutant import (
+    Mutant,
+    Obstacle,
+    Right,
+    Variant,
+    bug,
+    not_mxfp4,
+    replacing,
+)
+from gptoss_ref.verify.rules import At
+from gptoss_ref.weights import MXFP4, MXFP4_BLOCK, BlockWeights, ExpertMatrix, ModelWeights
+
+DECODED = "mlp.gate_up"
+"""Where a wrongly decoded matrix shows first."""
+
+
+# --- MXFP4 ---
+
+
+@bug(
+    "nibbles-swapped",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="Every two neighbouring columns of the experts' matrices change places.",
+    obstacle=not_mxfp4,
+)
+def nibbles_swapped(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """The high nibble of a byte is taken for the first of its two values."""
+    if isinstance(matrix, MXFP4):
+        swapped = (matrix.blocks >> 4) | (matrix.blocks << 4)
+        matrix = dataclasses.replace(matrix, blocks=swapped.astype(np.uint8))
+    values: Array = right(at, matrix)
+    return values
+
+
+@bug(
+    "nibbles-split",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="The 32 columns of every block are permuted.",
+    reports=("kekzl/imp#567",),
+    note="ggml stores its own MXFP4 blocks that way: there it is right.",
+    obstacle=not_mxfp4,
+)
+def nibbles_split(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """Low nibbles are read as a block's first 16 values and high ones as its last 16."""
+    values: Array = right(at, matrix)
+    if not isinstance(matrix, MXFP4):
+        return values
+    half = MXFP4_BLOCK // 2
+    pairs = values.reshape(*values.shape[:-1], -1, half, 2)  # (N, M/32, 16, 2)
+    return pairs.swapaxes(-1, -2).reshape(values.shape)
+
+
+@bug(
+    "scale-bias-128",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="All values of the experts' matrices are halved.",
+    obstacle=not_mxfp4,
+)
+def scale_bias_128(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """A scale byte s is worth 2^(s − 128)."""
+    values: Array = right(at, matrix)
+    return values / 2 if isinstance(matrix, MXFP4) else values
+
+
+@bug(
+    "scale-bias-126",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="All values of the experts' matrices are doubled.",
+    obstacle=not_mxfp4,
+    note="The variants are other biases; 125 was one quantiser's own.",
+    variants=lambda config, tokens: (
+        Variant(f"2^(s − {bias})", replacing(expert_matrix=_scaled(127 - bias)))
+        for bias in (125, 124, 129, 130)
+    ),
+)
+def scale_bias_126(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """A scale byte s is worth 2^(s − 126)."""
+    return _scaled(1)(right, at, matrix)
+
+
+def _scaled(exponent: int) -> Callable[..., Array]:
+    """Decoding in which every value is too large by a power of two."""
+
+    def decode(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+        values: Array = right(at, matrix)
+        return np.ldexp(values, exponent) if isinstance(matrix, MXFP4) else values
+
+    return decode
+
+
+def _no_scale(byte: int) -> Obstacle:
+    """Obstacle: no scale has that byte."""
+
+    def obstacle(config: ModelConfig, weights: ModelWeights) -> str | None:
+        for block in weights.blocks:
+            for matrix in (block.mlp.mlp1_weight, block.mlp.mlp2_weight):
+                if isinstance(matrix, MXFP4) and np.any(matrix.scales == byte):
+                    return None
+        return not_mxfp4(config, weights) or f"no scale byte is {byte}"
+
+    return obstacle
+
+
+def _where_scale_is(byte: int, value: float) -> Callable[..., Array]:
+    """Decoding in which all values under that scale byte become ``value`` times their sign."""
+
+    def decode(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+        values: Array = right(at, matrix)
+        if not isinstance(matrix, MXFP4):
+            return values
+        with np.errstate(invalid="ignore"):  # 0 · inf is NaN, as it is in a product
+            return np.where(_under(matrix, byte), np.sign(values) * value, values)
+
+    return decode
+
+
+def _under(matrix: MXFP4, byte: int) -> Array:
+    """Which values (N, M) have that scale byte."""
+    return np.repeat(matrix.scales == byte, MXFP4_BLOCK, axis=-1)
+
+
+@bug(
+    "scale-0",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="Infinities where numbers of 2⁻¹²⁸ should be, then NaN.",
+    reports=("vllm#46676", "triton-lang/triton#11624"),
+    note="Adding the exponent to a bfloat16's bits borrows from its sign. The variants make zero "
+    "or infinity of the scale; as zero it shows only beside numbers as small.",
+    obstacle=_no_scale(0),
+    variants=lambda config, tokens: (
+        Variant("as zero", replacing(expert_matrix=_where_scale_is(0, 0.0))),
+        Variant("as infinity", replacing(expert_matrix=_where_scale_is(0, np.inf))),
+    ),
+)
+def scale_0(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """Under a scale byte of 0 the codes ±½ become ∓∞."""
+    values: Array = right(at, matrix)
+    if not isinstance(matrix, MXFP4):
+        return values
+    borrowed = (_under(matrix, 0)) & (np.abs(values) == 2.0**-128)
+    return np.where(borrowed, np.copysign(np.inf, -values), values)
+
+
+@bug(
+    "scale-134",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="Everything computed from a block of scale 128 is NaN.",
+    reports=("sglang#25519",),
+    note="The decoded scale was compared with 128 where the byte should be with 255.",
+    obstacle=_no_scale(134),
+)
+def scale_134(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """A scale byte of 134, worth 2⁷, is taken for NaN."""
+    return _where_scale_is(134, np.nan)(right, at, matrix)
+
+
+@bug(
+    "scale-255",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="What should be NaN is 2¹²⁸ times a code: infinite in float32.",
+    reports=("sglang#25519", "triton-lang/triton#11624"),
+    note="OpenAI's loader and llama.cpp do the same; the MX specification says NaN.",
+    obstacle=_no_scale(255),
+)
+def scale_255(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """A scale byte of 255 is read as an exponent."""
+    if isinstance(matrix, MXFP4):
+        matrix = dataclasses.replace(matrix, scale_255="exponent")
+    values: Array = right(at, matrix)
+    return values
+
+
+# --- layouts ---
+
+
+@bug(
+    "experts-transposed",
+    rule="expert_matrix",
+    stage="mlp.expert_out",
+    consequence="Experts answer noise of the right size.",
+    reports=("unsloth-zoo#1114",),
+    note="With D = F, as in the released models, this is a transpose and no shape betrays it; "
+    "elsewhere it takes a loader that does not look at shapes.",
+)
+def experts_transposed(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """The memory of the experts' second matrix, (D, F), is read as (F, D)."""
+    values: Array = right(at, matrix)
+    if at.tap != "mlp.expert_out":
+        return values
+    outputs, inputs = values.shape
+    return values.reshape(inputs, outputs).T
+
+
+@bug(
+    "shard-lost-rows",
+    rule="expert_matrix",
+    stage=DECODED,
+    consequence="The last gates and ups of every expert are only their biases: benchmarks lose "
+    "some points and texts look sound.",
+    reports=("sglang#9433",),
+    note="Modelled as the last 4 rows of the first matrix. The variants are other numbers of rows, "
+    "and what is left over when F/32 blocks are divided by 2 to 8 devices, in both matrices.",
+    variants=lambda config, tokens: (
+        Variant(label, replacing(expert_matrix=_losing(rows, columns)))
+        for label, rows, columns in _losses(config)
+    ),
+)
+def shard_lost_rows(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    """The last rows of the experts' first matrix never arrive and stay zero."""
+    return _losing(4, 0)(right, at, matrix)
+
+
+def _losses(config: ModelConfig) -> list[tuple[str, int, int]]:
+    """Label, rows of the first and columns of the second matrix that may be lost."""
+    inner = config.intermediate_size
+    sizes = [rows for rows in (2, 6, 8, 16, 32, 64, 128) if rows < 2 * inner]
+    losses = [(f"the last {rows} rows", rows, 0) for rows in sizes]
+    for devices in range(2, 9):
+        lost = inner // MXFP4_BLOCK % devices * MXFP4_BLOCK
+        if 0 < lost < inner:
+            losses.append((f"the last of {devices} shards", 2 * lost, lost))
+    return losses
+
+
+def _losing(rows: int, columns: int) -> Callable[..., Array]:
+    """Loading that leaves the first matrix's last rows and the second's last columns zero."""
+
+    def load(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+        values: Array = right(at, matrix).copy()
+        if at.tap == DECODED:
+            values[len(values) - rows :] = 0
+        else:
+            values[:, values.shape[1] - columns :] = 0
+        return values
+
+    return load
+
+
+@bug(
+    "qkv-order",
+    rule="block_weights",
+    stage="attn.k",
+    consequence="What should be found by is mixed, and the other way round.",
+    note="The variant is the order of fused weights elsewhere: each key head with its queries, key "
+    "and value together; it shows in q already.",
+    variants=lambda config, tokens: (
+        Variant("grouped by key head", replacing(block_weights=_grouped_by_key_head)),
+    ),
+)
+def qkv_order(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    """Rows of the fused projection are taken for q, v, k where they are q, k, v."""
+    block = right(at, block)
+    w = block.attn
+    attn = dataclasses.replace(
+        w, k_weight=w.v_weight, k_bias=w.v_bias, v_weight=w.k_weight, v_bias=w.k_bias
+    )
+    return dataclasses.replace(block, attn=attn)
+
+
+def _grouped_by_key_head(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    """The fused rows q, k, v are read as G heads of q, one of k and one of v for each key head."""
+    block = right(at, block)
+    attn, config = block.attn, at.config
+    parts: dict[str, Array] = {}
+    for kind in ("weight", "bias"):
+        fused = np.concatenate([getattr(attn, f"{name}_{kind}") for name in "qkv"])
+        rest = fused.shape[1:]
+        groups = fused.reshape(
+            config.num_key_value_heads, config.group_size + 2, config.head_dim, *rest
+        )  # (K, G + 2, C, …)
+        cut = (groups[:, :-2], groups[:, -2], groups[:, -1])
+        for name, rows in zip("qkv", cut, strict=True):
+            parts[f"{name}_{kind}"] = rows.reshape(-1, *rest)
+    return dataclasses.replace(block, attn=dataclasses.replace(attn, **parts))
+
+
+@bug(
+    "unembedding-tied",
+    rule="end_weights",
+    stage="logits",
+    consequence="Everything before the logits is right and every logit is wrong.",
+    obstacle=lambda config, weights: (
+        "embedding and unembedding are equal"
+        if np.array_equal(weights.embedding, weights.unembedding)
+        else None
+    ),
+)
+def unembedding_tied(right: Right, at: At, weights: ModelWeights) -> ModelWeights:
+    """The embedding serves as unembedding too, as in models that tie them."""
+    weights = right(at, weights)
+    return dataclasses.replace(weights, unembedding=weights.embedding)
+
+
+LOADING: tuple[Mutant, ...] = (
+    nibbles_swapped,
+    nibbles_split,
+    scale_bias_128,
+    scale_bias_126,
+    scale_0,
+    scale_134,
+    scale_255,
+    experts_transposed,
+    shard_lost_rows,
+    qkv_order,
+    unembedding_tied,
+)

@@ -1,0 +1,221 @@
+"""What a mutant is: one rule of the model replaced by a wrong one, with its story.
+
+A mutant is written as a function of the rule it replaces, *where* it is applied, and the rule's own
+arguments; its docstring is the summary::
+
+    @bug("window-plus-one", rule="window", stage="attn.weights", consequence="…", shortest=…)
+    def window_plus_one(right, at):
+        \"\"\"A window of W shows W + 1 keys: …\"\"\"
+        keys = right(at)
+        return keys and keys + 1
+
+Calling ``right`` rather than the specification makes mutants compose: two of them applied one after
+the other are two bugs at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT64, Array, widen
+from gptoss_ref.verify.rules import SPECIFICATION, At, Rules
+from gptoss_ref.weights import MXFP4, ModelWeights
+
+Right = Callable[..., Any]
+"""The rule that a mutant replaces."""
+
+Change = Callable[[Rules], Rules]
+Obstacle = Callable[[ModelConfig, ModelWeights], str | None]
+Shortest = Callable[[ModelConfig], int]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The same bug with another parameter, e.g. another epsilon."""
+
+    label: str
+    apply: Change
+
+
+Variants = Callable[[ModelConfig, int], Iterable[Variant]]
+
+
+def _no_obstacle(config: ModelConfig, weights: ModelWeights) -> str | None:
+    return None
+
+
+def _no_variants(config: ModelConfig, tokens: int) -> Iterable[Variant]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One small, named, wrong version of the model (or an equivalent rewriting of it).
+
+    Attributes:
+        name: as in the list of public bugs, e.g. ``"window-plus-one"``.
+        stage: the tap point, without its block, whose numbers it changes first.
+        summary: one sentence: what is wrong.
+        consequence: what that does to the numbers.
+        change: the rules with this bug, given the rules without it.
+        shortest: the number of tokens from which on it can change a number, for a configuration.
+        reports: public reports, as ``repository#number``.
+        note: what hides it, or how it is modelled, if that needs saying.
+        obstacle: why it cannot show on this model, as half a sentence; None: it can.
+        variants: the same bug with other parameters, for a configuration and a prompt length.
+        equivalent: a rewriting that computes the same and must never be called a bug.
+        rejoins: of an equivalent rewriting: the tap point from which on all numbers agree again.
+    """
+
+    name: str
+    stage: str
+    summary: str
+    consequence: str
+    change: Change
+    shortest: Shortest
+    reports: tuple[str, ...] = ()
+    note: str = ""
+    obstacle: Obstacle = _no_obstacle
+    variants: Variants = _no_variants
+    equivalent: bool = False
+    rejoins: str | None = None
+
+    def apply(self, rules: Rules = SPECIFICATION) -> Rules:
+        """``rules`` with this bug added."""
+        return self.change(rules)
+
+    def applies(self, config: ModelConfig, weights: ModelWeights) -> bool:
+        """Whether it can show on this model at all; :attr:`obstacle` says why not."""
+        return self.obstacle(config, weights) is None
+
+
+def replacing(**wrong: Callable[..., Any]) -> Change:
+    """A change that hands the rule of each keyword to its replacement as first argument."""
+
+    def change(rules: Rules) -> Rules:
+        return dataclasses.replace(
+            rules,
+            **{rule: partial(function, getattr(rules, rule)) for rule, function in wrong.items()},
+        )
+
+    return change
+
+
+def bug(
+    name: str,
+    *,
+    stage: str,
+    consequence: str,
+    rule: str | None = None,
+    shortest: int | Shortest = 1,
+    reports: tuple[str, ...] = (),
+    note: str = "",
+    obstacle: Obstacle = _no_obstacle,
+    variants: Variants = _no_variants,
+) -> Callable[[Callable[..., Any]], Mutant]:
+    """Make a function a :class:`Mutant`; its docstring is the summary.
+
+    With ``rule`` the function replaces that rule, and gets it as first argument. Without, it is
+    the change itself: from rules to rules.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Mutant:
+        return Mutant(
+            name=name,
+            stage=stage,
+            summary=_sentence(function),
+            consequence=consequence,
+            change=function if rule is None else replacing(**{rule: function}),
+            shortest=_length(shortest),
+            reports=reports,
+            note=note,
+            obstacle=obstacle,
+            variants=variants,
+        )
+
+    return decorate
+
+
+def rewriting(
+    name: str, *, stage: str, rejoins: str, consequence: str, rule: str | None = None
+) -> Callable[[Callable[..., Any]], Mutant]:
+    """As :func:`bug`, for an equivalent rewriting: equal numbers from the tap ``rejoins`` on."""
+
+    def decorate(function: Callable[..., Any]) -> Mutant:
+        return Mutant(
+            name=name,
+            stage=stage,
+            summary=_sentence(function),
+            consequence=consequence,
+            change=function if rule is None else replacing(**{rule: function}),
+            shortest=_length(1),
+            equivalent=True,
+            rejoins=rejoins,
+        )
+
+    return decorate
+
+
+def _sentence(function: Callable[..., Any]) -> str:
+    """The docstring on one line."""
+    return " ".join((function.__doc__ or "").split())
+
+
+def _length(shortest: int | Shortest) -> Shortest:
+    return (lambda config: shortest) if isinstance(shortest, int) else shortest
+
+
+# --- what several mutants share ---
+
+
+def misread(at: At, **changes: Any) -> At:
+    """The same place in a model whose configuration says something else."""
+    return dataclasses.replace(at, config=dataclasses.replace(at.config, **changes))
+
+
+def wide(sinks: Array) -> Array:
+    """Sink logits (H,) as float64."""
+    return widen(sinks, FLOAT64.dtype)
+
+
+def usual_chunks(tokens: int) -> list[int]:
+    """Lengths of a first pass that leave something of a prompt to later ones, usual ones first."""
+    powers = [1 << n for n in range(4, tokens.bit_length()) if 1 << n < tokens]
+    chunks = [tokens - 1, *powers, 1, tokens // 2, tokens // 4, 3 * tokens // 4]
+    return [n for n in dict.fromkeys(chunks) if 0 < n < tokens]
+
+
+def one_past_the_window(config: ModelConfig) -> int:
+    """The first prompt whose last query has a key outside its window."""
+    return config.sliding_window + 1
+
+
+def no_window(config: ModelConfig, weights: ModelWeights) -> str | None:
+    """Obstacle: no layer has a window."""
+    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+    return "no layer has a window" if windows == [None] * len(windows) else None
+
+
+def no_yarn(config: ModelConfig, weights: ModelWeights) -> str | None:
+    """Obstacle: plain RoPE."""
+    return "rope_scaling_factor is at most 1: plain RoPE" if not stretched(config) else None
+
+
+def stretched(config: ModelConfig) -> bool:
+    """Whether YaRN does anything."""
+    return config.rope_scaling_factor > 1
+
+
+def not_mxfp4(config: ModelConfig, weights: ModelWeights) -> str | None:
+    """Obstacle: the checkpoint's experts are not stored as MXFP4."""
+    stored = any(
+        isinstance(matrix, MXFP4)
+        for block in weights.blocks
+        for matrix in (block.mlp.mlp1_weight, block.mlp.mlp2_weight)
+    )
+    return None if stored else "the experts are not stored as MXFP4"

@@ -1,0 +1,322 @@
+"""Bugs of position: YaRN's frequencies and concentration, and how RoPE applies them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.layers.rope import yarn
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.mutants.mutant import (
+    Mutant,
+    Right,
+    Variant,
+    bug,
+    misread,
+    no_window,
+    no_yarn,
+    replacing,
+    rewriting,
+    stretched,
+    usual_chunks,
+)
+from gptoss_ref.verify.rules import At, Rules
+
+
+def _blended(config: ModelConfig, ramp: Array, slow: Array | None = None) -> Array:
+    """Frequencies (C/2,) that pass from plain to ``slow`` ones along ``ramp`` (C/2,)."""
+    fast, _ = yarn(config.head_dim, config.rope_theta)
+    slow = fast / config.rope_scaling_factor if slow is None else slow
+    return ramp * slow + (1 - ramp) * fast
+
+
+def _ramp(config: ModelConfig, low: float, high: float, step: int = 1) -> Array:
+    """0 up to pair ``low``, 1 from pair ``high`` on; pair i counts as ``step`` · i: (C/2,)."""
+    pair = step * np.arange(config.head_dim // 2)
+    ramp: Array = np.clip((pair - low) / (high - low), 0.0, 1.0)
+    return ramp
+
+
+def _concentrated_from_the_start(config: ModelConfig) -> int:
+    """A wrong concentration shows at position 0, a wrong angle only from position 1 on."""
+    return 1 if stretched(config) else 2
+
+
+@bug(
+    "yarn-truncated",
+    rule="yarn",
+    stage="attn.q_rope",
+    consequence="Frequencies between the ends of the ramp are off, for the released models by up "
+    "to 76 % at pair 17; angles by 0.028 rad at position 128 and 0.9 rad at 4096.",
+    shortest=2,
+    reports=("vllm#27722", "sglang#14270", "apache/tvm#18576", "keras-hub#2981"),
+    note="The angle grows with the position: short prompts hide it among rounding errors.",
+    obstacle=lambda config, weights: no_yarn(config, weights) or _same_ends(config),
+)
+def yarn_truncated(right: Right, at: At) -> tuple[Array, float]:
+    """The ends of YaRN's ramp are floored and ceiled to whole pairs."""
+    frequencies, concentration = right(at)
+    if stretched(at.config):
+        low, high = at.config.yarn_bounds()
+        frequencies = _blended(at.config, _ramp(at.config, math.floor(low), math.ceil(high)))
+    return frequencies, concentration
+
+
+def _same_ends(config: ModelConfig) -> str | None:
+    ends = config.yarn_bounds()
+    return "the ends of YaRN's ramp are whole numbers" if all(x == int(x) for x in ends) else None
+
+
+@bug(
+    "yarn-skipped",
+    rule="yarn",
+    stage="attn.q_rope",
+    consequence="Slow pairs turn too fast by the scaling factor, and scores lack the "
+    "concentration's square (1.81 for the released models).",
+    reports=("TensorRT-Model-Connect#399",),
+    obstacle=no_yarn,
+)
+def yarn_skipped(right: Right, at: At) -> tuple[Array, float]:
+    """Plain RoPE: the scaling in the configuration is not read (the wrong key, for instance)."""
+    plain: tuple[Array, float] = right(misread(at, rope_scaling_factor=1.0))
+    return plain
+
+
+@bug(
+    "yarn-no-concentration",
+    rule="yarn",
+    stage="attn.q_rope",
+    consequence="Queries and keys are too short by 1.35 each (in the released models), so scores "
+    "are too small by 1.81 and attention is too flat.",
+    obstacle=no_yarn,
+)
+def yarn_no_concentration(right: Right, at: At) -> tuple[Array, float]:
+    """Cosines and sines are not multiplied by the concentration."""
+    return right(at)[0], 1.0
+
+
+@bug(
+    "yarn-factor-in-exponent",
+    rule="yarn",
+    stage="attn.q_rope",
+    consequence="Slow pairs are divided by factor^(2i/C) where it should be by the factor.",
+    shortest=2,
+    reports=("apache/tvm#18576",),
+    note="The angle grows with the position: short prompts hide it among rounding errors.",
+    obstacle=no_yarn,
+)
+def yarn_factor_in_exponent(right: Right, at: At) -> tuple[Array, float]:
+    """The scaling factor multiplies theta, inside the power: 1 / (factor · theta)^(2i/C)."""
+    frequencies, concentration = right(at)
+    if stretched(at.config):
+        exponent = np.arange(0, at.config.head_dim, 2) / at.config.head_dim
+        slow = (at.config.rope_scaling_factor * at.config.rope_theta) ** -exponent
+        frequencies = _blended(at.config, _ramp(at.config, *at.config.yarn_bounds()), slow)
+    return frequencies, concentration
+
+
+@bug(
+    "yarn-ramp-over-dims",
+    rule="yarn",
+    stage="attn.q_rope",
+    consequence="The ramp is passed in half as many pairs: half of the blended pairs turn too "
+    "slowly.",
+    shortest=2,
+    note="The angle grows with the position: short prompts hide it among rounding errors.",
+    obstacle=no_yarn,
+)
+def yarn_ramp_over_dims(right: Right, at: At) -> tuple[Array, float]:
+    """The ramp runs over the dimensions 2i where it should run over the pairs i."""
+    frequencies, concentration = right(at)
+    if stretched(at.config):
+        low, high = at.config.yarn_bounds()
+        frequencies = _blended(at.config, _ramp(at.config, low, high, step=2))
+    return frequencies, concentration
+
+
+@bug(
+    "rope-base-10000",
+    rule="yarn",
+    stage="attn.q_rope",
+    consequence="Every pair but the first turns at the wrong speed.",
+    shortest=2,
+    reports=("sglang#30050",),
+    obstacle=lambda config, weights: (
+        "rope_theta is 10000" if config.rope_theta == 10000.0 else None
+    ),
+)
+def rope_base_10000(right: Right, at: At) -> tuple[Array, float]:
+    """Theta is 10000, as in most other models, whatever the configuration says."""
+    config, theta = at.config, 10000.0
+    frequencies = yarn(config.head_dim, theta)[0]
+    if stretched(config):
+        # The ramp's ends follow theta; they may leave the range that the specification asserts.
+        moved = math.log(config.rope_theta) / math.log(theta)
+        low, high = (end * moved for end in config.yarn_bounds())
+        ramp = _ramp(config, low, high)
+        frequencies = ramp * frequencies / config.rope_scaling_factor + (1 - ramp) * frequencies
+    return frequencies, right(at)[1]
+
+
+@bug(
+    "rope-interleaved",
+    rule="rope",
+    stage="attn.q_rope",
+    consequence="Channels are turned with the wrong partner, by the wrong frequency.",
+    shortest=2,
+    reports=("TensorRT-LLM#16378",),
+    obstacle=lambda config, weights: "a head has one pair" if config.head_dim == 2 else None,
+)
+def rope_interleaved(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
+    """Adjacent channels (2i, 2i + 1) are turned together where it should be (i, i + C/2)."""
+    order = _adjacent_pairs(x.shape[-1])
+    turned: Array = right(at, x[..., order], cos, sin)[..., np.argsort(order)]
+    return turned
+
+
+def _adjacent_pairs(channels: int) -> Array:
+    """Channels in the order that makes adjacent ones partners of half-split RoPE: (C,)."""
+    return np.concatenate([np.arange(0, channels, 2), np.arange(1, channels, 2)])
+
+
+@bug(
+    "rope-twice",
+    rule="rope",
+    stage="attn.q_rope",
+    consequence="Angles are doubled and the concentration is squared.",
+    shortest=_concentrated_from_the_start,
+)
+def rope_twice(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
+    """Queries and keys are turned twice: once by the projection, once more by attention."""
+    twice: Array = right(at, right(at, x, cos, sin), cos, sin)
+    return twice
+
+
+@bug(
+    "rope-skipped-on-window-layers",
+    rule="rope",
+    stage="attn.q_rope",
+    consequence="Windowed layers do not know positions, and lack the concentration.",
+    shortest=_concentrated_from_the_start,
+    obstacle=no_window,
+)
+def rope_skipped_on_window_layers(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
+    """Layers with a window get no RoPE, as if position mattered only far away."""
+    if at.layer is None or at.config.window(at.layer) is None:
+        turned: Array = right(at, x, cos, sin)
+        return turned
+    return x
+
+
+@bug(
+    "rope-position-off-by-one",
+    rule="rope_tables",
+    stage="attn.q_rope",
+    consequence="Keys of the first pass are one position too far from all later queries.",
+    shortest=2,
+    note="Modelled with a first pass of one token; the variants are first passes of usual lengths. "
+    "With the whole prompt in one pass the bug does not show.",
+    variants=lambda config, tokens: (
+        Variant(f"first pass of {length} tokens", replacing(rope_tables=_late_after(length)))
+        for length in usual_chunks(tokens)
+        if length > 1
+    ),
+)
+def rope_position_off_by_one(right: Right, *arguments: Any) -> tuple[Array, Array]:
+    """Once there is a cache, tokens are turned by one position too many."""
+    return _late_after(1)(right, *arguments)
+
+
+def _late_after(length: int) -> Callable[..., tuple[Array, Array]]:
+    """Tables in which everything after the first ``length`` tokens is one position too late."""
+
+    def tables(
+        right: Right, at: At, positions: Array, inv_freq: Array, concentration: float
+    ) -> tuple[Array, Array]:
+        late = positions + (positions >= length)
+        found: tuple[Array, Array] = right(at, late, inv_freq, concentration)
+        return found
+
+    return tables
+
+
+@rewriting(
+    "yarn-concentration-in-scores",
+    stage="attn.q_rope",
+    rejoins="attn.weights",
+    consequence="Queries and keys after RoPE are shorter; scores are the same.",
+)
+def yarn_concentration_in_scores(rules: Rules) -> Rules:
+    """The concentration's square multiplies the scores, and RoPE leaves lengths alone."""
+
+    def unit(right: Right, at: At) -> tuple[Array, float]:
+        return right(at)[0], 1.0
+
+    def concentrated(right: Right, at: At, q: Array, *rest: Any) -> Array:
+        weights: Array = right(at, q * at.policy.dtype.type(rules.yarn(at)[1] ** 2), *rest)
+        return weights
+
+    return replacing(yarn=unit, attention_weights=concentrated)(rules)
+
+
+@rewriting(
+    "positions-from-one",
+    rule="rope_tables",
+    stage="attn.q_rope",
+    rejoins="attn.weights",
+    consequence="Queries and keys are turned further, by the same angle; scores see differences.",
+)
+def positions_from_one(
+    right: Right, at: At, positions: Array, inv_freq: Array, concentration: float
+) -> tuple[Array, Array]:
+    """Positions are counted from one."""
+    tables: tuple[Array, Array] = right(at, positions + 1, inv_freq, concentration)
+    return tables
+
+
+@rewriting(
+    "rope-pairs-adjacent",
+    stage="attn.q",
+    rejoins="attn.weights",
+    consequence="Channels of queries and keys are in another order; scores are the same.",
+)
+def rope_pairs_adjacent(rules: Rules) -> Rules:
+    """Rows of q and k are reordered at loading so that RoPE may turn adjacent channels."""
+
+    def reorder(right: Right, at: At, block: Any) -> Any:
+        block = right(at, block)
+        order = np.argsort(_adjacent_pairs(at.config.head_dim))
+
+        def rows(matrix: Array) -> Array:
+            heads = matrix.reshape(-1, at.config.head_dim, *matrix.shape[1:])[:, order]
+            return heads.reshape(matrix.shape)
+
+        names = ("q_weight", "q_bias", "k_weight", "k_bias")
+        swapped = {name: rows(getattr(block.attn, name)) for name in names}
+        return dataclasses.replace(block, attn=dataclasses.replace(block.attn, **swapped))
+
+    return rope_interleaved.apply(replacing(block_weights=reorder)(rules))
+
+
+POSITION: tuple[Mutant, ...] = (
+    yarn_truncated,
+    yarn_skipped,
+    yarn_no_concentration,
+    yarn_factor_in_exponent,
+    yarn_ramp_over_dims,
+    rope_base_10000,
+    rope_interleaved,
+    rope_twice,
+    rope_skipped_on_window_layers,
+    rope_position_off_by_one,
+)
+REWRITINGS: tuple[Mutant, ...] = (
+    yarn_concentration_in_scores,
+    positions_from_one,
+    rope_pairs_adjacent,
+)

@@ -1,0 +1,171 @@
+"""Bugs of the model around its layers: norms, residuals, the embedding, and the range of floats."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, widen
+from gptoss_ref.verify.mutants.mutant import (
+    Mutant,
+    Right,
+    Variant,
+    bug,
+    misread,
+    replacing,
+    rewriting,
+)
+from gptoss_ref.verify.rules import At
+from gptoss_ref.weights import BlockWeights, Matrix
+
+USUAL_EPS = 1e-6
+"""The epsilon of most other models."""
+
+
+@bug(
+    "norm-scale-after-cast",
+    rule="rmsnorm",
+    stage="attn.norm",
+    consequence="Every normalised value is rounded twice.",
+    note="A loss of half a step of bfloat16: it shows among values that are rounded to bfloat16 "
+    "at the right points, and not beside other rounding.",
+    variants=lambda config, tokens: (
+        Variant("rounded to float16", replacing(rmsnorm=_cast_to_float16)),
+    ),
+)
+def norm_scale_after_cast(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+    """The normalised vector is rounded to bfloat16 before the scale multiplies it."""
+    return _scaled(BFLOAT16.round(_unit(right, at, x, scale)), at, scale)
+
+
+def _unit(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+    """The normalised vector before its scale, in float64 so that nothing has rounded it yet."""
+    wide = dataclasses.replace(at, policy=FLOAT64)
+    unit: Array = right(wide, x, np.ones(scale.shape))
+    return unit
+
+
+def _scaled(unit: Array, at: At, scale: Matrix) -> Array:
+    return at.policy.round(unit.astype(at.policy.dtype) * widen(scale, at.policy.dtype))
+
+
+def _cast_to_float16(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+    return _scaled(_unit(right, at, x, scale).astype(np.float16), at, scale)
+
+
+@bug(
+    "norm-eps",
+    rule="rmsnorm",
+    stage="attn.norm",
+    consequence="Small vectors are scaled up too far; large ones hardly change.",
+    note="With a mean square of 1 the change is 4.5e-6: it shows where vectors are small, as an "
+    "embedding's may be. The variants are other epsilons.",
+    obstacle=lambda config, weights: (
+        f"rms_norm_eps is {USUAL_EPS:g}" if config.rms_norm_eps == USUAL_EPS else None
+    ),
+    variants=lambda config, tokens: (
+        Variant(f"epsilon {eps:g}", replacing(rmsnorm=_with_eps(eps)))
+        for eps in (1e-12, 1e-8, 1e-5, 1e-3)
+        if eps != config.rms_norm_eps
+    ),
+)
+def norm_eps(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+    """Epsilon is 1e-6, as in most other models, where it should be 1e-5."""
+    return _with_eps(USUAL_EPS)(right, at, x, scale)
+
+
+def _with_eps(eps: float) -> Callable[..., Array]:
+    """RMSNorm with another epsilon."""
+
+    def norm(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+        y: Array = right(misread(at, rms_norm_eps=eps), x, scale)
+        return y
+
+    return norm
+
+
+@bug(
+    "residual-missing",
+    rule="residual",
+    stage="attn.residual",
+    consequence="Nothing of the token survives but what the last layer says of it.",
+    note="Modelled after attention and after the experts; the variants forget one of the two.",
+    variants=lambda config, tokens: (
+        Variant(f"at {tap} only", replacing(residual=_forgetting(tap)))
+        for tap in ("attn.residual", "mlp.residual")
+    ),
+)
+def residual_missing(right: Right, at: At, x: Array, out: Array) -> Array:
+    """A layer's result replaces the residual stream where it should be added to it."""
+    return _forgetting(at.tap)(right, at, x, out)
+
+
+def _forgetting(tap: str) -> Callable[..., Array]:
+    """Residuals of which those at ``tap`` are missing."""
+
+    def residual(right: Right, at: At, x: Array, out: Array) -> Array:
+        y: Array = right(at, np.zeros_like(x) if at.tap == tap else x, out)
+        return y
+
+    return residual
+
+
+@bug(
+    "embedding-scaled",
+    rule="embedding",
+    stage="embedding",
+    consequence="The stream begins too large by √D (54 in the released models): layers drown.",
+)
+def embedding_scaled(right: Right, at: At, tokens: Array, weight: Matrix) -> Array:
+    """Embeddings are multiplied by √D, as in some other models."""
+    rows: Array = right(at, tokens, weight)
+    return at.policy.round(rows * math.sqrt(rows.shape[-1]))
+
+
+@bug(
+    "float16-overflow",
+    rule="residual",
+    stage="attn.residual",
+    consequence="Infinities in the residual stream, then NaN everywhere.",
+    reports=("onnxruntime-genai#2444", "ROCm/hip-ep#168"),
+    note="Shows only where the stream passes 65,504: in the last layers of the 120b model, where "
+    "layer 34 reaches 45,344; not in small models.",
+)
+def float16_overflow(right: Right, at: At, x: Array, out: Array) -> Array:
+    """The residual stream is held in float16 and overflows."""
+    y: Array = right(at, x, out)
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(y.astype(np.float16))
+    return np.where(beyond, np.copysign(np.inf, y), y)
+
+
+@rewriting(
+    "norm-scale-folded",
+    rule="block_weights",
+    stage="attn.norm",
+    rejoins="attn.q",
+    consequence="The normalised vector lacks its scale; what is projected from it is the same.",
+)
+def norm_scale_folded(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    """The scale of attention's norm is multiplied into the q, k and v projections at loading."""
+    block = right(at, block)
+    scale = widen(block.attn.norm_scale, FLOAT64.dtype)
+    folded = {
+        name: widen(getattr(block.attn, name), FLOAT64.dtype) * scale
+        for name in ("q_weight", "k_weight", "v_weight")
+    }
+    attn = dataclasses.replace(block.attn, norm_scale=np.ones_like(scale), **folded)
+    return dataclasses.replace(block, attn=attn)
+
+
+WHOLE: tuple[Mutant, ...] = (
+    norm_scale_after_cast,
+    norm_eps,
+    residual_missing,
+    embedding_scaled,
+    float16_overflow,
+)
+REWRITINGS: tuple[Mutant, ...] = (norm_scale_folded,)
