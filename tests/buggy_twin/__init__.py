@@ -1,0 +1,27 @@
+"""gpt-oss in plain PyTorch with every public bug built in: suspects that ``diagnose`` must name.
+
+It imports nothing from ``gptoss_ref``. It reads the checkpoint's bytes by itself, decodes MXFP4 by
+its own decoder and computes every tap point. Each bug is written as the implementation that was
+reported had it, at the place where it had it, so that naming it proves something: neither this code
+nor its author has seen the catalogue that ``diagnose`` searches.
+
+    taps = run(tiny(), tokens, "bfloat16", {"window-plus-one"})
+
+``bugs`` may hold any number of names of ``BUGS``, ``VARIANTS`` and ``REWRITINGS``.
+"""
+
+from buggy_twin.checkpoints import Checkpoint, Config, random_checkpoint, tiny
+from buggy_twin.forward import run
+from buggy_twin.names import BUGS, REWRITINGS, VARIANTS, why_unseen
+
+__all__ = [
+    "BUGS",
+    "REWRITINGS",
+    "VARIANTS",
+    "Checkpoint",
+    "Config",
+    "random_checkpoint",
+    "run",
+    "tiny",
+    "why_unseen",
+]

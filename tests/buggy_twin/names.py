@@ -1,0 +1,111 @@
+"""The names: bugs, further ways of having one of them, rewritings that compute the same function,
+and what cannot show where."""
+
+from __future__ import annotations
+
+POSITION = (
+    "yarn-truncated",
+    "yarn-skipped",
+    "yarn-no-concentration",
+    "yarn-factor-in-exponent",
+    "yarn-ramp-over-dims",
+    "rope-interleaved",
+    "rope-twice",
+    "rope-base-10000",
+    "rope-skipped-on-window-layers",
+    "rope-position-off-by-one",
+)
+ATTENTION = (
+    "sinks-dropped",
+    "sinks-counted-twice",
+    "sinks-scaled",
+    "sinks-wrong-head",
+    "window-plus-one",
+    "window-minus-one",
+    "window-odd-layers",
+    "window-everywhere",
+    "window-nowhere",
+    "window-scores-zero",
+    "gqa-axes-swapped",
+    "scale-missing",
+    "scale-by-hidden",
+    "causal-off-by-one",
+)
+CACHES = (
+    "ring-boundary",
+    "chunk-longer-than-ring",
+    "prefill-skips-cache",
+    "padding-attended",
+)
+EXPERTS = (
+    "softmax-before-topk",
+    "router-bias-missing",
+    "router-bf16",
+    "gate-up-concatenated",
+    "gate-up-swapped",
+    "clamp-missing",
+    "clamp-gate-symmetric",
+    "clamp-after",
+    "alpha-missing",
+    "up-plus-one-missing",
+    "down-bias-unweighted",
+    "down-bias-missing",
+    "gate-up-bias-missing",
+    "experts-summed-twice",
+    "shard-lost-rows",
+)
+LOADING = (
+    "nibbles-swapped",
+    "nibbles-split",
+    "scale-bias-128",
+    "scale-bias-126",
+    "scale-0",
+    "scale-134",
+    "scale-255",
+    "experts-transposed",
+    "qkv-order",
+)
+REST = (
+    "norm-scale-after-cast",
+    "norm-eps",
+    "residual-missing",
+    "embedding-scaled",
+    "unembedding-tied",
+)
+BUGS = POSITION + ATTENTION + CACHES + EXPERTS + LOADING + REST
+
+# The same mistake made another way; what comes before the slash is its name.
+VARIANTS = (
+    "rope-position-off-by-one/half",
+    "sinks-wrong-head/ranks",
+    "window-scores-zero/denominator",
+    "chunk-longer-than-ring/chunks",
+    "shard-lost-rows/remainder",
+    "qkv-order/groups",
+)
+
+# Same function, other numbers inside rounding; "softmax-renormalised" is softmax before top-k with
+# renormalisation.
+REWRITINGS = (
+    "softmax-renormalised",
+    "yarn-concentration-in-scores",
+    "qkv-fused",
+    "sums-in-chunks",
+    "sinks-by-lse",
+    "experts-in-id-order",
+    "experts-accumulated",
+    "rope-rounded-once",
+)
+
+
+def why_unseen(bug: str, checkpoint: str, dtype: str) -> str | None:
+    """Why a bug changes no number of this checkpoint in this dtype; None if it does."""
+    if bug == "scale-255":
+        return "a scale byte of 255 is NaN by the specification: no checkpoint in use holds one"
+    if bug in ("scale-0", "scale-134") and checkpoint == "tiny":
+        return "its scale bytes are 121 to 124"
+    if bug == "norm-scale-after-cast" and dtype == "float32":
+        return "a cast to float32 changes nothing"
+    if bug == "router-bf16" and dtype == "bfloat16":
+        return "the logits are bfloat16 as they should be"
+    return None
