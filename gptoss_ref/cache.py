@@ -25,6 +25,11 @@ FIRST_ROOM = 64
 """Positions that a full layer first has room for."""
 
 
+def windowed_room(window: int) -> int:
+    """Positions that a layer with that window has room for, however many it has seen."""
+    return 2 * window
+
+
 class LayerCache:
     """Keys and values of one layer; never changed but for rows beyond those that count.
 
@@ -62,15 +67,16 @@ class LayerCache:
         layer.keys[new], layer.values[new] = k, v
         seen = slice(first - layer.origin, end - layer.origin)
         keys, values = layer.keys[seen], layer.values[seen]
-        if self.window is not None and len(layer.keys) > 2 * self.window:
+        if self.window is not None and len(layer.keys) > windowed_room(self.window):
             layer = layer._moved(end - self.window + 1, end, end)
         return layer, keys, values, np.arange(first, end)
 
     def _moved(self, first: int, length: int, end: int) -> LayerCache:
         """A copy with positions ``first`` … ``length − 1`` and room up to ``end``, and for more."""
-        room = FIRST_ROOM if self.window is None else 2 * self.window
-        if self.window is None and self.keys.size:
-            room = 2 * len(self.keys)
+        if self.window is None:
+            room = 2 * len(self.keys) or FIRST_ROOM
+        else:
+            room = windowed_room(self.window)
         shape = (max(room, end - first), *self.keys.shape[1:])
         keys, values = np.empty(shape, self.keys.dtype), np.empty(shape, self.keys.dtype)
         held = slice(first - self.origin, length - self.origin)

@@ -61,11 +61,7 @@ def generate(
         GptOssError: a parameter out of range, or logits that are NaN or infinite.
         TokenError: a bad prompt, or the context is full.
     """
-    _check("max_new_tokens", max_new_tokens, Integral, 0, np.inf, "0 or more")
-    _check("temperature", temperature, Real, 0, np.finfo(np.float64).max, "0 or more")
-    _check("top_k", top_k, Integral, 0, np.inf, "0 (all) or more")
-    _check("top_p", top_p, Real, np.nextafter(0.0, 1.0), 1, "over 0 and at most 1")
-    _check("seed", 0 if seed is None else seed, Integral, 0, np.inf, "0 or more")
+    check_parameters(max_new_tokens, temperature, top_k, top_p, seed)
     stops = frozenset(model.stop_tokens if stop_tokens is None else stop_tokens)
     cache = model.new_cache() if cache is None else cache
     rng = np.random.default_rng(seed)
@@ -82,6 +78,17 @@ def generate(
         if token in stops:
             return
         pending = [token]
+
+
+def check_parameters(
+    max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int | None
+) -> None:
+    """A GptOssError that names the first of these that :func:`generate` would not take."""
+    _check("max_new_tokens", max_new_tokens, Integral, 0, np.inf, "0 or more")
+    _check("temperature", temperature, Real, 0, np.finfo(np.float64).max, "0 or more")
+    _check("top_k", top_k, Integral, 0, np.inf, "0 (all) or more")
+    _check("top_p", top_p, Real, np.nextafter(0.0, 1.0), 1, "over 0 and at most 1")
+    _check("seed", 0 if seed is None else seed, Integral, 0, np.inf, "0 or more")
 
 
 def _check(name: str, value: object, kind: type, low: float, high: float, expected: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cache import windowed_room
 from .checkpoint import Checkpoint, load_checkpoint
 from .checkpoint.names import Layout, places
 from .checkpoint.reader import DTYPE_BITS
@@ -26,6 +27,9 @@ RELEASED = {
     "gpt-oss-120b": GPT_OSS_120B,
 }
 """Names that stand for a released configuration, with no weights."""
+
+KV_LENGTHS = (4_096, 32_768, 131_072)
+"""Numbers of tokens for which the cost of the key/value cache is shown."""
 
 _COMPONENTS = ("attention", "router", "experts", "norms", "embedding", "unembedding")
 
@@ -47,15 +51,17 @@ class Info:
     Attributes:
         name: what was asked about.
         config: its configuration.
-        layout: of the checkpoint; None if there is only a configuration. Bytes then assume MXFP4
-            experts, or bfloat16 where blocks of 32 do not fit, and bfloat16 for all else.
+        layout: `hf` or `openai`; None if there is only a configuration.
+        experts: `mxfp4` or `bfloat16`, as stored; of a configuration alone MXFP4, or bfloat16 where
+            blocks of 32 do not fit. Bytes of all else then assume bfloat16.
         path: the checkpoint's folder, or None.
         components: attention, router, experts, norms, embedding, unembedding.
     """
 
     name: str
     config: ModelConfig
-    layout: Layout | None
+    layout: str | None
+    experts: str
     path: str | None
     components: tuple[Component, ...]
 
@@ -91,46 +97,68 @@ class Info:
             "checkpoint": self.nbytes,
         }
 
-    def kv_cache_bytes(self, tokens: int, bytes_per_value: int = 4) -> int:
-        """Keys and values of so many tokens: windowed layers keep a window of them at most.
+    @property
+    def windowed_layers(self) -> int:
+        """How many layers see a window only."""
+        return self.config.attention_types.count(SLIDING)
 
-        `bytes_per_value` is 4 under the float32 policy and 8 under float64.
+    def kv_cache_bytes_per_token(self, bytes_per_value: int = 4) -> int:
+        """Keys and values of one token; only full layers keep those of every token.
+
+        `bytes_per_value` is 4 under the policies float32 and bfloat16, and 8 under float64.
         """
-        config = self.config
-        per_token = 2 * config.num_key_value_heads * config.head_dim * bytes_per_value
-        kept = sum(
-            min(tokens, config.sliding_window) if kind == SLIDING else tokens
-            for kind in config.attention_types
-        )
-        return per_token * kept
+        full_layers = self.config.num_hidden_layers - self.windowed_layers
+        return full_layers * self._kv_values * bytes_per_value
+
+    def kv_cache_windowed_bytes(self, bytes_per_value: int = 4) -> int:
+        """What all windowed layers take together, from the first token to the last."""
+        room = self.windowed_layers * windowed_room(self.config.sliding_window)
+        return room * self._kv_values * bytes_per_value
+
+    def kv_cache_bytes(self, tokens: int, bytes_per_value: int = 4) -> int:
+        """Keys and values of so many tokens."""
+        windowed = self.kv_cache_windowed_bytes(bytes_per_value) if tokens else 0
+        return tokens * self.kv_cache_bytes_per_token(bytes_per_value) + windowed
 
     @property
-    def kv_cache_bytes_per_1k(self) -> int:
-        """By how much the float32 cache grows per 1024 tokens once its windows are full."""
-        start = self.config.sliding_window
-        return self.kv_cache_bytes(start + 1024) - self.kv_cache_bytes(start)
+    def _kv_values(self) -> int:
+        return 2 * self.config.num_key_value_heads * self.config.head_dim
+
+    @property
+    def _kv_lengths(self) -> list[int]:
+        """Numbers of tokens for which the cost is shown: within the context."""
+        context = self.config.max_position_embeddings
+        return [n for n in KV_LENGTHS if n <= context] or [context]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "path": self.path,
             "layout": self.layout,
+            "experts": self.experts,
             "config": dataclasses.asdict(self.config),
             "components": [dataclasses.asdict(c) for c in self.components],
             "parameters": self.total,
             "active_parameters": self.active,
             "bytes": self.nbytes,
-            "kv_cache_bytes_per_1024_tokens": self.kv_cache_bytes_per_1k,
+            "kv_cache": {
+                "dtype": "float32",
+                "bytes_per_token": self.kv_cache_bytes_per_token(),
+                "bytes_of_windowed_layers": self.kv_cache_windowed_bytes(),
+                "bytes_at": {str(n): self.kv_cache_bytes(n) for n in self._kv_lengths},
+            },
             "model_card": self.card,
         }
 
     def __str__(self) -> str:
         c = self.config
-        sliding = c.attention_types.count(SLIDING)
         lines = [
             f"{self.name}: "
-            + (f"{self.layout} layout, {self.path}" if self.layout else "no weights"),
-            f"{c.num_hidden_layers} layers ({sliding} with a window of {c.sliding_window}), "
+            + (f"{self.layout} layout, " if self.layout else "")
+            + f"{self.experts} experts, "
+            + (self.path or "no weights"),
+            f"{c.num_hidden_layers} layers "
+            f"({self.windowed_layers} with a window of {c.sliding_window}), "
             f"D {c.hidden_size}, F {c.intermediate_size}, V {c.vocab_size}",
             f"heads H {c.num_attention_heads} / K {c.num_key_value_heads}, size C {c.head_dim}; "
             f"experts E {c.num_experts}, A {c.experts_per_token} per token; "
@@ -146,7 +174,9 @@ class Info:
             f"{short(self.total)} parameters, {short(self.active)} active; "
             f"MLP {short(card['MLP'])}, attention {short(card['attention'])}, "
             f"embed + unembed {short(card['embed + unembed'])}; {size(self.nbytes)}",
-            f"float32 key/value cache: {size(self.kv_cache_bytes_per_1k)} per 1024 tokens",
+            f"key/value cache, float32: {size(self.kv_cache_bytes_per_token())} per token, and "
+            f"{size(self.kv_cache_windowed_bytes())} for the windowed layers, whatever the length: "
+            + ", ".join(f"{size(self.kv_cache_bytes(n))} at {n:,}" for n in self._kv_lengths),
         ]
         return "\n".join(lines)
 
@@ -173,12 +203,14 @@ def describe(model: str | Path | ModelConfig | Checkpoint) -> Info:
 def _from_config(name: str, config: ModelConfig) -> Info:
     blocks = config.hidden_size % MXFP4_BLOCK == 0 == config.intermediate_size % MXFP4_BLOCK
     components = _components(config, "hf" if blocks else "hf-bfloat16", None)
-    return Info(name, config, None, None, components)
+    return Info(name, config, None, "mxfp4" if blocks else "bfloat16", None, components)
 
 
 def _from_checkpoint(name: str, checkpoint: Checkpoint) -> Info:
     components = _components(checkpoint.config, checkpoint.layout, checkpoint)
-    return Info(name, checkpoint.config, checkpoint.layout, str(checkpoint.path), components)
+    layout = "openai" if checkpoint.layout == "openai" else "hf"
+    path = str(checkpoint.path)
+    return Info(name, checkpoint.config, layout, checkpoint.experts, path, components)
 
 
 def _components(

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch_twin
 from agreement import TORCH, Array, as_array, relative_l2
@@ -41,6 +42,29 @@ def build_model(
 ) -> Model:
     """The package's model with weights as a checkpoint stores them: bfloat16 bits and MXFP4."""
     return Model(config, as_weights(arrays), policy=policy, backend=backend)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a law is held to: a backend under a policy, and the rounding that is its own.
+
+    ``same`` is the relative L2 distance of two computations that are equal in real numbers.
+    """
+
+    backend: str
+    policy: str
+    same: float
+
+    def build(self, config: ModelConfig, arrays: Arrays) -> Model:
+        """The package's model."""
+        return Model(config, as_weights(arrays), policy=self.policy, backend=self.backend)
+
+
+SUBJECTS = pytest.mark.parametrize(
+    "subject",
+    [Subject("numpy", "float64", 1e-12), Subject("numba", "float32", 1e-5)],
+    ids=["numpy", "numba"],
+)
 
 
 def twin_logits(config: ModelConfig, arrays: Arrays, tokens: Sequence[int], policy: str) -> Array:
@@ -95,6 +119,7 @@ def check_logits(
     tokens: Sequence[int],
     policy: str = "float64",
     chunks: Sequence[int] | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Logits against the float64 twin, of one pass or of several passes on a cache."""
     model = build(config, arrays, policy)
@@ -102,7 +127,9 @@ def check_logits(
     assert ours.shape == (len(tokens), config.vocab_size)
     assert ours.dtype == policy
     distance = relative_l2(ours, twin_logits(config, arrays, tokens, "float64"))
-    assert distance <= MODEL_TOLERANCE[policy], f"relative L2 {distance:.3g} under {policy}"
+    assert distance <= (tolerance or MODEL_TOLERANCE[policy]), (
+        f"relative L2 {distance:.3g} under {policy}"
+    )
 
 
 def check_transformers(

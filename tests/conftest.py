@@ -46,6 +46,15 @@ def long_case() -> Any:
 
 
 @pytest.fixture(scope="session")
+def warm_kernels() -> None:
+    """No command is the first to use the kernels, which it would say on standard error."""
+    from gptoss_ref.kernels.warmup import is_warm, warmup
+
+    if not is_warm():
+        warmup()
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Any:
     """The bundled model, float32."""
     import gptoss_ref

@@ -23,6 +23,8 @@ from gptoss_ref.cli import main
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 TOKENIZER = small_harmony(256)  # one token a byte, and the special tokens
 
 
@@ -87,6 +89,8 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
         (["convert", "tiny", "out", "--layout", "gguf"], "invalid choice: 'gguf'"),
         (["convert", "tiny", "out", "--experts", "int4"], "invalid choice: 'int4'"),
         (["selfcheck"], "MODEL"),
+        (["warmup", "now"], "unrecognized arguments: now"),
+        (["doctor", "--megabytes", "0"], "--megabytes: expected an integer of 1 or more, not '0'"),
     ],
 )
 def test_command_line(fails: Callable[..., str], argv: list[str], message: str) -> None:
@@ -105,14 +109,22 @@ def test_command_line(fails: Callable[..., str], argv: list[str], message: str) 
         (["--top-p", "0"], "top_p is 0.0: expected over 0 and at most 1"),
         (["--top-p", "1.5"], "top_p is 1.5: expected over 0 and at most 1"),
         (["--top-k", "-3"], "top_k is -3: expected a whole number, 0 (all) or more"),
-        (["--max-tokens", "-1"], "max_new_tokens is -1: expected a whole number, 0 or more"),
         (["--policy", "float16"], "unknown policy 'float16': expected one of float64, float32"),
-        (["--backend", "cuda"], "unknown backend 'cuda': expected one of numpy"),
+        (["--backend", "cuda"], "unknown backend 'cuda': expected one of numba, numpy"),
         (["--model", "no/such/folder"], "no/such/folder: no such folder"),
     ],
 )
 def test_options(fails: Callable[..., str], command: str, options: list[str], message: str) -> None:
     assert message in fails(command, "hello", *options)
+
+
+def test_numbers_of_tokens(fails: Callable[..., str]) -> None:
+    """A chat says at least something; a continuation may be empty."""
+    for wrong in ("0", "-1"):
+        line = fails("chat", "hello", "--max-tokens", wrong)
+        assert line == f"--max-tokens is {wrong}: expected 1 or more"
+    line = fails("generate", "hello", "--max-tokens", "-1")
+    assert line == "max_new_tokens is -1: expected a whole number, 0 or more"
 
 
 @pytest.mark.parametrize(

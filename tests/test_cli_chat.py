@@ -20,6 +20,8 @@ from scripted import INTERRUPT, ScriptedModel
 
 from gptoss_ref.cli import main
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 ROOT = Path(__file__).resolve().parent.parent
 THOUGHT = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"
 ANSWER = "<|channel|>final<|message|>{}<|return|>"
@@ -40,7 +42,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedModel]:
 
     def install(*script: str, context: int = 131_072) -> ScriptedModel:
         model = ScriptedModel(*script, context=context)
-        monkeypatch.setattr("gptoss_ref.cli.chat.load", lambda *_, **__: model)
+        monkeypatch.setattr("gptoss_ref.cli.chat.load_model", lambda *_, **__: model)
         return model
 
     return install

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ import pytest
 import gptoss_ref
 from gptoss_ref.cli import main
 from gptoss_ref.cli.parser import build_parser
+from gptoss_ref.kernels._jit import path_name
+from gptoss_ref.kernels.warmup import Progress
 from gptoss_ref.selfcheck import Check, SelfCheck
 
+pytestmark = pytest.mark.usefixtures("warm_kernels")
+
 Captured = pytest.CaptureFixture[str]
-COMMANDS = ["chat", "generate", "info", "convert", "selfcheck"]
+COMMANDS = ["chat", "generate", "info", "convert", "selfcheck", "warmup", "doctor"]
 PROMPT = "What is 27 + 58?"
 
 
@@ -92,7 +97,7 @@ def test_generate_ends_where_the_context_is_full(
     context = len(model.tokenizer.encode(PROMPT)) + room - 1
     model.config = dataclasses.replace(model.config, max_position_embeddings=context)
     monkeypatch.setattr(gptoss_ref.Model, "stop_tokens", ())
-    monkeypatch.setattr("gptoss_ref.cli.generate.load", lambda *_, **__: model)
+    monkeypatch.setattr("gptoss_ref.cli.generate.load_model", lambda *_, **__: model)
     assert main(["generate", PROMPT, "--max-tokens", "50", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["tokens"]) == room
@@ -196,12 +201,97 @@ def test_selfchecks_verdict_is_the_exit_status(
     passed: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     verdict = SelfCheck("gpt-oss-20b", "float32", (Check("text", passed, "2 of 2", "a source"),))
-    monkeypatch.setattr("gptoss_ref.cli.selfcheck.load", lambda *_, **__: None)
+    monkeypatch.setattr("gptoss_ref.cli.selfcheck.load_model", lambda *_, **__: None)
     monkeypatch.setattr("gptoss_ref.cli.selfcheck.selfcheck", lambda *_, **__: verdict)
     assert main(["selfcheck", "folder"]) == (0 if passed else 1)
     assert capsys.readouterr().out == f"{verdict}\n"
     assert main(["selfcheck", "folder", "--json"]) == (0 if passed else 1)
     assert json.loads(capsys.readouterr().out)["passed"] is passed
+
+
+# --- kernels -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Nothing seems to be compiled; what would be compiled is noted."""
+    compiled: list[str] = []
+
+    def warmup(progress: Progress) -> None:
+        for done, name in enumerate(("attention", "experts")):
+            progress(name, done, 2)
+            compiled.append(name)
+
+    monkeypatch.setattr("gptoss_ref.cli.compiling.is_warm", lambda: False)
+    monkeypatch.setattr("gptoss_ref.cli.compiling.warmup", warmup)
+    return compiled
+
+
+def test_the_first_use_says_that_kernels_compile(cold: list[str], capsys: Captured) -> None:
+    assert main(["generate", PROMPT, "--max-tokens", "1"]) == 0
+    assert cold == ["attention", "experts"]
+    assert capsys.readouterr().err == "compiling kernels, once\n"
+
+
+@pytest.mark.parametrize("options", [["--backend", "numpy"], ["--policy", "float64"]])
+def test_what_needs_no_kernels_compiles_none(
+    options: list[str], cold: list[str], capsys: Captured
+) -> None:
+    assert main(["generate", PROMPT, "--max-tokens", "1", *options]) == 0
+    assert cold == []
+    assert capsys.readouterr().err == ""
+
+
+def test_bad_input_comes_before_compiling(cold: list[str]) -> None:
+    """Nobody waits for kernels to be told of a mistake."""
+    for command in (["generate", "x", "--temperature", "-1"], ["chat", "x", "--top-p", "2"],
+                    ["chat", "x", "--model", "no/such"], ["selfcheck", "no/such"]):  # fmt: skip
+        assert main(command) == 2
+    assert cold == []
+
+
+def test_where_kernels_cannot_be_kept_a_warning_says_so(
+    cold: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def is_warm() -> bool:
+        warnings.warn("cannot write to the kernel cache", RuntimeWarning, stacklevel=1)
+        return False
+
+    monkeypatch.setattr("gptoss_ref.cli.compiling.is_warm", is_warm)
+    monkeypatch.setattr("gptoss_ref.cli.compiling.cache_folder", lambda: None)
+    assert main(["generate", PROMPT, "--max-tokens", "1"]) == 0
+    expected = "warning: cannot write to the kernel cache\ncompiling kernels\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_warmup(cold: list[str], capsys: Captured) -> None:
+    assert main(["warmup", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["compiled"] is True
+    assert result["instruction_path"] == path_name()
+    assert Path(result["cache_folder"]).is_dir()
+    assert main(["warmup"]) == 0
+    assert capsys.readouterr().out.startswith(f"kernels of the path {path_name()}: compiled in ")
+    assert cold == 2 * ["attention", "experts"]
+
+
+def test_warmup_of_what_is_compiled(capsys: Captured) -> None:
+    assert main(["warmup", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compiled"] is False
+    assert capsys.readouterr().err == ""
+
+
+def test_doctor(capsys: Captured) -> None:
+    assert main(["doctor", "--megabytes", "8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["predicted_tokens_per_second"]) == {"20b", "120b"}
+    assert main(["doctor", "--megabytes", "8"]) == 0
+    text = capsys.readouterr().out
+    for key in ("cpu", "instruction_path", "threading_layer", "cache_folder"):
+        assert report[key] in text
+    assert f"numba {report['versions']['numba']}" in text
+    for words in ("GB/s", "tokens/s of 20b", "tokens/s of 120b"):
+        assert words in text
 
 
 # --- --download --------------------------------------------------------------------------------

@@ -102,3 +102,19 @@ def test_progress_on_a_terminal_reaches_the_end(terminal: Terminal) -> None:
         for done in range(0, 101, 10):
             progress(done * 1000, 100_000, "tensor")
     assert "100.0/100.0 kB" in terminal.getvalue()
+
+
+def test_status_in_a_pipe_is_one_line() -> None:
+    stream = io.StringIO()
+    with Screen(stream).status("compiling") as status:
+        status("the first")
+        status("the second")
+    assert stream.getvalue() == "compiling\n"
+
+
+def test_status_on_a_terminal_goes_away(terminal: Terminal) -> None:
+    with Screen(terminal).status("compiling") as status:
+        status("the first")
+    drawn = terminal.getvalue()
+    assert "compiling" in drawn
+    assert drawn.endswith("\x1b[2K")

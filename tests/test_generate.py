@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from strategies import SEEDS, random_arrays, random_tokens, small_config
 
 import gptoss_ref
+from gptoss_ref.backend import get_backend
 from gptoss_ref.errors import GptOssError, TokenError
 from gptoss_ref.generate import choose, generate
 from gptoss_ref.model import Model
 from gptoss_ref.sampling import token_probabilities
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def model(request: pytest.FixtureRequest) -> Model:
     config = small_config(window=5, max_position_embeddings=60)
     arrays = random_arrays(config, 0)
     arrays["unembedding"] *= 2  # less even distributions
-    return build_model(config, arrays, "float32")
+    return build_model(config, arrays, "float32", get_backend(request.param))
 
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -71,7 +72,7 @@ def test_tokens_stream(model: Model) -> None:
             passes += 1
             return super().__call__(*args, **kwargs)
 
-    counting = Counting(model.config, model.weights, policy="float32")
+    counting = Counting(model.config, model.weights, policy="float32", backend=model.backend)
     stream = generate(counting, PROMPT, max_new_tokens=9)
     assert passes == 0
     for expected in (1, 2, 3):
@@ -79,9 +80,10 @@ def test_tokens_stream(model: Model) -> None:
         assert passes == expected
 
 
-def test_greedy_takes_the_lowest_of_equal_logits() -> None:
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_greedy_takes_the_lowest_of_equal_logits(backend: str) -> None:
     logits = np.array([1.0, 5.0, 5.0, 2.0])
-    assert choose(logits, np.random.default_rng(0)) == 1
+    assert choose(logits, np.random.default_rng(0), backend=get_backend(backend)) == 1
 
 
 def naive_probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -> list[float]:
@@ -150,7 +152,7 @@ def test_frequencies_follow_the_distribution(
     logits = model(PROMPT)[-1]
     expected = np.array(naive_probabilities(logits, temperature, top_k, top_p))
     rng = np.random.default_rng(1)
-    draws = [choose(logits, rng, temperature, top_k, top_p) for _ in range(4000)]
+    draws = [choose(logits, rng, temperature, top_k, top_p, model.backend) for _ in range(4000)]
     counts = np.bincount(draws, minlength=len(logits))
     assert not counts[expected == 0].any()
     often = expected * 4000 >= 5
@@ -301,12 +303,15 @@ def test_bad_prompts(model: Model) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_an_error(temperature: float, bad: float) -> None:
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_logits_that_are_not_finite_are_an_error(
+    backend: str, temperature: float, bad: float
+) -> None:
     """No token is as good as any other: nothing is drawn from NaN or infinity."""
     config = small_config()
     arrays = random_arrays(config, 0)
     arrays["norm.scale"][2] = bad
-    broken = build_model(config, arrays, "float32")
+    broken = build_model(config, arrays, "float32", get_backend(backend))
     with pytest.raises(GptOssError, match="largest logit"):
         next(generate(broken, PROMPT, temperature=temperature))
 

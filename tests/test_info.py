@@ -64,7 +64,10 @@ def test_checkpoint_is_counted_from_its_files(tmp_path: Path, layout: str) -> No
     """Parameters and bytes of every layout, against the tensors themselves."""
     folder = WRITERS[layout](tmp_path / "c", shards=2)
     info = describe(folder)
-    assert (info.layout, info.path) == (layout, str(folder))
+    experts = "bfloat16" if layout == "hf-bfloat16" else "mxfp4"
+    assert (info.layout, info.experts) == (layout.removesuffix("-bfloat16"), experts)
+    assert info.path == str(folder)
+    assert f"{info.layout} layout, {experts} experts, {folder}" in str(info)
     files = [load_file(f) for f in folder.glob("*.safetensors")]
     assert info.nbytes == sum(t.nbytes for tensors in files for t in tensors.values())
     expected = sum(
@@ -94,24 +97,34 @@ def test_active_is_what_one_token_reads() -> None:
 
 
 @given(st.integers(0, 30))
-def test_kv_cache_bytes_are_what_the_cache_holds(tokens: int) -> None:
-    """K and V of every layer; a windowed layer (7 tokens here) keeps no more than its window."""
+def test_kv_cache_grows_on_full_layers_only(tokens: int) -> None:
+    """Two full layers and two with a window of 7, which have room for twice that."""
     info = describe(ModelConfig(**SIZES))
     per_token = 2 * SIZES["num_key_value_heads"] * SIZES["head_dim"] * 4
-    assert info.kv_cache_bytes(tokens) == 2 * per_token * (tokens + min(tokens, 7))
+    room = 14 if tokens else 0
+    assert info.kv_cache_bytes(tokens) == 2 * per_token * (tokens + room)
     assert info.kv_cache_bytes(tokens, 8) == 2 * info.kv_cache_bytes(tokens)
 
 
 def test_kv_cache_of_the_released_models() -> None:
-    # 12 and 18 full layers of 8 heads of 64, keys and values, 4 bytes
-    assert describe("20b").kv_cache_bytes_per_1k == 12 * 2 * 8 * 64 * 4 * 1024
-    assert describe("120b").kv_cache_bytes_per_1k == 18 * 2 * 8 * 64 * 4 * 1024
+    """12 and 18 full layers of 8 heads of 64, keys and values, 4 bytes; as many with a window."""
+    for name, layers in (("20b", 12), ("120b", 18)):
+        info = describe(name)
+        assert info.kv_cache_bytes_per_token() == layers * 4096
+        assert info.kv_cache_windowed_bytes() == layers * 256 * 4096
+        assert info.to_json()["kv_cache"]["bytes_at"] == {
+            str(n): layers * 4096 * (n + 256) for n in (4096, 32768, 131072)
+        }
+    assert "48.0 KiB per token" in str(describe("20b"))
+    assert "at 4,096" in str(describe("20b"))
+    assert "6.0 GiB at 131,072" in str(describe("20b"))
 
 
 def test_kv_cache_bytes_agree_with_the_cache(tmp_path: Path) -> None:
     """64 positions are what a cache first reserves on a full layer, so it has no slack then."""
     model = load(write_hf(tmp_path / "c"))
     cache = model.new_cache()
+    assert cache.nbytes == describe(model.config).kv_cache_bytes(0)
     model([7] * 64, cache=cache)
     assert describe(model.config).kv_cache_bytes(64) == cache.nbytes
 

@@ -18,14 +18,15 @@ from gptoss_ref.backend import NUMPY, get_backend
 from gptoss_ref.checkpoint import Checkpoint
 from gptoss_ref.errors import CheckpointError, GptOssError, TokenError
 from gptoss_ref.model import Model, load
+from gptoss_ref.numerics import FLOAT64
 from gptoss_ref.weights import MXFP4, MLPWeights, ModelWeights
 
 CONFIG = small_config(max_position_embeddings=20)
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return build_model(CONFIG, random_arrays(CONFIG, 0), "float32")
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return build_model(CONFIG, random_arrays(CONFIG, 0), "float32", get_backend(request.param))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,22 @@ def test_unknown_policy_and_backend() -> None:
     with pytest.raises(GptOssError, match="cuda"):
         Model(CONFIG, weights, backend="cuda")
     assert get_backend("numpy") is NUMPY
+    with pytest.raises(GptOssError, match="unknown backend 'cuda': expected one of numba, numpy"):
+        get_backend("cuda", FLOAT64)
+
+
+def test_the_backend_that_computes_is_the_one_that_is_named() -> None:
+    """Kernels by default; the NumPy layers under the policies that kernels do not follow."""
+    weights = as_weights(random_arrays(CONFIG, 0))
+    assert Model(CONFIG, weights).backend is get_backend("numba")
+    assert get_backend("numba").name == "numba"
+    for backend in ("numba", "numpy"):
+        for policy in ("float64", "bfloat16"):
+            assert Model(CONFIG, weights, policy=policy, backend=backend).backend is NUMPY
+    mine = dataclasses.replace(NUMPY, name="mine")
+    assert Model(CONFIG, weights, policy="float64", backend=mine).backend is mine
+    with pytest.raises(GptOssError, match="policy float64 needs the numpy backend"):
+        Model(CONFIG, weights, policy="float64", backend=get_backend("numba"))([1])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -97,9 +114,11 @@ def test_logits_dtype(policy: str) -> None:
     assert logits.dtype == (np.float64 if policy == "float64" else np.float32)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("policy", "backend"), [*((policy, "numpy") for policy in POLICIES), ("float32", "numba")]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_infinity_propagate(policy: str, bad: float) -> None:
+def test_nan_and_infinity_propagate(policy: str, backend: str, bad: float) -> None:
     """A NaN or infinite embedding spoils its own logits and those of all who attend to it.
 
     In one pass it may also reach earlier rows, as in torch: their weight for it is 0, and 0 · NaN
@@ -107,7 +126,7 @@ def test_nan_and_infinity_propagate(policy: str, bad: float) -> None:
     """
     arrays = random_arrays(CONFIG, 0)
     arrays["embedding"][7, 3] = bad
-    model = build_model(CONFIG, arrays, policy)
+    model = build_model(CONFIG, arrays, policy, get_backend(backend))
     tokens = [1, 2, 3, 7, 4, 5]
     with np.errstate(all="ignore"):
         assert np.isnan(model(tokens)[3:]).all()
@@ -125,8 +144,10 @@ def test_large_activations_do_not_overflow() -> None:
     exact = build_model(CONFIG, arrays, "float64")(tokens)
     with np.errstate(over="raise", invalid="raise"):
         narrow = build_model(CONFIG, arrays, "float32")(tokens)
+        compiled = build_model(CONFIG, arrays, "float32", get_backend("numba"))(tokens)
         rounded = build_model(CONFIG, arrays, "bfloat16")(tokens)
     assert relative_l2(narrow, exact) < 1e-4
+    assert relative_l2(compiled, exact) < 1e-4
     assert np.isfinite(rounded).all()
 
 

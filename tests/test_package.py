@@ -39,20 +39,24 @@ def test_importing_loads_no_dependency() -> None:
     assert loaded.isdisjoint({"numpy", "numba", "safetensors", "tiktoken", "torch", "rich"})
 
 
-def test_all_public_names_need_neither_numba_nor_an_extra() -> None:
+def test_public_names_but_the_kernels_need_neither_numba_nor_an_extra() -> None:
     loaded = modules_after(
-        "import gptoss_ref\nfor name in gptoss_ref.__all__: getattr(gptoss_ref, name)"
+        "import gptoss_ref\n"
+        "for name in {*gptoss_ref.__all__} - {'kernels', 'threads'}: getattr(gptoss_ref, name)"
     )
     assert "numpy" in loaded
     assert loaded.isdisjoint({"numba", "torch", "transformers", "rich", "tiktoken"})
 
 
-def test_chat_needs_neither_numba_nor_torch() -> None:
-    loaded = modules_after(
-        "from gptoss_ref.cli import main\nassert main(['chat', 'What is 27 + 58?']) == 0"
-    )
-    assert "tiktoken" in loaded
-    assert loaded.isdisjoint({"numba", "torch", "transformers"})
+def test_a_chat_loads_what_it_needs() -> None:
+    """Numba with its backend, and never torch."""
+    for backend in ("numba", "numpy"):
+        loaded = modules_after(
+            "from gptoss_ref.cli import main\n"
+            f"assert main(['chat', 'What is 27 + 58?', '--backend', '{backend}']) == 0"
+        )
+        assert {"numba", "tiktoken"} & loaded == ({"tiktoken"} | {backend} - {"numpy"})
+        assert loaded.isdisjoint({"torch", "transformers"})
 
 
 def test_every_public_name_resolves_and_is_listed() -> None:
@@ -79,14 +83,18 @@ def test_unknown_names_are_attribute_errors() -> None:
         "import gptoss_ref; gptoss_ref.respond",
         "from gptoss_ref.generate import Token",
         "import gptoss_ref; gptoss_ref.generate",
+        "from gptoss_ref.trace import Trace",
+        "from gptoss_ref.kernels.threads import available_threads",
     ],
 )
-def test_generate_is_the_function_whatever_was_imported_first(first: str) -> None:
-    code = f"{first}\nimport gptoss_ref\nprint(type(gptoss_ref.generate).__name__)"
+def test_functions_named_like_modules_are_functions_whatever_was_imported_first(first: str) -> None:
+    code = f"""{first}
+import gptoss_ref as gr
+print({{type(function).__name__ for function in (gr.generate, gr.trace, gr.threads)}})"""
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
     )
-    assert done.stdout == "function\n"
+    assert done.stdout == "{'function'}\n"
 
 
 def test_one_version_everywhere() -> None:

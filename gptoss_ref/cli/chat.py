@@ -13,10 +13,10 @@ from pathlib import Path
 from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
 from gptoss_ref.chat.parser import Event, MessageEnd, TextDelta
 from gptoss_ref.errors import GptOssError, HarmonyError
-from gptoss_ref.model import load
+from gptoss_ref.generate import check_parameters
 
 from .console import Screen, notes, output
-from .sources import source
+from .sources import load_model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     date = _date(args.date)
     system = SystemContent(reasoning_effort=args.reasoning, conversation_start_date=date)
     tools = _read_tools(args.tools)
-    model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
+    if args.max_tokens < 1:
+        raise GptOssError(f"--max-tokens is {args.max_tokens}: expected 1 or more")
+    check_parameters(args.max_tokens, args.temperature, args.top_k, args.top_p, args.seed)
+    model = load_model(args)
     chat = Chat(
         model,
         instructions=args.instructions,

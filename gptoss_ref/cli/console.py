@@ -90,6 +90,19 @@ class Screen:
             task = bars.add_task(description, total=None)
             yield lambda done, total, _: bars.update(task, completed=done, total=total)
 
+    @contextmanager
+    def status(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Shows one line while its body runs, with a spinner on a terminal.
+
+        What it gives is called with what is being done just now; only the spinner's line shows it.
+        """
+        if self._rich is None:
+            self.line(text)
+            yield lambda _: None
+            return
+        with self._rich.status(text) as spinner:
+            yield lambda detail: spinner.update(f"{text}: {detail}")
+
 
 def output() -> Screen:
     """The screen for results: standard output."""

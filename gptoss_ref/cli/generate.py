@@ -7,11 +7,10 @@ import codecs
 import json
 import time
 
-from gptoss_ref.generate import Token, generate
-from gptoss_ref.model import load
+from gptoss_ref.generate import Token, check_parameters, generate
 
 from .console import output
-from .sources import source
+from .sources import load_model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,7 +18,8 @@ def run(args: argparse.Namespace) -> int:
 
     Ends where the context is full, however many tokens were asked for.
     """
-    model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
+    check_parameters(args.max_tokens, args.temperature, args.top_k, args.top_p, args.seed)
+    model = load_model(args)
     tokenizer, screen = model.tokenizer, output()
     prompt = tokenizer.encode(args.prompt)
     # the last token that is chosen is never computed, so it may lie one beyond the context

@@ -34,7 +34,17 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {gptoss_ref.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_chat, _add_generate, _add_info, _add_convert, _add_selfcheck):
+    for add in (
+        _add_chat,
+        _add_generate,
+        _add_info,
+        _add_convert,
+        _add_selfcheck,
+        _add_vectors,
+        _add_check,
+        _add_warmup,
+        _add_doctor,
+    ):
         add(commands)
     return parser
 
@@ -88,6 +98,42 @@ def _add_selfcheck(commands: Any) -> None:
     _add_json_option(command)
 
 
+def _add_vectors(commands: Any) -> None:
+    command = _command(commands, "vectors", "write the conformance vectors, or judge your results")
+    command.add_argument("folder", metavar="DIR", help="a new folder; with --check, your results")
+    command.add_argument("--check", action="store_true", help="judge the results in DIR")
+    command.add_argument(
+        "--precision", default="float32", metavar="NAME", help="yours: float32 or bfloat16"
+    )
+    _add_json_option(command)
+
+
+def _add_check(commands: Any) -> None:
+    command = _command(commands, "check", "try a function of your own on the conformance vectors")
+    command.add_argument("function", nargs="?", metavar="FILE.py:FUNCTION")
+    command.add_argument(
+        "operation", nargs="?", metavar="OPERATION", help="without both: list the operations"
+    )
+    _add_json_option(command)
+
+
+def _add_warmup(commands: Any) -> None:
+    command = _command(commands, "warmup", "compile the kernels now, so that nothing does later")
+    _add_json_option(command)
+
+
+def _add_doctor(commands: Any) -> None:
+    command = _command(commands, "doctor", "show what this machine gives the kernels")
+    command.add_argument(
+        "--megabytes",
+        type=_positive,
+        default=1024,
+        metavar="N",
+        help="read at a time to measure the memory; more than the caches hold (default: 1024)",
+    )
+    _add_json_option(command)
+
+
 def _command(commands: Any, name: str, summary: str) -> Parser:
     command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
     command.set_defaults(run=_deferred(name))
@@ -115,7 +161,12 @@ def _add_download_option(command: Parser) -> None:
 
 
 def _add_backend_options(command: Parser) -> None:
-    command.add_argument("--backend", default="numpy", metavar="NAME", help="default: numpy")
+    command.add_argument(
+        "--backend",
+        default="numba",
+        metavar="NAME",
+        help="numba (kernels; the default) or numpy (the specification)",
+    )
     command.add_argument(
         "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"
     )
@@ -133,6 +184,12 @@ def _add_sampling_options(command: Parser, *, max_tokens: int) -> None:
 
 def _add_json_option(command: Parser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, not {text!r}")
+    return int(text)
 
 
 def _seed(text: str) -> int:

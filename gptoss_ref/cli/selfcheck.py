@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 
-from gptoss_ref.model import load
 from gptoss_ref.selfcheck import selfcheck
 
 from .console import notes, output
-from .sources import source
+from .sources import load_model
 
 NEGATIVE = 1
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints each figure with what was published; status 1 if one disagrees."""
-    model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
+    model = load_model(args)
     result = selfcheck(model, progress=_say)
     output().line(json.dumps(result.to_json()) if args.json else str(result))
     return 0 if result.passed else NEGATIVE

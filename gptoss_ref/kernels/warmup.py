@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
+from numba.core import config
 
 from gptoss_ref.kernels import sampling
+from gptoss_ref.kernels._jit import cache_folder, path_name
 from gptoss_ref.kernels.attention import attention
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
@@ -80,6 +83,21 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
 )
 
 
+def is_warm() -> bool:
+    """Whether nothing is left to compile: :func:`warmup` has run to its end before, on this path.
+
+    Under ``NUMBA_DISABLE_JIT=1`` there never is.
+    """
+    if config.DISABLE_JIT:
+        return True
+    folder = cache_folder()
+    return folder is not None and (folder / _mark()).exists()
+
+
+def _mark() -> str:
+    return f"warm-{path_name()}-{numba.__version__}"
+
+
 def warmup(progress: Progress | None = None) -> None:
     """Compile or load every kernel of a chat, for the instruction path and threads in effect."""
     for done, (name, step) in enumerate(STEPS):
@@ -88,3 +106,6 @@ def warmup(progress: Progress | None = None) -> None:
         step()
     if progress is not None:
         progress("done", len(STEPS), len(STEPS))
+    folder = cache_folder()
+    if folder is not None:
+        (folder / _mark()).touch()

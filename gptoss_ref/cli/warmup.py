@@ -1,0 +1,32 @@
+"""`gptoss-ref warmup`: compile the kernels now, so that nothing compiles later."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from gptoss_ref.kernels._jit import cache_folder, path_name
+
+from .compiling import compile_once
+from .console import output
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compiles, unless that has been done; says where the compiled kernels lie."""
+    start = time.perf_counter()
+    done_before = compile_once()
+    folder = cache_folder()
+    result = {
+        "compiled": not done_before,
+        "seconds": round(time.perf_counter() - start, 3),
+        "instruction_path": path_name(),
+        "cache_folder": None if folder is None else str(folder),
+    }
+    if args.json:
+        output().line(json.dumps(result))
+        return 0
+    what = "had been compiled" if done_before else f"compiled in {result['seconds']:.1f} s"
+    where = f"in {folder}" if folder else "not kept"
+    output().line(f"kernels of the path {path_name()}: {what}, {where}")
+    return 0
