@@ -1,0 +1,115 @@
+"""Errors of one array against another, row by row, without holding either whole.
+
+A *row* is what belongs to one token: the axis T of a tap point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.numerics import Array
+
+Rows = Callable[[slice], Array]
+"""Some rows of an array, T first: (t, …)."""
+
+BLOCK_VALUES = 1 << 16
+"""Values looked at together: few enough to stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What :func:`measure` finds, per row of T.
+
+    Attributes:
+        error: (T,) L2 norm of the difference, over the finite values.
+        norm: (T,) L2 norm of the reference.
+        other_norm: (T,) L2 norm of the other array.
+        peak: (T,) largest absolute difference.
+        broken: (T,) values that are NaN or infinite in one array and not the same in the other.
+    """
+
+    error: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    other_norm: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    broken: NDArray[np.int64]
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference."""
+        return float(self.peak.max(initial=0.0))
+
+    @property
+    def rel_l2(self) -> float:
+        """L2 norm of the difference over that of the reference; 0 where both are 0."""
+        return ratio(_norm(self.error), _norm(self.norm))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two arrays; NaN if one of them is all zeros."""
+        a, b, d = _norm(self.norm), _norm(self.other_norm), _norm(self.error)
+        if a == 0 or b == 0:
+            return math.nan
+        # 1 − cos, so that nearly equal arrays lose nothing to cancellation
+        return float(max(-1.0, 1 - (d * d - (a - b) ** 2) / (2 * a * b)))
+
+    def rows(self) -> NDArray[np.float64]:
+        """(T,) error relative to the reference's norm.
+
+        A row that is nearly all cancellation is held to a tenth of the usual norm: its error does
+        not shrink with it.
+        """
+        usual = np.sqrt(np.mean(self.norm**2)) if self.norm.size else 0.0
+        scale = np.maximum(self.norm, 0.1 * usual)
+        return np.divide(self.error, scale, out=np.zeros_like(scale), where=scale > 0) + np.where(
+            (scale == 0) & (self.error > 0), np.inf, 0.0
+        )
+
+
+def ratio(error: float, norm: float) -> float:
+    """error / norm, with 0 / 0 = 0."""
+    if error == 0:
+        return 0.0
+    return error / norm if norm else math.inf
+
+
+def measure(ref: Rows, other: Rows, length: int, row_values: int) -> Errors:
+    """Compare ``length`` rows of two arrays of the same shape.
+
+    Args:
+        row_values: values in one row.
+    """
+    step = max(1, BLOCK_VALUES // max(1, row_values))
+    out = [np.empty(length) for _ in range(4)]
+    broken = np.zeros(length, np.int64)
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        count = rows.stop - start
+        a = ref(rows).astype(np.float64).reshape(count, -1)
+        b = other(rows).astype(np.float64).reshape(count, -1)
+        with np.errstate(invalid="ignore"):
+            d = a - b
+        if not np.isfinite(d).all():
+            alike = (a == b) | (np.isnan(a) & np.isnan(b))
+            bad = ~(np.isfinite(a) & np.isfinite(b))
+            broken[rows] = (bad & ~alike).sum(axis=1)
+            a, b, d = (np.where(bad, 0.0, x) for x in (a, b, d))
+        for total, x in zip(out[:3], (d, a, b), strict=True):
+            total[rows] = np.sqrt(np.einsum("ij,ij->i", x, x))
+        out[3][rows] = np.maximum(d.max(axis=1, initial=0.0), -d.min(axis=1, initial=0.0))
+    return Errors(*out, broken)
+
+
+def measure_arrays(ref: Array, other: Array, axis: int = 0) -> Errors:
+    """:func:`measure` of two arrays in memory, whose rows lie along ``axis``."""
+    a, b = np.moveaxis(ref, axis, 0), np.moveaxis(other, axis, 0)
+    return measure(lambda r: a[r], lambda r: b[r], len(a), math.prod(a.shape[1:]))
+
+
+def _norm(rows: Sequence[float] | Array) -> float:
+    return float(np.linalg.norm(rows))

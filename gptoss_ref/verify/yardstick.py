@@ -1,0 +1,130 @@
+"""The yardstick: how far from float64 rounding alone carries a correct run, measured.
+
+The specification is run in float64 and, in step with it, under the rounding of the implementation
+that is to be judged. The distance between the two at a tap point is what rounding explains there.
+Both runs follow the *same routes*, those of the implementation to be judged, so that a choice
+between two nearly equal experts, which is nobody's error, does not enter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import FLOAT64, Array
+from gptoss_ref.taps import axes
+from gptoss_ref.verify.measure import Errors, measure_arrays
+from gptoss_ref.verify.rounding import UNITS, dithered
+from gptoss_ref.verify.rules import Rules
+from gptoss_ref.verify.walk import walk
+
+WHOLE = 5.0
+"""How many times the measured distance a whole array may be off."""
+
+ROW = 16.0
+"""And a single row, which has fewer values to average over."""
+
+FLOOR = 4.0
+"""Roundings that are always allowed: another implementation may round where this one does not."""
+
+SAMPLE_ROWS = 64
+"""Rows that the yardstick is measured on at least; shorter prompts are run several times."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The yardstick at one tap point.
+
+    Attributes:
+        whole: relative L2 distance of the whole array.
+        rows: (T,) relative distance of each row.
+        unit: unit roundoff of the rounding.
+    """
+
+    whole: float
+    rows: NDArray[np.float64]
+    unit: float
+
+    def extended(self, length: int, rounding: str) -> Level:
+        """The same for a longer prompt than it was measured on.
+
+        Later rows are held to the worst row measured. Rotary angles that are computed in float32
+        grow less exact with the position, which shows where nothing rounds more coarsely.
+        """
+        have = len(self.rows)
+        if length <= have:
+            return Level(self.whole, self.rows[:length], self.unit)
+        position = np.arange(have, length)
+        growth = position / have if rounding in ("float32", "float64") else np.ones(length - have)
+        rows = np.concatenate([self.rows, self.rows.max() * growth])
+        return Level(self.whole * max(1.0, float(growth.max())), rows, self.unit)
+
+    @property
+    def allowed(self) -> float:
+        """Relative L2 distance up to which a whole array is explained by rounding."""
+        return max(WHOLE * self.whole, FLOOR * self.unit)
+
+    @property
+    def allowed_rows(self) -> NDArray[np.float64]:
+        """(T,) the same for each row, which is never held to less than the usual row's."""
+        usual = float(np.sqrt(np.mean(self.rows**2)))
+        return np.maximum(ROW * np.maximum(self.rows, usual), FLOOR * self.unit)
+
+
+def level(samples: Iterable[Errors], rounding: str) -> Level:
+    """The yardstick of a tap point from one or several rounded runs' distances to float64."""
+    samples = list(samples)
+    rows = np.max([sample.rows() for sample in samples], axis=0)
+    whole = max(sample.rel_l2 for sample in samples)
+    scale = 1.0
+    if rounding == "float64":  # nothing is exacter: float32's distance, as much smaller
+        scale = UNITS["float64"] / UNITS["float32"]
+    return Level(whole * scale, rows * scale, UNITS[rounding])
+
+
+def runs_of(rules: Rules, rounding: str, length: int) -> list[Run]:
+    """The runs that a yardstick needs: one in float64, then one or several as the other rounds."""
+    imitated = "float32" if rounding == "float64" else rounding
+    samples = min(8, math.ceil(SAMPLE_ROWS / length))
+    return [(rules, FLOAT64), *((rules, dithered(imitated, seed)) for seed in range(samples))]
+
+
+def measured(
+    model: Model,
+    tokens: Array,
+    rounding: str,
+    *,
+    wanted: Iterable[str],
+    given: Mapping[str, Array] | None = None,
+) -> Iterator[tuple[str, Array, Level]]:
+    """Each wanted tap point in order: its name, its values in float64, and the yardstick there.
+
+    Nothing is kept: a trace of any length passes through one array at a time.
+
+    Args:
+        tokens: (T,), from position 0.
+        rounding: one of UNITS.
+        given: tap points that replace the computed ones in both runs. The other implementation's
+            expert indices make both follow its routes; all of its tap points make every stage a
+            local one, computed from the other implementation's own inputs.
+
+    Raises:
+        GptOssError: an unknown rounding.
+    """
+    if rounding not in UNITS:
+        raise GptOssError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
+    runs = runs_of(Rules(), rounding, len(tokens))
+    weights, config = model.weights, model.config
+    for name, (exact, *rounded) in walk(weights, config, runs, tokens, given or {}, wanted):
+        axis = axes(name).index("T")
+        if exact.dtype.kind in "iu":
+            yield name, exact, Level(0.0, np.zeros(len(tokens)), UNITS[rounding])
+        else:
+            samples = (measure_arrays(exact, sample, axis) for sample in rounded)
+            yield name, exact, level(samples, rounding)
