@@ -11,6 +11,7 @@ The first four give a :class:`~gptoss_ref.trace.Trace`, the last what a server s
 """
 
 from .arrays import from_arrays, read
+from .endpoint import observe
 from .torch_hooks import capture
 
-__all__ = ["capture", "from_arrays", "read"]
+__all__ = ["capture", "from_arrays", "observe", "read"]

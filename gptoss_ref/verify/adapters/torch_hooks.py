@@ -147,7 +147,7 @@ def _recognised(module: Any) -> tuple[str, Any, Any]:
 
 def _own_config(module: Any) -> ModelConfig:
     """The configuration of a transformers model."""
-    own = getattr(module, "config", None)
+    own: Any = getattr(module, "config", None)
     if not hasattr(own, "to_dict"):
         raise TraceError(f"{type(module).__qualname__} has no configuration: pass config")
     return ModelConfig.from_json(own.to_dict())

@@ -1,0 +1,225 @@
+"""The HTTP endpoint adapter against a local server: what it observes, and every way to fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from completions_server import FAILING, serving
+
+from gptoss_ref.errors import EndpointError, TokenError, TraceError
+from gptoss_ref.model import Model
+from gptoss_ref.verify.adapters import observe
+from gptoss_ref.verify.adapters.completions import Piece, Texts, parse
+from gptoss_ref.verify.observation import LogprobObservation
+
+TEXT = "The three small boats left the harbour at dawn, and 27 + 58 = 85 was painted on the first."
+
+NOISE = 1e-5
+"""The server computes in float32, and prompts of other lengths are summed in another order."""
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny: Model) -> list[int]:
+    return tiny.tokenizer.encode(TEXT)
+
+
+@pytest.fixture(scope="module")
+def observing(tiny: Model) -> Any:
+    return partial(observe, tokenizer=tiny.tokenizer, config=tiny.config, timeout=20)
+
+
+def own_log_probabilities(model: Model, tokens: Any) -> np.ndarray:
+    rows = model(tokens).astype(np.float64)
+    rows -= rows.max(-1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+
+
+def assert_shows(observation: LogprobObservation, model: Model) -> None:
+    """Every number is the model's own log-probability, at the right place."""
+    expected = own_log_probabilities(model, observation.tokens)
+    for row, token, value in zip(
+        observation.rows, observation.ids, observation.values, strict=True
+    ):
+        assert abs(expected[row, token] - value) < NOISE
+    assert observation.agreement(model(observation.tokens)).largest < NOISE
+
+
+@pytest.mark.parametrize("behaviour", ["openai", "openai-text", "llama-cpp-python"])
+def test_an_echoing_server_shows_every_position(
+    behaviour: str, tiny: Model, prompt: list[int], observing: Any
+) -> None:
+    with serving(tiny, tiny.tokenizer, behaviour) as server:
+        observation = observing(server.url, prompt)
+    assert observation.tokens.tolist() == prompt
+    late = behaviour == "llama-cpp-python"  # which gives nothing for its first entry
+    assert observation.positions.tolist() == list(range(late, len(prompt)))
+    assert len(observation) > 15 * len(prompt)
+    assert_shows(observation, tiny)
+    assert any("1983" in sentence for sentence in observation.left_out) == late
+    assert observation.producer == f"{server.url}/v1/completions tiny"
+
+
+def test_a_server_without_echo_shows_what_it_generates(
+    tiny: Model, prompt: list[int], observing: Any
+) -> None:
+    with serving(tiny, tiny.tokenizer, "llama.cpp") as server:
+        observation = observing(server.url, prompt, max_new_tokens=5, top=7)
+        assert [body["max_tokens"] for body in server.asked] == [1, 5]
+    assert observation.tokens[: len(prompt)].tolist() == prompt
+    assert len(observation.tokens) == len(prompt) + 5
+    assert observation.positions.tolist() == list(range(len(prompt) - 1, len(prompt) + 4))
+    assert [len(top) for top in observation.top] == [7] * 5
+    assert "echoes no prompt: only 5 positions" in observation.left_out[0]
+    assert_shows(observation, tiny)
+
+
+def test_another_window_shows_at_later_positions_only(
+    tiny: Model, prompt: list[int], observing: Any
+) -> None:
+    wider = dataclasses.replace(tiny.config, sliding_window=tiny.config.sliding_window + 1)
+    with serving(Model(wider, tiny.weights), tiny.tokenizer) as server:
+        observation = observing(server.url, prompt)
+    off = np.abs(observation.differences(tiny(prompt)))
+    far = observation.rows >= tiny.config.sliding_window
+    assert off[far].max() > 1e-3 > NOISE > off[~far].max()
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/v1/completions"])
+def test_the_address_may_be_written_in_many_ways(
+    suffix: str, tiny: Model, prompt: list[int], observing: Any
+) -> None:
+    with serving(tiny, tiny.tokenizer) as server:
+        assert len(observing(server.url + suffix, prompt[:4])) > 0
+        assert len(observing(server.url.removeprefix("http://") + suffix, prompt[:4])) > 0
+
+
+EXPECTED = {
+    "silent": "within 0.4 seconds",
+    "dripping": "within 0.4 seconds",
+    "closing": "connection broke",
+    "cut-off": "cut off after 43 bytes",
+    "half-json": "not JSON, or was cut off",
+    "html": "not JSON.*Welcome",
+    "error-page": "refuses the prompt: HTTP 500.*Internal error",
+    "refusing": "refuses the prompt: HTTP 400: the context holds 8 tokens",
+    "forbidding": "HTTP 401: no key",
+    "redirecting": "HTTP 307",
+    "too-large": "exceeds 64 MiB",
+    "no-choices": "no choices",
+    "no-logprobs": "offers no log-probabilities",
+    "strange-logprobs": "no known form",
+    "not-a-number": "log-probability nan",
+    "raw-logits": "expected a number of at most 0",
+}
+
+
+@pytest.mark.parametrize("behaviour", FAILING)
+def test_each_failure_is_one_clear_error(
+    behaviour: str, tiny: Model, prompt: list[int], observing: Any
+) -> None:
+    timeout = 0.4 if behaviour in ("silent", "dripping") else 20
+    with serving(tiny, tiny.tokenizer, behaviour) as server:
+        start = time.monotonic()
+        with pytest.raises((EndpointError, TraceError), match=EXPECTED[behaviour]) as caught:
+            observing(server.url, prompt, timeout=timeout)
+        assert time.monotonic() - start < 5
+    assert server.url in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_down(prompt: list[int], observing: Any) -> None:
+    with socket.socket() as held:  # a port nobody listens on
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+        with pytest.raises(EndpointError, match=f"{url}.*no server there"):
+            observing(url, prompt)
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://", "http://127.0.0.1:notaport", ""])
+def test_an_address_that_is_none(url: str, prompt: list[int], observing: Any) -> None:
+    with pytest.raises(EndpointError, match=r"expected an address|port"):
+        observing(url, prompt)
+
+
+def test_an_empty_prompt_is_not_sent(tiny: Model, observing: Any) -> None:
+    with serving(tiny, tiny.tokenizer) as server:
+        with pytest.raises(TokenError, match="prompt is empty"):
+            observing(server.url, [])
+        assert not server.asked
+
+
+@pytest.mark.parametrize("behaviour", ["openai-text", "llama.cpp"])
+def test_a_server_that_reads_other_tokens(
+    behaviour: str, tiny: Model, prompt: list[int], observing: Any
+) -> None:
+    """Token by token the text is the same, but nobody's tokenizer would cut it like this."""
+    letters = [token for character in TEXT[:20] for token in tiny.tokenizer.encode(character)]
+    with serving(tiny, tiny.tokenizer, behaviour) as server:
+        if behaviour == "llama.cpp":  # takes ids as they are
+            assert len(observing(server.url, letters)) > 0
+            return
+        with pytest.raises(EndpointError, match=r"reads the prompt as .* tokens"):
+            observing(server.url, letters)
+
+
+def test_the_key_and_the_model_are_sent(tiny: Model, prompt: list[int], observing: Any) -> None:
+    with serving(tiny, tiny.tokenizer) as server:
+        observing(server.url, prompt[:3], model="another", api_key="secret")
+        assert {body["model"] for body in server.asked} == {"another"}
+
+
+def test_texts_that_name_several_tokens_name_none(tiny: Model) -> None:
+    texts = Texts(tiny.tokenizer, tiny.config.vocab_size)
+    halves = [t for t in range(256) if tiny.tokenizer.token_bytes(t)[0] >= 0x80]
+    assert len(halves) > 1
+    assert texts.id(Piece("\N{REPLACEMENT CHARACTER}", -1.0)) is None
+    assert texts.id(Piece("", -1.0)) is None
+    assert texts.id(Piece("?", -1.0, bytes=tiny.tokenizer.token_bytes(halves[0]))) == halves[0]
+    assert texts.id(Piece("token_id:77", -1.0)) == 77
+    assert texts.id(Piece("anything", -1.0, id=5)) == 5
+    for token in tiny.tokenizer.encode(TEXT):
+        assert texts.id(Piece(tiny.tokenizer.decode([token]), -1.0)) == token
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"choices": {}}, {"choices": [None]}, 3, "text"])
+def test_answers_of_another_kind(value: Any) -> None:
+    with pytest.raises(EndpointError, match="somewhere: no completions answer"):
+        parse(value, "somewhere")
+
+
+class TestObservation:
+    """What an observation refuses to hold."""
+
+    @pytest.mark.parametrize(
+        ("top", "message"),
+        [
+            ({}, "no log-probabilities"),
+            ({0: {}}, "no log-probabilities"),
+            ({3: {1: -1.0}}, "positions 3 to 3: expected 0 to 2"),
+            ({-1: {1: -1.0}}, "positions -1 to -1"),
+            ({0: {9: -1.0}}, "token 9: expected 0 to 8"),
+            ({0: {1: 0.5}}, "at most 0"),
+            ({0: {1: float("nan")}}, "nan"),
+            ({0: {1: -0.1, 2: -0.1}}, "sum to 1.81"),
+        ],
+    )
+    def test_impossible_numbers(self, top: Any, message: str) -> None:
+        with pytest.raises(TraceError, match=message):
+            LogprobObservation([0, 1, 2], top, vocab_size=9)
+
+    def test_flat_numbers_in_order_of_position(self) -> None:
+        seen = LogprobObservation([4, 5, 6], {2: {1: -3.0}, 0: {8: -1.0, 2: -2.0}}, vocab_size=9)
+        assert seen.rows.tolist() == [0, 0, 2]
+        assert seen.ids.tolist() == [8, 2, 1]
+        assert seen.values.tolist() == [-1.0, -2.0, -3.0]
+        assert len(seen) == 3
+
+    def test_a_token_that_cannot_come(self) -> None:
+        seen = LogprobObservation([0], {0: {0: 0.0, 1: -np.inf}}, vocab_size=2)
+        assert seen.agreement(np.array([[50.0, -50.0]])).largest < 1e-12
