@@ -41,7 +41,7 @@ def key_head(config: Config, bugs: Bugs) -> Tensor:
 
 def score_scale(config: Config, bugs: Bugs) -> float:
     scale = 1 / math.sqrt(config.head_dim)
-    if "scale-missing" in bugs:
+    if bugs & {"scale-missing", "scale-in-query"}:
         scale = 1.0
     if "scale-by-hidden" in bugs:  # the width of the model, not of a head
         scale = 1 / math.sqrt(config.hidden_size)

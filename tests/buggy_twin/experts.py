@@ -37,7 +37,7 @@ def activation(config: Config, x: Tensor, bugs: Bugs) -> Tensor:
     """(..., 2F) -> (..., F)."""
     limit, alpha = config.swiglu_limit, config.swiglu_alpha
     gate, up = x[..., 0::2], x[..., 1::2]
-    if "gate-up-concatenated" in bugs:  # vllm#27024, sglang#27201: halves
+    if bugs & {"gate-up-concatenated", "gate-up-deinterleaved"}:  # vllm#27024, sglang#27201: halves
         gate, up = x.chunk(2, -1)
     if "gate-up-swapped" in bugs:
         gate, up = up, gate

@@ -17,7 +17,16 @@ from buggy_twin.names import BUGS, LOADING, REWRITINGS, VARIANTS
 Taps = dict[str, np.ndarray]
 
 # What ``load`` looks at.
-AT_LOADING = {*LOADING, "shard-lost-rows", "shard-lost-rows/remainder", "qkv-order/groups"}
+AT_LOADING = {
+    *LOADING,
+    "shard-lost-rows",
+    "shard-lost-rows/remainder",
+    "qkv-order/groups",
+    "rope-pairs-adjacent",
+    "scale-in-query",
+    "gate-up-deinterleaved",
+    "norm-scale-folded",
+}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from buggy_twin.arithmetic import HALF, Bugs
 from buggy_twin.checkpoints import Checkpoint, Config
+from buggy_twin.rewriting import rewrite
 
 
 def element(code: Tensor) -> Tensor:
@@ -79,13 +80,12 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, bugs: Bugs) -> dict[str, Te
             continue
         if name.endswith(".blocks"):
             name = name.removesuffix(".blocks")
-            value = decode(value, tensors[name + ".scales"], bugs)
+            out[name] = decode(value, tensors[name + ".scales"], bugs)
         elif ".qkv." in name:
             for letter, rows in zip("qkv", split_qkv(config, value, bugs), strict=True):
-                out[name.replace("qkv", letter)] = rows.to(dtype)
-            continue
-        stays_wide = name.endswith("norm.scale") and dtype in HALF
-        out[name] = value.to(torch.float32 if stays_wide else dtype)
+                out[name.replace("qkv", letter)] = rows.double()
+        else:
+            out[name] = value.double()
     for n in range(config.num_hidden_layers):
         at = f"block.{n}.mlp."
         if "experts-transposed" in bugs:  # unsloth-zoo#849: (F, D) where (D, F) is stored
@@ -103,4 +103,6 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, bugs: Bugs) -> dict[str, Te
             ):
                 w = out[at + name] = out[at + name].clone()
                 w.narrow(axis, size, w.shape[axis] - size).zero_()
-    return out
+    rewrite(config, out, bugs)
+    wide = torch.float32 if dtype in HALF else dtype
+    return {n: w.to(wide if n.endswith("norm.scale") else dtype) for n, w in out.items()}

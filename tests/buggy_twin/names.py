@@ -95,6 +95,11 @@ REWRITINGS = (
     "experts-in-id-order",
     "experts-accumulated",
     "rope-rounded-once",
+    "positions-from-one",
+    "rope-pairs-adjacent",
+    "scale-in-query",
+    "gate-up-deinterleaved",
+    "norm-scale-folded",
 )
 
 

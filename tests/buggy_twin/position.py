@@ -14,6 +14,8 @@ from buggy_twin.checkpoints import Config
 def positions(length: int, bugs: Bugs) -> Tensor:
     """Rotary positions (T,) of a prompt whose first tokens went into a cache before the others."""
     where = torch.arange(length)
+    if "positions-from-one" in bugs:  # only differences count
+        where = where + 1
     if "rope-position-off-by-one" in bugs:  # one token, then the rest at cache length + 1
         where[1:] += 1
     if "rope-position-off-by-one/half" in bugs:
@@ -78,7 +80,10 @@ def _rotate_once(x: Tensor, cos: Tensor, sin: Tensor, bugs: Bugs) -> Tensor:
     dtype = x.dtype
     if "rope-rounded-once" in bugs:
         x, cos, sin = wide(x), wide(cos), wide(sin)
-    if "rope-interleaved" in bugs:  # TensorRT-LLM#16378: is_neox=False, adjacent pairs
+    if bugs & {
+        "rope-interleaved",
+        "rope-pairs-adjacent",
+    }:  # TensorRT-LLM#16378: is_neox=False, adjacent pairs
         x1, x2 = x[..., 0::2], x[..., 1::2]
         turned = torch.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).flatten(-2)
     else:

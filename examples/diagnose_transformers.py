@@ -1,0 +1,77 @@
+"""Give transformers' gpt-oss a window one key too wide, and have gptoss_ref find it.
+
+    python examples/diagnose_transformers.py
+    python examples/diagnose_transformers.py --bug none --dtype bfloat16
+    python examples/diagnose_transformers.py --bug no-sinks --html report.html
+
+The model is transformers' own GptOssForCausalLM with the bundled checkpoint. ``--bug`` patches one
+thing in it. ``window`` makes a window of W keys W + 1 wide, as in implementations that take W for
+the distance to the oldest key (NVIDIA/Megatron-LM#2771); ``no-sinks`` sends every sink to minus
+infinity. Hooks watch its forward pass, and every tap point is compared with the specification.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import masking_utils
+
+import gptoss_ref as gr
+
+TEXT = "Sort these numbers: 41, 7, 88, 23, 5, 67, 12. Then add the first and the last of them."
+
+
+def wider_window(model: Any) -> None:
+    """The mask keeps ``query - key <= W`` where it should keep ``query - key < W``."""
+    right: Callable[[int], Any] = masking_utils.sliding_window_overlay
+    masking_utils.sliding_window_overlay = lambda width: right(width + 1)
+
+
+def no_sinks(model: Any) -> None:
+    """A sink of minus infinity takes no share of any row."""
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data.fill_(-torch.inf)
+
+
+def nothing(model: Any) -> None:
+    """transformers as it is."""
+
+
+BUGS = {"window": wider_window, "no-sinks": no_sinks, "none": nothing}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bug", choices=list(BUGS), default="window")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--prompt", default=TEXT)
+    parser.add_argument("--html", type=Path, help="also write the report as a page")
+    options = parser.parse_args(argv)
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = gr.load("tiny")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        model.path, dtype=getattr(torch, options.dtype), attn_implementation="eager"
+    )
+    BUGS[options.bug](theirs)
+
+    tokens = model.tokenizer.encode(options.prompt)
+    trace = gr.verify.capture(theirs, tokens, config=model.config)
+    diagnosis = gr.diagnose(model, trace)
+    print(diagnosis)
+    if options.html is not None:
+        options.html.write_text(diagnosis.to_html(), encoding="utf-8")
+    return 0 if diagnosis.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
