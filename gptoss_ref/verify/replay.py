@@ -16,21 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_ref.config import ModelConfig
-from gptoss_ref.numerics import FLOAT64, Array
-from gptoss_ref.taps import axes, names
+from gptoss_ref.numerics import Array
+from gptoss_ref.taps import axes
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.measure import Errors, measure_arrays
-from gptoss_ref.verify.rounding import UNITS, dithered
+from gptoss_ref.verify.rounding import UNITS
 from gptoss_ref.verify.rules import Rules
 from gptoss_ref.verify.stages import DISCRETE
-from gptoss_ref.verify.walk import Node, Run, needed, walk
-from gptoss_ref.verify.yardstick import FLOOR, ROW, SAMPLE_ROWS, level
+from gptoss_ref.verify.walk import Node, needed, segments, walk
+from gptoss_ref.verify.yardstick import FLOOR, ROW, level, runs_of
 from gptoss_ref.weights import ModelWeights
 
 Mask = NDArray[np.bool_]
@@ -38,6 +37,9 @@ Floats = NDArray[np.float64]
 
 FEW = 0.5
 """A tap point is judged row by row if at least this share of its rows is free of ties."""
+
+USUAL = 3.0
+"""Else by its usual rows, which may be this many times as far off as rounding alone puts them."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Local:
         broken: (T,) values that are NaN or infinite in one of the two only.
         max_abs, cosine: of the whole array.
         turned: rows whose choice of experts differs within its tie.
+        noise: (T,) relative error of the same stage where rounding is all that differs.
+        distance: relative L2 distance to the replay that rounds as the other does; of a choice of
+            experts, the share of rows that choose otherwise.
     """
 
     tap: str
@@ -70,15 +75,25 @@ class Local:
     max_abs: float = 0.0
     cosine: float = math.nan
     turned: int = 0
+    noise: Floats = field(default_factory=lambda: np.empty(0))
+    distance: float = 0.0
 
     @property
     def judged(self) -> bool:
-        """Whether enough rows are free of ties to judge by."""
+        """Whether enough rows are free of ties to judge each by itself."""
         return bool(np.mean(self.tied) <= 1 - FEW)
 
     @property
     def excess(self) -> float:
-        """Error over what rounding explains: above 1 something is wrong."""
+        """Error over what rounding explains: above 1 something is wrong.
+
+        Where most rows hang on ties, rounding moves whole rows about at random; then only the
+        usual rows are compared: the quartiles of the error with those of rounding's.
+        """
+        if not self.judged:
+            ranks = (0.25, 0.5, 0.75)
+            allowed = USUAL * np.quantile(self.noise, ranks)
+            return float(over(np.quantile(self.error, ranks), allowed).max())
         free = ~self.tied
         if (self.broken[free] > 0).any():
             return math.inf
@@ -88,6 +103,8 @@ class Local:
     @property
     def wrong_rows(self) -> Mask:
         """(T,) rows without ties whose error rounding does not explain."""
+        if not self.judged:
+            return np.zeros_like(self.tied)
         return ~self.tied & ((self.error > self.allowed) | (self.broken > 0))
 
 
@@ -112,6 +129,7 @@ def replay(
         wanted: only these tap points, which the trace must hold; None: all it holds.
     """
     wanted = frozenset(trace if wanted is None else wanted)
+    origins = segments(trace.config, trace)
     path = needed(trace.config, trace, wanted)
     ties = _Ties(trace, path, rounding)
     ways = runs_of(rules, rounding, len(trace.tokens))
@@ -122,25 +140,11 @@ def replay(
         tied = ties.pass_through(node, arrays)
         if node.tap not in wanted:
             continue
-        inputs = sources(trace.config, trace, node.tap)
+        inputs = origins[node.tap].inputs
         if node.stage.name in DISCRETE:
             yield _judge_choice(node.tap, inputs, trace, ties, tied)
         else:
             yield judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
-
-
-def runs_of(rules: Rules, rounding: str, length: int) -> list[Run]:
-    """The runs a replay needs: one in float64, then one or several as the other rounds."""
-    imitated = "float32" if rounding == "float64" else rounding
-    samples = min(8, math.ceil(SAMPLE_ROWS / length))
-    return [(rules, FLOAT64), *((rules, dithered(imitated, seed)) for seed in range(samples))]
-
-
-def sources(config: ModelConfig, given: Iterable[str], tap: str) -> tuple[str, ...]:
-    """The given tap points from which ``tap`` is computed, in the order of computation."""
-    given = frozenset(given)
-    used = {i for node in needed(config, given, [tap]) for i in node.inputs if i in given}
-    return tuple(name for name in names(config) if name in used)
 
 
 def judge(
@@ -174,7 +178,13 @@ def judge(
         broken=errors.broken,
         max_abs=errors.max_abs,
         cosine=errors.cosine,
+        noise=np.mean([sample.rows() for sample in samples], axis=0),
+        distance=_distance(_of_rows(measure_arrays(rounded[0], other, axis), free)),
     )
+
+
+def _distance(errors: Errors) -> float:
+    return math.inf if errors.broken.any() else errors.rel_l2
 
 
 def _of_rows(errors: Errors, rows: Mask) -> Errors:
@@ -276,4 +286,5 @@ def _judge_choice(
         broken=np.zeros(len(indices), np.int64),
         max_abs=float(violation.max(initial=0.0)),
         turned=int(turned.sum()),
+        distance=float(np.mean(violation > 0)),
     )

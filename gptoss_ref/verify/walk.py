@@ -79,6 +79,34 @@ def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> 
     return chosen[::-1]
 
 
+@dataclass(frozen=True)
+class Segment:
+    """What lies between a tap point and the given ones before it.
+
+    Attributes:
+        inputs: the given tap points it is computed from.
+        rules: names of the fields of :class:`Rules` that are used on the way.
+    """
+
+    inputs: tuple[str, ...]
+    rules: frozenset[str]
+
+
+def segments(config: ModelConfig, given: Iterable[str]) -> dict[str, Segment]:
+    """The segment that ends at each tap point of a model."""
+    given = frozenset(given)
+    found: dict[str, Segment] = {}
+    for node in nodes(config, given):
+        inputs = dict.fromkeys(
+            source
+            for tap in node.inputs
+            for source in ([tap] if tap in given else found[tap].inputs)
+        )
+        open_ends = [found[tap].rules for tap in node.inputs if tap not in given]
+        found[node.tap] = Segment(tuple(inputs), node.stage.rules.union(*open_ends))
+    return found
+
+
 def predict(
     weights: ModelWeights,
     config: ModelConfig,
