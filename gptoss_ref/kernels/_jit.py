@@ -14,7 +14,11 @@ path         type of ``path``     needs
 ``plain``    uint8                nothing; also what runs under ``NUMBA_DISABLE_JIT=1``
 ``avx2``     uint16               AVX2 and FMA
 ``avx512``   uint32               AVX-512 F, BW, VL and VNNI
+``amx``      uint32               those, AMX for bfloat16, and Linux, which grants its use
 ===========  ===================  ==============================================================
+
+``amx`` differs from ``avx512`` in products of several rows of activations only, where Python calls
+kernels of their own (``_tiles.py``); leaves need not know it.
 
 The best path that the CPU has is taken; the environment variable ``GPTOSS_REF_KERNELS`` names a
 lesser one.
@@ -22,6 +26,7 @@ lesser one.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -50,13 +55,20 @@ DOT_PRODUCT = {"contract", "reassoc"}
 """Liberties of a dot product: fused multiply-add, and several partial sums. Never ``nnan`` or
 ``ninf``: NaN and infinities must propagate, and masks are −inf."""
 
-PATHS: dict[str, Any] = {"avx512": np.uint32(0), "avx2": np.uint16(0), "plain": np.uint8(0)}
+PATHS: dict[str, Any] = {
+    "amx": np.uint32(0),
+    "avx512": np.uint32(0),
+    "avx2": np.uint16(0),
+    "plain": np.uint8(0),
+}
 """Every path, best first, and the argument that stands for it."""
 
 PATH_TYPES = {"avx512": types.uint32, "avx2": types.uint16, "plain": types.uint8}
 
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx2", "fma"}
 NEEDS = {
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx2", "fma"},
+    "amx": _AVX512 | {"amx-tile", "amx-bf16"},
+    "avx512": _AVX512,
     "avx2": {"avx2", "fma"},
     "plain": set[str](),
 }
@@ -174,7 +186,18 @@ def available_paths() -> tuple[str, ...]:
     """Names of the paths that this process can run, best first; ``plain`` is always the last."""
     if config.DISABLE_JIT:
         return ("plain",)
-    return tuple(path for path in PATHS if cpu_features() >= NEEDS[path])
+    fitting = (path for path in PATHS if cpu_features() >= NEEDS[path])
+    return tuple(path for path in fitting if path != "amx" or _tiles_granted())
+
+
+@cache
+def _tiles_granted() -> bool:
+    """Ask Linux for the use of AMX's tile registers, which it grants to a process that asks."""
+    if sys.platform != "linux":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # numbers of x86-64
+    refused = ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
+    return bool(refused == 0)
 
 
 _forced: list[str] = []
@@ -196,18 +219,23 @@ def instructions(path: str) -> Iterator[None]:
 
 def current_path() -> Any:
     """The first argument of a kernel: it stands for the path to take."""
-    return PATHS[_forced[-1]] if _forced else _default_path()
+    return PATHS[path_name()]
 
 
 def path_name() -> str:
     """Name of the path that kernels take now."""
-    return next(name for name, value in PATHS.items() if type(value) is type(current_path()))
+    return _forced[-1] if _forced else _default_path()
+
+
+def tiles() -> bool:
+    """Whether products of several rows of activations run on AMX now (``_tiles.py``)."""
+    return path_name() == "amx"
 
 
 @cache
-def _default_path() -> Any:
+def _default_path() -> str:
     name = os.environ.get(ENVIRONMENT)
-    return PATHS[_checked(name, f"{ENVIRONMENT}=") if name else available_paths()[0]]
+    return _checked(name, f"{ENVIRONMENT}=") if name else available_paths()[0]
 
 
 def _checked(path: str, source: str = "") -> str:

@@ -8,6 +8,7 @@ one token         a dot product a row, rows cut into tasks; memory is read once,
                   prefetch. Faster than the layer because that widens tiles into memory first.
 several tokens    256 columns at a time: pack L rows as a float32 panel, which stays in cache,
                   then the panel product with all tokens, up to 12 at a time in registers
+the same, AMX     32 rows as they lie, times all tokens split into bfloat16 planes: ``_tiles.py``
 columns stored    a matrix whose transpose is contiguous (dequantised Hugging Face experts): the
                   same panels, without the transposition
 MXFP4             see ``kernels/mxfp4.py``
@@ -26,8 +27,9 @@ import numpy as np
 from numba import prange
 
 from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels import _tiles
 from gptoss_ref.kernels._arrays import check_policy, values, vector_of, weight_of
-from gptoss_ref.kernels._jit import current_path, jit, jit_parallel
+from gptoss_ref.kernels._jit import current_path, jit, jit_parallel, tiles
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import dot, pack, panel_width, tile
 from gptoss_ref.kernels.mxfp4 import matmul
@@ -40,6 +42,10 @@ DEPTH = 256
 """Inner indices of a panel: 32 rows of that depth fill a first-level cache."""
 TOKENS = 768
 """Tokens multiplied at once: with that depth they fit a second-level cache."""
+TILED_ROWS = 32
+"""Rows of a task on AMX."""
+TILED_BYTES = 1 << 20
+"""Of split activations multiplied at once, to fit a second-level cache."""
 GATHERED_VALUES = 1 << 22
 """Weights of awkward layout gathered at a time: 16 MiB of float32."""
 
@@ -79,6 +85,8 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
         flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
         if tokens == 1:
             run(_rows, _rows_parallel, tasks, work, path, x[0], flat, bias, y[0])
+        elif tiles() and stored.dtype == np.uint16 and inputs % _tiles.STEP == 0 < inputs:
+            _tiled_product(x, flat, bias, y)
         else:
             run(_panels, _panels_parallel, tasks, work, path, x, flat, False, bias, y)
     elif (stored := weight_of(weight.T)) is not None:
@@ -94,6 +102,54 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
             part = np.empty((tokens, len(gathered)), np.float32)
             product(x, gathered, bias[rows], part)
             y[:, rows] = part
+
+
+def _tiled_product(x: Array, weight: Array, bias: Array, y: Array) -> None:
+    """:func:`product` on AMX, for flat bfloat16 ``weight``; rows that fill no tile go elsewhere."""
+    (tokens, inputs), outputs = x.shape, y.shape[1]
+    tasks = outputs // TILED_ROWS
+    done = tasks * TILED_ROWS
+    if tasks:
+        planes = _tiles.split(x, np.arange(tokens))
+        work = tokens * done * inputs
+        run(_tiled, _tiled_parallel, tasks, work, planes, weight, bias, y)
+    if done < outputs:
+        part = np.empty((tokens, outputs - done), np.float32)
+        last = (weight[done * inputs :], False, bias[done:], part)
+        run(_panels, _panels_parallel, 1, 0, current_path(), x, *last)
+        y[:, done:] = part
+
+
+@jit
+def _tiled(planes: Any, weight: Any, bias: Any, y: Any, start: int, stop: int) -> None:
+    """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1, some tokens at a time.
+
+    Their split activations stay in the second-level cache while the weights pass by.
+    """
+    tokens, outputs = y.shape
+    inputs = weight.size // outputs
+    steps = inputs // _tiles.STEP
+    y_flat = y.reshape(-1)
+    some = max(1, TILED_BYTES // (64 * _tiles.PLANES * inputs)) * 32
+    biases, sums = np.zeros(TILED_ROWS, np.float32), np.empty(_tiles.SUMS, np.float32)
+    _tiles.configure()
+    for t in range(0, tokens, some):
+        for first in range(start * TILED_ROWS, stop * TILED_ROWS, TILED_ROWS):
+            if bias.size:
+                for r in range(TILED_ROWS):
+                    biases[r] = widen(bias[first + r])
+            for m in range(t, min(t + some, tokens), 32):
+                _tiles.product(
+                    weight, first * inputs, planes, m // _tiles.ROWS, steps, min(32, tokens - m),
+                    biases, sums, y_flat, m * outputs + first, outputs,
+                )  # fmt: skip
+    _tiles.release()
+
+
+@jit_parallel
+def _tiled_parallel(planes: Any, weight: Any, bias: Any, y: Any, tasks: int, n: int) -> None:
+    for t in prange(n):
+        _tiled(planes, weight, bias, y, t * tasks // n, (t + 1) * tasks // n)
 
 
 @jit
