@@ -34,7 +34,6 @@ from .taps import (
     expected_shape,
     names,
     select,
-    sizes,
     split,
 )
 from .tracefile import Slot, TraceWriter, create, file_dtype, read, text_of
@@ -100,6 +99,7 @@ class Trace(Mapping[str, Array]):
         if dtype is not None and dtype not in ROUNDINGS:
             raise TraceError(f"unknown rounding {dtype!r}: expected one of {', '.join(ROUNDINGS)}")
         self._dtype = dtype or policy
+        self.model: Model | None = None  # that made it, if that was just now
         for name in arrays:
             check_name(name, config)
         self._arrays = {
@@ -131,6 +131,10 @@ class Trace(Mapping[str, Array]):
         """What one array is stored as: float64, float32, bfloat16, float16 or int64."""
         dtype = self._arrays[name].dtype
         return "bfloat16" if dtype == np.uint16 else dtype.name
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of one array, without reading it."""
+        return self._arrays[name].shape
 
     def rows(self, name: str, rows: slice, axis: int = 0) -> Array:
         """Some rows of one array, without reading the others."""
@@ -235,7 +239,9 @@ def trace(
     if path is None:
         kept: dict[str, Array] = {}
         model(ids, tap=_Keep(kept, chosen, model.policy.name))
-        return Trace(kept, **about)
+        result = Trace(kept, **about)
+        result.model = model
+        return result
     float_dtype = "BF16" if model.policy.name == "bfloat16" else file_dtype(model.policy.dtype)
     slots = {
         name: Slot(
@@ -249,7 +255,9 @@ def trace(
         cache = None if rows >= len(ids) else model.new_cache()
         for start in range(0, len(ids), rows):
             model(ids[start : start + rows], cache, tap=_Write(writer, set(chosen), start))
-    return Trace.load(path)
+    result = Trace.load(path)
+    result.model = model
+    return result
 
 
 class _Keep:

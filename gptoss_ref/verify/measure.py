@@ -58,6 +58,16 @@ class Errors:
         # 1 − cos, so that nearly equal arrays lose nothing to cancellation
         return float(max(-1.0, 1 - (d * d - (a - b) ** 2) / (2 * a * b)))
 
+    def of(self, rows: NDArray[np.bool_]) -> Errors:
+        """The same of some rows only."""
+        return Errors(
+            self.error[rows],
+            self.norm[rows],
+            self.other_norm[rows],
+            self.peak[rows],
+            self.broken[rows],
+        )
+
     def rows(self) -> NDArray[np.float64]:
         """(T,) error relative to the reference's norm.
 
@@ -85,7 +95,7 @@ def measure(ref: Rows, other: Rows, length: int, row_values: int) -> Errors:
         row_values: values in one row.
     """
     step = max(1, BLOCK_VALUES // max(1, row_values))
-    out = [np.empty(length) for _ in range(4)]
+    error, norm, other_norm, peak = (np.empty(length) for _ in range(4))
     broken = np.zeros(length, np.int64)
     for start in range(0, length, step):
         rows = slice(start, min(start + step, length))
@@ -99,10 +109,10 @@ def measure(ref: Rows, other: Rows, length: int, row_values: int) -> Errors:
             bad = ~(np.isfinite(a) & np.isfinite(b))
             broken[rows] = (bad & ~alike).sum(axis=1)
             a, b, d = (np.where(bad, 0.0, x) for x in (a, b, d))
-        for total, x in zip(out[:3], (d, a, b), strict=True):
+        for total, x in ((error, d), (norm, a), (other_norm, b)):
             total[rows] = np.sqrt(np.einsum("ij,ij->i", x, x))
-        out[3][rows] = np.maximum(d.max(axis=1, initial=0.0), -d.min(axis=1, initial=0.0))
-    return Errors(*out, broken)
+        peak[rows] = np.maximum(d.max(axis=1, initial=0.0), -d.min(axis=1, initial=0.0))
+    return Errors(error, norm, other_norm, peak, broken)
 
 
 def measure_arrays(ref: Array, other: Array, axis: int = 0) -> Errors:

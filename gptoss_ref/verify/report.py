@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Verdict = Literal["ok", "diverges", "nan", "follows", "tie", "unjudged"]
+Verdict = Literal["ok", "diverges", "nan", "rewritten", "follows", "tie", "unjudged"]
 
 WRONG = ("diverges", "nan")
 
@@ -34,8 +34,9 @@ class Row:
         excess: the largest error over what rounding explains, of the array or of any token; above
             1 it diverges. NaN if nothing was judged.
         verdict: ``ok``; ``diverges`` and ``nan`` (NaN or infinite in one trace only) where
-            something is wrong; ``follows`` after that, or where everything follows a tie; ``tie``
-            for routes that rounding may turn; ``unjudged`` where no yardstick reaches.
+            something is wrong; ``rewritten`` where the numbers differ and all that is computed from
+            them agrees; ``follows`` after the first that is wrong, or where every token follows a
+            tie; ``tie`` for routes that rounding may turn; ``unjudged`` where no yardstick reaches.
         note: what there is to say, in words.
         first_token: of the tokens whose error rounding does not explain.
         extra: further numbers: of logits ``kl_mean``, ``kl_max``, ``top1`` and ``top5``.
@@ -122,7 +123,7 @@ class Report:
     @property
     def judged(self) -> int:
         """Tap points that could be judged."""
-        return sum(row.verdict in ("ok", "tie", *WRONG) for row in self.rows)
+        return sum(row.verdict in ("ok", "tie", "rewritten", *WRONG) for row in self.rows)
 
     @property
     def verdict(self) -> str:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import FLOAT64, Array
-from gptoss_ref.taps import axes
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.taps import axes, names
+from gptoss_ref.trace import Trace
 from gptoss_ref.verify.measure import Errors, measure_arrays
 from gptoss_ref.verify.rounding import UNITS, dithered
 from gptoss_ref.verify.rules import Rules
-from gptoss_ref.verify.walk import walk
+from gptoss_ref.verify.walk import Run, predict, walk
 
 WHOLE = 5.0
 """How many times the measured distance a whole array may be off."""
@@ -32,6 +33,9 @@ ROW = 16.0
 
 FLOOR = 4.0
 """Roundings that are always allowed: another implementation may round where this one does not."""
+
+MEASURED = 256
+"""Tokens that the yardstick is measured on; those after them are held to the worst of these."""
 
 SAMPLE_ROWS = 64
 """Rows that the yardstick is measured on at least; shorter prompts are run several times."""
@@ -64,6 +68,11 @@ class Level:
         growth = position / have if rounding in ("float32", "float64") else np.ones(length - have)
         rows = np.concatenate([self.rows, self.rows.max() * growth])
         return Level(self.whole * max(1.0, float(growth.max())), rows, self.unit)
+
+    @staticmethod
+    def allowing(error: float, length: int, unit: float) -> Level:
+        """A yardstick that allows this relative error of the whole array and of any row."""
+        return Level(error / WHOLE, np.full(length, error / ROW), unit)
 
     @property
     def allowed(self) -> float:
@@ -128,3 +137,71 @@ def measured(
         else:
             samples = (measure_arrays(exact, sample, axis) for sample in rounded)
             yield name, exact, level(samples, rounding)
+
+
+def follow(
+    model: Model, tokens: Array, rounding: str, wanted: Iterable[str], routes: Trace
+) -> Iterator[Array]:
+    """The wanted tap points, in order, of the specification run along somebody's routes.
+
+    In a precision next to which ``rounding`` is coarse.
+    """
+    policy = FLOAT64 if rounding in ("float64", "float32") else FLOAT32
+    given = {name: routes[name] for name in routes if name.endswith("expert_indices")}
+    runs: list[Run] = [(Rules(), policy)]
+    for _, (values,) in walk(model.weights, model.config, runs, tokens, given, wanted):
+        yield values
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The yardsticks of a model on one prompt, by tap point.
+
+    Attributes:
+        rounding: whose errors these are.
+        levels: of the first ``length`` tokens.
+        length: tokens measured on.
+    """
+
+    rounding: str
+    levels: Mapping[str, Level]
+    length: int
+
+    def level(self, name: str, length: int) -> Level:
+        """The yardstick of a tap point for a prompt of ``length`` tokens."""
+        return self.levels[name].extended(length, self.rounding)
+
+    def __str__(self) -> str:
+        return f"{self.rounding}, measured on the first {self.length} tokens"
+
+
+def measure_yardstick(
+    model: Model,
+    tokens: Array,
+    rounding: str,
+    *,
+    wanted: Iterable[str] | None = None,
+    routes: Trace | None = None,
+) -> Yardstick:
+    """Measure what a rounding explains, on the beginning of a prompt.
+
+    Args:
+        tokens: (T,).
+        rounding: one of UNITS.
+        wanted: tap points; None: all. Router logits are always measured.
+        routes: whose choices of experts to follow, where it holds them; else the specification's.
+    """
+    config = model.config
+    start = np.asarray(tokens)[:MEASURED]
+    wanted = set(names(config) if wanted is None else wanted)
+    chosen = [f"block.{n}.mlp.expert_indices" for n in range(config.num_hidden_layers)]
+    wanted |= {f"block.{n}.mlp.router_logits" for n in range(config.num_hidden_layers)}
+    given = {name: routes[name][: len(start)] for name in chosen if routes and name in routes}
+    if len(given) < len(chosen):
+        unknown = [name for name in chosen if name not in given]
+        given |= predict(model.weights, config, Rules(), start, given, unknown)
+    levels = {
+        name: found
+        for name, _, found in measured(model, start, rounding, wanted=wanted, given=given)
+    }
+    return Yardstick(rounding, levels, len(start))

@@ -1,0 +1,280 @@
+"""Two traces of the same model and prompt, tap by tap: where do they part?
+
+The *first divergence* is the first tap point whose error exceeds what rounding explains. What
+rounding explains is measured with the model (:mod:`~gptoss_ref.verify.yardstick`) or, where none is
+at hand, estimated from tap to tap (:mod:`~gptoss_ref.verify.propagate`).
+
+A token that was sent to other experts within rounding's margin is a tie. With a model, what follows
+is compared with the model run along the other's routes; without one, what follows a tie is set
+aside: that token in its block, and every later token once attention has mixed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from gptoss_ref.errors import TraceError
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import Array
+from gptoss_ref.taps import axes, names, split
+from gptoss_ref.trace import Trace
+from gptoss_ref.verify.measure import Rows, measure
+from gptoss_ref.verify.propagate import Propagation
+from gptoss_ref.verify.report import Flip, Report, Row
+from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS
+from gptoss_ref.verify.routes import alignment, compare_choices, flips, near_ties
+from gptoss_ref.verify.rows import Place, choice_row, float_row, logit_figures, settle
+from gptoss_ref.verify.yardstick import Level, Yardstick, follow, measure_yardstick
+
+BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
+"""Stages with an axis A, whose order is that of the experts chosen."""
+
+
+def compare(
+    ref: Trace,
+    other: Trace,
+    *,
+    model: Model | None = None,
+    yardstick: Yardstick | Mapping[str, float] | None = None,
+    rounding: str | None = None,
+) -> Report:
+    """Judge ``other`` by ``ref``.
+
+    Args:
+        ref: of the reference, best in float64.
+        other: of the implementation in question.
+        model: that made ``ref``, to measure the yardstick with; a trace that was just made in this
+            process knows its own.
+        yardstick: measured before, or the relative L2 error allowed at tap points by name.
+        rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
+            show.
+
+    Raises:
+        TraceError: the traces are not of the same model and prompt, have no tap point in common, or
+            do not show their rounding.
+    """
+    check_comparable(ref, other)
+    rounding = _coarser(ref, rounding or other.dtype_name)
+    model = model or ref.model
+    common = [name for name in ref if name in other]
+    if not common:
+        raise TraceError(
+            "the traces have no tap point in common: "
+            f"REF holds {_some(ref)}, OTHER holds {_some(other)}"
+        )
+    if yardstick is None and model is not None:
+        yardstick = measure_yardstick(model, ref.tokens, rounding, wanted=common, routes=other)
+    return _Comparison(ref, other, model, yardstick, rounding, common).report()
+
+
+def check_comparable(ref: Trace, other: Trace) -> None:
+    """Raises TraceError unless both traces are of one architecture and one prompt."""
+    if differences := ref.config.differences(other.config):
+        raise TraceError(f"the traces are of different models: {'; '.join(differences)}")
+    a, b = ref.tokens, other.tokens
+    if len(a) != len(b):
+        same = min(len(a), len(b))
+        same = int(np.argmin(np.append(a[:same] == b[:same], False)))
+        raise TraceError(
+            f"the traces are of different prompts: REF has {len(a)} tokens, OTHER {len(b)} "
+            f"(the first {same} are the same)"
+        )
+    if (a != b).any():
+        at = int(np.argmax(a != b))
+        raise TraceError(
+            f"the traces are of different prompts: token {at} is {a[at]} in REF and {b[at]} in "
+            "OTHER"
+        )
+
+
+def _coarser(ref: Trace, rounding: str | None) -> str:
+    if rounding is None:
+        raise TraceError(
+            "the rounding of OTHER cannot be told from its numbers: state it, one of "
+            f"{', '.join(FINEST_FIRST)}"
+        )
+    if rounding not in UNITS:
+        raise TraceError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
+    return max(rounding, ref.dtype_name or rounding, key=FINEST_FIRST.index)
+
+
+def _some(trace: Trace) -> str:
+    held = list(trace)
+    return ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+
+
+class _Comparison:
+    """One pass over the tap points of two traces, in order of computation."""
+
+    def __init__(
+        self,
+        ref: Trace,
+        other: Trace,
+        model: Model | None,
+        yardstick: Yardstick | Mapping[str, float] | None,
+        rounding: str,
+        common: list[str],
+    ) -> None:
+        self.ref, self.other, self.model = ref, other, model
+        self.yardstick, self.rounding, self.common = yardstick, rounding, frozenset(common)
+        self.length = len(ref.tokens)
+        self.propagation = Propagation(ref.config, rounding, self.length)
+        self.aside = np.zeros(self.length, bool)  # tokens that are not judged, and ...
+        self.why = ""  # ... why not
+        self.places: Array | None = None  # where OTHER has each of REF's experts
+        self.router: tuple[Array, Level | None] | None = None  # REF's logits and their yardstick
+        self.flips: list[Flip] = []
+        self.notes: list[str] = []
+        self.again = model is not None and self._must_compute_again()
+
+    def report(self) -> Report:
+        rows: list[Row] = []
+        stream = self._along_the_others_routes() if self.again else self._as_recorded()
+        for name, reference in stream:
+            _, stage = split(name)
+            if stage in ("attn.weights", "attn.mix"):  # a token sees those before it
+                self.aside = np.logical_or.accumulate(self.aside)
+            if stage == "mlp.router_logits" and reference is not None:
+                everything = reference(slice(0, self.length))
+                self.router = everything, self._level(name)
+            if stage == "mlp.expert_indices":
+                row = self._choice(name, reference)
+            else:
+                row = self._floats(name, stage, reference)
+            rows += [] if row is None else [row]
+        return Report(
+            ref=_described(self.ref),
+            other=_described(self.other),
+            rounding=self.rounding,
+            yardstick=self._yardstick_in_words(),
+            tokens=self.length,
+            taps=len(names(self.ref.config)),
+            rows=tuple(settle(rows, self.ref.config)),
+            missing=tuple(name for name in names(self.ref.config) if name not in self.common),
+            flips=tuple(self.flips),
+            notes=tuple(self.notes),
+        )
+
+    def _must_compute_again(self) -> bool:
+        """Whether OTHER took other routes than REF, or REF does not say how near it was to that."""
+        for n in range(self.ref.config.num_hidden_layers):
+            chosen, logits = f"block.{n}.mlp.expert_indices", f"block.{n}.mlp.router_logits"
+            if chosen in self.common:
+                a, b = (np.sort(trace[chosen], axis=1) for trace in (self.ref, self.other))
+                if (a != b).any():
+                    self.notes.append("REF was computed again along OTHER's routes")
+                    return True
+            elif logits not in self.ref:
+                return True
+        return False
+
+    def _as_recorded(self) -> Iterator[tuple[str, Rows | None]]:
+        for name in names(self.ref.config):
+            wanted = name in self.common or (name.endswith("router_logits") and name in self.ref)
+            yield name, _rows_of(self.ref, name) if wanted else None
+
+    def _along_the_others_routes(self) -> Iterator[tuple[str, Rows | None]]:
+        assert self.model is not None
+        logits = {name for name in names(self.ref.config) if name.endswith("router_logits")}
+        wanted = self.common | logits
+        values = follow(self.model, self.ref.tokens, self.rounding, wanted, self.other)
+        for name in names(self.ref.config):
+            yield name, _rows_in(next(values), name) if name in wanted else None
+
+    def _level(self, name: str) -> Level | None:
+        if isinstance(self.yardstick, Yardstick):
+            return self.yardstick.level(name, self.length)
+        if self.yardstick is not None and name in self.yardstick:
+            return Level.allowing(self.yardstick[name], self.length, UNITS[self.rounding])
+        return self.propagation.level(name) if self.propagation.useful(name) else None
+
+    def _floats(self, name: str, stage: str, reference: Rows | None) -> Row | None:
+        if reference is None or name not in self.common:
+            self.propagation.saw(name, None)
+            return None
+        other = _rows_of(self.other, name)
+        if stage in BY_CHOICE and self.places is not None:
+            other = _reordered(other, self.places)
+        shape = self.other.shape_of(name)
+        values = int(np.prod(shape)) // self.length
+        errors = measure(reference, other, self.length, values)
+        level = self._level(name)
+        self.propagation.saw(name, np.where(errors.broken > 0, np.inf, errors.rows()))
+        extra = {}
+        if name == "logits":
+            extra = logit_figures(reference, other, self.length, shape[-1])
+        return float_row(self._place(name), errors, level, self.aside, self.why, extra)
+
+    def _choice(self, name: str, reference: Rows | None) -> Row | None:
+        """Judge the experts chosen, and set aside the tokens that this sends elsewhere."""
+        self.propagation.saw(name, None)
+        logits, level = self.router or (None, None)
+        self.router = self.places = None
+        block, _ = split(name)
+        assert block is not None
+        if reference is None:
+            self._set_aside_what_may_have_turned(logits, level)
+            return None
+        ref, other = reference(slice(0, self.length)), self.other[name]
+        own = f"block.{block}.mlp.router_logits"
+        choice = compare_choices(ref, other, logits, self.other.get(own), level)
+        row = choice_row(self._place(name), choice, self.aside)
+        self.flips += flips(block, ref, other, choice)
+        if self.again:
+            return row
+        if choice.differs.any():
+            self.aside = self.aside | choice.differs
+            self.why = self.why or f"what follows the routing tie in block {block}"
+        self.places = alignment(ref, other)
+        return row
+
+    def _set_aside_what_may_have_turned(self, logits: Array | None, level: Level | None) -> None:
+        """Without OTHER's choice, a token near a tie may have gone either way."""
+        chosen = self.ref.config.experts_per_token
+        if chosen == self.ref.config.num_experts:
+            return
+        if logits is None or level is None:
+            self.aside = np.ones(self.length, bool)
+            self.why = self.why or "the experts are not known, nor how near a tie they are"
+        elif (near := near_ties(logits, chosen, level)).any():
+            self.aside = self.aside | near
+            self.why = self.why or "near a routing tie, and OTHER does not say its experts"
+
+    def _place(self, name: str) -> Place:
+        dtypes = (self.ref.dtype_of(name), self.other.dtype_of(name))
+        return Place(name, self.other.shape_of(name), dtypes)
+
+    def _yardstick_in_words(self) -> str:
+        if isinstance(self.yardstick, Yardstick):
+            return str(self.yardstick)
+        if self.yardstick is not None:
+            return "as given"
+        return f"estimated from tap to tap under {self.rounding}; with the model it is measured"
+
+
+def _described(trace: Trace) -> str:
+    return f"{trace.producer}, {trace.dtype_name or 'unknown rounding'}"
+
+
+def _rows_of(trace: Trace, name: str) -> Rows:
+    """Rows of a trace's array, T first."""
+    axis = axes(name).index("T")
+    return lambda rows: np.moveaxis(trace.rows(name, rows, axis), axis, 0)
+
+
+def _rows_in(values: Array, name: str) -> Rows:
+    """Rows of an array in memory, T first."""
+    first = np.moveaxis(values, axes(name).index("T"), 0)
+    return lambda rows: first[rows]
+
+
+def _reordered(other: Rows, places: Array) -> Rows:
+    """The same rows with the experts of each token in REF's order."""
+
+    def rows_of(rows: slice) -> Array:
+        values, where = other(rows), places[rows]
+        return np.take_along_axis(values, where.reshape(*where.shape, *[1] * (values.ndim - 2)), 1)
+
+    return rows_of
