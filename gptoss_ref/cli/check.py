@@ -1,0 +1,25 @@
+"""`gptoss-ref check FILE.py:FUNCTION OPERATION`: try a function of your own on the vectors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gptoss_ref.verify.vectors import OPERATIONS, check_function, find_operation, load_function
+
+from .console import output
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what is right and what is not: 1 if something is wrong."""
+    screen = output()
+    if args.function is None or args.operation is None:
+        for operation in OPERATIONS.values():
+            if operation.name != "model":
+                screen.line(f"{operation.signature} -> {', '.join(operation.outputs)}")
+                screen.line(f"    {operation.summary}", dim=True)
+        return 0
+    operation = find_operation(args.operation)
+    judgement = check_function(load_function(args.function), operation.name)
+    screen.line(json.dumps(judgement.to_json()) if args.json else str(judgement))
+    return 0 if judgement.ok else 1

@@ -1,0 +1,86 @@
+"""A case of the suite, and the list of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.rules import SPECIFICATION, Rules
+
+from .operations import OPERATIONS, Operation, Values
+
+Parameter = float | int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One question with one answer.
+
+    Attributes:
+        id: operation and number, e.g. ``"rmsnorm-02"``.
+        operation: what is computed.
+        note: what is special about the numbers.
+        flags: names in :data:`~gptoss_ref.verify.vectors.flags.FLAGS`.
+        inputs: arrays by name, in float32, int32 or uint8.
+        parameters: numbers by name.
+        accepted: other right answers, output by output (a tie, a scale of 255).
+    """
+
+    id: str
+    operation: Operation
+    note: str
+    flags: tuple[str, ...]
+    inputs: Mapping[str, Array]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    accepted: tuple[Mapping[str, Array], ...] = ()
+
+    def answer(self, rules: Rules = SPECIFICATION) -> Values:
+        """The outputs under ``rules``, in float64 (bytes and indices as integers)."""
+        given = SimpleNamespace(**self.inputs, **self.parameters)
+        with np.errstate(all="ignore"):
+            return self.operation.compute(rules, given)
+
+
+class Group:
+    """Collects the cases of one operation, numbering them."""
+
+    def __init__(self, operation: str) -> None:
+        self.operation = OPERATIONS[operation]
+        self.cases: list[Case] = []
+
+    def add(
+        self,
+        note: str,
+        flags: str,
+        inputs: Mapping[str, Array],
+        parameters: Mapping[str, Parameter] | None = None,
+        accepted: tuple[Mapping[str, Array], ...] = (),
+    ) -> None:
+        """Append a case; ``flags`` are separated by spaces."""
+        name = f"{self.operation.name}-{len(self.cases) + 1:02d}"
+        self.cases.append(
+            Case(
+                *(name, self.operation, note, tuple(flags.split())),
+                *(dict(inputs), dict(parameters or {}), accepted),
+            )
+        )
+
+
+@cache
+def all_cases() -> tuple[Case, ...]:
+    """Every case, in the order of :data:`OPERATIONS`."""
+    from . import cases_experts, cases_model, cases_positions, cases_rows
+
+    groups = [
+        *(cases_rows.embedding(), cases_rows.rmsnorm(), cases_rows.linear()),
+        *(cases_positions.yarn(), cases_positions.rope(), cases_positions.attention()),
+        *(cases_rows.router(), cases_rows.swiglu(), cases_experts.experts()),
+        *(cases_experts.mxfp4_decode(), cases_experts.mxfp4_encode()),
+        cases_model.model(),
+    ]
+    return tuple(case for group in groups for case in group.cases)

@@ -1,0 +1,112 @@
+"""Runs a learner's own function against the vectors of one operation."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.numerics import Array
+
+from .cases import Case
+from .judge import Finding, Judgement, judge_case
+from .operations import OPERATIONS, Operation
+from .suite import cases_of, stored
+
+
+def check_function(function: Callable[..., Any], operation: str) -> Judgement:
+    """Call ``function`` with every case of ``operation`` and judge what it returns.
+
+    Inputs come as float64, int64 or uint8 arrays, then parameters as numbers, all by position and
+    in the order of the operation's signature; it returns one array, or a tuple of them in the order
+    of the outputs. An exception in it makes the case wrong.
+
+    Raises:
+        GptOssError: no operation has that name.
+    """
+    wanted = find_operation(operation)
+    return Judgement(tuple(_try(function, case) for case in cases_of(wanted)))
+
+
+def find_operation(name: str) -> Operation:
+    """The operation of that name.
+
+    Raises:
+        GptOssError: there is none; the nearest name is suggested.
+    """
+    if name not in OPERATIONS:
+        near = difflib.get_close_matches(name, OPERATIONS, 1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise GptOssError(
+            f"unknown operation {name!r}{hint}: expected one of {', '.join(OPERATIONS)}"
+        )
+    return OPERATIONS[name]
+
+
+def load_function(place: str) -> Callable[..., Any]:
+    """The function that ``FILE.py:FUNCTION`` names; the file is run.
+
+    Raises:
+        GptOssError: no such file or function, or the file does not run.
+    """
+    path, separator, name = place.rpartition(":")
+    if not separator or not name.isidentifier() or not path.endswith(".py"):
+        raise GptOssError(f"{place}: expected FILE.py:FUNCTION")
+    if not Path(path).is_file():
+        raise GptOssError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location("learner", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise GptOssError(f"{path}: {_what_happened(error, path)}") from None
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if not callable(function):
+        own = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        near = difflib.get_close_matches(name, own, 1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise GptOssError(f"{path}: has no function {name}{hint}")
+    return function
+
+
+def _try(function: Callable[..., Any], case: Case) -> Finding:
+    given = [_handed(values) for values in case.inputs.values()]
+    try:
+        with np.errstate(all="ignore"):
+            returned = function(*given, *case.parameters.values())
+    except Exception as error:
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        return Finding(case, "wrong", note=f"raised {_what_happened(error, file)}")
+    names = list(case.operation.outputs)
+    answers = returned if isinstance(returned, tuple) else (returned,)
+    if len(answers) != len(names):
+        return Finding(
+            *(case, "wrong", None),
+            f"returned {len(answers)} values: expected {len(names)} ({', '.join(names)})",
+        )
+    outputs: Mapping[str, Any] = dict(zip(names, answers, strict=True))
+    for name, answer in outputs.items():
+        if answer is None:
+            return Finding(case, "wrong", note=f"returned None for {name}")
+    return judge_case(case, outputs)
+
+
+def _handed(values: Array) -> Array:
+    """A writable copy, so that a function that works in place spoils nothing."""
+    kind = {"f": np.float64, "i": np.int64}.get(stored(values).dtype.kind, np.uint8)
+    return np.array(values, kind)
+
+
+def _what_happened(error: BaseException, file: str) -> str:
+    """Type and message of an exception, and the last line of ``file`` that it passed."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"

@@ -1,0 +1,149 @@
+"""Flags of cases: what each is about, explained once, and the known bugs it catches.
+
+The names in ``catches`` are those of :mod:`gptoss_ref.verify.mutants`. The tests hold every line to
+it: some case with the flag gives another answer under each of these bugs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What a flagged case tests.
+
+    Attributes:
+        note: what to look at when such a case fails.
+        catches: names of known bugs.
+    """
+
+    note: str
+    catches: tuple[str, ...] = ()
+
+
+FLAGS: dict[str, Flag] = {
+    "Ordinary": Flag(
+        "Nothing special: random numbers, every dimension different. A failure here is in the "
+        "formula or in the order of the axes."
+    ),
+    "UnequalDimensions": Flag(
+        "Released models have D = F and G = K, which hide transposed matrices and swapped axes; "
+        "here no two dimensions agree.",
+        ("gqa-axes-swapped",),
+    ),
+    "Epsilon": Flag(
+        "The values are so small that epsilon decides: it is 1e-5, inside the root.", ("norm-eps",)
+    ),
+    "ZeroInput": Flag("Every input is zero: the answer is finite and made of biases alone."),
+    "HeavyTail": Flag(
+        "One element is a thousand times the rest, as in real activations: eight-bit activations "
+        "lose the others."
+    ),
+    "YarnRamp": Flag(
+        "The ends of YaRN's ramp are not integers and must not be floored and ceiled; below "
+        "factor 1 there is no ramp at all.",
+        ("yarn-truncated", "yarn-skipped", "yarn-ramp-over-dims", "yarn-factor-in-exponent"),
+    ),
+    "Concentration": Flag(
+        "cos and sin are multiplied by 0.1 ln(factor) + 1, queries' and keys' alike.",
+        ("yarn-no-concentration",),
+    ),
+    "RotaryPairs": Flag(
+        "Channel i turns with channel i + C/2, not with its neighbour.",
+        ("rope-interleaved", "rope-twice", "rope-base-10000"),
+    ),
+    "LongPosition": Flag(
+        "Positions far beyond the original context: the angle is position times frequency in "
+        "double precision, or at least with its integer turns taken off first.",
+        ("yarn-truncated", "yarn-skipped"),
+    ),
+    "SinkDominates": Flag(
+        "The sink's logit is far above every score: nearly all attention goes to it, and what is "
+        "left must not be rescaled to one.",
+        ("sinks-dropped", "sinks-counted-twice", "sinks-scaled", "sinks-wrong-head"),
+    ),
+    "SinkNegligible": Flag("The sink's logit is far below every score: rows sum to nearly one."),
+    "SinkEqual": Flag(
+        "q·k = 0 and v = 1: the mix is n / (n + e^sink) for n visible keys. The probe to try first."
+        "",
+        ("sinks-dropped", "sinks-counted-twice"),
+    ),
+    "WindowEdge": Flag(
+        "The context reaches one key beyond the window: a window of W shows W keys, the query's "
+        "own included.",
+        ("window-plus-one", "window-minus-one", "window-nowhere", "window-scores-zero"),
+    ),
+    "FullLayer": Flag(
+        "No window: the first key is seen however far away.",
+        ("window-everywhere", "window-odd-layers"),
+    ),
+    "Causal": Flag("The diagonal is seen, what lies after it is not.", ("causal-off-by-one",)),
+    "GroupedQueries": Flag("Head h reads key/value head h // (H / K).", ("gqa-axes-swapped",)),
+    "ScoreScale": Flag(
+        "Scores are divided by the root of the head size.",
+        (
+            "scale-missing",
+            "scale-by-hidden",
+        ),
+    ),
+    "CacheBoundary": Flag(
+        "Queries of a later chunk on keys of earlier ones, and keys in the order of a ring buffer: "
+        "visibility goes by absolute position, not by place in memory."
+    ),
+    "RouterNearTie": Flag(
+        "Two logits differ by a few millionths: float32 must get the order right, and a bfloat16 "
+        "router may not. Judge a flip by its margin."
+    ),
+    "RouterTie": Flag(
+        "Equal logits. The lower index first is this project's order; torch leaves it open, so any "
+        "choice among the tied is accepted."
+    ),
+    "RouterSoftmax": Flag(
+        "Weights are a softmax over the chosen logits only and sum to one.",
+        ("softmax-before-topk", "router-bias-missing"),
+    ),
+    "Interleaved": Flag(
+        "Gate and up entries alternate, gate first.", ("gate-up-concatenated", "gate-up-swapped")
+    ),
+    "ClampBoundary": Flag(
+        "Values at the limit, one step beside it, and far beyond: the gate is clamped from above "
+        "only, the up projection on both sides, and both before the product.",
+        ("clamp-missing", "clamp-gate-symmetric", "clamp-after"),
+    ),
+    "SigmoidAlpha": Flag("The sigmoid's argument is 1.702 times the gate.", ("alpha-missing",)),
+    "UpPlusOne": Flag("The gated value is multiplied by up + 1.", ("up-plus-one-missing",)),
+    "ExpertBiases": Flag(
+        "Both biases are present, and the router's weight multiplies the second one as well.",
+        ("down-bias-unweighted", "down-bias-missing", "gate-up-bias-missing"),
+    ),
+    "UnusedExpert": Flag("An expert that nobody chose, with weights that decode to NaN."),
+    "OneExpert": Flag("Every token chooses the same experts.", ("experts-summed-twice",)),
+    "NibbleOrder": Flag(
+        "The low nibble is the earlier value, and values 2j and 2j + 1 share byte j.",
+        ("nibbles-swapped", "nibbles-split"),
+    ),
+    "AllCodes": Flag("Every one of the sixteen codes."),
+    "NegativeZero": Flag("Code 8 is −0, and keeps its sign."),
+    "ScaleBias": Flag("The scale is 2^(byte − 127).", ("scale-bias-128",)),
+    "Scale0": Flag(
+        "Scale byte 0 is 2^−127, a float32 subnormal: not 0, not −infinity. Flush-to-zero "
+        "arithmetic fails here.",
+        ("scale-0",),
+    ),
+    "Scale254": Flag("The largest scale, 2^127, with codes that float32 can still hold."),
+    "Scale255": Flag(
+        "NaN by the MX specification. OpenAI's loader and llama.cpp take it for an exponent; "
+        "float32 infinities and the values times 2^128 are accepted.",
+    ),
+    "RoundHalfEven": Flag("Values half-way between two codes go to the even code."),
+    "Saturates": Flag("Under the floor rule values above 6 · scale saturate at 6."),
+    "ModelShort": Flag("The tiny model on a prompt shorter than its window."),
+    "ModelWindow": Flag(
+        "The tiny model on a prompt longer than its window of 24.",
+        ("window-plus-one", "window-minus-one", "window-everywhere", "window-nowhere"),
+    ),
+    "ModelYarn": Flag(
+        "The tiny model beyond its original context of 256 positions.", ("yarn-truncated",)
+    ),
+}

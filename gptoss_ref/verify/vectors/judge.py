@@ -1,0 +1,207 @@
+"""Judges somebody's outputs against the suite: which case is wrong, by how much, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.mutants import CATALOGUE, Mutant
+from gptoss_ref.verify.rules import Rules
+
+from .cases import Case
+from .flags import FLAGS
+from .operations import OPERATIONS
+from .suite import expected, stored
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one case.
+
+    Attributes:
+        case: the case.
+        verdict: ``"right"``, ``"wrong"``, ``"missing"`` or ``"not judged"``.
+        error: largest relative L2 error of its outputs; None where there is none to give.
+        note: what is wrong, in one sentence.
+        causes: known bugs that give just these numbers.
+    """
+
+    case: Case
+    verdict: str
+    error: float | None = None
+    note: str = ""
+    causes: tuple[Mutant, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "case": self.case.id,
+            "verdict": self.verdict,
+            "error": self.error,
+            "note": self.note,
+            "flags": list(self.case.flags),
+            "causes": [mutant.name for mutant in self.causes],
+        }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The findings, and what the results held that the suite does not know.
+
+    Attributes:
+        findings: one for each case of the operations that were given.
+        absent: operations that were not given, and are not judged.
+        notes: names in the results that no case has.
+    """
+
+    findings: tuple[Finding, ...]
+    absent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was judged and all of it is right."""
+        judged = [finding for finding in self.findings if finding.verdict != "not judged"]
+        return bool(judged) and all(finding.verdict == "right" for finding in judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "ok": self.ok,
+            "findings": [finding.to_json() for finding in self.findings],
+            "not_given": list(self.absent),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        flags: dict[str, None] = {}
+        for name in dict.fromkeys(finding.case.operation.name for finding in self.findings):
+            rows = [f for f in self.findings if f.case.operation.name == name]
+            judged = [f for f in rows if f.verdict != "not judged"]
+            right = [f for f in judged if f.verdict == "right"]
+            errors = [f.error for f in judged if f.error is not None]
+            worst = f", worst error {max(errors):.1e}" if errors else ""
+            yield f"{name:13} {len(right)} of {len(judged)} right{worst}"
+            for row in rows:
+                if row.verdict == "right":
+                    continue
+                yield f"  {row.case.id}  {row.verdict}: {row.note}"
+                yield f"    {row.case.note} [{', '.join(row.case.flags)}]"
+                for mutant in row.causes:
+                    yield f"    these are the numbers of {mutant.name}: {mutant.summary}"
+                if row.verdict == "wrong":
+                    flags.update(dict.fromkeys(row.case.flags))
+        if flags:
+            yield ""
+            yield from (f"{name}: {FLAGS[name].note}" for name in flags)
+        if self.absent:
+            yield f"not given, not judged: {', '.join(self.absent)}"
+        yield from self.notes
+
+
+def judge_case(case: Case, outputs: Mapping[str, Any], precision: str = "float32") -> Finding:
+    """Compare one case's outputs, arrays by name, with what is expected."""
+    tolerance = case.operation.tolerance.get(precision)
+    if tolerance is None:
+        return Finding(case, "not judged", note=f"no tolerance for {precision}")
+    missing = [name for name in case.operation.outputs if name not in outputs]
+    if missing:
+        return Finding(case, "missing", note=f"no {', '.join(missing)}")
+    right = expected(case)
+    answers = [right, *({**right, **_stored(other)} for other in case.accepted)]
+    tried = [_compare(case, answer, outputs, tolerance) for answer in answers]
+    for error, note in tried:
+        if not note:
+            return Finding(case, "right", error)
+    error, note = tried[0]
+    return Finding(case, "wrong", error, note, causes(case, outputs, tolerance))
+
+
+def _compare(
+    case: Case, right: Mapping[str, Array], outputs: Mapping[str, Any], tolerance: float
+) -> tuple[float | None, str]:
+    """The largest error over the outputs, and what is wrong with the first wrong one."""
+    errors: list[float] = []
+    for name, axes in case.operation.outputs.items():
+        values = np.asarray(outputs[name])
+        error, note = _difference(right[name], values, tolerance)
+        if error is not None:
+            errors.append(error)
+        if note:
+            if values.shape != right[name].shape:
+                note += f" ({axes})"
+            return max(errors, default=None), f"{name} {note}"
+    return max(errors, default=None), ""
+
+
+def _difference(right: Array, values: Array, tolerance: float) -> tuple[float | None, str]:
+    """Relative L2 error of ``values``, and why they are not ``right``; "" if they are."""
+    if values.dtype.kind not in "fiub":
+        return None, f"has dtype {values.dtype}: expected numbers"
+    if values.shape != right.shape:
+        orders = (np.transpose(values, order).shape for order in permutations(range(values.ndim)))
+        hint = ", with its axes in another order" if right.shape in orders else ""
+        return None, f"has shape {values.shape}{hint}: expected {right.shape}"
+    if right.dtype.kind != "f" or tolerance == 0:
+        same = (values == right) | (np.isnan(right) if right.dtype.kind == "f" else False) & (
+            values != values
+        )
+        if right.dtype.kind == "f" and values.dtype.kind == "f":
+            zeros = (right == 0) & (values == 0)
+            same &= ~zeros | (np.signbit(right) == np.signbit(values))
+        if same.all():
+            return 0.0 if right.dtype.kind == "f" else None, ""
+        return None, _first_difference(right, values, ~same)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float64)
+    odd = ~np.isfinite(right) | ~np.isfinite(values)
+    agree = (np.isnan(right) & np.isnan(values)) | (right == values)
+    if (odd & ~agree).any():
+        return None, _first_difference(right, values, odd & ~agree)
+    distance = np.where(odd, 0, values - np.where(odd, 0, right))
+    size = float(np.linalg.norm(np.where(odd, 0, right).astype(np.float64)))
+    error = float(np.linalg.norm(distance)) / (size or 1.0)
+    if error <= tolerance:
+        return error, ""
+    worst = np.abs(distance) == np.abs(distance).max()
+    note = f"has a relative error of {error:.1e}: expected at most {tolerance:.0e}; at worst "
+    return error, note + _first_difference(right, values, worst)
+
+
+def _first_difference(right: Array, values: Array, where: Array) -> str:
+    at = tuple(int(i) for i in np.argwhere(where)[0])
+    return f"{values[at]:.7g} at {list(at)}: expected {right[at]:.7g}"
+
+
+def _stored(answer: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: stored(values) for name, values in answer.items()}
+
+
+def causes(case: Case, outputs: Mapping[str, Any], tolerance: float) -> tuple[Mutant, ...]:
+    """Known bugs under which this case has just these outputs."""
+    if case.operation is OPERATIONS["model"]:
+        return ()  # `diagnose` does that better, from a trace
+    found = []
+    for mutant in CATALOGUE:
+        wrong = _answer(case, mutant.apply)
+        if wrong is None or not _compare(case, expected(case), wrong, tolerance)[1]:
+            continue
+        if not _compare(case, wrong, outputs, tolerance)[1]:
+            found.append(mutant)
+    return tuple({mutant.name: mutant for mutant in found}.values())
+
+
+def _answer(case: Case, apply: Callable[[Rules], Rules]) -> dict[str, Array] | None:
+    """The case's answer under a bug; None where the bug cannot be computed on its shapes."""
+    try:
+        return _stored(case.answer(apply(Rules())))
+    except (ValueError, IndexError):
+        return None

@@ -1,0 +1,145 @@
+"""The conformance suite as files: a manifest, its schema, and the numbers.
+
+    manifest.json               operations, cases, flags, tolerances
+    schema.json                 JSON Schema of the manifest
+    README.md                   how to use the suite from any language
+    <operation>.safetensors     "<case>/<name>" for every input and every expected output
+
+Expected values are computed in float64 and stored as float32, indices as int32, bytes as uint8.
+The files are the same to the byte wherever they are written; :data:`DIGEST` says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from gptoss_ref.checkpoint.writer import new_folder
+from gptoss_ref.numerics import Array
+
+from .cases import Case, all_cases
+from .flags import FLAGS
+from .operations import OPERATIONS, Operation
+
+FORMAT = "gptoss-vectors-1"
+MANIFEST = "manifest.json"
+DIGEST = "784fd37095a5dbba2572aa69337857e10cb882e67b8e17df047341932b2b56bb"
+"""SHA-256 over the suite's files in the order of their names, each name before its content."""
+
+
+def write_vectors(folder: str | Path) -> str:
+    """Write the suite into a new ``folder``, whole or not at all; return its digest.
+
+    Raises:
+        CheckpointError: the folder exists or cannot be created.
+    """
+    contents = suite_files()
+    with new_folder(Path(folder)) as staging:
+        for name, content in contents.items():
+            (staging / name).write_bytes(content)
+    return digest(contents)
+
+
+@cache
+def suite_files() -> dict[str, bytes]:
+    """Name and content of every file of the suite."""
+    here = files(__package__)
+    contents = {name: (here / name).read_bytes() for name in ("README.md", "schema.json")}
+    contents[MANIFEST] = (json.dumps(manifest(), indent=1, ensure_ascii=False) + "\n").encode()
+    for operation in OPERATIONS.values():
+        contents[_file(operation)] = save(_tensors(operation))
+    return dict(sorted(contents.items()))
+
+
+def digest(contents: dict[str, bytes]) -> str:
+    """SHA-256 of named files."""
+    total = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        total.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+    return total.hexdigest()
+
+
+def stored(values: Array) -> Array:
+    """As the suite stores an array: float32, int32 or uint8."""
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.ascontiguousarray(values, np.float32)
+    return np.ascontiguousarray(values, np.uint8 if values.dtype == np.uint8 else np.int32)
+
+
+def cases_of(operation: Operation) -> list[Case]:
+    """The cases of one operation."""
+    return [case for case in all_cases() if case.operation is operation]
+
+
+@cache
+def expected(case: Case) -> dict[str, Array]:
+    """The answer of the specification, as stored."""
+    return {name: stored(values) for name, values in case.answer().items()}
+
+
+def manifest() -> dict[str, Any]:
+    """The manifest: see ``schema.json``."""
+    return {
+        "format": FORMAT,
+        "flags": {
+            name: {"note": flag.note, "catches": list(flag.catches)} for name, flag in FLAGS.items()
+        },
+        "operations": [_operation(operation) for operation in OPERATIONS.values()],
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    return {
+        "name": operation.name,
+        "summary": operation.summary,
+        "file": _file(operation),
+        "inputs": dict(operation.inputs),
+        "parameters": dict(operation.parameters),
+        "outputs": dict(operation.outputs),
+        "tolerance": dict(operation.tolerance),
+        "cases": [_case(case) for case in cases_of(operation)],
+    }
+
+
+def _case(case: Case) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "id": case.id,
+        "note": case.note,
+        "flags": list(case.flags),
+        "parameters": dict(case.parameters),
+        "inputs": {name: _shape(values) for name, values in case.inputs.items()},
+        "outputs": {name: _shape(values) for name, values in expected(case).items()},
+    }
+    if case.accepted:
+        described["accepted"] = [list(other) for other in case.accepted]
+    return described
+
+
+def _shape(values: Array) -> list[int]:
+    return list(values.shape)
+
+
+def _file(operation: Operation) -> str:
+    return f"{operation.name}.safetensors"
+
+
+def _tensors(operation: Operation) -> dict[str, Array]:
+    """Everything of one operation by name; other accepted answers are ``<case>/<name>.or1`` …"""
+    tensors = {}
+    for case in cases_of(operation):
+        for name, values in (*case.inputs.items(), *expected(case).items()):
+            key = f"{case.id}/{name}"
+            assert key not in tensors, f"{key} is both an input and an output"
+            tensors[key] = stored(values)
+        for number, other in enumerate(case.accepted, 1):
+            for name, values in other.items():
+                tensors[f"{case.id}/{name}.or{number}"] = stored(values)
+    return tensors
