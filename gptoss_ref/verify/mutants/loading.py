@@ -54,7 +54,7 @@ def nibbles_swapped(right: Right, at: At, matrix: ExpertMatrix) -> Array:
     stage=DECODED,
     consequence="The 32 columns of every block are permuted.",
     reports=("kekzl/imp#567",),
-    note="ggml stores its own MXFP4 blocks that way: there it is right.",
+    note="In files of ggml, which stores its blocks that way, it is right.",
     obstacle=not_mxfp4,
 )
 def nibbles_split(right: Right, at: At, matrix: ExpertMatrix) -> Array:
@@ -144,11 +144,10 @@ def _under(matrix: MXFP4, byte: int) -> Array:
     stage=DECODED,
     consequence="Infinities where numbers of 2⁻¹²⁸ should be, then NaN.",
     reports=("vllm#46676", "triton-lang/triton#11624"),
-    note="Adding the exponent to a bfloat16's bits borrows from its sign. The variants make zero "
-    "or infinity of the scale; as zero it shows only beside numbers as small.",
+    note="Adding the exponent to a bfloat16's bits borrows from its sign. The variant makes the "
+    "scale infinite; made zero, it could be seen beside numbers of 2⁻¹²⁷ only.",
     obstacle=_no_scale(0),
     variants=lambda config, tokens: (
-        Variant("as zero", replacing(expert_matrix=_where_scale_is(0, 0.0))),
         Variant("as infinity", replacing(expert_matrix=_where_scale_is(0, np.inf))),
     ),
 )
@@ -157,7 +156,7 @@ def scale_0(right: Right, at: At, matrix: ExpertMatrix) -> Array:
     values: Array = right(at, matrix)
     if not isinstance(matrix, MXFP4):
         return values
-    borrowed = (_under(matrix, 0)) & (np.abs(values) == 2.0**-128)
+    borrowed = _under(matrix, 0) & (np.abs(values) == 2.0**-128)
     return np.where(borrowed, np.copysign(np.inf, -values), values)
 
 

@@ -56,7 +56,7 @@ def _concentrated_from_the_start(config: ModelConfig) -> int:
     shortest=2,
     reports=("vllm#27722", "sglang#14270", "apache/tvm#18576", "keras-hub#2981"),
     note="The angle grows with the position: short prompts hide it among rounding errors.",
-    obstacle=lambda config, weights: no_yarn(config, weights) or _same_ends(config),
+    obstacle=no_yarn,
 )
 def yarn_truncated(right: Right, at: At) -> tuple[Array, float]:
     """The ends of YaRN's ramp are floored and ceiled to whole pairs."""
@@ -65,11 +65,6 @@ def yarn_truncated(right: Right, at: At) -> tuple[Array, float]:
         low, high = at.config.yarn_bounds()
         frequencies = _blended(at.config, _ramp(at.config, math.floor(low), math.ceil(high)))
     return frequencies, concentration
-
-
-def _same_ends(config: ModelConfig) -> str | None:
-    ends = config.yarn_bounds()
-    return "the ends of YaRN's ramp are whole numbers" if all(x == int(x) for x in ends) else None
 
 
 @bug(
