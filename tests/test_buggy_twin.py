@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from agreement import STRAYS, relative_l2
-from buggy_twin import BUGS, REWRITINGS, VARIANTS, Checkpoint, random_checkpoint, run, why_unseen
+from buggy_twin import (
+    BUGS,
+    REWRITINGS,
+    ROUNDINGS,
+    VARIANTS,
+    Checkpoint,
+    random_checkpoint,
+    run,
+    why_unseen,
+)
 from buggy_twin import tiny as tiny_checkpoint
 from buggy_twin.loading import decode
 from checks_model import taps_of
@@ -87,7 +96,7 @@ def test_every_bug_shows(checkpoint: Checkpoint, dtype: str) -> None:
     """Or else ``why_unseen`` says why not, and then nothing differs."""
     tokens = tokens_of(checkpoint)
     right = run(checkpoint, tokens, dtype)
-    for bug in (*BUGS, *VARIANTS):
+    for bug in (*BUGS, *VARIANTS, *ROUNDINGS):
         first = first_difference(run(checkpoint, tokens, dtype, {bug}), right)
         why = why_unseen(bug, checkpoint.name, dtype)
         assert (first is None) == (why is not None), f"{bug}: first difference at {first}"

@@ -7,16 +7,17 @@ nor its author has seen the catalogue that ``diagnose`` searches.
 
     taps = run(tiny(), tokens, "bfloat16", {"window-plus-one"})
 
-``bugs`` may hold any number of names of ``BUGS``, ``VARIANTS`` and ``REWRITINGS``.
+``bugs`` may hold any number of names of ``BUGS``, ``VARIANTS``, ``REWRITINGS`` and ``ROUNDINGS``.
 """
 
 from buggy_twin.checkpoints import Checkpoint, Config, random_checkpoint, tiny
 from buggy_twin.forward import run
-from buggy_twin.names import BUGS, REWRITINGS, VARIANTS, why_unseen
+from buggy_twin.names import BUGS, REWRITINGS, ROUNDINGS, VARIANTS, why_unseen
 
 __all__ = [
     "BUGS",
     "REWRITINGS",
+    "ROUNDINGS",
     "VARIANTS",
     "Checkpoint",
     "Config",

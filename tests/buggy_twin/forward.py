@@ -12,7 +12,7 @@ from buggy_twin import attention, experts, position
 from buggy_twin.arithmetic import DTYPES, product, rmsnorm
 from buggy_twin.checkpoints import Checkpoint
 from buggy_twin.loading import load
-from buggy_twin.names import BUGS, LOADING, REWRITINGS, VARIANTS
+from buggy_twin.names import BUGS, LOADING, REWRITINGS, ROUNDINGS, VARIANTS
 
 Taps = dict[str, np.ndarray]
 
@@ -45,7 +45,7 @@ def run(
         bugs: names of BUGS, VARIANTS and REWRITINGS.
     """
     bugs = frozenset(bugs)
-    unknown = bugs - set(BUGS + VARIANTS + REWRITINGS)
+    unknown = bugs - set(BUGS + VARIANTS + REWRITINGS + ROUNDINGS)
     assert not unknown, f"no such bugs: {sorted(unknown)}"
     taps: Taps = {}
 

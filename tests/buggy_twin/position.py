@@ -80,10 +80,8 @@ def _rotate_once(x: Tensor, cos: Tensor, sin: Tensor, bugs: Bugs) -> Tensor:
     dtype = x.dtype
     if "rope-rounded-once" in bugs:
         x, cos, sin = wide(x), wide(cos), wide(sin)
-    if bugs & {
-        "rope-interleaved",
-        "rope-pairs-adjacent",
-    }:  # TensorRT-LLM#16378: is_neox=False, adjacent pairs
+    # TensorRT-LLM#16378: is_neox=False pairs neighbours
+    if bugs & {"rope-interleaved", "rope-pairs-adjacent"}:
         x1, x2 = x[..., 0::2], x[..., 1::2]
         turned = torch.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).flatten(-2)
     else:
