@@ -38,19 +38,22 @@ class Screen:
             else:
                 self._rich = Console(file=stream, highlight=False, markup=False, emoji=False)
 
-    def write(self, text: str, *, dim: bool = False) -> None:
-        """Writes text as it comes, without a line end, and shows it at once."""
+    def write(self, text: str, *, dim: bool = False, style: str = "") -> None:
+        """Writes text as it comes, without a line end, and shows it at once.
+
+        `style` is one of rich's, such as "bold red"; without rich, text has none.
+        """
         if self.is_terminal:
             text = text.translate(_VISIBLE)
         if self._rich is not None:
-            self._rich.print(text, style="dim" if dim else None, end="", soft_wrap=True)
+            self._rich.print(text, style=style or ("dim" if dim else None), end="", soft_wrap=True)
         else:
             self.stream.write(text)
         self.stream.flush()
 
-    def line(self, text: str = "", *, dim: bool = False) -> None:
+    def line(self, text: str = "", *, dim: bool = False, style: str = "") -> None:
         """Writes one line."""
-        self.write(text + "\n", dim=dim)
+        self.write(text + "\n", dim=dim, style=style)
 
     @property
     def is_rich(self) -> bool:

@@ -44,6 +44,8 @@ def build_parser() -> Parser:
         _add_check,
         _add_warmup,
         _add_doctor,
+        _add_trace,
+        _add_compare,
     ):
         add(commands)
     return parser
@@ -134,6 +136,37 @@ def _add_doctor(commands: Any) -> None:
     _add_json_option(command)
 
 
+def _add_trace(commands: Any) -> None:
+    command = _command(commands, "trace", "write what a model computes at every tap point")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the trace")
+    prompt = command.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="a text, with no chat format around it")
+    prompt.add_argument("--tokens", type=_token_ids, metavar="IDS", help="such as 17,4,250")
+    command.add_argument(
+        "--taps", action="append", metavar="PATTERN", help="such as '*.residual'; may be repeated"
+    )
+    _add_download_option(command)
+    _add_backend_options(command)
+    _add_json_option(command)
+
+
+def _add_compare(commands: Any) -> None:
+    command = _command(commands, "compare", "find the first tap point at which two traces part")
+    command.add_argument("ref", metavar="REF", help="a trace of this package, best in float64")
+    command.add_argument("other", metavar="OTHER", help="a trace, or .npz or .safetensors arrays")
+    command.add_argument(
+        "--model", metavar="MODEL", help="that made REF, to measure what rounding explains"
+    )
+    _add_download_option(command)
+    command.add_argument(
+        "--rounding", metavar="NAME", help="of OTHER: float64, float32, bfloat16 or float16"
+    )
+    command.add_argument("--html", metavar="FILE", help="also write a page with a plot")
+    command.add_argument("--verbose", action="store_true", help="list every tap point")
+    _add_json_option(command)
+
+
 def _command(commands: Any, name: str, summary: str) -> Parser:
     command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
     command.set_defaults(run=_deferred(name))
@@ -196,3 +229,10 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, not {text!r}")
     return int(text)
+
+
+def _token_ids(text: str) -> list[int]:
+    ids = text.replace(",", " ").split()
+    if not ids or not all(part.isdecimal() for part in ids):
+        raise argparse.ArgumentTypeError(f"expected token ids such as 17,4,250, not {text!r}")
+    return [int(part) for part in ids]

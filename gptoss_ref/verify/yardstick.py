@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array, widen
 from gptoss_ref.taps import axes, names
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.measure import Errors, measure_arrays
@@ -205,3 +205,17 @@ def measure_yardstick(
         for name, _, found in measured(model, start, rounding, wanted=wanted, given=given)
     }
     return Yardstick(rounding, levels, len(start))
+
+
+def made_by(model: Model, trace: Trace) -> bool:
+    """Whether a trace can be of this model: its configuration, and its embeddings if it has them.
+
+    Embeddings are rows of the model's table, rounded to the trace's dtype.
+    """
+    if model.config.differences(trace.config):
+        return False
+    if "embedding" not in trace:
+        return True
+    table = widen(model.weights.embedding[trace.tokens], np.float64)
+    unit = UNITS[trace.dtype_name or "bfloat16"]
+    return measure_arrays(table, trace["embedding"]).rel_l2 <= FLOOR * unit
