@@ -1,5 +1,7 @@
 """Find the first wrong number in somebody else's gpt-oss, and name the bug."""
 
+from gptoss_ref.verify.adapters import capture, from_arrays, observe, read
 from gptoss_ref.verify.compare import compare
+from gptoss_ref.verify.diagnose import diagnose
 
-__all__ = ["compare"]
+__all__ = ["capture", "compare", "diagnose", "from_arrays", "observe", "read"]

@@ -21,11 +21,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.layers.router import top_k
 from gptoss_ref.numerics import Array
-from gptoss_ref.taps import axes
+from gptoss_ref.taps import axes, split
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.measure import Errors, measure_arrays
+from gptoss_ref.verify.report import Flip
 from gptoss_ref.verify.rounding import UNITS
+from gptoss_ref.verify.rows import logit_figures
 from gptoss_ref.verify.rules import Rules
 from gptoss_ref.verify.stages import DISCRETE
 from gptoss_ref.verify.walk import Node, needed, segments, walk
@@ -57,10 +60,11 @@ class Local:
         tied: (T,) rows that depend on a choice of experts that rounding may have turned.
         broken: (T,) values that are NaN or infinite in one of the two only.
         max_abs, cosine: of the whole array.
-        turned: rows whose choice of experts differs within its tie.
         noise: (T,) relative error of the same stage where rounding is all that differs.
         distance: relative L2 distance to the replay that rounds as the other does; of a choice of
             experts, the share of rows that choose otherwise.
+        flips: rows whose choice of experts differs within its tie.
+        extra: of logits, how alike they are as predictions.
     """
 
     tap: str
@@ -74,9 +78,10 @@ class Local:
     broken: NDArray[np.int64]
     max_abs: float = 0.0
     cosine: float = math.nan
-    turned: int = 0
     noise: Floats = field(default_factory=lambda: np.empty(0))
     distance: float = 0.0
+    flips: tuple[Flip, ...] = ()
+    extra: dict[str, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> bool:
@@ -180,7 +185,13 @@ def judge(
         cosine=errors.cosine,
         noise=np.mean([sample.rows() for sample in samples], axis=0),
         distance=_distance(_of_rows(measure_arrays(rounded[0], other, axis), free)),
+        extra=_figures(exact, other) if tap == "logits" else {},
     )
+
+
+def _figures(exact: Array, other: Array) -> dict[str, float]:
+    length, vocabulary = exact.shape
+    return logit_figures(lambda rows: exact[rows], lambda rows: other[rows], length, vocabulary)
 
 
 def _distance(errors: Errors) -> float:
@@ -273,7 +284,19 @@ def _judge_choice(
     most = np.where(taken, -np.inf, logits).max(axis=1)
     violation = np.where(repeated, np.inf, np.maximum(0.0, most - least))
     violation = np.where(np.isnan(logits).any(axis=1), 0.0, violation)
-    turned = (violation > 0) & (violation <= ties.slack)
+    block, _ = split(tap)
+    chosen = top_k(logits, indices.shape[1])
+    flips = [
+        Flip(
+            block=-1 if block is None else block,
+            token=int(t),
+            left=tuple(sorted({*chosen[t].tolist()} - {*indices[t].tolist()})),
+            taken=tuple(sorted({*indices[t].tolist()} - {*chosen[t].tolist()})),
+            margin=float(violation[t]),
+            allowed=float(ties.slack[t]),
+        )
+        for t in np.flatnonzero((violation > 0) & (violation <= ties.slack))
+    ]
     return Local(
         tap=tap,
         inputs=inputs,
@@ -285,6 +308,6 @@ def _judge_choice(
         tied=tied,
         broken=np.zeros(len(indices), np.int64),
         max_abs=float(violation.max(initial=0.0)),
-        turned=int(turned.sum()),
         distance=float(np.mean(violation > 0)),
+        flips=tuple(flips),
     )

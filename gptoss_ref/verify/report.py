@@ -152,9 +152,9 @@ class Report:
             "tokens": self.tokens,
             "taps": self.taps,
             "judged": self.judged,
-            "rows": [_plain(vars(row)) for row in self.rows],
+            "rows": [plain(vars(row)) for row in self.rows],
             "missing": list(self.missing),
-            "flips": [_plain(vars(flip)) for flip in self.flips],
+            "flips": [plain(vars(flip)) for flip in self.flips],
             "notes": list(self.notes),
         }
 
@@ -177,12 +177,12 @@ class Report:
         return text
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same in types that JSON has."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

@@ -26,6 +26,7 @@ from gptoss_ref.verify.rounding import POLICIES
 from gptoss_ref.verify.rules import SPECIFICATION, Rules
 from gptoss_ref.verify.stages import DISCRETE
 from gptoss_ref.verify.walk import predict_each, segments, walk
+from gptoss_ref.verify.whereabouts import tokens_of, whereabouts
 from gptoss_ref.weights import ModelWeights
 
 Item = TypeVar("Item")
@@ -344,11 +345,28 @@ class Search:
 
     # --- replaying ---
 
+    def where(self, tap: str) -> str:
+        """Which part of a tap point is wrong, in words."""
+        local = self.locals[tap]
+        config, tokens = self.trace.config, self.trace.tokens
+        run = (self.rules, FLOAT64)
+        (exact,) = predict_each(self.weights, config, [run], tokens, self.trace, [tap])
+        if split(tap)[1] in DISCRETE:
+            return tokens_of(local.wrong_rows)
+        return whereabouts(tap, exact[tap], self.trace[tap], local.wrong_rows)
+
     def _with(self, candidates: Iterable[Candidate]) -> Rules:
         rules = self.rules
         for candidate in candidates:
             rules = candidate.apply(rules)
         return rules
+
+    def reach(self, candidate: Candidate) -> frozenset[str]:
+        """Tap points of the trace whose segments use a rule that the candidate changes."""
+        taps = self._affected([candidate])
+        if candidate.blocks is None:
+            return taps
+        return frozenset(t for t in taps if split(t)[0] in candidate.blocks)
 
     def _affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
         """Tap points of the trace whose segments use a rule that the candidates change."""

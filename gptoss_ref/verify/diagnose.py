@@ -1,0 +1,177 @@
+"""diagnose: which known bugs explain somebody else's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.errors import TraceError
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import Array
+from gptoss_ref.taps import names
+from gptoss_ref.trace import Trace
+from gptoss_ref.verify.adapters import from_arrays, read
+from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
+from gptoss_ref.verify.replay import Local
+from gptoss_ref.verify.report import Row, Verdict
+from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS
+from gptoss_ref.verify.search import Found, Progress, Search, Unknown
+
+
+def diagnose(
+    model: Model,
+    other: Trace | Mapping[str, Any] | str | Path,
+    *,
+    tokens: Iterable[int] | Array | None = None,
+    rounding: str | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Judge ``other`` stage by stage, from its own numbers, and name the bugs that explain it.
+
+    Args:
+        model: the same architecture and weights; only its weights are used, in float64 and in the
+            other's rounding.
+        other: a trace, a file of one, or arrays under anybody's names (see
+            :func:`gptoss_ref.verify.adapters.from_arrays`), as many tap points as there are.
+        tokens: (T,) of arrays that do not bring their own.
+        rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
+            show.
+        progress: called with steps done, steps in all (0: unknown) and what is being done.
+
+    Raises:
+        TraceError: no tap points, no tokens, another architecture, or a rounding that is unknown or
+            not to be told.
+    """
+    trace = _as_trace(model, other, tokens)
+    rounding = rounding or trace.dtype_name
+    if rounding is None:
+        raise TraceError(
+            "the rounding of OTHER cannot be told from its numbers: state it, one of "
+            f"{', '.join(FINEST_FIRST)}"
+        )
+    if rounding not in UNITS:
+        raise TraceError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
+    search = Search(model.weights, trace, rounding, progress)
+    search.run()
+    return _report(search)
+
+
+def _as_trace(
+    model: Model,
+    other: Trace | Mapping[str, Any] | str | Path,
+    tokens: Iterable[int] | Array | None,
+) -> Trace:
+    if isinstance(other, str | Path):
+        other = read(other, tokens=tokens, config=model.config)
+    elif not isinstance(other, Trace):
+        if tokens is None:
+            raise TraceError("arrays without a prompt: expected tokens=, the ids they belong to")
+        other = from_arrays(other, tokens, model.config)
+    if differences := model.config.differences(other.config):
+        raise TraceError(f"the trace is of another model than this one: {'; '.join(differences)}")
+    if not len(other):
+        raise TraceError("the trace holds no tap points: nothing to judge")
+    return other
+
+
+def _report(search: Search) -> Diagnosis:
+    trace, config = search.trace, search.trace.config
+    harmless = [f for f in search.found if f.candidate.harmless]
+    rows = [_row(search, local) for local in search.specification.values()]
+    flips = tuple(flip for local in search.locals.values() for flip in local.flips)
+    taps = names(config)
+    return Diagnosis(
+        ref="the specification, from the other's own numbers",
+        other=trace.producer,
+        rounding=search.rounding,
+        yardstick=f"each stage in float64 and in {search.rounding}, from the same inputs",
+        tokens=len(trace.tokens),
+        taps=len(taps),
+        rows=tuple(rows),
+        missing=tuple(tap for tap in taps if tap not in trace),
+        flips=flips,
+        notes=tuple(_notes(search)),
+        causes=tuple(_cause(f) for f in search.found if not f.candidate.harmless),
+        unexplained=tuple(_unexplained(search, u) for u in search.unknown),
+        rewritings=tuple(f"{f.candidate.name}: {f.candidate.mutant.summary}" for f in harmless),
+    )
+
+
+def _cause(found: Found) -> Cause:
+    mutant = found.candidate.mutant
+    blocks = found.candidate.blocks
+    return Cause(
+        name=mutant.name,
+        variant=found.candidate.label,
+        stage=mutant.stage,
+        tap=found.tap,
+        blocks=None if blocks is None else tuple(sorted(blocks)),
+        summary=mutant.summary,
+        consequence=mutant.consequence,
+        reports=mutant.reports,
+        error_before=found.before,
+        error_after=found.after,
+        alternatives=found.alternatives,
+        confidence=(found.share or 1.0) / (1 + len(found.alternatives)),
+        share=found.share,
+    )
+
+
+def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
+    local = search.locals[unknown.tap]
+    name, remaining = unknown.nearest or (None, None)
+    where = search.where(unknown.tap)
+    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining)
+
+
+def _row(search: Search, local: Local) -> Row:
+    """One tap point, by the specification."""
+    trace, tap = search.trace, local.tap
+    wrong = local.excess > 1
+    verdict: Verdict = "ok"
+    note = ""
+    if wrong:
+        verdict = "nan" if local.broken.any() else "diverges"
+        explained = search.locals[tap].excess <= 1
+        by = [f.candidate for f in search.found if tap in search.reach(f.candidate)]
+        note = f"{local.excess:.3g} times what rounding explains"
+        if explained and by:
+            note += f"; explained by {' and '.join(c.name for c in by)}"
+            if all(c.harmless for c in by):
+                verdict = "rewritten"
+        elif not explained:
+            note += "; not explained"
+    elif local.flips:
+        verdict = "tie"
+        note = f"{len(local.flips)} tokens go to other experts, within the margin"
+    elif not local.judged:
+        note = "most tokens hang on ties of the router: judged by the usual ones"
+    rows = np.flatnonzero(local.wrong_rows)
+    error = local.whole
+    return Row(
+        name=tap,
+        shape=local.shape,
+        dtypes=("float64", trace.dtype_of(tap)),
+        max_abs=local.max_abs,
+        rel_l2=error,
+        cosine=local.cosine,
+        rounding_units=error / UNITS[search.rounding],
+        allowed=local.whole_allowed if local.whole_allowed else math.nan,
+        excess=local.excess,
+        verdict=verdict,
+        note=note,
+        first_token=int(rows[0]) if wrong and rows.size else None,
+        extra=local.extra,
+    )
+
+
+def _notes(search: Search) -> list[str]:
+    notes = []
+    tied = sum(local.tied.any() and local.judged for local in search.locals.values())
+    if tied:
+        notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
+    return notes
