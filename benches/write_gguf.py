@@ -101,8 +101,13 @@ def add_tokenizer(writer: Any, path: Path, config: gr.ModelConfig) -> None:
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     ids = {text: token for token, text in enumerate(tokens)}
-    if "<|return|>" in ids:
-        writer.add_eos_token_id(ids["<|return|>"])
+    for name, add in (
+        ("<|startoftext|>", writer.add_bos_token_id),  # else llama.cpp takes token 11 for it
+        ("<|return|>", writer.add_eos_token_id),
+        ("<|endoftext|>", writer.add_pad_token_id),
+    ):
+        if name in ids:
+            add(ids[name])
     writer.add_add_bos_token(False)
 
 

@@ -19,9 +19,10 @@ import numpy as np
 Logits = Callable[[list[int]], Any]
 Request = dict[str, Any]
 
-KNOWN = ("openai", "openai-text", "llama-cpp-python", "llama.cpp")
+KNOWN = ("openai", "openai-text", "llama-cpp-python", "llama.cpp", "ending")
 """openai: echoes, takes ids and text. openai-text: text only. llama-cpp-python: text only, and each
-echoed token gets what belongs to the next one. llama.cpp: ignores echo, writes ``content``."""
+echoed token gets what belongs to the next one. llama.cpp: ignores echo, writes ``content``.
+ending: no echo, and the model stops at once."""
 
 FAILING = (
     "silent",  # never answers
@@ -118,11 +119,13 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({"detail": "prompt: expected a string"}, 422)
             return
         tokens, rows = greedy(self.server.logits, prompt, body["max_tokens"])
+        if behaviour == "ending":  # a stop token is not counted among the generated ones
+            tokens = tokens[: len(prompt)]
         if behaviour == "raw-logits":
             rows = [row + 100 for row in rows]
         if behaviour == "not-a-number":
             rows[-1] = np.full_like(rows[-1], np.nan)
-        echo = body["echo"] and behaviour != "llama.cpp"
+        echo = body["echo"] and behaviour not in ("llama.cpp", "ending")
         places = entries(tokens, rows, 0 if echo else len(prompt), body["logprobs"])
         if echo and behaviour == "llama-cpp-python":  # row i instead of row i - 1 for token i
             places = entries(tokens, rows, 0, body["logprobs"], shift=0)

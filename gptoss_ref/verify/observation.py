@@ -111,12 +111,15 @@ class LogprobObservation:
         """How far the observation lies from the log-probabilities of logits (T, V)."""
         finite = np.isfinite(self.values)
         off = np.abs(self.differences(logits)[finite])
-        first = [max(top, key=lambda token: top[token]) for top in self.top]
-        same = np.asarray(logits)[self.positions].argmax(-1) == first
+        same = 0
+        for position, top in zip(self.positions, self.top, strict=True):
+            ids = list(top)
+            own = logits[position, ids]
+            same += ids[int(own.argmax())] == max(top, key=lambda token: top[token])
         return Agreement(
             rms=float(np.sqrt(np.mean(off**2))) if off.size else 0.0,
             largest=float(off.max()) if off.size else 0.0,
-            top1=float(same.mean()),
+            top1=same / len(self.top),
         )
 
 
@@ -127,7 +130,7 @@ class Agreement:
     Attributes:
         rms: root mean square difference of the log-probabilities, in nats.
         largest: the largest difference, in nats.
-        top1: share of positions where the likeliest token is the same.
+        top1: share of positions where the likeliest of the observed tokens is the same.
     """
 
     rms: float

@@ -3,8 +3,8 @@
     capture(module, tokens)                      a live torch model            torch_hooks.py
     from_arrays(mapping, tokens, config)         arrays under anybody's names  arrays.py
     read(path, tokens=..., config=...)           the same from a file          arrays.py
-    from_llama(llama, tokens)                    llama-cpp-python's logits     llama_cpp.py
-    observe(url, tokens, tokenizer, config)      an HTTP endpoint              endpoint.py
+    from_llama(llama, tokens, config)            llama-cpp-python's logits     llama_cpp.py
+    observe(url, tokens, tokenizer=..., config=...)   an HTTP endpoint              endpoint.py
 
 The first four give a :class:`~gptoss_ref.trace.Trace`, the last what a server shows of a model, a
 :class:`~gptoss_ref.verify.observation.LogprobObservation`.
@@ -12,6 +12,7 @@ The first four give a :class:`~gptoss_ref.trace.Trace`, the last what a server s
 
 from .arrays import from_arrays, read
 from .endpoint import observe
+from .llama_cpp import from_llama
 from .torch_hooks import capture
 
-__all__ = ["capture", "from_arrays", "observe", "read"]
+__all__ = ["capture", "from_arrays", "from_llama", "observe", "read"]

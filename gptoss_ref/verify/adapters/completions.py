@@ -63,6 +63,15 @@ class Texts:
                 by_text[raw.decode("utf-8", errors)].add(token)
         self._by_text = {text: next(iter(ids)) for text, ids in by_text.items() if len(ids) == 1}
 
+    def likeliest(self, piece: Piece) -> int | None:
+        """The id of a token that is there: its whole text rather than another's beginning.
+
+        A server that drops incomplete characters writes a blank both for a blank and for a blank
+        with the first byte of an emoji; of what was generated, take the former.
+        """
+        token = self.id(piece)
+        return self._by_bytes.get(piece.text.encode()) if token is None else token
+
     def id(self, piece: Piece) -> int | None:
         """The id of a token; None if its name could mean several, or nothing."""
         if piece.id is not None:

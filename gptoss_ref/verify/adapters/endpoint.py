@@ -26,6 +26,8 @@ from gptoss_ref.verify.observation import LogprobObservation
 from .completions import Entry, Reply, Texts, parse
 from .transport import Answer, request
 
+Prompt = list[int] | str
+
 TOP = 20
 """Likeliest tokens asked for at each position: the most that vLLM gives by default."""
 
@@ -71,7 +73,7 @@ def observe(
         if answer.ok:
             reply = parse(answer.value, server.url)
             if len(reply.entries) >= len(ids):
-                return _of_echo(server, ids, reply, texts, config)
+                return _of_echo(server, prompt, ids, reply, texts, config)
         else:
             refusals.append(answer.complaint())
         answer = server.complete(prompt, echo=False, max_tokens=max_new_tokens)
@@ -104,7 +106,7 @@ class _Server:
             return None
         return name if isinstance(name, str) else None
 
-    def complete(self, prompt: list[int] | str, *, echo: bool, max_tokens: int) -> Answer:
+    def complete(self, prompt: Prompt, *, echo: bool, max_tokens: int) -> Answer:
         """One greedy completion with log-probabilities; llama.cpp ignores a max_tokens of 0."""
         body = {
             "prompt": prompt,
@@ -126,12 +128,17 @@ class _Server:
 
 
 def _of_echo(
-    server: _Server, ids: list[int], reply: Reply, texts: Texts, config: ModelConfig
+    server: _Server,
+    prompt: Prompt,
+    ids: list[int],
+    reply: Reply,
+    texts: Texts,
+    config: ModelConfig,
 ) -> LogprobObservation:
     """Entry i speaks of token i, so of the position before it."""
     _check_prompt(server.url, ids, reply, texts)
     entries, left_out, late = reply.entries, [], 0
-    if _is_late(entries, reply, ids, texts):
+    if _is_late(server, prompt, ids, reply, texts):
         late = 1
         left_out.append(
             "the endpoint gives each echoed token the log-probabilities of the one after it "
@@ -142,7 +149,7 @@ def _of_echo(
     for i, entry in enumerate(entries[: len(ids) + 1]):
         position = i - 1 + late
         if 0 <= position < len(ids):
-            chosen = ids[i] if i < len(ids) else texts.id(entry.chosen)
+            chosen = ids[i] if i < len(ids) else texts.likeliest(entry.chosen)
             found[position], lost = _numbers(entry, chosen, texts)
             unclear += lost
     return _observation(server, ids, found, config, left_out, unclear)
@@ -156,11 +163,16 @@ def _of_generated(
         raise EndpointError(
             f"{server.url} reads the prompt as {reply.prompt_tokens} tokens: expected {len(ids)}"
         )
+    if not reply.entries and reply.completion_tokens == 0:
+        raise EndpointError(
+            f"{server.url} echoes no prompt, and its model ends right after this one: nothing to "
+            "observe; try another prompt"
+        )
     tokens, left_out = list(ids), []
     found: dict[int, dict[int, float]] = {}
     unclear = 0
     for entry in reply.entries:
-        chosen = texts.id(entry.chosen)
+        chosen = texts.likeliest(entry.chosen)
         found[len(tokens) - 1], lost = _numbers(entry, chosen, texts)
         unclear += lost
         if chosen is None:
@@ -229,18 +241,39 @@ def _check_prompt(url: str, ids: list[int], reply: Reply, texts: Texts) -> None:
             )
 
 
-def _is_late(entries: list[Entry], reply: Reply, ids: list[int], texts: Texts) -> bool:
+def _is_late(server: _Server, prompt: Prompt, ids: list[int], reply: Reply, texts: Texts) -> bool:
     """Whether entry i holds what belongs to token i + 1.
 
-    The sign is that one token was generated and has no entry, and that the tokens which come next
-    fare better under the entries than the entries' own tokens do.
+    Such a server has no entry for what it generated. Where that is so, the tokens decide: whether
+    they stand higher in their own entries or in those before; and where that is even, what the
+    server says after the prompt when it does not echo.
+
+    Raises:
+        EndpointError: nothing decides.
     """
-    if len(entries) != len(ids) or reply.completion_tokens != 1:
+    if len(reply.entries) != len(ids):
         return False
-    own, following = [], []
-    for i, entry in enumerate(entries[:-1]):
-        numbers, _ = _numbers(entry, None, texts)
-        if numbers and entry.chosen.logprob is not None:
-            own.append(entry.chosen.logprob)
-            following.append(numbers.get(ids[i + 1], min(numbers.values())))
-    return bool(own) and float(np.mean(following)) > float(np.mean(own))
+    own, before = [], []
+    for i, entry in enumerate(reply.entries[:-1]):
+        numbers, _ = _numbers(entry, ids[i], texts)
+        if len(numbers) > 1:
+            own.append(_rank(numbers, ids[i]))
+            before.append(_rank(numbers, ids[i + 1]))
+    lead = float(np.mean(own) - np.mean(before)) if own else 0.0
+    if abs(lead) > 0.1 * server.top:
+        return lead > 0
+    answer = server.complete(prompt, echo=False, max_tokens=1)
+    after = parse(answer.value, server.url).entries if answer.ok else []
+    if not after:
+        raise EndpointError(
+            f"{server.url} gives {len(ids)} log-probabilities for {len(ids)} tokens, and whether "
+            "each belongs to its token or to the next cannot be told: try ordinary text"
+        )
+    (expected, _), (last, _) = (_numbers(e, None, texts) for e in (after[0], reply.entries[-1]))
+    return any(abs(last.get(t, -np.inf) - value) < 1e-3 for t, value in expected.items())
+
+
+def _rank(numbers: dict[int, float], token: int) -> int:
+    """How many of the likeliest tokens are likelier than this one; all, if it is not among them."""
+    own = numbers.get(token, -np.inf)
+    return sum(value > own for value in numbers.values())
