@@ -74,6 +74,13 @@ class Flip:
     margin: float
     allowed: float
 
+    def __str__(self) -> str:
+        left, taken = (" and ".join(map(str, experts)) for experts in (self.left, self.taken))
+        return (
+            f"block {self.block} token {self.token}: expert {left} became {taken}, margin "
+            f"{self.margin:.2g} of {self.allowed:.2g} allowed"
+        )
+
 
 @dataclass(frozen=True)
 class Section:

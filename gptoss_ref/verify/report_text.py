@@ -47,7 +47,7 @@ def lines(report: Report, *, verbose: bool = False) -> Iterator[Line]:
     yield from _flips(report)
     if report.missing:
         yield Line("")
-        yield Line(f"not compared, one trace lacks them: {_kinds(report.missing)}", "yellow")
+        yield Line(f"not compared, one trace lacks them: {kinds(report.missing)}", "yellow")
     for note in report.notes:
         yield Line(f"note: {note}", "dim")
     for section in report.sections():
@@ -97,13 +97,18 @@ _VERDICTS = ("ok", "tie", "rewritten", "unjudged", "follows")
 def _predictions(rows: Iterable[Row]) -> Iterator[Line]:
     for row in rows:
         if "kl_mean" in row.extra:
-            e = row.extra
             yield Line("")
-            yield Line(
-                f"predictions: same first choice for {e['top1']:.1%} of tokens, "
-                f"{e['top5']:.1%} of the top five in common; KL divergence "
-                f"{number(e['kl_mean'])} nats a token, at most {number(e['kl_max'])}"
-            )
+            yield Line(f"predictions: {prediction(row)}")
+
+
+def prediction(row: Row) -> str:
+    """What the row of the logits says of two models' predictions."""
+    e = row.extra
+    return (
+        f"same first choice for {e['top1']:.1%} of tokens, {e['top5']:.1%} of the top five in "
+        f"common; KL divergence {number(e['kl_mean'])} nats a token, at most "
+        f"{number(e['kl_max'])}"
+    )
 
 
 def _flips(report: Report) -> Iterator[Line]:
@@ -113,10 +118,7 @@ def _flips(report: Report) -> Iterator[Line]:
     yield Line("")
     yield Line(f"routing ties: {len(flips)}, which rounding may turn; no errors", "yellow")
     for flip in flips[:FLIPS_SHOWN]:
-        yield Line(
-            f"  block {flip.block} token {flip.token}: expert {_list(flip.left)} became "
-            f"{_list(flip.taken)}, margin {number(flip.margin)} of {number(flip.allowed)} allowed"
-        )
+        yield Line(f"  {flip}")
     if len(flips) > FLIPS_SHOWN:
         yield Line(f"  and {len(flips) - FLIPS_SHOWN} more")
 
@@ -139,7 +141,7 @@ def _cells(values: Iterable[str]) -> str:
     )
 
 
-def _kinds(missing: Sequence[str]) -> str:
+def kinds(missing: Sequence[str]) -> str:
     """Names of tap points, those of all blocks together."""
     kinds: dict[str, int] = {}
     for name in missing:
@@ -147,7 +149,3 @@ def _kinds(missing: Sequence[str]) -> str:
         key = stage if block is None else f"block.*.{stage}"
         kinds[key] = kinds.get(key, 0) + 1
     return ", ".join(f"{key} ({count})" if count > 1 else key for key, count in kinds.items())
-
-
-def _list(experts: Sequence[int]) -> str:
-    return " and ".join(map(str, experts))

@@ -65,17 +65,17 @@ def float_row(
     elif level is not None:
         rows, bound = errors.rows()[free], level.allowed_rows[free]
         allowed = level.allowed
-        excess = max(ratio(seen.rel_l2, allowed), float((rows / bound).max()))
+        whole = seen.rel_l2
+        excess = max(ratio(whole, allowed), float((rows / bound).max()))
         verdict, note = ("diverges", "") if excess > 1 else ("ok", "")
         if excess > 1:
             over = np.zeros(len(free), bool)
             over[free] = rows > bound
             first = int(np.argmax(over)) if over.any() else None
-            worst = float(rows.max()) if over.any() else seen.rel_l2
-            explained = float(bound[np.argmax(rows)]) if over.any() else allowed
-            note = (
-                f"relative error {worst:.2g} where rounding explains {explained:.1g}{_where(over)}"
-            )
+            worst = int(np.argmax(rows / bound))
+            error, explained = (rows[worst], bound[worst]) if over.any() else (whole, allowed)
+            note = f"relative error {error:.2g} where rounding explains {explained:.2g}"
+            note += _where(over)
     if aside.any() and free.any() and verdict == "ok":
         note = f"{int(aside.sum())} of {len(aside)} tokens left out: {why}"
     return Row(
@@ -207,7 +207,7 @@ def _where(over: Mask) -> str:
     first = int(np.argmax(over))
     if over[first:].all():
         return f", from token {first} on"
-    return f", at {count} of {len(over)} tokens, the first {first}"
+    return f", at {count} of {len(over)} tokens, first at token {first}"
 
 
 def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
