@@ -32,6 +32,7 @@ from buggy_twin import (
     ROUNDINGS,
     VARIANTS,
     Checkpoint,
+    large_checkpoint,
     random_checkpoint,
     run,
     why_unseen,
@@ -48,6 +49,8 @@ TEXTS = (
     "Sort these numbers: 41, 7, 88, 23, 5, 67, 12. Then add the first and the last of them.",
     "What is 27 + 58? What is 91 - 34? Reverse the word garden. Count the letters of banana.",
 )
+OVERFLOW = "float16-overflow"  # a bug of no line of code: a run in float16 of large activations
+FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end
 LENGTH = 50  # of the random checkpoint's prompts, more than four windows
 
 
@@ -86,16 +89,16 @@ class Cell:
 
 @cache
 def checkpoint_of(name: str) -> Checkpoint:
-    return tiny_checkpoint() if name == "tiny" else random_checkpoint()
+    made = {"tiny": tiny_checkpoint, "random": random_checkpoint, "large": large_checkpoint}
+    return made[name]()
 
 
 @cache
 def model_of(name: str) -> gr.Model:
     if name == "tiny":
         return gr.load("tiny", backend="numpy")
-    folder = tempfile.TemporaryDirectory()
-    model_of.folder = folder  # type: ignore[attr-defined]  # kept until the end
-    return gr.load(checkpoint_of(name).write(Path(folder.name)), backend="numpy")
+    FOLDERS.append(tempfile.TemporaryDirectory())
+    return gr.load(checkpoint_of(name).write(Path(FOLDERS[-1].name)), backend="numpy")
 
 
 def tokens_of(case: Case) -> list[int]:
@@ -109,7 +112,8 @@ def tokens_of(case: Case) -> list[int]:
 def trace_of(case: Case) -> gr.Trace:
     """What the twin computes; only its logits for the part of that name."""
     tokens = tokens_of(case)
-    taps: dict[str, Any] = run(checkpoint_of(case.checkpoint), tokens, case.dtype, case.bugs)
+    bugs = set(case.bugs) - {OVERFLOW}
+    taps: dict[str, Any] = run(checkpoint_of(case.checkpoint), tokens, case.dtype, bugs)
     if case.part == "logits":
         taps = {"logits": taps["logits"]}
     return gr.Trace(
@@ -173,6 +177,8 @@ def hides(one: str, other: str) -> bool:
 
 def cases(parts: tuple[str, ...], checkpoints: tuple[str, ...]) -> Iterator[Case]:
     """Every cell of the matrix, the random checkpoint (which is quicker) first."""
+    if "single" in parts and "random" in checkpoints:
+        yield Case("single", (OVERFLOW,), "large", "float16")
     for checkpoint in checkpoints:
         for dtype in DTYPES:
             for bug in BUGS:

@@ -17,6 +17,7 @@ from buggy_twin import (
     ROUNDINGS,
     VARIANTS,
     Checkpoint,
+    large_checkpoint,
     random_checkpoint,
     run,
     why_unseen,
@@ -118,6 +119,15 @@ def test_two_bugs_at_once_both_show() -> None:
     one = run(checkpoint, tokens, bugs={"sinks-dropped"})
     assert first_difference(both, run(checkpoint, tokens)) == "block.0.attn.weights"
     assert first_difference(both, one) == "logits"
+
+
+def test_float16_overflows_where_float32_does_not() -> None:
+    checkpoint = large_checkpoint()
+    tokens = np.arange(20).tolist()
+    wide, narrow = run(checkpoint, tokens), run(checkpoint, tokens, "float16")
+    assert all(np.isfinite(value).all() for value in wide.values())
+    lost = [name for name, value in narrow.items() if not np.isfinite(value).all()]
+    assert lost[0] == "block.1.attn.residual"
 
 
 def test_unknown_bug() -> None:

@@ -10,7 +10,7 @@ nor its author has seen the catalogue that ``diagnose`` searches.
 ``bugs`` may hold any number of names of ``BUGS``, ``VARIANTS``, ``REWRITINGS`` and ``ROUNDINGS``.
 """
 
-from buggy_twin.checkpoints import Checkpoint, Config, random_checkpoint, tiny
+from buggy_twin.checkpoints import Checkpoint, Config, large_checkpoint, random_checkpoint, tiny
 from buggy_twin.forward import run
 from buggy_twin.names import BUGS, REWRITINGS, ROUNDINGS, VARIANTS, why_unseen
 
@@ -21,6 +21,7 @@ __all__ = [
     "VARIANTS",
     "Checkpoint",
     "Config",
+    "large_checkpoint",
     "random_checkpoint",
     "run",
     "tiny",
