@@ -1,8 +1,15 @@
 """The checks on several Python versions: `pipx run nox`, or `nox -s lint`. CI runs `.ci/run`."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests", "lint"]
+
+KERNEL_TESTS = (
+    *sorted(map(str, Path("tests").glob("test_kernel_*.py"))),
+    "tests/test_model_kernels.py",
+)
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
@@ -22,8 +29,24 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def interpreted(session: nox.Session) -> None:
+    """The kernel tests with the kernels as plain Python, which can be stepped through."""
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", *KERNEL_TESTS, env={"NUMBA_DISABLE_JIT": "1"})
+
+
+@nox.session
+def bounds(session: nox.Session) -> None:
+    """The kernel tests with every index checked against its array."""
+    session.install(".[test]")
+    session.run("python", "-m", "pytest", *KERNEL_TESTS, env={"NUMBA_BOUNDSCHECK": "1"})
+
+
+@nox.session
 def benches(session: nox.Session) -> None:
     """The benches that need no large checkpoint."""
     session.install(".[bench]")
     session.run("python", "benches/bench_import.py")
     session.run("python", "benches/bench_chat.py")
+    session.run("python", "benches/bench_cold_start.py")
+    session.run("python", "benches/bench_model.py")
