@@ -114,7 +114,7 @@ def causal_off_by_one(
 @rewriting(
     "scale-in-query",
     stage="attn.q",
-    rejoins=WEIGHTS,
+    touches="attn.q attn.q_rope",
     consequence="Queries are shorter by √C; scores are the same.",
 )
 def scale_in_query(rules: Rules) -> Rules:

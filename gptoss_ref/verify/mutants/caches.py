@@ -27,6 +27,7 @@ from gptoss_ref.verify.mutants.mutant import (
 from gptoss_ref.verify.rules import At
 
 WEIGHTS = "attn.weights"
+POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
 
 
 @bug(
@@ -74,9 +75,15 @@ def ring_boundary(
     consequence="Early queries of a long chunk find their keys overwritten by later ones.",
     shortest=one_past_the_window,
     reports=("executorch#20346",),
-    note="Modelled as one chunk, written to a ring of W slots before anybody reads. A query "
-    "without keys gives all to its sink. Short prompts hide it.",
+    note="Modelled as one chunk, written to a ring of W slots before anybody reads; a query "
+    "without keys gives all to its sink. The variants are chunks as long as a longer ring, so that "
+    "each finds nothing of the one before. Short prompts hide it.",
     obstacle=no_window,
+    variants=lambda config, tokens: (
+        Variant(f"chunks and ring of {n} tokens", replacing(attention_weights=_chunk_alone(n)))
+        for n in dict.fromkeys((2 * config.sliding_window, config.sliding_window, *POWERS))
+        if n < tokens
+    ),
 )
 def chunk_longer_than_ring(
     right: Right,
@@ -96,6 +103,38 @@ def chunk_longer_than_ring(
     weights = np.zeros((q.shape[1], len(q), len(k)), at.policy.dtype)
     weights[:, :, left] = right(at, q, k[left], sinks, q_positions, k_positions[left], window)
     return weights
+
+
+def _chunk_alone(size: int) -> Callable[..., Array]:
+    """Attention whose windowed layers see only keys of the query's own chunk."""
+
+    def attend(
+        right: Right,
+        at: At,
+        q: Array,
+        k: Array,
+        sinks: Array,
+        q_positions: Array,
+        k_positions: Array,
+        window: int | None,
+    ) -> Array:
+        weights: Array = right(at, q, k, sinks, q_positions, k_positions, window)
+        if window is None:
+            return weights
+        chunks = q_positions // size  # (t,)
+        for chunk in np.unique(chunks[chunks > 0]):
+            rows, own = chunks == chunk, k_positions // size == chunk
+            where = (q_positions[rows], k_positions[own], window)
+            _put(weights, rows, own, right(at, q[rows], k[own], sinks, *where))
+        return weights
+
+    return attend
+
+
+def _put(weights: Array, rows: Array, keys: Array, values: Array) -> None:
+    """Make ``values`` (H, n, m) of some rows and keys all that these rows of (H, t, S) hold."""
+    weights[:, rows] = 0
+    weights[np.ix_(np.ones(len(weights), bool), rows, keys)] = values
 
 
 @bug(
@@ -135,11 +174,8 @@ def _skipping(first: int) -> Callable[..., Array]:
         weights: Array = right(at, q, k, sinks, q_positions, k_positions, window)
         late, fresh = q_positions >= first, k_positions >= first  # (t,), (S,)
         if late.any():
-            seen = right(
-                at, q[late], k[fresh], sinks, q_positions[late], k_positions[fresh], window
-            )
-            weights[:, late] = 0
-            weights[:, np.ix_(late, fresh)[0], np.ix_(late, fresh)[1]] = seen
+            where = (q_positions[late], k_positions[fresh], window)
+            _put(weights, late, fresh, right(at, q[late], k[fresh], sinks, *where))
         return weights
 
     return attend

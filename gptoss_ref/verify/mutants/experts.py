@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.numerics import FLOAT64, Array, widen
+from gptoss_ref.numerics import FLOAT64, Array, get_policy, widen
 from gptoss_ref.verify.mutants.mutant import (
     Mutant,
     Obstacle,
@@ -182,9 +183,10 @@ def down_bias_unweighted(
     right: Right, at: At, answers: Array, weights: Array, indices: Array, bias: Matrix
 ) -> Array:
     """The experts' weights multiply the matrix product only; the biases are added whole."""
+    exact = dataclasses.replace(at, policy=get_policy(at.policy.dtype.name))  # rounded at the end
     biases = widen(bias, at.policy.dtype)[indices]  # (T, A, D)
     excess = np.einsum("ta,tad->td", 1 - weights, biases)
-    return at.policy.round(right(at, answers, weights, indices, bias) + excess)
+    return at.policy.round(right(exact, answers, weights, indices, bias) + excess)
 
 
 @bug(
@@ -218,7 +220,7 @@ def _summed(times: int) -> Callable[..., Array]:
 @rewriting(
     "gate-up-deinterleaved",
     stage="mlp.gate_up",
-    rejoins="mlp.swiglu",
+    touches="mlp.gate_up",
     consequence="The expert's 2F values are listed as gates, then ups.",
 )
 def gate_up_deinterleaved(rules: Rules) -> Rules:

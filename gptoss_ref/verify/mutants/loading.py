@@ -14,6 +14,7 @@ import numpy as np
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants.mutant import (
+    Change,
     Mutant,
     Obstacle,
     Right,
@@ -220,30 +221,15 @@ def experts_transposed(right: Right, at: At, matrix: ExpertMatrix) -> Array:
     "some points and texts look sound.",
     reports=("sglang#9433",),
     note="Modelled as the last 4 rows of the first matrix. The variants are other numbers of rows, "
-    "and what is left over when F/32 blocks are divided by 2 to 8 devices, in both matrices.",
-    variants=lambda config, tokens: (
-        Variant(label, replacing(expert_matrix=_losing(rows, columns)))
-        for label, rows, columns in _losses(config)
-    ),
+    "and what is left over when 2 to 8 devices share F/32 blocks, biases and columns included.",
+    variants=lambda config, tokens: (*_fewer_rows(config), *_lost_shards(config)),
 )
 def shard_lost_rows(right: Right, at: At, matrix: ExpertMatrix) -> Array:
     """The last rows of the experts' first matrix never arrive and stay zero."""
-    return _losing(4, 0)(right, at, matrix)
+    return _losing(4)(right, at, matrix)
 
 
-def _losses(config: ModelConfig) -> list[tuple[str, int, int]]:
-    """Label, rows of the first and columns of the second matrix that may be lost."""
-    inner = config.intermediate_size
-    sizes = [rows for rows in (2, 6, 8, 16, 32, 64, 128) if rows < 2 * inner]
-    losses = [(f"the last {rows} rows", rows, 0) for rows in sizes]
-    for devices in range(2, 9):
-        lost = inner // MXFP4_BLOCK % devices * MXFP4_BLOCK
-        if 0 < lost < inner:
-            losses.append((f"the last of {devices} shards", 2 * lost, lost))
-    return losses
-
-
-def _losing(rows: int, columns: int) -> Callable[..., Array]:
+def _losing(rows: int, columns: int = 0) -> Callable[..., Array]:
     """Loading that leaves the first matrix's last rows and the second's last columns zero."""
 
     def load(right: Right, at: At, matrix: ExpertMatrix) -> Array:
@@ -255,6 +241,38 @@ def _losing(rows: int, columns: int) -> Callable[..., Array]:
         return values
 
     return load
+
+
+def _fewer_rows(config: ModelConfig) -> list[Variant]:
+    """Other numbers of rows, their biases kept."""
+    return [
+        Variant(f"the last {rows} rows", replacing(expert_matrix=_losing(rows)))
+        for rows in (2, 6, 8, 16, 32, 64, 128)
+        if rows < 2 * config.intermediate_size
+    ]
+
+
+def _lost_shards(config: ModelConfig) -> list[Variant]:
+    """What is left over when devices share F/32 blocks evenly, with its biases and columns."""
+    inner = config.intermediate_size
+    found: dict[int, Variant] = {}
+    for devices in range(2, 9):
+        lost = inner // MXFP4_BLOCK % devices * MXFP4_BLOCK
+        if 0 < lost < inner:
+            found.setdefault(lost, Variant(f"the rest of {devices} shards", _cut(lost)))
+    return list(found.values())
+
+
+def _cut(lost: int) -> Change:
+    """Experts without their last ``lost`` of F inner values."""
+
+    def forget(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+        block = right(at, block)
+        bias = block.mlp.mlp1_bias.copy()  # (E, 2F)
+        bias[:, bias.shape[1] - 2 * lost :] = 0
+        return dataclasses.replace(block, mlp=dataclasses.replace(block.mlp, mlp1_bias=bias))
+
+    return replacing(block_weights=forget, expert_matrix=_losing(2 * lost, lost))
 
 
 @bug(

@@ -69,7 +69,8 @@ class Mutant:
         obstacle: why it cannot show on this model, as half a sentence; None: it can.
         variants: the same bug with other parameters, for a configuration and a prompt length.
         equivalent: a rewriting that computes the same and must never be called a bug.
-        rejoins: of an equivalent rewriting: the tap point from which on all numbers agree again.
+        touches: of an equivalent rewriting: the tap points, without their block, whose numbers
+            differ although nothing that is computed from them does.
     """
 
     name: str
@@ -83,7 +84,7 @@ class Mutant:
     obstacle: Obstacle = _no_obstacle
     variants: Variants = _no_variants
     equivalent: bool = False
-    rejoins: str | None = None
+    touches: tuple[str, ...] = ()
 
     def apply(self, rules: Rules = SPECIFICATION) -> Rules:
         """``rules`` with this bug added."""
@@ -142,9 +143,9 @@ def bug(
 
 
 def rewriting(
-    name: str, *, stage: str, rejoins: str, consequence: str, rule: str | None = None
+    name: str, *, stage: str, consequence: str, touches: str = "", rule: str | None = None
 ) -> Callable[[Callable[..., Any]], Mutant]:
-    """As :func:`bug`, for an equivalent rewriting: equal numbers from the tap ``rejoins`` on."""
+    """As :func:`bug`, for an equivalent rewriting; ``touches`` are names with blanks between."""
 
     def decorate(function: Callable[..., Any]) -> Mutant:
         return Mutant(
@@ -155,7 +156,7 @@ def rewriting(
             change=function if rule is None else replacing(**{rule: function}),
             shortest=_length(1),
             equivalent=True,
-            rejoins=rejoins,
+            touches=tuple(touches.split()),
         )
 
     return decorate

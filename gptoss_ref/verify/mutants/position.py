@@ -243,7 +243,7 @@ def _late_after(length: int) -> Callable[..., tuple[Array, Array]]:
 @rewriting(
     "yarn-concentration-in-scores",
     stage="attn.q_rope",
-    rejoins="attn.weights",
+    touches="attn.q_rope attn.k_rope",
     consequence="Queries and keys after RoPE are shorter; scores are the same.",
 )
 def yarn_concentration_in_scores(rules: Rules) -> Rules:
@@ -263,7 +263,7 @@ def yarn_concentration_in_scores(rules: Rules) -> Rules:
     "positions-from-one",
     rule="rope_tables",
     stage="attn.q_rope",
-    rejoins="attn.weights",
+    touches="attn.q_rope attn.k_rope",
     consequence="Queries and keys are turned further, by the same angle; scores see differences.",
 )
 def positions_from_one(
@@ -277,7 +277,7 @@ def positions_from_one(
 @rewriting(
     "rope-pairs-adjacent",
     stage="attn.q",
-    rejoins="attn.weights",
+    touches="attn.q attn.k attn.q_rope attn.k_rope",
     consequence="Channels of queries and keys are in another order; scores are the same.",
 )
 def rope_pairs_adjacent(rules: Rules) -> Rules:

@@ -78,7 +78,6 @@ def router_bf16(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | N
     "softmax-before-topk-renormalised",
     rule="expert_weights",
     stage="mlp.expert_weights",
-    rejoins="mlp.expert_weights",
     consequence="None: the same function, rounded otherwise.",
 )
 def softmax_before_topk_renormalised(right: Right, at: At, logits: Array, indices: Array) -> Array:
@@ -90,7 +89,7 @@ def softmax_before_topk_renormalised(right: Right, at: At, logits: Array, indice
 @rewriting(
     "experts-unsorted",
     stage="mlp.expert_indices",
-    rejoins="mlp.out",
+    touches="mlp.expert_indices mlp.expert_weights mlp.gate_up mlp.swiglu mlp.expert_out",
     consequence="A token's experts are listed in another order, with their weights and answers.",
 )
 def experts_unsorted(rules: Rules) -> Rules:

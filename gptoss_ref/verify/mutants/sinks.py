@@ -69,7 +69,8 @@ def sinks_counted_twice(
 )
 def sinks_scaled(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
     """Sinks are divided by √C, as if they were scores."""
-    weights: Array = right(at, q, k, wide(sinks) / math.sqrt(q.shape[-1]), *where)
+    scaled = at.policy.round(wide(sinks) / math.sqrt(q.shape[-1]))
+    weights: Array = right(at, q, k, scaled, *where)
     return weights
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -18,8 +20,8 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.rules import At
-from gptoss_ref.weights import BlockWeights, Matrix
+from gptoss_ref.verify.rules import At, Rules
+from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix
 
 USUAL_EPS = 1e-6
 """The epsilon of most other models."""
@@ -142,23 +144,54 @@ def float16_overflow(right: Right, at: At, x: Array, out: Array) -> Array:
     return np.where(beyond, np.copysign(np.inf, y), y)
 
 
+@dataclass(frozen=True)
+class _Folded:
+    """Experts' matrices (E, N, M), or one (N, M), whose columns a scale (M,) multiplies."""
+
+    matrix: ExpertMatrix
+    scale: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.matrix.shape
+
+    def __getitem__(self, expert: int) -> _Folded:
+        return _Folded(self.matrix[expert], self.scale)
+
+
 @rewriting(
     "norm-scale-folded",
-    rule="block_weights",
     stage="attn.norm",
-    rejoins="attn.q",
-    consequence="The normalised vector lacks its scale; what is projected from it is the same.",
+    touches="attn.norm mlp.norm",
+    consequence="Normalised vectors lack their scale; what is projected from them is the same.",
 )
-def norm_scale_folded(right: Right, at: At, block: BlockWeights) -> BlockWeights:
-    """The scale of attention's norm is multiplied into the q, k and v projections at loading."""
-    block = right(at, block)
-    scale = widen(block.attn.norm_scale, FLOAT64.dtype)
-    folded = {
-        name: widen(getattr(block.attn, name), FLOAT64.dtype) * scale
-        for name in ("q_weight", "k_weight", "v_weight")
-    }
-    attn = dataclasses.replace(block.attn, norm_scale=np.ones_like(scale), **folded)
-    return dataclasses.replace(block, attn=attn)
+def norm_scale_folded(rules: Rules) -> Rules:
+    """The scales of a block's norms are multiplied into what reads them, at loading."""
+
+    def fold(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+        block = right(at, block)
+        attn, mlp = block.attn, block.mlp
+        before, between = (widen(w.norm_scale, FLOAT64.dtype) for w in (attn, mlp))
+        readers = ("q_weight", "k_weight", "v_weight")
+        folded = {name: widen(getattr(attn, name), FLOAT64.dtype) * before for name in readers}
+        return BlockWeights(
+            dataclasses.replace(attn, norm_scale=np.ones_like(before), **folded),
+            dataclasses.replace(
+                mlp,
+                norm_scale=np.ones_like(between),
+                gate_weight=widen(mlp.gate_weight, FLOAT64.dtype) * between,
+                mlp1_weight=cast(ExpertMatrix, _Folded(mlp.mlp1_weight, between)),
+            ),
+        )
+
+    def decode(right: Right, at: At, matrix: ExpertMatrix | _Folded) -> Array:
+        if isinstance(matrix, _Folded):
+            folded: Array = right(at, matrix.matrix) * matrix.scale.astype(at.policy.dtype)
+            return folded
+        values: Array = right(at, matrix)
+        return values
+
+    return replacing(block_weights=fold, expert_matrix=decode)(rules)
 
 
 WHOLE: tuple[Mutant, ...] = (
