@@ -15,7 +15,7 @@ from gptoss_ref import taps
 from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import CheckpointError, TraceError
-from gptoss_ref.numerics import Array, widen
+from gptoss_ref.numerics import Array, bfloat16_to_float
 from gptoss_ref.trace import Trace
 from gptoss_ref.tracefile import FORMAT
 
@@ -154,12 +154,17 @@ def _read(values: Array, meaning: Meaning, config: ModelConfig, length: int) -> 
     if meaning.layout == "qkv":
         values = _part_of_qkv(values, meaning.tap, config, length)
     elif meaning.layout == "dense":
-        values = _chosen(widen(values, np.float32), config, length)
+        values = _chosen(_floats(values), config, length)
     elif meaning.layout:
-        if "S.." in meaning.layout:  # is looked at: bfloat16 bits would hide a zero's sign
-            values = widen(values, values.dtype if values.dtype.kind == "f" else np.float32)
+        if "S.." in meaning.layout:  # is looked at, and bits would hide a zero's sign
+            values = _floats(values)
         return to_tap(meaning.tap, values, config, length, form=meaning.layout)
     return to_tap(meaning.tap, values, config, length)
+
+
+def _floats(values: Array) -> Array:
+    """bfloat16 bits widened; others as they are."""
+    return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
 
 def _part_of_qkv(values: Array, tap: str, config: ModelConfig, length: int) -> Array:
