@@ -43,6 +43,13 @@ def bounds(session: nox.Session) -> None:
 
 
 @nox.session
+def kill_matrix(session: nox.Session) -> None:
+    """Every bug of the torch twin through `diagnose`; the tests run a fast part of it."""
+    session.install(".[test]")
+    session.run("python", "tests/kill_matrix.py", *session.posargs)
+
+
+@nox.session
 def benches(session: nox.Session) -> None:
     """The benches that need no large checkpoint."""
     session.install(".[bench]")

@@ -1,6 +1,6 @@
 """Give transformers' gpt-oss a window one key too wide, and have gptoss_ref find it.
 
-    python examples/diagnose_transformers.py
+    python examples/diagnose_transformers.py --brief
     python examples/diagnose_transformers.py --bug none --dtype bfloat16
     python examples/diagnose_transformers.py --bug no-sinks --html report.html
 
@@ -46,6 +46,16 @@ def nothing(model: Any) -> None:
 BUGS = {"window": wider_window, "no-sinks": no_sinks, "none": nothing}
 
 
+def brief(diagnosis: Any) -> str:
+    """The verdict, the first number that is wrong, and what explains it."""
+    lines = [diagnosis.verdict]
+    if (row := diagnosis.first_divergence) is not None:
+        lines += [f"{row.name}: relative L2 {row.rel_l2:.3g}, rounding explains {row.allowed:.1g}"]
+    for section in diagnosis.sections():
+        lines += ["", section.title, *section.lines]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -53,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bug", choices=list(BUGS), default="window")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--prompt", default=TEXT)
+    parser.add_argument("--brief", action="store_true", help="leave the table of tap points out")
     parser.add_argument("--html", type=Path, help="also write the report as a page")
     options = parser.parse_args(argv)
 
@@ -67,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     tokens = model.tokenizer.encode(options.prompt)
     trace = gr.verify.capture(theirs, tokens, config=model.config)
     diagnosis = gr.diagnose(model, trace)
-    print(diagnosis)
+    print(brief(diagnosis) if options.brief else diagnosis)
     if options.html is not None:
         options.html.write_text(diagnosis.to_html(), encoding="utf-8")
     return 0 if diagnosis.ok else 1

@@ -140,8 +140,8 @@ def judge(case: Case, show: bool = False) -> Cell:
 
 
 def pairs(n: int, checkpoint: str, dtype: str) -> list[tuple[str, str]]:
-    """``n`` random pairs of bugs that show, in which neither makes the other void."""
-    rng = random.Random(20)
+    """``n`` random pairs of bugs that show here, neither of which makes the other void."""
+    rng = random.Random(f"{checkpoint} {dtype}")
     names = [bug for bug in BUGS if why_unseen(bug, checkpoint, dtype) is None]
     chosen: list[tuple[str, str]] = []
     while len(chosen) < n:

@@ -1,0 +1,109 @@
+"""The fast part of the kill matrix. The whole of it: ``nox -s kill_matrix``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from buggy_twin import BUGS, why_unseen
+from kill_matrix import HARMLESS, OVERFLOW, PARTS, Case, cases, judge, main, pairs
+from kill_matrix_page import page
+
+pytestmark = [
+    pytest.mark.usefixtures("one_torch_thread"),
+    # what a bug makes of the numbers may be infinite
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+def check(case: Case) -> None:
+    cell = judge(case)
+    assert cell.ok, f"{cell.verdict} (named: {', '.join(cell.named) or 'nothing'})"
+
+
+def seen(checkpoint: str, dtype: str) -> list[str]:
+    return [bug for bug in BUGS if why_unseen(bug, checkpoint, dtype) is None]
+
+
+@pytest.mark.parametrize("bug", seen("random", "float32"))
+def test_every_bug_is_named(bug: str) -> None:
+    check(Case("single", (bug,), "random", "float32"))
+
+
+@pytest.mark.parametrize("bug", [*seen("random", "bfloat16")[::5], "norm-scale-after-cast"])
+def test_bugs_are_named_through_bfloat16(bug: str) -> None:
+    check(Case("single", (bug,), "random", "bfloat16"))
+
+
+@pytest.mark.parametrize("bug", ["window-plus-one", "clamp-missing", "qkv-order/groups"])
+def test_bugs_of_the_trained_model_are_named(bug: str) -> None:
+    check(Case("single", (bug,), "tiny", "bfloat16"))
+
+
+def test_an_overflow_is_named() -> None:
+    check(Case("single", (OVERFLOW,), "large", "float16"))
+
+
+@pytest.mark.parametrize("pair", pairs(4, "random", "float32"), ids=" and ".join)
+def test_two_bugs_at_once_are_both_named(pair: tuple[str, str]) -> None:
+    check(Case("pair", pair, "random", "float32"))
+
+
+@pytest.mark.parametrize("rewriting", HARMLESS)
+def test_rewritings_are_not_accused(rewriting: str) -> None:
+    check(Case("rewriting", (rewriting,), "random", "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("checkpoint", ["random", "tiny"])
+def test_correct_runs_are_not_accused(checkpoint: str, dtype: str) -> None:
+    check(Case("correct", (), checkpoint, dtype, seed=1))
+
+
+@pytest.mark.parametrize("bug", ["yarn-truncated", "sinks-dropped", "gate-up-swapped"])
+def test_logits_alone_name_a_bug(bug: str) -> None:
+    check(Case("logits", (bug,), "random", "float32"))
+
+
+def test_the_matrix_is_as_large_as_promised() -> None:
+    """40 bugs and more on each checkpoint in each dtype, 20 pairs, 20 correct runs."""
+    every = list(cases(PARTS, ("random", "tiny")))
+    assert len({case.key for case in every}) == len(every)
+    for checkpoint in ("random", "tiny"):
+        for dtype in ("float32", "bfloat16"):
+            here = [c for c in every if (c.checkpoint, c.dtype) == (checkpoint, dtype)]
+            assert len([c for c in here if c.part == "single"]) >= 40
+            assert {c.bugs[0] for c in here if c.part == "rewriting"} == set(HARMLESS)
+    assert len({c.bugs for c in every if c.part == "pair"}) >= 20
+    assert len([c for c in every if c.part == "correct"]) >= 20
+
+
+def test_the_script_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = tmp_path / "cells.json", tmp_path / "page.md"
+    options = ["--part", "single", "--checkpoint", "random", "--dtype", "float32"]
+    options += ["--only", "unembedding-tied", "--store", str(store)]
+    assert main([*options, "--seconds", "-1"]) == 1
+    assert "0 of 0 as they should be, 1 not run" in capsys.readouterr().out
+    assert main([*options, "--write", str(out)]) == 0
+    assert "1 of 1 as they should be, 0 not run" in capsys.readouterr().out
+    (cell,) = json.loads(store.read_text()).values()
+    assert cell["named"] == ["unembedding-tied"]
+    assert main(options) == 0
+    assert "ok " not in capsys.readouterr().out, "run again"
+    assert "| unembedding-tied | **1** |" in out.read_text()
+
+
+def test_the_page_shows_what_failed() -> None:
+    right = Case("single", ("norm-eps",), "random", "float32")
+    wrong = Case("correct", (), "random", "float32", 2)
+    cells = {
+        right.key: {"named": ["window-plus-one", "norm-eps"], "ok": False, "seconds": 2.0},
+        wrong.key: {"named": ["norm-eps"], "ok": False, "seconds": 4.0},
+    }
+    text = page([right, wrong], cells)
+    assert "| norm-eps | **2** |" in text
+    assert "| prompt 2 | random | float32 | **norm-eps** |" in text
+    assert "| one bug, all tap points | 0 | 1 | 2.0 |" in text
