@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from agreement import relative_l2
 from checks_model import LongCase, build_model, check_logits, check_taps, in_chunks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import COMPILED_ONLY, EVERY_PATH, EXAMPLES
+from kernel_cases import COMPILED_ONLY, EVERY_PATH, INTERPRETED
 from strategies import SEEDS, chunkings, model_configs, random_arrays, random_tokens, small_config
 from test_kernel_threads import BUSY, run_python
 
@@ -29,6 +29,8 @@ from gptoss_ref.kernels._jit import instructions
 
 build = partial(build_model, backend=get_backend("numba"))
 
+SOME = settings(max_examples=1 if INTERPRETED else 8)
+
 MXFP4_MODEL = 3e-4
 """Relative L2 distance of models of up to 4 layers; each of their MXFP4 products is within 1e-4."""
 
@@ -37,7 +39,7 @@ LOGITS = 1e-3
 
 
 @EVERY_PATH
-@EXAMPLES
+@SOME
 @given(
     config=model_configs(shuffled_layer_types=True),
     seed=SEEDS,
@@ -54,7 +56,7 @@ def test_every_tap_point(
 
 
 @EVERY_PATH
-@EXAMPLES
+@SOME
 @given(config=model_configs(mxfp4=True), seed=SEEDS, data=st.data())
 def test_mxfp4_experts_and_chunked_prefill(
     path: str, config: ModelConfig, seed: int, data: st.DataObject
@@ -133,6 +135,30 @@ def test_sampling_draws_the_same_tokens(tiny: gptoss_ref.Model) -> None:
             for model in (tiny, numpy)
         )
         assert ours == theirs
+
+
+@COMPILED_ONLY
+def test_after_warmup_a_model_needs_no_other_kernel() -> None:
+    """Nothing is compiled or read from the cache folder: prompts long and short, all ways to draw.
+
+    Tiny's tensors have the dtypes and layout of the released checkpoints.
+    """
+    code = """
+import gptoss_ref as gr
+from gptoss_ref.kernels import _jit
+from gptoss_ref.kernels.warmup import warmup
+warmup()
+def refuse(self, signature, context):
+    raise SystemExit(f"{self._function.__name__}{signature} is not warm")
+_jit._LazyCache.load_overload = refuse
+model = gr.load("tiny")
+for prompt in ([5], [5, 6, 7], [5] * 40, [5] * 600):
+    for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5, "top_p": 0.5}):
+        list(gr.generate(model, prompt, 3, **options))
+    model(prompt)
+print("warm")
+"""
+    assert run_python(code) == "warm"
 
 
 def large_model() -> tuple[Any, list[int]]:

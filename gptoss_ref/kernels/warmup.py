@@ -7,11 +7,13 @@ above the size from which threads are used. What is in the cache folder is loade
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 from numba.core import config
 
 from gptoss_ref.kernels import sampling
@@ -95,7 +97,9 @@ def is_warm() -> bool:
 
 
 def _mark() -> str:
-    return f"warm-{path_name()}-{numba.__version__}"
+    """File that tells of a finished warm-up, named by what Numba keeps compiled code apart by."""
+    cpu = config.CPU_NAME or get_host_cpu_name()
+    return f"warm-{path_name()}-{cpu}-numba{numba.__version__}-{sys.implementation.cache_tag}"
 
 
 def warmup(progress: Progress | None = None) -> None:
