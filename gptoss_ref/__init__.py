@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     from .kernels.threads import threads
     from .model import Model, load
     from .trace import Trace, trace
-    from .verify import compare, diagnose
+    from .verify.compare import compare
+    from .verify.diagnose import diagnose
 
 
 def __getattr__(name: str) -> Any:

@@ -20,12 +20,12 @@ from gptoss_ref.numerics import FLOAT32, FLOAT64
 from gptoss_ref.taps import axes, split
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.candidates import Candidate, catalogue
+from gptoss_ref.verify.hidden import most_votes
 from gptoss_ref.verify.measure import measure_arrays
 from gptoss_ref.verify.replay import Local, replay
-from gptoss_ref.verify.rounding import POLICIES
 from gptoss_ref.verify.rules import SPECIFICATION, Rules
 from gptoss_ref.verify.stages import DISCRETE
-from gptoss_ref.verify.walk import predict_each, segments, walk
+from gptoss_ref.verify.walk import predict_each, segments
 from gptoss_ref.verify.whereabouts import tokens_of, whereabouts
 from gptoss_ref.weights import ModelWeights
 
@@ -48,9 +48,6 @@ ALIKE = 1.02
 
 TINY = 2.0**-60
 """Relative error below which a row counts as equal."""
-
-SIDES, VOTERS = 0.9, 30
-"""A bug below the yardstick is named if this share of at least so many values sides with it."""
 
 
 @dataclass(frozen=True)
@@ -281,67 +278,23 @@ class Search:
     # --- bugs too small for the yardstick ---
 
     def _find_hidden(self) -> None:
-        """Bugs that change less than rounding may, found by which side the roundings fall on."""
         taken = {f.candidate.name for f in self.found}
-        groups: dict[frozenset[str], list[Candidate]] = {}
-        for entry in self.entries:
-            if not entry.candidate.harmless and entry.candidate.name not in taken:
-                groups.setdefault(entry.rules, []).append(entry.candidate)
-        hidden: list[tuple[float, int, Found]] = []
-        for rules, candidates in groups.items():
-            taps = [
-                t
-                for t, local in self.locals.items()
-                if self.segments[t].rules & rules
-                and local.excess <= 1
-                and not local.tied.any()
-                and split(t)[1] not in DISCRETE
-            ]
-            for some in _batches(candidates, AT_ONCE) if taps else ():
-                hidden += self._votes(some, taps)
-                self._tick()
-        if hidden:
-            hidden.sort(key=lambda h: (-h[0], -h[1]))
-            share, voters, best = hidden[0]
-            alike = (h[2].candidate.name for h in hidden[1:] if h[0] == share and h[1] == voters)
-            self.found.append(
-                Found(best.candidate, best.tap, best.before, best.after, tuple(alike), share)
-            )
-
-    def _votes(
-        self, candidates: Sequence[Candidate], taps: Sequence[str]
-    ) -> list[tuple[float, int, Found]]:
-        """Of the values that each candidate rounds otherwise, the share that side with it."""
-        policy = POLICIES[self.rounding]
-        runs = [(self.rules, policy), *((c.apply(self.rules), policy) for c in candidates)]
-        voters, sides = np.zeros((2, len(candidates)), np.int64)
-        first: list[str | None] = [None] * len(candidates)
-        for tap, (right, *wrongs) in walk(
-            self.weights, self.trace.config, runs, self.trace.tokens, self.trace, taps
+        candidates = [e for e in self.entries if e.candidate.name not in taken]
+        while best := most_votes(
+            self.weights,
+            self.trace,
+            self.rounding,
+            self.rules,
+            [e for e in candidates if not e.candidate.harmless],
+            self.locals,
+            self._tick,
         ):
-            other = np.asarray(self.trace[tap], right.dtype)
-            for i, wrong in enumerate(wrongs):
-                told = right != wrong
-                if told.any():
-                    first[i] = first[i] or tap
-                    nearer = np.abs(other - wrong)[told] < np.abs(other - right)[told]
-                    voters[i] += nearer.size
-                    sides[i] += nearer.sum()
-        return [
-            (
-                float(sides[i] / voters[i]),
-                int(voters[i]),
-                Found(
-                    candidate,
-                    tap,
-                    self.locals[tap].excess,
-                    self.locals[tap].excess,
-                    share=float(sides[i] / voters[i]),
-                ),
+            error = self.locals[best.tap].excess
+            self.found.append(
+                Found(best.candidate, best.tap, error, error, best.alternatives, best.share)
             )
-            for i, (candidate, tap) in enumerate(zip(candidates, first, strict=True))
-            if tap is not None and voters[i] >= VOTERS and sides[i] >= SIDES * voters[i]
-        ]
+            self.rules = best.candidate.apply(self.rules)
+            candidates = [e for e in candidates if e.candidate.name != best.candidate.name]
 
     # --- replaying ---
 
