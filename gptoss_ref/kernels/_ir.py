@@ -49,6 +49,19 @@ def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -
     return value
 
 
+def load_first(
+    builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type, count: Value
+) -> Value:
+    """Like :func:`load`, but only the first ``count`` lanes are read; the others are 0."""
+    lanes, bits = type_.count, type_.element.width
+    at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
+    numbers = constant(i32, list(range(lanes)))
+    inside = builder.icmp_signed("<", numbers, splat(builder, builder.trunc(count, i32), lanes))
+    align, zero = ir.Constant(i32, 1), ir.Constant(type_, None)
+    name = f"llvm.masked.load.v{lanes}i{bits}.p0"
+    return call(builder, name, type_, at, align, inside, zero)
+
+
 def store(builder: ir.IRBuilder, value: Value, pointer: Value, offset: Value) -> None:
     """Write a vector (or scalar) at ``pointer`` + ``offset`` elements; none need be aligned."""
     at = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
@@ -65,6 +78,15 @@ def splat(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
 def shuffle(builder: ir.IRBuilder, a: Value, lanes: Sequence[int], b: Value = None) -> Value:
     """Lanes of ``a`` (0 … n − 1) and ``b`` (n …), in the order given."""
     return builder.shuffle_vector(a, a if b is None else b, constant(i32, list(lanes)))
+
+
+def picked(builder: ir.IRBuilder, a: Value, first: Value, lanes: Sequence[int]) -> Value:
+    """Like :func:`shuffle` of a float vector of 8 or 16 lanes, each ``lanes`` + ``first``."""
+    numbers = splat(builder, builder.trunc(first, i32), a.type.count)
+    numbers = builder.add(constant(i32, lanes), numbers)
+    if a.type.count == 16:
+        return call(builder, "llvm.x86.avx512.permvar.sf.512", a.type, a, numbers)
+    return call(builder, "llvm.x86.avx2.permps", a.type, a, numbers)
 
 
 def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: Value) -> Value:
@@ -87,17 +109,21 @@ def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
     return builder.extract_element(a, ir.Constant(i32, 0))
 
 
-def prefetch(builder: ir.IRBuilder, pointer: Value, offset: Value, ahead: int) -> None:
+def prefetch(
+    builder: ir.IRBuilder, pointer: Value, offset: Value, ahead: int, keep: int = 3
+) -> None:
     """Ask for the cache line ``ahead`` bytes beyond ``pointer`` + ``offset`` elements.
+
+    ``keep``: 3 brings it into the first-level cache, 1 and 2 into a later one.
 
     An address that is not mapped is ignored by the CPU: reading ahead needs no bound.
     """
     at = builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
     at = builder.gep(at, [index(ahead)])
-    read, keep, of_data = (ir.Constant(i32, v) for v in (0, 3, 1))
+    read, level, of_data = (ir.Constant(i32, v) for v in (0, keep, 1))
     type_ = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], type_)
-    builder.call(function, [at, read, keep, of_data])
+    builder.call(function, [at, read, level, of_data])
 
 
 def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:

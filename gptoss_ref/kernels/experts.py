@@ -3,41 +3,49 @@
 Tokens are grouped by expert, so that an expert's weights are read once a pass. With MXFP4 weights
 two sets of tasks run, and nothing but activations is stored between them:
 
-1. a task is 64 rows of one expert's first matrix: gate and up of 32 activations. It computes them
-   for all tokens of that expert, adds the bias, applies SwiGLU, and rounds the 32 results to int16,
-   which are one block of the second matrix's input;
+1. a task is 64 rows of the first matrices: gate and up of 32 activations, which are one block of
+   the second matrix's input. For one expert after the other it computes them for all tokens of
+   that expert, adds the bias and applies SwiGLU;
 2. a task is 64 rows of the result: for one expert after the other it computes the second matrix's
    rows, adds the bias, and adds router weight times that to the tokens' results. No two tasks write
    the same place.
 
-Products, their accumulators and their error are those of ``_blocks.py``: each within 1e-4 relative
-L2 of float64 given its input, and so is the result on Gaussian activations. Faster than the layer
-because weights are never widened in memory. Other weights (bfloat16 or float experts) go through
-``linear`` expert by expert.
+A thread has a range of tasks, and takes them expert by expert: it reads long stretches of memory in
+order. Products, their accumulators and their error are those of ``_product.py``: each within 1e-4
+relative L2 of float64 given its input, and so is the result on Gaussian activations. Faster than
+the layer because weights are never widened in memory. Other weights (bfloat16 or float experts) go
+through ``linear`` expert by expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels import mxfp4
+from gptoss_ref.kernels import _tiles
 from gptoss_ref.kernels._arrays import check_policy, matrix_of, values
-from gptoss_ref.kernels._blocks import (
-    BLOCK,
-    ROWS,
-    SCALE_255,
-    SPARE,
-    largest_scale,
-    product,
-    quantise,
-)
+from gptoss_ref.kernels._blocks import BLOCK
 from gptoss_ref.kernels._jit import current_path, jit, jit_parallel
 from gptoss_ref.kernels._math import widen
+from gptoss_ref.kernels._pairs import ROWS, SPARE
+from gptoss_ref.kernels._product import (
+    TILES,
+    Inputs,
+    Stored,
+    inputs_of,
+    keep,
+    kept,
+    mode_of,
+    product,
+    refuse_255,
+    room,
+    split,
+    stored_of,
+)
 from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.swiglu import activated, swiglu
 from gptoss_ref.kernels.threads import run
@@ -45,7 +53,6 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import MXFP4, ExpertMatrix
 
 Tap = Callable[[str, Array], None]
-_REFUSE_255 = SCALE_255["error"]
 
 
 def experts(
@@ -94,14 +101,16 @@ def experts(
     x, weights = values(x), values(weights)
     groups = Groups(indices, count)
     if isinstance(mlp1_weight, MXFP4) and isinstance(mlp2_weight, MXFP4) and len(x):
-        stored1, stored2 = mxfp4.flat(mlp1_weight), mxfp4.flat(mlp2_weight)
-        if stored1 is not None and stored2 is not None:
-            pass_ = _Pass(x, groups, weights, alpha, limit, tap is not None)
-            pass_.first(mlp1_weight, stored1, matrix_of(mlp1_bias))
-            pass_.second(mlp2_weight, stored2, matrix_of(mlp2_bias))
-            if tap is not None:
-                pass_.show(tap)
-            return pass_.out
+        first, second = stored_of(mlp1_weight), stored_of(mlp2_weight)
+        if first is not None and second is not None:
+            biases = matrix_of(mlp1_bias), matrix_of(mlp2_bias)
+            out, failed = _mxfp4(
+                x, groups, weights, first, biases[0], second, biases[1], alpha, limit, tap
+            )
+            for weight in (mlp1_weight, mlp2_weight):
+                for e in groups.active if failed else ():
+                    refuse_255(weight.scales[e], f"{weight.name}[{e}]")
+            return out
 
     out = np.zeros(x.shape, np.float32)
     sizes = {"gate_up": doubled, "swiglu": doubled // 2, "expert_out": width}
@@ -147,6 +156,7 @@ class Groups:
                 f"expert indices range from {flat.min()} to {flat.max()}: expected 0 to {count - 1}"
             )
         self.active = active[:n]
+        self.sorted = self.order, self.starts, self.active
 
 
 @jit
@@ -171,257 +181,175 @@ def _group(indices: Any, order: Any, starts: Any, active: Any) -> int:
     return n
 
 
-class _Pass:
-    """One pass of tokens through MXFP4 experts: the arrays that live between its two sets of tasks.
+def _mxfp4(
+    x: Array,
+    groups: Groups,
+    weights: Array,
+    first: Stored,
+    first_bias: Array,
+    second: Stored,
+    second_bias: Array,
+    alpha: float,
+    limit: float,
+    tap: Tap | None,
+) -> tuple[Array, bool]:
+    """A pass of tokens through MXFP4 experts, and whether a scale byte was refused.
 
-    Positions 0 … T·A − 1 number the slots in the order of ``groups``; arrays of positions have some
-    spare rows, which panels read and nobody uses.
+    Positions 0 … T·A − 1 number the slots in the order of ``groups``.
     """
+    slots, (_, doubled), width = groups.order.size, first_bias.shape, x.shape[1]
+    inner, keep_all = doubled // 2, tap is not None
+    path, mode, failed = current_path(), mode_of(len(x)), np.zeros(1, np.bool_)
+    out = np.empty(x.shape, np.float32)
+    gate_up = np.empty((slots if keep_all else 0, doubled), np.float32)
+    answers = np.empty((slots if keep_all else 0, width), np.float32)
+    activations = np.empty((slots, inner), np.float32)
+    hidden = inputs_of(activations, mode)
+    positions = np.arange(slots + SPARE)
+    tiles, tile_positions = _tiled(groups) if mode == TILES else (groups.starts, positions[:0])
+    tokens = np.minimum(positions, slots - 1)
+    np.floor_divide(groups.order[tokens], groups.per_token, out=tokens)
 
-    def __init__(
-        self, x: Array, groups: Groups, weights: Array, alpha: float, limit: float, keep: bool
-    ) -> None:
-        self.x, self.groups, self.weights = x, groups, weights.reshape(-1)
-        self.alpha, self.limit = np.float32(alpha), np.float32(limit)
-        self.keep, self.planes = keep, len(x) == 1
-        self.out = np.empty(x.shape, np.float32)
-        self.failed = np.zeros(1, np.int64)
-
-    def first(self, weight: MXFP4, stored: tuple[Array, Array], bias: Array) -> None:
-        """gate_up and SwiGLU of every position."""
-        groups, slots = self.groups, self.groups.order.size
-        doubled = weight.shape[1]
-        inner = doubled // 2
-        of = np.zeros(slots + SPARE, np.int64)  # the token of each position
-        np.floor_divide(groups.order, groups.per_token, out=of[:slots])
-        repeat = 4 if self.planes else 1
-        self.activations = np.empty(slots * inner, np.float32)
-        self.q = np.empty((slots + SPARE) * inner, np.int16)
-        self.factors = np.empty((slots + SPARE) * (inner // BLOCK) * repeat, np.float32)
-        self.beyond = np.zeros(slots + SPARE, np.bool_)
-        self.gate_up = np.empty(slots * doubled if self.keep else 0, np.float32)
-        rounded = mxfp4.rounded_activations(self.x, self.planes)
-        arguments = (
-            *(current_path(), *stored, self.x.reshape(-1), *rounded, of, self.planes),
-            *(mxfp4.scale_255_code(weight.scale_255), bias, groups.order, groups.starts),
-            *(groups.active, self.alpha, self.limit, self.gate_up, self.activations, self.q),
-            *(self.factors, self.beyond, self.failed),
-        )
-        tasks = groups.active.size * (doubled // ROWS)
-        run(_first, _first_parallel, tasks, slots * doubled * self.x.shape[1], *arguments)
-        self._refuse(weight)
-
-    def second(self, weight: MXFP4, stored: tuple[Array, Array], bias: Array) -> None:
-        """The second matrix, weighted and summed over each token's experts."""
-        groups, slots = self.groups, self.groups.order.size
-        _, width, inner = weight.shape
-        of = np.arange(slots + SPARE)
-        self.answers = np.empty(slots * width if self.keep else 0, np.float32)
-        arguments = (
-            *(current_path(), *stored, self.activations, self.q, self.factors, self.beyond, of),
-            *(self.planes, mxfp4.scale_255_code(weight.scale_255), bias, groups.order),
-            *(groups.starts, groups.active, groups.per_token, self.weights, self.answers),
-            *(self.out, self.failed),
-        )
+    work = _First(
+        path, tokens, split(x, tokens[tile_positions], mode), tiles, first_bias, *groups.sorted,
+        np.float32(alpha), np.float32(limit), gate_up.reshape(-1), failed,
+    )  # fmt: skip
+    arguments = work, first, kept(x, mode), hidden
+    run(_first, _first_parallel, doubled // ROWS, slots * doubled * width, *arguments)
+    if not failed[0]:
+        last = _Second(
+            path, positions, split(activations, tile_positions, mode), tiles, second_bias,
+            *groups.sorted, groups.per_token, weights.reshape(-1), answers.reshape(-1), out, failed,
+        )  # fmt: skip
         tasks = -(-width // ROWS)
-        run(_second, _second_parallel, tasks, slots * width * inner, *arguments)
-        self._refuse(weight)
-
-    def _refuse(self, weight: MXFP4) -> None:
-        if self.failed[0]:
-            for e in self.groups.active:
-                mxfp4.refuse_255(weight.scales[e], f"{weight.name}[{e}]")
-
-    def show(self, tap: Tap) -> None:
-        """Hand the stages to ``tap``, by token and choice."""
-        shape = (len(self.x), self.groups.per_token, -1)
-        activations = self.activations.reshape(self.groups.order.size, -1)
+        run(_second, _second_parallel, tasks, slots * width * inner, last, second, hidden)
+    if tap is not None and not failed[0]:
         by_slot = np.empty_like(activations)
-        by_slot[self.groups.order] = activations
-        tap("gate_up", self.gate_up.reshape(shape))
-        tap("swiglu", by_slot.reshape(shape))
-        tap("expert_out", self.answers.reshape(shape))
+        by_slot[groups.order] = activations
+        for name, stage in (("gate_up", gate_up), ("swiglu", by_slot), ("expert_out", answers)):
+            tap(name, stage.reshape(len(x), groups.per_token, -1))
+    return out, bool(failed[0])
+
+
+def _tiled(groups: Groups) -> tuple[Array, Array]:
+    """For tiles: each expert's first tile (E,), and the position of each of their rows.
+
+    An expert's last tile repeats its last position.
+    """
+    sizes = np.diff(groups.starts)
+    counts = -(-sizes // _tiles.ROWS)  # of tiles
+    first = np.cumsum(counts) - counts
+    rows = np.arange(counts.sum() * _tiles.ROWS)
+    e = np.repeat(np.arange(sizes.size), counts * _tiles.ROWS)
+    within = np.minimum(rows - first[e] * _tiles.ROWS, sizes[e] - 1)
+    return first, groups.starts[e] + within
+
+
+class _First(NamedTuple):
+    """Arguments of :func:`_first`, beside the tuples that Numba does not take inside another."""
+
+    path: Any
+    of: Any  # the row of inputs, a token, of each position
+    split: Any
+    tiles: Any  # each expert's first tile
+    bias: Any
+    order: Any
+    starts: Any
+    active: Any
+    alpha: Any
+    limit: Any
+    gate_up: Any  # by slot, or empty
+    failed: Any
+
+
+class _Second(NamedTuple):
+    """Arguments of :func:`_second`; those of the same name as above."""
+
+    path: Any
+    of: Any
+    split: Any
+    tiles: Any
+    bias: Any
+    order: Any
+    starts: Any
+    active: Any
+    per_token: int
+    weights: Any
+    answers: Any  # by slot, or empty
+    out: Any
+    failed: Any
 
 
 @jit
 def _first(
-    path: Any,
-    blocks: Any,
-    scales: Any,
-    x: Any,
-    q: Any,
-    factors: Any,
-    beyond: Any,
-    of: Any,
-    planes: bool,
-    scale_255: int,
-    bias: Any,
-    order: Any,
-    starts: Any,
-    active: Any,
-    alpha: Any,
-    limit: Any,
-    gate_up: Any,
-    act: Any,
-    act_q: Any,
-    act_factors: Any,
-    act_beyond: Any,
-    failed: Any,
-    start: int,
-    stop: int,
+    work: _First, stored: Stored, inputs: Inputs, hidden: Inputs, start: int, stop: int
 ) -> None:
-    """Tasks ``start`` … ``stop`` − 1; task n is tile n // active of expert active[n % active]."""
+    """Rows of tasks ``start`` … ``stop`` − 1 of the first matrices; ``hidden`` is written."""
+    bias = work.bias
     doubled = bias.shape[1]
     inner = doubled // 2
-    groups = x.size // beyond.size // BLOCK
-    sums = np.empty((of.size + SPARE) * ROWS, np.float32)
-    for task in range(start, stop):
-        tile, e = task // active.size, active[task % active.size]
-        at, count = starts[e], starts[e + 1] - starts[e]
-        block = (e * doubled + tile * ROWS) * groups
-        if scale_255 == _REFUSE_255 and largest_scale(scales, block, ROWS * groups) == 255:
-            failed[0] = 1
-            continue
-        product(
-            path, blocks, scales, block, ROWS, groups, scale_255,
-            x, q, factors, beyond, of, at, count, planes, sums,
-        )  # fmt: skip
-        for m in range(count):
-            for r in range(ROWS):
-                sums[m * ROWS + r] += widen(bias[e, tile * ROWS + r])
-            if gate_up.size:
+    groups = inputs.x.size // inputs.beyond.size // BLOCK
+    sums, scratch = room(work.order.size, inputs, groups)
+    for e in work.active:
+        at, count = work.starts[e], work.starts[e + 1] - work.starts[e]
+        for task in range(start, stop):
+            row = task * ROWS
+            if not product(
+                work.path, stored, (e * doubled + row) * groups, ROWS, groups, inputs,
+                work.of, at, work.split, work.tiles[e], count, sums, scratch,
+            ):  # fmt: skip
+                work.failed[0] = True
+                return
+            for m in range(count):
                 for r in range(ROWS):
-                    gate_up[order[at + m] * doubled + tile * ROWS + r] = sums[m * ROWS + r]
-            to = (at + m) * inner + tile * BLOCK
-            for j in range(BLOCK):
-                pair = m * ROWS + 2 * j
-                act[to + j] = activated(sums[pair], sums[pair + 1], alpha, limit)
-            if planes:
-                group = (at + m) * (inner // BLOCK) + tile
-                q_to = (at + m) * inner + tile * 8
-                fits = quantise(act, to, act_q, q_to, inner // 4, act_factors, group * 4, 4)
-            else:
-                group = (at + m) * (inner // BLOCK) + tile
-                fits = quantise(act, to, act_q, to, 0, act_factors, group, 1)
-            if not fits:
-                act_beyond[at + m] = True
+                    sums[m * ROWS + r] += widen(bias[e, row + r])
+                if work.gate_up.size:
+                    for r in range(ROWS):
+                        work.gate_up[work.order[at + m] * doubled + row + r] = sums[m * ROWS + r]
+                to = (at + m) * inner + task * BLOCK
+                for j in range(BLOCK):
+                    pair = m * ROWS + 2 * j
+                    hidden.x[to + j] = activated(sums[pair], sums[pair + 1], work.alpha, work.limit)
+                keep(work.path, hidden, at + m, task, inner // BLOCK)
 
 
 @jit
-def _second(
-    path: Any,
-    blocks: Any,
-    scales: Any,
-    act: Any,
-    q: Any,
-    factors: Any,
-    beyond: Any,
-    of: Any,
-    planes: bool,
-    scale_255: int,
-    bias: Any,
-    order: Any,
-    starts: Any,
-    active: Any,
-    per_token: int,
-    weights: Any,
-    answers: Any,
-    out: Any,
-    failed: Any,
-    start: int,
-    stop: int,
-) -> None:
-    """Rows of the result of tasks ``start`` … ``stop`` − 1, all experts one after the other."""
+def _second(work: _Second, stored: Stored, inputs: Inputs, start: int, stop: int) -> None:
+    """Columns of the result of tasks ``start`` … ``stop`` − 1."""
+    bias, order, out = work.bias, work.order, work.out
     width = bias.shape[1]
-    groups = act.size // order.size // BLOCK
-    sums = np.empty((of.size + SPARE) * ROWS, np.float32)
-    for first in range(start * ROWS, min(stop * ROWS, width), ROWS):
-        rows = min(ROWS, width - first)
-        for t in range(out.shape[0]):
-            for r in range(rows):
-                out[t, first + r] = np.float32(0.0)
-        for e in active:
-            at, count = starts[e], starts[e + 1] - starts[e]
-            block = (e * width + first) * groups
-            if scale_255 == _REFUSE_255 and largest_scale(scales, block, rows * groups) == 255:
-                failed[0] = 1
-                continue
-            product(
-                path, blocks, scales, block, rows, groups, scale_255,
-                act, q, factors, beyond, of, at, count, planes, sums,
-            )  # fmt: skip
+    groups = inputs.x.size // order.size // BLOCK
+    sums, scratch = room(order.size, inputs, groups)
+    out[:, start * ROWS : stop * ROWS] = np.float32(0.0)
+    for e in work.active:
+        at, count = work.starts[e], work.starts[e + 1] - work.starts[e]
+        for first in range(start * ROWS, min(stop * ROWS, width), ROWS):
+            rows = min(ROWS, width - first)
+            if not product(
+                work.path, stored, (e * width + first) * groups, rows, groups, inputs,
+                work.of, at, work.split, work.tiles[e], count, sums, scratch,
+            ):  # fmt: skip
+                work.failed[0] = True
+                return
             for m in range(count):
                 slot = order[at + m]
-                t, weight = slot // per_token, weights[slot]
+                t, weight = slot // work.per_token, work.weights[slot]
                 for r in range(rows):
                     answer = sums[m * ROWS + r] + widen(bias[e, first + r])
-                    if answers.size:
-                        answers[slot * width + first + r] = answer
+                    if work.answers.size:
+                        work.answers[slot * width + first + r] = answer
                     out[t, first + r] += weight * answer
 
 
 @jit_parallel
 def _first_parallel(
-    path: Any,
-    blocks: Any,
-    scales: Any,
-    x: Any,
-    q: Any,
-    factors: Any,
-    beyond: Any,
-    of: Any,
-    planes: bool,
-    scale_255: int,
-    bias: Any,
-    order: Any,
-    starts: Any,
-    active: Any,
-    alpha: Any,
-    limit: Any,
-    gate_up: Any,
-    act: Any,
-    act_q: Any,
-    act_factors: Any,
-    act_beyond: Any,
-    failed: Any,
-    tasks: int,
-    n: int,
+    work: _First, stored: Stored, inputs: Inputs, hidden: Inputs, tasks: int, n: int
 ) -> None:
     for t in prange(n):
-        _first(
-            path, blocks, scales, x, q, factors, beyond, of, planes, scale_255, bias, order,
-            starts, active, alpha, limit, gate_up, act, act_q, act_factors, act_beyond, failed,
-            t * tasks // n, (t + 1) * tasks // n,
-        )  # fmt: skip
+        _first(work, stored, inputs, hidden, t * tasks // n, (t + 1) * tasks // n)
 
 
 @jit_parallel
-def _second_parallel(
-    path: Any,
-    blocks: Any,
-    scales: Any,
-    act: Any,
-    q: Any,
-    factors: Any,
-    beyond: Any,
-    of: Any,
-    planes: bool,
-    scale_255: int,
-    bias: Any,
-    order: Any,
-    starts: Any,
-    active: Any,
-    per_token: int,
-    weights: Any,
-    answers: Any,
-    out: Any,
-    failed: Any,
-    tasks: int,
-    n: int,
-) -> None:
+def _second_parallel(work: _Second, stored: Stored, inputs: Inputs, tasks: int, n: int) -> None:
     for t in prange(n):
-        _second(
-            path, blocks, scales, act, q, factors, beyond, of, planes, scale_255, bias, order,
-            starts, active, per_token, weights, answers, out, failed,
-            t * tasks // n, (t + 1) * tasks // n,
-        )  # fmt: skip
+        _second(work, stored, inputs, t * tasks // n, (t + 1) * tasks // n)

@@ -2,30 +2,36 @@
 
 ``decode`` and ``encode`` are one pass over the blocks, by arithmetic, where the layer builds index
 arrays; both give the layer's result exactly. ``matmul`` reads 4.25 bits a weight and never forms
-the matrix: tasks of 64 rows, whose loops and error bound (1e-4 relative L2) are in ``_blocks.py``.
+the matrix: tasks of 64 rows, whose ways and error bounds (1e-4 relative L2 at most) are in
+``_product.py``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numba import prange
 from numpy.typing import DTypeLike, NDArray
 
-from gptoss_ref.errors import CheckpointError, GptOssError
-from gptoss_ref.kernels._blocks import (
-    BLOCK,
-    ROWS,
-    SCALE_255,
-    SPARE,
-    doubled,
-    product,
-    quantise,
-)
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels._blocks import BLOCK, SCALE_255, doubled
 from gptoss_ref.kernels._jit import current_path, jit, jit_parallel
 from gptoss_ref.kernels._math import widen
+from gptoss_ref.kernels._pairs import ROWS, SPARE
+from gptoss_ref.kernels._product import (
+    Inputs,
+    Stored,
+    kept,
+    mode_of,
+    product,
+    refuse_255,
+    room,
+    scale_255_code,
+    split,
+    stored_of,
+)
 from gptoss_ref.kernels.threads import run
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK
@@ -144,41 +150,6 @@ def _scale_exponent(largest: float, rule: int) -> int:
     return min(max(chosen, -127), 127)
 
 
-def scale_255_code(scale_255: str) -> int:
-    """The number by which kernels know a meaning of the scale byte 255.
-
-    Raises:
-        GptOssError: there is no such meaning.
-    """
-    if scale_255 not in SCALE_255:
-        raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
-    return SCALE_255[scale_255]
-
-
-def refuse_255(scales: NDArray[np.uint8], name: str) -> None:
-    """Raise a CheckpointError that says where ``scales`` holds a byte 255, if it does."""
-    if scales.size and scales.max() == 255:
-        where = [int(i) for i in np.argwhere(scales == 255)[0]]
-        raise CheckpointError(
-            f"{name}: scale byte 255 at {where}, NaN in the MX specification: expected 0 to 254 "
-            f"(load with scale_255='nan' or 'exponent' to accept it)"
-        )
-
-
-def flat(weight: MXFP4) -> tuple[Array, Array] | None:
-    """Blocks and scales as flat read-only arrays, or None if they are not contiguous."""
-    blocks, scales = weight.blocks, weight.scales
-    if not (blocks.flags.c_contiguous and scales.flags.c_contiguous):
-        return None
-    return _read_only(blocks), _read_only(scales)
-
-
-def _read_only(array: Array) -> Array:
-    view = array.reshape(-1)
-    view.flags.writeable = False
-    return view
-
-
 def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
     """y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias`` ((N,) or empty).
 
@@ -186,7 +157,7 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
         CheckpointError: a scale byte is 255 and the weight's ``scale_255`` is ``"error"``.
     """
     tokens, outputs = y.shape
-    stored = flat(weight)
+    stored = stored_of(weight)
     if stored is None:  # an awkward view: gathered some rows at a time
         for start in range(0, outputs, 4 * ROWS):
             rows = slice(start, start + 4 * ROWS)
@@ -195,68 +166,42 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
             matmul(x, MXFP4(blocks, scales, weight.name, weight.scale_255), bias[rows], part)
             y[:, rows] = part
         return
-    if weight.scale_255 == "error":
-        refuse_255(weight.scales, weight.name)
-    planes = tokens == 1
-    rounded = rounded_activations(x, planes)
+    mode = mode_of(tokens)
     of = np.arange(tokens + SPARE) % tokens
-    code = scale_255_code(weight.scale_255)
-    work, tasks = x.size * outputs, -(-outputs // ROWS)
-    arguments = (*stored, x.reshape(-1), *rounded, of, planes, code, bias, y)
-    run(_matmul, _matmul_parallel, tasks, work, current_path(), *arguments)
+    failed = np.zeros(1, np.bool_)
+    work = _Work(current_path(), of, split(x, of[:tokens], mode), bias, y, failed)
+    tasks = -(-outputs // ROWS)
+    run(_matmul, _matmul_parallel, tasks, x.size * outputs, work, stored, kept(x, mode))
+    if failed[0]:
+        refuse_255(weight.scales, weight.name)
 
 
-def rounded_activations(x: Array, planes: bool) -> tuple[Array, Array, Array]:
-    """``x`` (T, M) as int16 (T, M), factors float32 (T, M/32, or four times that), beyond (T,)."""
-    tokens, width = x.shape
-    q = np.empty(x.size, np.int16)
-    factors = np.empty(x.size // BLOCK * (4 if planes else 1), np.float32)
-    beyond = np.empty(tokens, np.bool_)
-    _round(x.reshape(-1), width, planes, q, factors, beyond)
-    return q, factors, beyond
+class _Work(NamedTuple):
+    """Arguments of :func:`_matmul`."""
 
-
-@jit
-def _round(x: Any, width: int, planes: bool, q: Any, factors: Any, beyond: Any) -> None:
-    groups = width // BLOCK
-    repeat = 4 if planes else 1
-    for t in range(beyond.size):
-        fits = True
-        for g in range(groups):
-            to, plane = (t * width + g * 8, groups * 8) if planes else (t * width + g * BLOCK, 0)
-            at = (t * groups + g) * repeat
-            good = quantise(x, t * width + g * BLOCK, q, to, plane, factors, at, repeat)
-            fits = fits and good
-        beyond[t] = not fits
+    path: Any
+    of: Any
+    split: Any
+    bias: Any
+    y: Any
+    failed: Any
 
 
 @jit
-def _matmul(
-    path: Any,
-    blocks: Any,
-    scales: Any,
-    x: Any,
-    q: Any,
-    factors: Any,
-    beyond: Any,
-    of: Any,
-    planes: bool,
-    scale_255: int,
-    bias: Any,
-    y: Any,
-    start: int,
-    stop: int,
-) -> None:
+def _matmul(work: _Work, stored: Stored, inputs: Inputs, start: int, stop: int) -> None:
     """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
+    bias, y = work.bias, work.y
     tokens, outputs = y.shape
-    groups = x.size // tokens // BLOCK
-    sums = np.empty((tokens + SPARE) * ROWS, np.float32)
+    groups = inputs.x.size // tokens // BLOCK
+    sums, scratch = room(tokens, inputs, groups)
     for first in range(start * ROWS, min(stop * ROWS, outputs), ROWS):
         rows = min(ROWS, outputs - first)
-        product(
-            path, blocks, scales, first * groups, rows, groups, scale_255,
-            x, q, factors, beyond, of, 0, tokens, planes, sums,
-        )  # fmt: skip
+        if not product(
+            work.path, stored, first * groups, rows, groups, inputs,
+            work.of, 0, work.split, 0, tokens, sums, scratch,
+        ):  # fmt: skip
+            work.failed[0] = True
+            break
         for t in range(tokens):
             for r in range(rows):
                 total = sums[t * ROWS + r]
@@ -264,24 +209,6 @@ def _matmul(
 
 
 @jit_parallel
-def _matmul_parallel(
-    path: Any,
-    blocks: Any,
-    scales: Any,
-    x: Any,
-    q: Any,
-    factors: Any,
-    beyond: Any,
-    of: Any,
-    planes: bool,
-    scale_255: int,
-    bias: Any,
-    y: Any,
-    tasks: int,
-    n: int,
-) -> None:
+def _matmul_parallel(work: _Work, stored: Stored, inputs: Inputs, tasks: int, n: int) -> None:
     for t in prange(n):
-        _matmul(
-            path, blocks, scales, x, q, factors, beyond, of, planes, scale_255, bias, y,
-            t * tasks // n, (t + 1) * tasks // n,
-        )  # fmt: skip
+        _matmul(work, stored, inputs, t * tasks // n, (t + 1) * tasks // n)
