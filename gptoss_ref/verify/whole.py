@@ -1,0 +1,233 @@
+"""Diagnosis from the outputs alone: whole models with each bug, ranked by how near they come.
+
+Logits or log-probabilities say nothing of the stages. Every candidate is therefore run from the
+tokens on, and compared where the other was observed. A choice of experts that rounding turns moves
+whole rows about, so only the usual rows count: the rows' errors enter by their logarithms and by
+their quartiles, in which outliers have little weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.verify.candidates import Candidate, catalogue
+from gptoss_ref.verify.rounding import dithered
+from gptoss_ref.verify.rules import SPECIFICATION, Rules
+from gptoss_ref.verify.walk import Run, walk
+from gptoss_ref.weights import ModelWeights
+
+Floats = NDArray[np.float64]
+
+WORST = 1e3
+"""Error of a row that is NaN or infinite on one side only."""
+
+SAMPLES = 3
+"""Rounded runs that show how far rounding carries a correct model."""
+
+USUAL = 3.0
+"""Quartiles of the error may be so many times those of rounding."""
+
+AT_ONCE = 8
+"""Candidates run side by side."""
+
+JUDGED = 4
+"""Candidates, the nearest ones, that get a yardstick of their own."""
+
+PAIRED = 8
+"""Candidates that are combined with one another where none will do alone."""
+
+ALIKE = 0.02
+"""Two scores this near cannot be told apart."""
+
+GAIN, WINS = 0.1, 4.0
+"""A bug below the yardstick is named if it improves the mean logarithm of the rows' errors by so
+much, and more rows than not, by so many standard deviations of a fair coin."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was observed of the other.
+
+    Attributes:
+        tap: what must be computed to compare with it, ``logits`` or ``norm``.
+        see: what would be observed of that tap point as computed, (P, …).
+        observed: the same of the other.
+        relative: whether a row's error is relative to the row's norm.
+        floor: error below which a row counts as equal.
+    """
+
+    tap: str
+    see: Callable[[Array], Floats]
+    observed: Floats
+    relative: bool
+    floor: float
+
+    def errors(self, seen: Floats, reference: Floats | None = None) -> Floats:
+        """(P,) error of each row against the observed one, or against another reference."""
+        reference = self.observed if reference is None else reference
+        with np.errstate(invalid="ignore"):
+            difference = np.where(seen == reference, 0.0, seen - reference)
+        difference = np.nan_to_num(difference, nan=WORST, posinf=WORST, neginf=-WORST)
+        error: Floats = np.sqrt(np.mean(difference**2, axis=1))
+        if self.relative:
+            usual = np.sqrt(np.mean(np.nan_to_num(reference) ** 2, axis=1))
+            error = error / np.where(usual > 0, usual, 1.0)
+        return np.minimum(error, WORST)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a candidate, or two, or none, fits.
+
+    Attributes:
+        candidates: none: the specification.
+        error: (P,) rows' errors.
+        score: mean logarithm of them.
+        typical: the median of what rounding explains; NaN: not measured.
+        excess: quartiles of the error over what rounding explains; NaN: not measured.
+    """
+
+    candidates: tuple[Candidate, ...]
+    error: Floats
+    score: float
+    typical: float = np.nan
+    excess: float = np.nan
+
+
+class WholeModels:
+    """The search for one or two bugs in a model's outputs.
+
+    Attributes:
+        target, rounding: what was observed of the other, and how it rounds.
+        specification: how the specification fits.
+        ranked: all candidates that alter the outputs, the nearest first.
+        best: what explains the outputs, if anything does.
+        alternatives: names that cannot be told from it.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        config: ModelConfig,
+        tokens: Array,
+        target: Target,
+        rounding: str,
+        progress: Callable[[int, int, str], None],
+    ) -> None:
+        self._weights, self._config, self._tokens = weights, config, tokens
+        self.target, self.rounding = target, rounding
+        self._progress, self._done, self._total = progress, 0, 0
+        self.specification = self.measured(())
+        self.ranked: list[Standing] = []
+        self.best: Standing | None = None
+        self.alternatives: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        """Fill :attr:`ranked`, :attr:`best` and :attr:`alternatives`."""
+        entries = catalogue(self._config, self._weights, len(self._tokens))
+        options = [(e.candidate,) for e in entries if not e.candidate.harmless]
+        self._total = -(-len(options) // AT_ONCE) + JUDGED
+        singles = self._standings(options)
+        self.ranked = _forms(singles)
+        self.best = self._elected(self.ranked)
+        if self.best is None and self.specification.excess > 1:
+            some = [s.candidates[0] for s in self.ranked[:PAIRED]]
+            pairs = [(a, b) for a in some for b in some if a is not b]
+            self._total += -(-len(pairs) // AT_ONCE) + JUDGED
+            standings = self._standings(pairs)
+            self.best = self._elected(standings)
+            if self.best is not None:
+                self.ranked = [*standings, *self.ranked]
+        if self.best is not None:
+            own = {c.name for c in self.best.candidates}
+            near = [s for s in self.ranked if abs(s.score - self.best.score) < ALIKE]
+            names = (c.name for s in near for c in s.candidates if c.name not in own)
+            self.alternatives = tuple(dict.fromkeys(names))
+
+    def _elected(self, standings: Sequence[Standing]) -> Standing | None:
+        """The nearest one, if it explains the outputs and the specification does not as well."""
+        for standing in standings[:JUDGED]:
+            if standing.score >= self.specification.score:
+                return None
+            if self.specification.excess <= 1 and not self._wins(standing):
+                return None
+            measured = self.measured(standing.candidates)
+            if measured.excess <= 1:
+                return measured
+        return None
+
+    def _wins(self, standing: Standing) -> bool:
+        """Whether it is nearer than the specification beyond what chance does."""
+        floor, rows = self.target.floor, len(standing.error)
+        told = np.abs(standing.error - self.specification.error) > floor
+        count = int(told.sum())
+        wins = int((standing.error < self.specification.error)[told].sum())
+        gained = self.specification.score - standing.score > GAIN
+        return gained and count > rows / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
+
+    def _standings(self, options: Sequence[tuple[Candidate, ...]]) -> list[Standing]:
+        """The options that alter the outputs, by one quick run each, the nearest first."""
+        policy = FLOAT64 if self.rounding == "float64" else FLOAT32
+        (base,) = self._errors([(SPECIFICATION, policy)])
+        standings = []
+        for start in range(0, len(options), AT_ONCE):
+            some = options[start : start + AT_ONCE]
+            runs = [(_applied(candidates), policy) for candidates in some]
+            for candidates, error in zip(some, self._errors(runs), strict=True):
+                if not np.array_equal(error, base):
+                    standings.append(Standing(candidates, error, self._score(error)))
+            self._tick()
+        return sorted(standings, key=lambda s: s.score)
+
+    def measured(self, candidates: tuple[Candidate, ...]) -> Standing:
+        """The same with a yardstick: exact, and against rounded runs of the same rules."""
+        rules = _applied(candidates)
+        imitated = "float32" if self.rounding == "float64" else self.rounding
+        runs: list[Run] = [(rules, FLOAT64)]
+        runs += [(rules, dithered(imitated, seed)) for seed in range(SAMPLES)]
+        exact, *rounded = self._seen(runs)
+        error = self.target.errors(exact)
+        ours = [self.target.errors(sample, exact) for sample in rounded]
+        ranks = (0.25, 0.5, 0.75)
+        allowed = USUAL * np.mean([np.quantile(o, ranks) for o in ours], axis=0)
+        allowed = np.maximum(allowed, self.target.floor)
+        excess = float((np.quantile(error, ranks) / allowed).max())
+        self._tick()
+        return Standing(candidates, error, self._score(error), float(allowed[1]), excess)
+
+    def _errors(self, runs: Sequence[Run]) -> list[Floats]:
+        return [self.target.errors(seen) for seen in self._seen(runs)]
+
+    def _seen(self, runs: Sequence[Run]) -> list[Floats]:
+        """What would be observed of each run."""
+        asked = [self.target.tap]
+        ((_, values),) = walk(self._weights, self._config, runs, self._tokens, {}, asked)
+        return [self.target.see(array) for array in values]
+
+    def _score(self, error: Floats) -> float:
+        return float(np.mean(np.log(error + self.target.floor)))
+
+    def _tick(self) -> None:
+        self._done += 1
+        self._progress(self._done, max(self._total, self._done), "running whole models")
+
+
+def _applied(candidates: Sequence[Candidate]) -> Rules:
+    rules = SPECIFICATION
+    for candidate in candidates:
+        rules = candidate.apply(rules)
+    return rules
+
+
+def _forms(standings: Sequence[Standing]) -> list[Standing]:
+    """Each mutant in its nearest form only."""
+    first: dict[str, Standing] = {}
+    for standing in standings:
+        first.setdefault(standing.candidates[0].name, standing)
+    return list(first.values())
