@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import mutants_page
 import numpy as np
 import pytest
 from agreement import Array
@@ -222,6 +223,12 @@ def test_descriptions() -> None:
             assert re.fullmatch(r"[\w.-]+(/[\w.-]+)?#\d+", report)
         if mutant.shortest(CONFIG) > WINDOW - 1:
             assert "Short prompts hide it" in mutant.note
+
+
+def test_the_page_of_the_docs_is_up_to_date() -> None:
+    assert mutants_page.PAGE.read_text(encoding="utf-8") == mutants_page.page(), (
+        "run python tests/mutants_page.py"
+    )
 
 
 def test_unknown_names_are_answered_by_the_nearest() -> None:

@@ -64,9 +64,13 @@ def gqa_axes_swapped(rules: Rules) -> Rules:
     stage=WEIGHTS,
     consequence="Scores are too large by √C (8 in the released models): attention is too sharp.",
 )
-def scale_missing(right: Right, at: At, q: Array, *rest: Any) -> Array:
+def scale_missing(right: Right, at: At, q: Array, k: Array, *rest: Any) -> Array:
     """Scores are not divided by √C."""
-    weights: Array = right(at, q * at.policy.dtype.type(math.sqrt(q.shape[-1])), *rest)
+    # With zeros for channels up to a power of 4, √C is a power of 2 and undoing it rounds nothing.
+    channels = q.shape[-1]
+    more = 4 ** math.ceil(math.log(channels, 4)) - channels
+    q, k = (np.pad(x, ((0, 0), (0, 0), (0, more))) for x in (q, k))
+    weights: Array = right(at, q * at.policy.dtype.type(math.sqrt(channels + more)), k, *rest)
     return weights
 
 

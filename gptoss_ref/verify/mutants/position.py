@@ -119,8 +119,8 @@ def yarn_factor_in_exponent(right: Right, at: At) -> tuple[Array, float]:
     "yarn-ramp-over-dims",
     rule="yarn",
     stage="attn.q_rope",
-    consequence="The ramp is passed in half as many pairs: half of the blended pairs turn too "
-    "slowly.",
+    consequence="The ramp lies at half the pair numbers: pairs that should be fast or blended turn "
+    "too slowly.",
     shortest=2,
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
