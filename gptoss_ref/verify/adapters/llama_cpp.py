@@ -4,8 +4,9 @@ That is all it shows from outside; its eval-callback's tensors, dumped by somebo
 :func:`~gptoss_ref.verify.adapters.arrays.from_arrays`, whose table knows their names.
 
 llama.cpp rounds activations to 8 bits before each product with MXFP4 weights, keys and values to
-float16, and rounds the bounds of YaRN's ramp to whole pairs (ggml_rope_yarn_corr_dims in
-ggml/src/ggml.c): the last is no rounding error but another function.
+float16: of the roundings that a Trace knows, bfloat16 with its 8 significant bits is nearest, and
+is what the trace states. It also rounds the bounds of YaRN's ramp to whole pairs
+(ggml_rope_yarn_corr_dims in ggml/src/ggml.c), which is no rounding error but another function.
 """
 
 from __future__ import annotations
@@ -43,17 +44,20 @@ def from_llama(llama: Any, tokens: Iterable[int] | Array, config: ModelConfig) -
         raise TraceError(
             f"the Llama object has {llama.n_vocab()} tokens: expected {config.vocab_size}"
         )
-    if llama.n_ctx() < len(ids):
-        raise TraceError(
-            f"the Llama object's context holds {llama.n_ctx()} tokens, the prompt has {len(ids)}: "
-            "make it with a larger n_ctx"
-        )
     if not getattr(llama, "_logits_all", False):
         raise TraceError("the Llama object keeps only the last logits: make it with logits_all")
+    room = min(llama.n_ctx(), len(llama.scores))  # llama.cpp pads the former
+    if room < len(ids):
+        raise TraceError(
+            f"the Llama object's context holds {room} tokens, the prompt has {len(ids)}: "
+            "make it with a larger n_ctx"
+        )
     llama.reset()
     try:
         llama.eval(ids)
         logits = np.array(llama.scores[: len(ids)], np.float32)
     finally:
         llama.reset()
-    return from_arrays({"result_output": logits}, ids, config, producer="llama.cpp")
+    return from_arrays(
+        {"result_output": logits}, ids, config, producer="llama.cpp", dtype="bfloat16"
+    )
