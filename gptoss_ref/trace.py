@@ -45,6 +45,7 @@ __all__ = [
     "axes",
     "expected_shape",
     "names",
+    "rounding_of",
     "split",
     "trace",
 ]
@@ -160,7 +161,7 @@ class Trace(Mapping[str, Array]):
         """
         if self._dtype is not None:
             return self._dtype
-        found = [_rounding(self, name) for name in self if split(name)[1] in _TELLING]
+        found = [rounding_of(self, name) for name in self if split(name)[1] in _TELLING]
         return max((grid for grid in found if grid), key=ROUNDINGS.index, default=None)
 
     def save(self, path: str | Path) -> None:
@@ -312,7 +313,7 @@ _TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "att
 """Stages whose numbers show a rounding: an embedding lies on its weights' own grid."""
 
 
-def _rounding(source: Trace, name: str) -> str | None:
+def rounding_of(source: Trace, name: str) -> str | None:
     """The coarsest of ROUNDINGS on which all values of one array lie; None if too few tell."""
     if source.dtype_of(name) in ("bfloat16", "float16"):
         return source.dtype_of(name)

@@ -12,6 +12,7 @@ aside: that token in its block, and every later token once attention has mixed t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 from gptoss_ref.taps import axes, names, split
-from gptoss_ref.trace import Trace
+from gptoss_ref.trace import Trace, rounding_of
 from gptoss_ref.verify.measure import Rows, measure
 from gptoss_ref.verify.propagate import Propagation
 from gptoss_ref.verify.report import Flip, Report, Row
@@ -205,7 +206,11 @@ class _Comparison:
         extra = {}
         if name == "logits":
             extra = logit_figures(reference, other, self.length, shape[-1])
-        return float_row(self._place(name), errors, level, self.aside, self.why, extra)
+        row = float_row(self._place(name), errors, level, self.aside, self.why, extra)
+        grid = rounding_of(self.other, name) if row.verdict == "diverges" else None
+        if grid and UNITS[grid] > UNITS[self.rounding]:
+            row = replace(row, note=f"{row.note}; OTHER's values here are rounded to {grid}")
+        return row
 
     def _choice(self, name: str, reference: Rows | None) -> Row | None:
         """Judge the experts chosen, and set aside the tokens that this sends elsewhere."""

@@ -50,8 +50,12 @@ class Propagation:
         return bool(np.median(self._bound(name)) < USELESS)
 
     def saw(self, name: str, errors: Floats | None) -> None:
-        """Take note of the relative errors (T,) at a tap point; None: a trace lacks it."""
-        self._errors[name] = self._bound(name) if errors is None else errors
+        """Take note of the relative errors (T,) at a tap point; None: a trace lacks it.
+
+        What exceeds its bound is no rounding error, and excuses nothing that is computed from it.
+        """
+        bound = self._bound(name)
+        self._errors[name] = bound if errors is None else np.minimum(errors, bound)
 
     def _bound(self, name: str) -> Floats:
         stage = split(name)[1]

@@ -42,7 +42,7 @@ table { border-collapse: collapse; width: 100%; font-size: .85rem; }
 th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
-td:last-child { white-space: normal; min-width: 12rem; }
+tr.note td { padding: 0 .5rem .4rem 1.5rem; font-weight: 400; }
 tr.diverges td, tr.nan td { color: var(--bad); font-weight: 600; }
 tr.follows td { color: var(--bad); }
 tr.tie td, tr.rewritten td, tr.unjudged td { color: var(--odd); }
@@ -148,16 +148,17 @@ def _tables(rows: Sequence[Row]) -> Iterator[str]:
         yield "<th>roundings</th><th>verdict</th></tr>"
         for row in inside:
             figures = (row.rel_l2, row.allowed, row.max_abs, 1 - row.cosine, row.rounding_units)
-            note = f": {row.note}" if row.note else ""
             cells = (
                 row.name,
                 " × ".join(map(str, row.shape)),
                 " / ".join(row.dtypes),
                 *map(number, figures),
-                row.verdict + note,
+                row.verdict,
             )
             yield f'<tr class="{row.verdict}">'
             yield "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+            if row.note:
+                yield f'<tr class="{row.verdict} note"><td colspan="9">{escape(row.note)}</td></tr>'
         yield "</table></div></details>"
 
 

@@ -18,6 +18,9 @@ from gptoss_ref.verify.yardstick import Level
 
 Mask = NDArray[np.bool_]
 
+FADED = 0.1
+"""How much of an error (over what rounding explains) may be left where a rewriting agrees again."""
+
 TOP = 5
 """Logits compared as sets: the most likely so many tokens."""
 
@@ -165,12 +168,14 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
     """The rows with what follows from one another: rewritings, and what follows the first error.
 
     A tap point that differs while all that is computed from it agrees is not wrong: its producer
-    keeps it in another form, or recorded something else under its name.
+    keeps it in another form, or recorded something else under its name. An error that merely fades
+    on the way is one all the same: what agrees must be :data:`FADED` times nearer.
     """
     users: dict[str, list[str]] = {}
     for node in nodes(config):
         for tap in node.inputs:
             users.setdefault(tap, []).append(node.tap)
+    found = {row.name: row for row in rows}
     verdicts = {row.name: row.verdict for row in rows}
 
     def nearest(tap: str) -> Iterable[str]:
@@ -181,9 +186,14 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
             else:
                 yield from nearest(user)
 
+    def agrees(user: str, excess: float) -> bool:
+        if verdicts[user] in ("tie", "rewritten"):
+            return True
+        return verdicts[user] == "ok" and found[user].excess <= FADED * excess
+
     for row in reversed(rows):
-        used = [verdicts[user] for user in nearest(row.name)]
-        if row.verdict == "diverges" and used and {*used} <= {"ok", "tie", "rewritten"}:
+        used = [user for user in nearest(row.name) if not user.endswith("expert_indices")]
+        if row.verdict == "diverges" and used and all(agrees(u, row.excess) for u in used):
             verdicts[row.name] = "rewritten"
 
     settled, broken = [], False
