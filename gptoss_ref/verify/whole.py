@@ -72,7 +72,8 @@ class Target:
         """(P,) error of each row against the observed one, or against another reference."""
         reference = self.observed if reference is None else reference
         with np.errstate(invalid="ignore"):
-            difference = np.where(seen == reference, 0.0, seen - reference)
+            same = (seen == reference) | (np.isnan(seen) & np.isnan(reference))
+            difference = np.where(same, 0.0, seen - reference)
         difference = np.nan_to_num(difference, nan=WORST, posinf=WORST, neginf=-WORST)
         error: Floats = np.sqrt(np.mean(difference**2, axis=1))
         if self.relative:
