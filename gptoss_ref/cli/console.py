@@ -73,25 +73,37 @@ class Screen:
         self._rich.print(table)
 
     @contextmanager
-    def progress(self, description: str) -> Iterator[Callable[[int, int, str], None] | None]:
-        """Shows a bar while its body runs; gives its callback (done, total, what), None without."""
+    def progress(
+        self, description: str, *, of_bytes: bool = True
+    ) -> Iterator[Callable[[int, int, str], None] | None]:
+        """Shows a bar while its body runs; gives its callback (done, total, what), None without.
+
+        A total of 0 is not known. Unless it counts bytes, the bar also shows what is being done.
+        """
         if self._rich is None:
             yield None
             return
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
         )
 
         text = TextColumn("{task.description}")
+        counter = DownloadColumn() if of_bytes else MofNCompleteColumn()
         with Progress(
-            text, BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=self._rich
+            text, BarColumn(), counter, TimeRemainingColumn(), console=self._rich
         ) as bars:
             task = bars.add_task(description, total=None)
-            yield lambda done, total, _: bars.update(task, completed=done, total=total)
+
+            def show(done: int, total: int, what: str) -> None:
+                label = description if of_bytes else f"{description}: {what}"
+                bars.update(task, completed=done, total=total or None, description=label)
+
+            yield show
 
     @contextmanager
     def status(self, text: str) -> Iterator[Callable[[str], None]]:

@@ -46,6 +46,7 @@ def build_parser() -> Parser:
         _add_doctor,
         _add_trace,
         _add_compare,
+        _add_diagnose,
     ):
         add(commands)
     return parser
@@ -167,6 +168,34 @@ def _add_compare(commands: Any) -> None:
     _add_json_option(command)
 
 
+def _add_diagnose(commands: Any) -> None:
+    command = _command(commands, "diagnose", "name the bug that explains somebody else's numbers")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument(
+        "other", nargs="?", metavar="OTHER", help="a trace, or .npz or .safetensors arrays"
+    )
+    command.add_argument(
+        "--endpoint", metavar="URL", help="instead: an OpenAI-compatible server of the model"
+    )
+    prompt = command.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="for a server, or a file without tokens")
+    prompt.add_argument("--tokens", type=_token_ids, metavar="IDS", help="such as 17,4,250")
+    command.add_argument(
+        "--rounding", metavar="NAME", help="of OTHER: float64, float32, bfloat16 or float16"
+    )
+    command.add_argument("--served-model", metavar="NAME", help="its name on the server")
+    command.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for each answer"
+    )
+    command.add_argument(
+        "--api-key-env", metavar="VARIABLE", help="environment variable that holds the server's key"
+    )
+    command.add_argument("--html", metavar="FILE", help="also write a page with a plot")
+    command.add_argument("--verbose", action="store_true", help="list every tap point")
+    _add_download_option(command)
+    _add_json_option(command)
+
+
 def _command(commands: Any, name: str, summary: str) -> Parser:
     command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
     command.set_defaults(run=_deferred(name))
@@ -223,6 +252,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, not {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86400:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, not {text!r}")
+    return seconds
 
 
 def _seed(text: str) -> int:
