@@ -21,7 +21,7 @@ from gptoss_ref.verify.mutants.mutant import (
     rewriting,
 )
 from gptoss_ref.verify.rules import At, Rules
-from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix
+from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
 USUAL_EPS = 1e-6
 """The epsilon of most other models."""
@@ -146,7 +146,7 @@ def float16_overflow(right: Right, at: At, x: Array, out: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Folded:
-    """Experts' matrices (E, N, M), or one (N, M), whose columns a scale (M,) multiplies."""
+    """A large matrix (…, N, M) whose columns a scale (M,) multiplies, not yet multiplied."""
 
     matrix: ExpertMatrix
     scale: Array
@@ -162,11 +162,11 @@ class _Folded:
 @rewriting(
     "norm-scale-folded",
     stage="attn.norm",
-    touches="attn.norm mlp.norm",
+    touches="attn.norm mlp.norm norm",
     consequence="Normalised vectors lack their scale; what is projected from them is the same.",
 )
 def norm_scale_folded(rules: Rules) -> Rules:
-    """The scales of a block's norms are multiplied into what reads them, at loading."""
+    """The norms' scales are multiplied into the matrices that read them, at loading."""
 
     def fold(right: Right, at: At, block: BlockWeights) -> BlockWeights:
         block = right(at, block)
@@ -191,7 +191,21 @@ def norm_scale_folded(rules: Rules) -> Rules:
         values: Array = right(at, matrix)
         return values
 
-    return replacing(block_weights=fold, expert_matrix=decode)(rules)
+    def fold_last(right: Right, at: At, weights: ModelWeights) -> ModelWeights:
+        weights = right(at, weights)
+        scale = widen(weights.norm_scale, FLOAT64.dtype)
+        unembedding = cast(Matrix, _Folded(weights.unembedding, scale))
+        return dataclasses.replace(weights, norm_scale=np.ones_like(scale), unembedding=unembedding)
+
+    def project(right: Right, at: At, x: Array, weight: Matrix | _Folded, bias: Matrix) -> Array:
+        if isinstance(weight, _Folded):
+            x, weight = x * weight.scale.astype(at.policy.dtype), cast(Matrix, weight.matrix)
+        y: Array = right(at, x, weight, bias)
+        return y
+
+    return replacing(
+        block_weights=fold, expert_matrix=decode, end_weights=fold_last, linear=project
+    )(rules)
 
 
 WHOLE: tuple[Mutant, ...] = (
