@@ -21,8 +21,8 @@ from gptoss_ref.chat import (
 )
 from problems import EFFORTS, SKILLS, Problem, draw
 from tools import StringTool, draw_tool_problem, draw_tools
+from words import N_RANKS
 
-N_RANKS = 455  # rank 455 is "20", the first token of more than one digit
 TOKENIZER = small_harmony(N_RANKS)
 MAX_PREFIX = 576  # tokens of a context
 PLAIN = tuple(SKILLS)
@@ -32,7 +32,7 @@ WEIGHTS = {
     "subtract": 1.3,
     "multiply": 2.0,
     "compare": 1.1,
-    "reverse": 2.8,
+    "reverse": 7.0,
     "count": 3.4,
     "sort": 1.0,
     "talk": 0.25,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
+
+from gptoss_ref.chat import small_harmony
+
+N_RANKS = 455  # rank 455 is "20", the first token of more than one digit
 
 _COMMON = """
 able about above across actor after again agent ahead air album alone along amber among anchor
@@ -46,13 +52,30 @@ _VOWELS = "aeiou"
 _CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 
 
+@functools.cache
+def _pieces() -> tuple[str, ...]:
+    """Return the vocabulary's tokens of two to five small letters, with or without a space."""
+    tokenizer = small_harmony(N_RANKS)
+    texts = {tokenizer.decode([i]).strip() for i in range(N_RANKS)}
+    return tuple(sorted(t for t in texts if re.fullmatch("[a-z]{2,5}", t)))
+
+
 def random_word(rng: random.Random) -> str:
-    """Return a word of 2 to 11 letters: a common one, a pronounceable one or plain letters."""
+    """Return a word of 2 to 11 letters.
+
+    A common one, tokens of the vocabulary set side by side (the letters of every token have to be
+    learnt), a pronounceable one or plain letters.
+    """
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.4:
         return rng.choice(COMMON)
+    if kind < 0.6:
+        word = rng.choice(_pieces())
+        for _ in range(rng.randint(1, 2)):
+            word += rng.choice((*_VOWELS, *_CONSONANTS, *_pieces()))
+        return word[:9]
     length = rng.randint(3, 9)
-    if kind < 0.85:
+    if kind < 0.9:
         start = rng.randrange(2)
         letters = (
             rng.choice(_VOWELS if (i + start) % 2 == 0 or rng.random() < 0.1 else _CONSONANTS)

@@ -30,7 +30,7 @@ from .operations import OPERATIONS, Operation
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "784fd37095a5dbba2572aa69337857e10cb882e67b8e17df047341932b2b56bb"
+DIGEST = "1a698c66a950d54995ee878da1f86152111c1cf8c638b0fd17e298705ade2b69"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
