@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,21 +42,29 @@ class Node:
     inputs: tuple[str, ...]
 
 
-def nodes(config: ModelConfig, given: Iterable[str] = ()) -> Iterator[Node]:
+def nodes(config: ModelConfig, given: Iterable[str] = ()) -> tuple[Node, ...]:
     """The whole graph in the order of computation, as it is where the taps ``given`` are known."""
     given = frozenset(given)
-    yield Node("embedding", None, FIRST, ())
+    layers = range(config.num_hidden_layers)
+    return _graph(tuple(f"block.{n}.attn.weights" in given for n in layers))
+
+
+@lru_cache(maxsize=8)
+def _graph(weights_given: tuple[bool, ...]) -> tuple[Node, ...]:
+    graph = [Node("embedding", None, FIRST, ())]
     stream = "embedding"
-    for layer in range(config.num_hidden_layers):
+    for layer, known in enumerate(weights_given):
         prefix = f"block.{layer}."
         for name, stage in BLOCK.items():
-            if name == "attn.mix" and prefix + "attn.weights" in given:
+            if name == "attn.mix" and known:
                 stage = MIX_FROM_WEIGHTS
             inputs = tuple(stream if i == STREAM else prefix + i for i in stage.inputs)
-            yield Node(prefix + name, layer, stage, inputs)
+            graph.append(Node(prefix + name, layer, stage, inputs))
         stream = prefix + "mlp.residual"
     for name, stage in LAST.items():
-        yield Node(name, None, stage, tuple(stream if i == STREAM else i for i in stage.inputs))
+        inputs = tuple(stream if i == STREAM else i for i in stage.inputs)
+        graph.append(Node(name, None, stage, inputs))
+    return tuple(graph)
 
 
 def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> list[Node]:
@@ -67,7 +76,7 @@ def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> 
         TraceError: there is no such tap point.
     """
     given, missing = frozenset(given), set(wanted)
-    graph = list(nodes(config, given))
+    graph = nodes(config, given)
     known = {node.tap for node in graph}
     for tap in sorted((missing | given) - known):
         raise TraceError(f"there is no tap point {tap!r} in this model")
@@ -183,7 +192,8 @@ def walk(
                 name: lent.get(tap, site.policy) if tap in given else values[tap]
                 for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
             }
-            out.append(node.stage.compute(site, at_hand))
+            with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
+                out.append(node.stage.compute(site, at_hand))
             if node.tap not in given and last_use.get(node.tap, -1) > i:
                 values[node.tap] = out[-1]
         del at_hand
