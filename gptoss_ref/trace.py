@@ -97,8 +97,10 @@ class Trace(Mapping[str, Array]):
         self.tokens = _checked_tokens(tokens, config)
         self.producer = producer
         self.policy = policy
-        if dtype is not None and dtype not in ROUNDINGS:
-            raise TraceError(f"unknown rounding {dtype!r}: expected one of {', '.join(ROUNDINGS)}")
+        for known in (dtype, policy):
+            if known is not None and known not in ROUNDINGS:
+                expected = ", ".join(ROUNDINGS)
+                raise TraceError(f"unknown rounding {known!r}: expected one of {expected}")
         self._dtype = dtype or policy
         self.model: Model | None = None  # that made it, if that was just now
         for name in arrays:

@@ -27,7 +27,7 @@ from gptoss_ref.verify.report import Flip, Report, Row
 from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS
 from gptoss_ref.verify.routes import alignment, compare_choices, flips, near_ties
 from gptoss_ref.verify.rows import Place, choice_row, float_row, logit_figures, settle
-from gptoss_ref.verify.yardstick import Level, Yardstick, follow, measure_yardstick
+from gptoss_ref.verify.yardstick import Level, Yardstick, follow, made_by, measure_yardstick
 
 BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
 """Stages with an axis A, whose order is that of the experts chosen."""
@@ -58,6 +58,8 @@ def compare(
     """
     check_comparable(ref, other)
     rounding = _coarser(ref, rounding or other.dtype_name)
+    if model is not None and not made_by(model, ref):
+        raise TraceError("REF is not a trace of this model: its configuration or embeddings differ")
     model = model or ref.model
     common = [name for name in ref if name in other]
     if not common:
