@@ -75,7 +75,10 @@ def typical(theirs: np.ndarray, ours: np.ndarray) -> float:
 def test_its_logits_are_those_of_a_rounded_yarn(
     gguf_file: Path, tiny: Model, tokens: list[int]
 ) -> None:
-    """The file holds the same weights: nothing but the range of YaRN is far off."""
+    """The file holds the same weights: nothing but the range of YaRN is farther off than rounding.
+
+    The yardstick is bfloat16: llama.cpp's activations have 8 bits, and a scale per 32 values.
+    """
     theirs = from_llama(llama(gguf_file, logits_all=True), tokens, tiny.config)
     assert list(theirs) == ["logits"]
     logits = theirs["logits"].astype(np.float64)
@@ -83,8 +86,10 @@ def test_its_logits_are_those_of_a_rounded_yarn(
     assert mutant.applies(tiny.config, tiny.weights)
     rules = mutant.apply()
     rounded = predict(tiny.weights, tiny.config, rules, tokens, {}, ["logits"], tiny.policy)
-    assert typical(logits, rounded["logits"]) < 0.01
-    assert typical(logits, tiny(tokens)) > 0.03
+    narrow = gptoss_ref.load("tiny", policy="bfloat16", backend="numpy")
+    rounding = typical(narrow(tokens), tiny(tokens))
+    assert typical(logits, rounded["logits"]) < rounding
+    assert typical(logits, tiny(tokens)) > 3 * rounding
 
 
 @installed
