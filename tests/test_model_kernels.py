@@ -152,7 +152,7 @@ def refuse(self, signature, context):
     raise SystemExit(f"{self._function.__name__}{signature} is not warm")
 _jit._LazyCache.load_overload = refuse
 model = gr.load("tiny")
-for prompt in ([5], [5, 6, 7], [5] * 40, [5] * 600):
+for prompt in ([5], [5, 6, 7], [5] * 40, [5] * 700):
     for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5, "top_p": 0.5}):
         list(gr.generate(model, prompt, 3, **options))
     model(prompt)

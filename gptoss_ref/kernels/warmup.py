@@ -78,10 +78,14 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("linear layers, one token, threads", lambda: _linear(1, 640)),
     ("linear layers, several tokens", lambda: _linear(3, 64)),
     ("linear layers, several tokens, threads", lambda: _linear(3, 640)),
-    ("attention", lambda: _attention(1, 2)),
-    ("attention, threads", lambda: _attention(64, 16)),
-    ("experts", lambda: _experts(1, 64)),
-    ("experts, threads", lambda: _experts(1, 640)),
+    ("attention, one token", lambda: _attention(1, 2)),
+    ("attention, several tokens", lambda: _attention(3, 2)),
+    ("attention, one token, threads", lambda: _attention(1, 64)),
+    ("attention, several tokens, threads", lambda: _attention(64, 16)),
+    ("experts, one token", lambda: _experts(1, 64)),
+    ("experts, several tokens", lambda: _experts(3, 64)),
+    ("experts, one token, threads", lambda: _experts(1, 640)),
+    ("experts, many tokens, threads", lambda: _experts(416, 640)),
 )
 
 
