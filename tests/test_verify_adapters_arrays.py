@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import names_page
 import numpy as np
 import pytest
 import torch
@@ -385,3 +386,8 @@ def test_a_model_of_other_layers_has_other_names() -> None:
     assert meanings("l_out-0", lookup(fewer))
     with pytest.raises(TraceError, match="did you mean 'l_out-0'"):
         meanings("l_out-1", lookup(fewer))
+
+
+def test_the_page_shows_the_table() -> None:
+    """Otherwise: python tests/names_page.py"""
+    assert names_page.PAGE.read_text() == names_page.page()

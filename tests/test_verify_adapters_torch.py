@@ -125,7 +125,9 @@ def test_openai(in_openai: Any, twin: dict[str, np.ndarray]) -> None:
         trace = capture(in_openai, TOKENS)
     assert list(trace) == taps.names(CONFIG)
     assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
-    assert not trace.config.differences(CONFIG)
+    own = dataclasses.replace(trace.config, max_position_embeddings=CONFIG.max_position_embeddings)
+    assert not own.differences(CONFIG)
+    assert trace.config.max_position_embeddings == 4096 * 32  # as far as the rotation reaches
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -176,6 +176,7 @@ def _openai_config(module: Any) -> ModelConfig:
             rope_ntk_alpha=rope.ntk_alpha,
             rope_ntk_beta=rope.ntk_beta,
             rms_norm_eps=module.norm.eps,
+            max_position_embeddings=round(rope.initial_context_length * rope.scaling_factor),
         )
     except (AttributeError, ConfigError) as error:
         raise TraceError(
