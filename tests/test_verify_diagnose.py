@@ -85,9 +85,9 @@ def test_drift_never_adds_up(model: gr.Model, tokens: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> tuple[gr.Model, Checkpoint]:
-    """Two experts whose logits are equal in the model, and a step of bfloat16 apart in the other.
+    """Two experts whose logits are 1e-6 apart: the model prefers one of them, the other the other.
 
-    The model takes the first of them, the other the second.
+    That is what float32 rounding may do.
     """
     gate = "block.1.mlp.gate."
 
@@ -97,22 +97,22 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> tuple[gr.Model, Checkpoint
 
     checkpoint = altered(gate + "weight", copied)
     bias = checkpoint.tensors[gate + "bias"].clone()
-    bias[3] = bias[7] = 1.0
-    equal = {**checkpoint.tensors, gate + "bias": bias.clone()}
-    bias[7] += 2**-7
+    bias[3], bias[7] = 0.0, -(2.0**-20)
+    mine = {**checkpoint.tensors, gate + "bias": bias.clone()}
+    bias[7] = 2.0**-20
     folder = tmp_path_factory.mktemp("tied") / "checkpoint"
-    model = gr.load(dataclasses.replace(checkpoint, tensors=equal).write(folder), backend="numpy")
-    return model, dataclasses.replace(checkpoint, tensors={**equal, gate + "bias": bias})
+    model = gr.load(dataclasses.replace(checkpoint, tensors=mine).write(folder), backend="numpy")
+    return model, dataclasses.replace(checkpoint, tensors={**mine, gate + "bias": bias})
 
 
 def test_a_router_flip_within_its_margin_is_a_tie(
     tied: tuple[gr.Model, Checkpoint], tokens: list[int]
 ) -> None:
     model, other = tied
-    taps = run(other, tokens, "bfloat16")
-    assert diagnose(model, taps, tokens, "bfloat16").ok
+    taps = run(other, tokens, "float32")
+    assert diagnose(model, taps, tokens, "float32").ok
     del taps["block.1.mlp.router_logits"]  # without them the choice is not seen to be its own
-    diagnosis = diagnose(model, taps, tokens, "bfloat16")
+    diagnosis = diagnose(model, taps, tokens, "float32")
     assert diagnosis.ok, str(diagnosis)
     assert any(flip.left == (3,) and flip.taken == (7,) for flip in diagnosis.flips)
     assert all(flip.margin <= flip.allowed for flip in diagnosis.flips)
@@ -123,10 +123,10 @@ def test_rows_that_hang_on_an_unseen_tie_are_left_out(
 ) -> None:
     """Nobody says which experts were taken: the rows may be as far off as they like."""
     model, other = tied
-    taps = run(other, tokens, "bfloat16")
+    taps = run(other, tokens, "float32")
     seen = {name: values for name, values in taps.items() if name.endswith("residual")}
-    trace = gr.Trace(seen, tokens=tokens, config=model.config, dtype="bfloat16")
-    locals_ = {x.tap: x for x in replay(model.weights, trace, SPECIFICATION, "bfloat16")}
+    trace = gr.Trace(seen, tokens=tokens, config=model.config, dtype="float32")
+    locals_ = {x.tap: x for x in replay(model.weights, trace, SPECIFICATION, "float32")}
     local = locals_["block.1.mlp.residual"]
     assert (local.error[local.tied] > local.allowed[local.tied]).any()
     assert local.judged

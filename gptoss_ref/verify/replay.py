@@ -286,6 +286,7 @@ def _judge_choice(
     violation = np.where(np.isnan(logits).any(axis=1), 0.0, violation)
     block, _ = split(tap)
     chosen = top_k(logits, indices.shape[1])
+    differs = ~np.take_along_axis(taken, chosen, axis=1).all(axis=1)
     flips = [
         Flip(
             block=-1 if block is None else block,
@@ -295,7 +296,7 @@ def _judge_choice(
             margin=float(violation[t]),
             allowed=float(ties.slack[t]),
         )
-        for t in np.flatnonzero((violation > 0) & (violation <= ties.slack))
+        for t in np.flatnonzero(differs & (violation <= ties.slack))
     ]
     return Local(
         tap=tap,
@@ -308,6 +309,6 @@ def _judge_choice(
         tied=tied,
         broken=np.zeros(len(indices), np.int64),
         max_abs=float(violation.max(initial=0.0)),
-        distance=float(np.mean(violation > 0)),
+        distance=float(np.mean(differs)),
         flips=tuple(flips),
     )
