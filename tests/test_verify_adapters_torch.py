@@ -213,6 +213,28 @@ def test_a_bug_shows_where_it_is(in_openai: Any, twin: dict[str, np.ndarray]) ->
     assert wrong[0] == "block.0.attn.weights"
 
 
+def test_a_sum_that_is_not_all_the_experts_add_is_left_out(
+    twin: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The down projection's bias, added after the weighting: no stage inside can be trusted."""
+    module = openai_module(CONFIG, ARRAYS)
+    kept = [block.mlp.mlp2_bias.detach().clone() for block in module.block]
+    original = openai.Experts.forward
+
+    def late_bias(self: Any, x: torch.Tensor) -> torch.Tensor:
+        n = next(i for i, block in enumerate(module.block) if block.mlp is self)
+        chosen = torch.topk(self.gate(self.norm(x)), self.experts_per_token, dim=-1).indices
+        return original(self, x) + kept[n][chosen].sum(1)
+
+    monkeypatch.setattr(openai.Experts, "forward", late_bias)
+    for block in module.block:
+        block.mlp.mlp2_bias.data.zero_()
+    trace = capture(module, TOKENS, config=CONFIG)
+    assert not [name for name in trace if name.endswith(("mlp.expert_out", "mlp.out"))]
+    first = next(name for name in trace if relative_l2(trace[name], twin[name]) > 1e-4)
+    assert first == "block.0.mlp.residual"
+
+
 def test_modules_of_other_names() -> None:
     with pytest.raises(TraceError, match="Linear has the module names of neither"):
         capture(torch.nn.Linear(2, 2), TOKENS)

@@ -396,6 +396,8 @@ def _watch_openai(
             _after(stack, attn.rope, _rotated(caught, f"{at}.attn."))
         for part in ("attn", "mlp"):
             _before(stack, getattr(block, part), between.at(n, part))
+        _after(stack, mlp, between.leaves_mlp)
+        for part in ("attn", "mlp"):
             _after(stack, getattr(block, part), between.at(None, ""))
         between.watch_swiglu(stack, _globals(mlp))
     stack.enter_context(between.mode())
@@ -418,18 +420,20 @@ class _Between:
 
     They are told apart by what they are given: the softmax over T + 1 columns gives the attention
     weights, the topk over E logits the experts, and the einsum of (T, A, D) with (T, A) sums the
-    experts' outputs with their weights.
+    experts' outputs with their weights. That sum is what the experts add only if the module then
+    returns just its input and it; else a bias, say, comes later, and both are left out.
     """
 
     def __init__(self, caught: _Caught, config: ModelConfig, length: int) -> None:
         self.caught, self.config, self.length = caught, config, length
         self.block: int | None = None
         self.part = ""
+        self._sum: Any = None
         self._seen: set[int] = set()
 
     def at(self, n: int | None, part: str) -> Hook:
         def hook(*_: Any) -> None:
-            self.block, self.part = n, part
+            self.block, self.part, self._sum = n, part, None
 
         return hook
 
@@ -475,9 +479,18 @@ class _Between:
             outputs = by_shape.get((tokens, chosen, self.config.hidden_size))
             weights = by_shape.get((tokens, chosen))
             if len(operands) == 2 and outputs is not None and weights is not None:
+                self._sum = result.detach().clone()
                 self._keep("expert_out", outputs)
                 self._keep("expert_weights", weights)
                 self._keep("out", result)
+
+    def leaves_mlp(self, _module: Any, args: tuple[Any, ...], value: Any) -> None:
+        """A forward hook on the expert module, before it counts as left."""
+        total = args[0] + self._sum if self._sum is not None and args else None
+        added = total is not None and ((total == value) | (total != total)).all()
+        if not added:
+            for stage in ("expert_out", "out"):
+                self.caught.drop(f"block.{self.block}.mlp.{stage} of a function")
 
     def _keep(self, stage: str, value: Any, layout: str = "") -> None:
         tap = f"block.{self.block}.{self.part}.{stage}"
