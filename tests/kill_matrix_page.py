@@ -18,7 +18,8 @@ it. Its tap points, and nothing else, are given to `diagnose`.
 *random* is a checkpoint of 4 layers whose dimensions all differ, *tiny* the bundled trained model.
 **1** means that the bug is the first cause named, a higher number its rank, – that it is not among
 the causes; *none* that no number changes, for the reason in the notes. Columns headed *logits* give
-`diagnose` nothing but the logits.
+`diagnose` nothing but the logits: there rounding hides the smallest
+effects, and NaN all others.
 
 This page is generated: `python tests/kill_matrix.py --write docs/kill_matrix.md`.
 """

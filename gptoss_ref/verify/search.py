@@ -43,6 +43,9 @@ JUDGED = 12
 PAIRED = 24
 """Candidates that are combined with each other where none will do alone."""
 
+LEADING = 4
+"""Of these, the ones that are combined with every form of the others."""
+
 ALIKE = 1.02
 """Two explanations whose distances differ by less than this factor cannot be told apart."""
 
@@ -350,7 +353,19 @@ def _batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
 
 
 def _pairs(singles: Iterable[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
-    """Two of the nearest candidates at a time, each mutant in its nearest form, in both orders."""
-    nearest = {candidate.name: candidate for (candidate,) in reversed(list(singles))}
-    some = list(reversed(nearest.values()))[:PAIRED]
-    return [(a, b) for a, b in itertools.permutations(some, 2)]
+    """Two candidates at a time, in both orders.
+
+    The nearest mutants with each other, each in its nearest form; and the first few of them with
+    every other form of the others, for what is nearest alone need not be what fits beside another.
+    """
+    forms = [candidate for (candidate,) in singles]
+    nearest: dict[str, Candidate] = {}
+    for form in forms:
+        nearest.setdefault(form.name, form)
+    some = list(nearest.values())[:PAIRED]
+    pairs: list[tuple[Candidate, ...]] = list(itertools.permutations(some, 2))
+    for leading in some[:LEADING]:
+        for form in forms:
+            if form.name != leading.name and form is not nearest[form.name]:
+                pairs += [(leading, form), (form, leading)]
+    return pairs
