@@ -9,7 +9,7 @@ their quartiles, in which outliers have little weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,7 @@ class Standing:
         candidates: none: the specification.
         error: (P,) rows' errors.
         score: mean logarithm of them.
+        rounded: (P,) rows' errors of a run that rounds as the other does; empty: not measured.
         typical: the median of what rounding explains; NaN: not measured.
         excess: quartiles of the error over what rounding explains; NaN: not measured.
     """
@@ -97,6 +98,7 @@ class Standing:
     candidates: tuple[Candidate, ...]
     error: Floats
     score: float
+    rounded: Floats = field(default_factory=lambda: np.empty(0))
     typical: float = np.nan
     excess: float = np.nan
 
@@ -152,25 +154,31 @@ class WholeModels:
             self.alternatives = tuple(dict.fromkeys(names))
 
     def _elected(self, standings: Sequence[Standing]) -> Standing | None:
-        """The nearest one, if it explains the outputs and the specification does not as well."""
+        """The nearest one, if it explains the outputs and the specification does not as well.
+
+        Where the specification will do by the yardstick, the candidate must be nearer beyond what
+        chance does, exact and rounded alike: a bug that rounds is near to all that is rounded.
+        """
+        spec = self.specification
         for standing in standings[:JUDGED]:
-            if standing.score >= self.specification.score:
+            if standing.score >= spec.score:
                 return None
-            if self.specification.excess <= 1 and not self._wins(standing):
+            if spec.excess <= 1 and not self._wins(standing.error, spec.error):
                 return None
             measured = self.measured(standing.candidates)
+            if spec.excess <= 1 and not self._wins(measured.rounded, spec.rounded):
+                return None
             if measured.excess <= 1:
                 return measured
         return None
 
-    def _wins(self, standing: Standing) -> bool:
-        """Whether it is nearer than the specification beyond what chance does."""
-        floor, rows = self.target.floor, len(standing.error)
-        told = np.abs(standing.error - self.specification.error) > floor
+    def _wins(self, error: Floats, other: Floats) -> bool:
+        """Whether the first errors are smaller than the others beyond what chance does."""
+        told = np.abs(error - other) > self.target.floor
         count = int(told.sum())
-        wins = int((standing.error < self.specification.error)[told].sum())
-        gained = self.specification.score - standing.score > GAIN
-        return gained and count > rows / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
+        wins = int((error < other)[told].sum())
+        gained = self._score(other) - self._score(error) > GAIN
+        return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 
     def _standings(self, options: Sequence[tuple[Candidate, ...]]) -> list[Standing]:
         """The options that alter the outputs, by one quick run each, the nearest first."""
@@ -200,7 +208,8 @@ class WholeModels:
         allowed = np.maximum(allowed, self.target.floor)
         excess = float((np.quantile(error, ranks) / allowed).max())
         self._tick()
-        return Standing(candidates, error, self._score(error), float(allowed[1]), excess)
+        alike = self.target.errors(rounded[0])
+        return Standing(candidates, error, self._score(error), alike, float(allowed[1]), excess)
 
     def _errors(self, runs: Sequence[Run]) -> list[Floats]:
         return [self.target.errors(seen) for seen in self._seen(runs)]
