@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
 import time
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 from completions_server import FAILING, serving
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gptoss_ref
 from gptoss_ref.errors import EndpointError, TokenError, TraceError
@@ -214,6 +218,59 @@ def test_texts_that_name_several_tokens_name_none(tiny: Model) -> None:
 def test_answers_of_another_kind(value: Any) -> None:
     with pytest.raises(EndpointError, match="somewhere: no completions answer"):
         parse(value, "somewhere")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["tokens", "token_logprobs", "top_logprobs", "content", "token", "logprob", "bytes"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_whatever_a_server_writes(value: Any) -> None:
+    """It is understood, or refused in one sentence."""
+    with contextlib.suppress(EndpointError):
+        parse({"choices": [{"logprobs": value}], "usage": value}, "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "connection broke"),
+        (b"\x00\xff not HTTP at all\r\n\r\n", "connection broke"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}", "connection broke"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "cut off"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X" * 70_000 + b": 1\r\n\r\n", "connection broke"),
+        (b"HTTP/1.1 200 OK\r\n\r\n\xff\xfe", "is not JSON"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, "is not JSON"),
+    ],
+)
+def test_answers_that_are_not_http(
+    raw: bytes, message: str, prompt: list[int], observing: Any
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connected, _ = listening.accept()
+            with connected, contextlib.suppress(OSError):
+                connected.recv(65536)
+                connected.sendall(raw)
+
+        thread = Thread(target=answer)
+        thread.start()
+        with pytest.raises(EndpointError, match=message):
+            observing(f"http://127.0.0.1:{listening.getsockname()[1]}", prompt)
+        thread.join()
 
 
 class TestObservation:

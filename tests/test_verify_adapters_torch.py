@@ -170,6 +170,44 @@ def test_what_cannot_be_seen_is_left_out(in_transformers: Any, twin: dict[str, A
     assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
 
 
+def test_a_version_without_some_of_the_modules(twin: dict[str, np.ndarray]) -> None:
+    """No module for the rotation: its tap points are missing, the others are there."""
+    module = openai_module(CONFIG, ARRAYS)
+    for block in module.block:
+        rope = block.attn._modules.pop("rope")
+        object.__setattr__(block.attn, "rope", rope.forward)  # a function now
+    trace = capture(module, TOKENS, config=CONFIG)
+    assert set(twin) - set(trace) == {
+        f"block.{n}.attn.{part}_rope" for n in range(CONFIG.num_hidden_layers) for part in "qk"
+    }
+    assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+
+
+def test_the_router_of_transformers_4(
+    in_transformers: Any, twin: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It returned weights over all experts, and no logits."""
+    router, layer = modeling_gpt_oss.GptOssTopKRouter, modeling_gpt_oss.GptOssMLP
+    original = router.forward
+
+    def scattered(self: Any, x: torch.Tensor) -> Any:
+        logits, weights, indices = original(self, x)
+        return torch.zeros_like(logits).scatter(1, indices, weights), indices
+
+    def mlp(self: Any, x: torch.Tensor) -> Any:
+        rows = x.reshape(-1, x.shape[-1])
+        dense, indices = self.router(rows)
+        out = self.experts(rows, indices, dense.gather(1, indices))
+        return out.reshape(x.shape), dense
+
+    monkeypatch.setattr(router, "forward", scattered)
+    monkeypatch.setattr(layer, "forward", mlp)
+    trace = capture(in_transformers, TOKENS)
+    assert "block.0.mlp.expert_weights" in trace
+    assert "block.0.mlp.router_logits" not in trace
+    assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+
+
 def test_inside_a_wrapper(in_openai: Any, in_transformers: Any, twin: dict[str, Any]) -> None:
     class Wrapper(torch.nn.Module):
         def __init__(self, module: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gptoss_ref.config import ModelConfig
 
-from .watching import Caught, Hook, item_of, namespace_of, on_entry, on_exit, replaced
+from .watching import Caught, Hook, item_of, namespace_of, on_entry, on_exit, part_of, replaced
 
 
 def watch_openai(
@@ -25,28 +25,18 @@ def watch_openai(
     on_exit(stack, root.unembedding, caught.output("unembedding"))
     between = _Between(caught, config, length)
     for n, block in enumerate(root.block):
-        at = f"block.{n}"
-        attn, mlp = block.attn, block.mlp
-        on_exit(stack, attn, caught.rounding)
-        for name, part in (
-            ("attn.norm", attn.norm),
-            ("attn.qkv", attn.qkv),
-            ("attn.out", attn.out),
-            ("attn", attn),
-            ("mlp.norm", mlp.norm),
-            ("mlp.gate", mlp.gate),
-            ("mlp", mlp),
-        ):
-            on_exit(stack, part, caught.output(f"{at}.{name}"))
-        on_entry(stack, attn.out, caught.input(f"{at}.attn.out.input"))
-        if hasattr(attn, "rope"):
-            on_exit(stack, attn.rope, _rotated(caught, f"{at}.attn."))
-        for part in ("attn", "mlp"):
-            on_entry(stack, getattr(block, part), between.at(n, part))
+        at, mlp = f"block.{n}", part_of(block, "mlp")
+        on_exit(stack, part_of(block, "attn"), caught.rounding)
+        for name in ("attn.norm", "attn.qkv", "attn.out", "attn", "mlp.norm", "mlp.gate", "mlp"):
+            on_exit(stack, part_of(block, name), caught.output(f"{at}.{name}"))
+        on_entry(stack, part_of(block, "attn.out"), caught.input(f"{at}.attn.out.input"))
+        on_exit(stack, part_of(block, "attn.rope"), _rotated(caught, f"{at}.attn."))
         on_exit(stack, mlp, between.leaves_mlp)
         for part in ("attn", "mlp"):
-            on_exit(stack, getattr(block, part), between.at(None, ""))
-        between.watch_swiglu(stack, namespace_of(mlp))
+            on_entry(stack, part_of(block, part), between.at(n, part))
+            on_exit(stack, part_of(block, part), between.at(None, ""))
+        if mlp is not None:
+            between.watch_swiglu(stack, namespace_of(mlp))
     stack.enter_context(between.mode())
 
 

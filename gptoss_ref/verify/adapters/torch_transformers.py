@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
-from .watching import Caught, Hook, namespace_of, on_entry, on_exit, replaced
+from .watching import Caught, Hook, item_of, namespace_of, on_entry, on_exit, part_of, replaced
 
 
 def watch_transformers(stack: ExitStack, root: Any, head: Any, caught: Caught) -> None:
@@ -23,31 +23,46 @@ def watch_transformers(stack: ExitStack, root: Any, head: Any, caught: Caught) -
     rotating = _Rotating(caught)
     for n, layer in enumerate(root.layers):
         at = f"model.layers.{n}"
-        attn, mlp = layer.self_attn, layer.mlp
         on_exit(stack, layer, caught.output(at))
         on_exit(stack, layer, caught.rounding)
-        for part in ("input_layernorm", "post_attention_layernorm"):
-            on_exit(stack, getattr(layer, part), caught.output(f"{at}.{part}"))
-        on_entry(
-            stack,
-            layer.post_attention_layernorm,
-            caught.input(f"{at}.post_attention_layernorm.input"),
-        )
-        for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            on_exit(stack, getattr(attn, part), caught.output(f"{at}.self_attn.{part}"))
-        on_entry(stack, attn.o_proj, caught.input(f"{at}.self_attn.o_proj.input"))
+        for part in (
+            "input_layernorm",
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "post_attention_layernorm",
+        ):
+            on_exit(stack, part_of(layer, part), caught.output(f"{at}.{part}"))
+        for part in ("self_attn.o_proj", "post_attention_layernorm"):
+            on_entry(stack, part_of(layer, part), caught.input(f"{at}.{part}.input"))
+        attn, experts = part_of(layer, "self_attn"), part_of(layer, "mlp.experts")
         on_exit(stack, attn, caught.output(f"{at}.self_attn.attn_weights", 1))
         on_entry(stack, attn, rotating.at(n))
-        rotating.watch(stack, namespace_of(attn))
-        router = getattr(mlp, "router", None)
-        if router is not None:
-            for item in range(3):
-                on_exit(stack, router, caught.output(f"{at}.mlp.router.{item}", item))
-        if hasattr(mlp, "experts"):
-            on_exit(stack, mlp.experts, caught.output(f"{at}.mlp.experts"))
-            _Gating(n, mlp.experts, caught).watch(stack)
+        if attn is not None:
+            rotating.watch(stack, namespace_of(attn))
+        on_exit(stack, part_of(layer, "mlp.router"), _routed(caught, n))
+        if experts is not None:
+            on_exit(stack, experts, caught.output(f"{at}.mlp.experts"))
+            _Gating(n, experts, caught).watch(stack)
         else:
-            on_exit(stack, mlp, caught.output(f"{at}.mlp"))
+            on_exit(stack, part_of(layer, "mlp"), caught.output(f"{at}.mlp"))
+
+
+def _routed(caught: Caught, n: int) -> Hook:
+    """A forward hook on the router: logits, weights (T, A) and experts; transformers 4 returned
+    weights over all experts (T, E) and experts."""
+
+    def hook(_module: Any, _args: Any, value: Any) -> None:
+        at = f"model.layers.{n}.mlp.router"
+        if isinstance(value, tuple) and len(value) == 2:
+            caught.keep(f"{at} weights", value[0], f"block.{n}.mlp.expert_weights", "dense")
+            caught.keep(f"{at}.2", value[1])
+        else:
+            for item in range(3):
+                caught.keep(f"{at}.{item}", item_of(value, item))
+
+    return hook
 
 
 class _Rotating:

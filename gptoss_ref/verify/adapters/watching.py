@@ -32,6 +32,7 @@ class Caught:
                 self.names[name] = (tap, layout)
 
     def drop(self, name: str) -> None:
+        """Forget one tensor, if it was kept."""
         self.arrays.pop(name, None)
         self.names.pop(name, None)
 
@@ -58,6 +59,7 @@ class Caught:
 
 
 def item_of(value: Any, item: int) -> Any:
+    """One of several outputs of a module; a single output is its item 0, and None is absent."""
     if isinstance(value, tuple | list):
         return value[item] if item < len(value) else None
     return value if item == 0 else None
@@ -79,11 +81,22 @@ def replaced(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]
 
 
 def on_exit(stack: ExitStack, module: Any, hook: Hook) -> None:
-    stack.callback(module.register_forward_hook(hook).remove)
+    """Call ``hook(module, args, output)`` after the module, until the stack closes."""
+    if module is not None:
+        stack.callback(module.register_forward_hook(hook).remove)
 
 
 def on_entry(stack: ExitStack, module: Any, hook: Hook) -> None:
-    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    """Call ``hook(module, args, kwargs)`` before the module, until the stack closes."""
+    if module is not None:
+        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def part_of(module: Any, path: str) -> Any:
+    """The submodule of that dotted name; None if somebody's version of the model lacks it."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module if hasattr(module, "register_forward_hook") else None
 
 
 def namespace_of(module: Any) -> dict[str, Any]:
