@@ -209,6 +209,7 @@ def test_rewritings_are_not_accused(rewriting: str) -> None:
     for reference_trace in (ref, without_model(ref)):
         report = compare(reference_trace, theirs)
         assert report.ok, str(report)
+    assert compare(ref, suspect(rewriting, "bfloat16")).ok
     if rewriting == "scale-in-query":
         verdicts = {row.name: row.verdict for row in compare(ref, theirs).rows}
         assert verdicts["block.0.attn.q_rope"] == "rewritten"
@@ -362,6 +363,18 @@ def test_nan_and_infinity_are_named() -> None:
         assert (row.name, row.verdict, row.first_token) == (name, "nan", 4)
         assert "36 values are NaN or infinite in one trace only" in row.note
         json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_what_is_nan_in_both_is_no_verdict() -> None:
+    _, _, ref = reference()
+    nothing = np.full_like(ref["norm"], np.nan)
+    report = compare(without_model(ref, norm=nothing), other(norm=nothing.astype(np.float32)))
+    row = next(row for row in report.rows if row.name == "norm")
+    assert row.verdict == "unjudged"
+    assert row.note == "all values are NaN or infinite in both traces"
+    some = ref["norm"].copy()
+    some[3, 4] = np.nan
+    assert compare(without_model(ref, norm=some), other(norm=some.astype(np.float32))).ok
 
 
 def test_missing_taps_are_left_out_and_said() -> None:

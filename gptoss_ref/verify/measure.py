@@ -31,6 +31,7 @@ class Errors:
         other_norm: (T,) L2 norm of the other array.
         peak: (T,) largest absolute difference.
         broken: (T,) values that are NaN or infinite in one array and not the same in the other.
+        lost: (T,) values that are NaN or infinite in both alike, and so cannot be compared.
     """
 
     error: NDArray[np.float64]
@@ -38,6 +39,7 @@ class Errors:
     other_norm: NDArray[np.float64]
     peak: NDArray[np.float64]
     broken: NDArray[np.int64]
+    lost: NDArray[np.int64]
 
     @property
     def max_abs(self) -> float:
@@ -66,6 +68,7 @@ class Errors:
             self.other_norm[rows],
             self.peak[rows],
             self.broken[rows],
+            self.lost[rows],
         )
 
     def rows(self) -> NDArray[np.float64]:
@@ -96,7 +99,7 @@ def measure(ref: Rows, other: Rows, length: int, row_values: int) -> Errors:
     """
     step = max(1, BLOCK_VALUES // max(1, row_values))
     error, norm, other_norm, peak = (np.empty(length) for _ in range(4))
-    broken = np.zeros(length, np.int64)
+    broken, lost = np.zeros(length, np.int64), np.zeros(length, np.int64)
     for start in range(0, length, step):
         rows = slice(start, min(start + step, length))
         count = rows.stop - start
@@ -108,11 +111,12 @@ def measure(ref: Rows, other: Rows, length: int, row_values: int) -> Errors:
             alike = (a == b) | (np.isnan(a) & np.isnan(b))
             bad = ~(np.isfinite(a) & np.isfinite(b))
             broken[rows] = (bad & ~alike).sum(axis=1)
+            lost[rows] = (bad & alike).sum(axis=1)
             a, b, d = (np.where(bad, 0.0, x) for x in (a, b, d))
         for total, x in ((error, d), (norm, a), (other_norm, b)):
             total[rows] = np.sqrt(np.einsum("ij,ij->i", x, x))
         peak[rows] = np.maximum(d.max(axis=1, initial=0.0), -d.min(axis=1, initial=0.0))
-    return Errors(error, norm, other_norm, peak, broken)
+    return Errors(error, norm, other_norm, peak, broken, lost)
 
 
 def measure_arrays(ref: Array, other: Array, axis: int = 0) -> Errors:

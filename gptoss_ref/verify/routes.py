@@ -16,6 +16,12 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.verify.report import Flip
 from gptoss_ref.verify.yardstick import FLOOR, Level
 
+DIFFERENCE = 0.6
+"""Share of the error allowed to a whole row of logits that the difference of two may have.
+
+√2 would be both off by all of it. The largest seen, in 88 ties of correct runs, is 0.2.
+"""
+
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -73,7 +79,7 @@ def slack_of(logits: Array, level: Level) -> Floats:
     """(T,) by how much rounding may misjudge the difference of two router logits (T, E)."""
     usual = np.linalg.norm(logits, axis=1) / np.sqrt(logits.shape[1])
     largest = np.abs(logits).max(axis=1)
-    slack: Floats = np.sqrt(2) * level.allowed_rows * usual + 2 * FLOOR * level.unit * largest
+    slack: Floats = DIFFERENCE * level.allowed_rows * usual + 2 * FLOOR * level.unit * largest
     return slack
 
 
