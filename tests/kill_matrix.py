@@ -159,7 +159,7 @@ VOID = {
     "yarn-skipped": ("yarn-",),
     "window-nowhere": ("window-", "ring-boundary", "chunk-longer-than-ring"),
     "window-everywhere": ("window-odd-layers",),
-    "rope-skipped-on-window-layers": (),
+    "window-plus-one": ("window-minus-one",),
     "down-bias-missing": ("down-bias-unweighted",),
     "scale-missing": ("scale-by-hidden",),
     "scale-by-hidden": ("scale-missing",),

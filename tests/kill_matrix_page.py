@@ -15,11 +15,16 @@ Does `diagnose` name the bug? Every bug below is built into a torch implementati
 shares no code with this package (`tests/buggy_twin`), as the implementations that were reported had
 it. Its tap points, and nothing else, are given to `diagnose`.
 
+What a report leaves open (how many rows a shard lost, whose sink a head was given) was settled in
+words between the authors of the twin and of [the catalogue](mutants.md) before either was run; they
+did not read each other's code. Where the twin had a bug in a form that the catalogue then lacked,
+the catalogue was given it as a further form: those are the variants below.
+
 *random* is a checkpoint of 4 layers whose dimensions all differ, *tiny* the bundled trained model.
 **1** means that the bug is the first cause named, a higher number its rank, – that it is not among
 the causes; *none* that no number changes, for the reason in the notes. Columns headed *logits* give
-`diagnose` nothing but the logits: there rounding hides the smallest
-effects, and NaN all others.
+`diagnose` nothing but the logits: there rounding hides the smallest effects, and NaN all others.
+A name in bold in the later tables is not what it should be.
 
 This page is generated: `python tests/kill_matrix.py --write docs/kill_matrix.md`.
 """

@@ -2,8 +2,8 @@
 
 It imports nothing from ``gptoss_ref``. It reads the checkpoint's bytes by itself, decodes MXFP4 by
 its own decoder and computes every tap point. Each bug is written as the implementation that was
-reported had it, at the place where it had it, so that naming it proves something: neither this code
-nor its author has seen the catalogue that ``diagnose`` searches.
+reported had it, at the place where it had it, so that naming it proves something: this code was
+written without sight of the catalogue that ``diagnose`` searches.
 
     taps = run(tiny(), tokens, "bfloat16", {"window-plus-one"})
 
