@@ -95,13 +95,14 @@ class Explanation:
     Attributes:
         candidates: applied one after the other.
         local: the tap point under them.
-        left: divergences of the whole trace under them.
+        left, tokens: divergences of the whole trace under them, and tokens that diverge in these.
         distance: between the other's numbers and theirs, rounded alike, over all they change.
     """
 
     candidates: tuple[Candidate, ...]
     local: Local
     left: int = 0
+    tokens: int = 0
     distance: float = 0.0
 
 
@@ -240,10 +241,12 @@ class Search:
         """Of the explanations of one divergence the best for the whole trace, and its equals."""
         taps = frozenset[str]().union(*(self._affected(e.candidates) for e in solved))
         weighed = [w for e in solved for w in self._weighed(e, taps)]
-        weighed.sort(key=lambda e: (e.left, any(c.blocks for c in e.candidates), e.distance))
+        weighed.sort(key=_rank)
         best = weighed[0]
         alike = [
-            e for e in weighed[1:] if e.left == best.left and e.distance <= ALIKE * best.distance
+            e
+            for e in weighed[1:]
+            if _rank(e)[:3] == _rank(best)[:3] and e.distance <= ALIKE * best.distance
         ]
         names = {c.name for c in best.candidates}
         others = dict.fromkeys(c.name for e in alike for c in e.candidates if c.name not in names)
@@ -274,9 +277,11 @@ class Search:
         self._last = {local.tap: local for local in self._replayed(rules, taps)}
         elsewhere = [t for t in self._diverging() if t not in taps]
         left = len(elsewhere) + sum(local.excess > 1 for local in self._last.values())
+        tokens = sum(int(local.wrong_rows.sum()) for local in self._last.values())
         squares = [local.distance**2 for local in self._last.values()]
         self._tick()
-        return Explanation(option.candidates, option.local, left, float(np.sqrt(np.sum(squares))))
+        distance = float(np.sqrt(np.sum(squares)))
+        return Explanation(option.candidates, option.local, left, tokens, distance)
 
     # --- bugs too small for the yardstick ---
 
@@ -346,6 +351,12 @@ class Search:
     def _tick(self) -> None:
         self._steps += 1
         self._progress(self._steps, 0, self._what)
+
+
+def _rank(explanation: Explanation) -> tuple[int, int, bool, float]:
+    """Smaller is better: what it leaves, in fewer tokens, in all blocks alike, and how near."""
+    placed = any(candidate.blocks is not None for candidate in explanation.candidates)
+    return explanation.left, explanation.tokens, placed, explanation.distance
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
