@@ -71,7 +71,8 @@ def test_a_correct_trace(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
 
 def test_a_server_with_a_bug(wider: Model, tiny: Model, capsys: Captured) -> None:
     with serving(wider, tiny.tokenizer) as server:
-        status = main(["diagnose", "tiny", "--endpoint", server.url, "--prompt", TEXT, "--json"])
+        at = ["--endpoint", server.url, "--prompt", TEXT, "--rounding", "float32"]
+        status = main(["diagnose", "tiny", *at, "--json"])
     assert status == 1
     report = json.loads(capsys.readouterr().out)
     assert report["causes"][0]["name"] == "window-plus-one"
