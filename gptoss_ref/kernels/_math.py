@@ -22,6 +22,11 @@ _MAGIC = np.float32(12582912.0)
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # 9 bits: n · this is exact for every exponent n
 _LN2_LOW = np.float32(-2.12194440e-4)
+EXP_COEFFICIENTS = (
+    *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3),
+    *(4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+)
+"""Of r⁷ … r² in e^r, |r| ≤ ln 2 / 2, from Cephes' ``expf``."""
 _SMALLEST = np.float32(-87.33654)  # exp of less is below the normal float32 numbers
 _LARGEST = np.float32(88.72283)  # exp of more overflows
 _INFINITY = np.float32(np.inf)
@@ -86,12 +91,12 @@ def exp(x: Any) -> Any:
     shifted = np.float32(clamped * _LOG2E + _MAGIC)
     n = np.float32(shifted - _MAGIC)
     r = np.float32(np.float32(clamped - n * _LN2_HIGH) - n * _LN2_LOW)
-    p = np.float32(1.9875691500e-4)
-    p = np.float32(p * r + np.float32(1.3981999507e-3))
-    p = np.float32(p * r + np.float32(8.3334519073e-3))
-    p = np.float32(p * r + np.float32(4.1665795894e-2))
-    p = np.float32(p * r + np.float32(1.6666665459e-1))
-    p = np.float32(p * r + np.float32(5.0000001201e-1))
+    p = np.float32(EXP_COEFFICIENTS[0])
+    p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[1]))
+    p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[2]))
+    p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[3]))
+    p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[4]))
+    p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[5]))
     p = np.float32(np.float32(p * r) * r + r) + np.float32(1.0)
     # 2^n in two factors: n may be 128, which is beyond the exponents of float32
     half = np.int32(float_bits(shifted) - float_bits(_MAGIC)) >> np.int32(1)

@@ -33,11 +33,13 @@ from gptoss_ref.kernels._jit import DOT_PRODUCT, PATH_TYPES
 from gptoss_ref.kernels._math import widen
 
 LANES = 16
+WIDEST = 32
+"""The largest L of all paths."""
 PREFETCH_BYTES = 2048
 """How far ahead of a row's reading its cache lines are asked for."""
 
 _WIDTHS = {PATH_TYPES["avx512"]: 32, PATH_TYPES["avx2"]: 16, PATH_TYPES["plain"]: 16}
-_TOKENS = {PATH_TYPES["avx512"]: (12, 4, 1), PATH_TYPES["avx2"]: (6, 2, 1)}
+_TOKENS = {PATH_TYPES["avx512"]: (12, 8, 4, 1), PATH_TYPES["avx2"]: (6, 4, 2, 1)}
 """Rows of x that ``tile`` takes at once, so that the sums fill the registers."""
 
 
@@ -54,8 +56,13 @@ def dot(path: Any, w: Any, w_at: int, x: Any, x_at: int, n: int) -> Any:
     return total
 
 
-def pack(path: Any, w: Any, at: int, stride: int, rows: int, depth: int, panel: Any) -> None:
-    """panel[k, l] = w[at + l · stride + k] for l < L; rows from ``rows`` on repeat the last."""
+def pack(
+    path: Any, w: Any, at: int, stride: int, rows: int, depth: int, ahead: int, panel: Any
+) -> None:
+    """panel[k, l] = w[at + l · stride + k] for l < L; rows from ``rows`` on repeat the last.
+
+    The cache lines ``ahead`` elements further are asked for.
+    """
     width = 16
     for l in range(width):
         start = at + min(l, rows - 1) * stride
@@ -73,6 +80,7 @@ def tile(
     panel_at: int,
     panel_stride: int,
     depth: int,
+    ahead: int,
     out: Any,
     out_at: int,
     out_stride: int,
@@ -80,6 +88,7 @@ def tile(
 ) -> None:
     """out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; ``add``: onto what is there.
 
+    The panel's cache lines ``ahead`` elements further are asked for, if that is not zero.
     What is there is added last: a long sum cut into pieces rounds less than one in sequence. All
     arrays are flat; ``*_at`` is where the first element lies, ``*_stride`` the distance of rows.
     """
@@ -127,12 +136,12 @@ def _pack(path: Any, *others: Any) -> Any:
         return pack
     width = _WIDTHS[path]
 
-    def vectors(path, w, at, stride, rows, depth, panel):  # type: ignore[no-untyped-def]
+    def vectors(path, w, at, stride, rows, depth, ahead, panel):  # type: ignore[no-untyped-def]
         squares = depth // LANES
         for first in range(0, width, LANES):
             row = min(first, rows - 1)
             last = max(0, min(LANES, rows - first) - 1)
-            _vector_pack(w, at + row * stride, stride, last, squares, panel, first, width)
+            _vector_pack(w, at + row * stride, stride, last, squares, ahead, panel, first, width)
         for l in range(width):
             start = at + min(l, rows - 1) * stride
             for k in range(squares * LANES, depth):
@@ -145,25 +154,30 @@ def _pack(path: Any, *others: Any) -> Any:
 def _tile(path: Any, *others: Any) -> Any:
     if path is PATH_TYPES["plain"]:
         return tile
-    most, some, _ = _TOKENS[path]
-    tile_most, tile_some, tile_one = (_tile_of(m, _WIDTHS[path] // LANES) for m in _TOKENS[path])
+    four = _TOKENS[path]
+    most, many, some, _ = four
+    tile_most, tile_many, tile_some, tile_one = (_tile_of(m, _WIDTHS[path] // LANES) for m in four)
 
     # fmt: off
     def vectors(path, count, x, x_at, x_stride, panel, panel_at,  # type: ignore[no-untyped-def]
-                panel_stride, depth, out, out_at, out_stride, add):
+                panel_stride, depth, ahead, out, out_at, out_stride, add):
         m = 0
         while m < count:
-            of, to = x_at + m * x_stride, out_at + m * out_stride
-            if m + most <= count:
-                tile_most(x, of, x_stride, panel, panel_at, panel_stride, depth,
+            of, to, rest = x_at + m * x_stride, out_at + m * out_stride, count - m
+            if rest >= most:
+                tile_most(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
                           out, to, out_stride, add)
                 m += most
-            elif m + some <= count:
-                tile_some(x, of, x_stride, panel, panel_at, panel_stride, depth,
+            elif rest >= many:
+                tile_many(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
+                          out, to, out_stride, add)
+                m += many
+            elif rest >= some:
+                tile_some(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
                           out, to, out_stride, add)
                 m += some
             else:
-                tile_one(x, of, x_stride, panel, panel_at, panel_stride, depth,
+                tile_one(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
                          out, to, out_stride, add)
                 m += 1
     # fmt: on
@@ -221,6 +235,7 @@ def _vector_pack(
     stride: Any,
     last: Any,
     squares: Any,
+    ahead: Any,
     panel: Any,
     first: Any,
     width: Any,
@@ -230,14 +245,16 @@ def _vector_pack(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source = _ir.data(context, builder, w, args[0])
-        target = _ir.data(context, builder, panel, args[5])
-        _, at_, stride_, last_, squares_, _, first_, width_ = args
+        target = _ir.data(context, builder, panel, args[6])
+        _, at_, stride_, last_, squares_, ahead_, _, first_, width_ = args
         rows = []
         for l in range(LANES):
             row = builder.select(builder.icmp_signed("<", index(l), last_), index(l), last_)
             rows.append(builder.gep(source, [builder.add(at_, builder.mul(row, stride_))]))
         with cgutils.for_range(builder, squares_) as loop:
             k = builder.mul(loop.index, index(LANES))
+            for row in rows:
+                _ir.prefetch(builder, row, builder.add(k, ahead_), 0)
             loaded = [_ir.load(builder, row, k, _ir.vector(element, LANES)) for row in rows]
             for i, column in enumerate(_ir.transposed(builder, loaded)):
                 to = builder.add(builder.mul(builder.add(k, index(i)), width_), first_)
@@ -245,7 +262,7 @@ def _vector_pack(
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(w, n, n, n, n, panel, n, n), generate
+    return types.void(w, n, n, n, n, n, panel, n, n), generate
 
 
 def _tile_of(tokens: int, vectors: int) -> Any:
@@ -261,18 +278,18 @@ def _tile_of(tokens: int, vectors: int) -> Any:
         panel_at: Any,
         panel_stride: Any,
         depth: Any,
+        ahead: Any,
         out: Any,
         out_at: Any,
         out_stride: Any,
         add: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _, x_at_, x_stride_, _, panel_at_, panel_stride_, depth_, _, to, out_stride_, add_ = (
-                args
-            )
+            _, x_at_, x_stride_, _, panel_at_, panel_stride_, depth_, ahead_ = args[:8]
+            _, to, out_stride_, add_ = args[8:]
             x_ = _ir.data(context, builder, x, args[0])
             panel_ = builder.gep(_ir.data(context, builder, panel, args[3]), [panel_at_])
-            out_ = _ir.data(context, builder, out, args[7])
+            out_ = _ir.data(context, builder, out, args[8])
             type_ = _ir.vector(f32, LANES)
             sums = _ir.Accumulators(builder, tokens, vectors, type_)
             rows = [
@@ -290,10 +307,10 @@ def _tile_of(tokens: int, vectors: int) -> Any:
             ]
             with cgutils.for_range(builder, depth_) as loop:
                 at = builder.mul(loop.index, panel_stride_)
-                columns = [
-                    _ir.load(builder, panel_, builder.add(at, index(v * LANES)), type_)
-                    for v in range(vectors)
-                ]
+                places_ = [builder.add(at, index(v * LANES)) for v in range(vectors)]
+                columns = [_ir.load(builder, panel_, place, type_) for place in places_]
+                for place in places_:
+                    _ir.prefetch(builder, panel_, builder.add(place, ahead_), 0)
                 for m in range(tokens):
                     factor = _ir.splat(builder, _ir.load(builder, rows[m], loop.index, f32), LANES)
                     for v in range(vectors):
@@ -309,6 +326,6 @@ def _tile_of(tokens: int, vectors: int) -> Any:
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(x, n, n, panel, n, n, n, out, n, n, types.boolean), generate
+        return types.void(x, n, n, panel, n, n, n, n, out, n, n, types.boolean), generate
 
     return tile_of

@@ -194,16 +194,18 @@ def _panels(
                 if by_column:
                     _pack_columns(weight, first, k, outputs, rows, depth, width, panel)
                 else:
-                    pack(path, weight, first * inputs + k, inputs, rows, depth, panel)
+                    pack(
+                        path, weight, first * inputs + k, inputs, rows, depth, width * inputs, panel
+                    )
                 of, to = t * inputs + k, t * outputs + first
                 if rows == width:
                     tile(
-                        path, count, x_flat, of, inputs, panel, 0, width, depth,
+                        path, count, x_flat, of, inputs, panel, 0, width, depth, 0,
                         y_flat, to, outputs, True,
                     )  # fmt: skip
                     continue
                 tile(
-                    path, count, x_flat, of, inputs, panel, 0, width, depth,
+                    path, count, x_flat, of, inputs, panel, 0, width, depth, 0,
                     edge, 0, width, False,
                 )  # fmt: skip
                 for m in range(count):
