@@ -253,7 +253,7 @@ def test_what_the_output_cannot_encode_is_replaced() -> None:
         "import gptoss_ref.cli.chat as chat\n"
         "from gptoss_ref.cli import entry_point\n"
         "from scripted import ScriptedModel\n"
-        f"chat.load = lambda *_, **__: ScriptedModel({ANSWER.format('2π')!r})\n"
+        f"chat.load_model = lambda *_, **__: ScriptedModel({ANSWER.format('2π')!r})\n"
         "entry_point()\n"
     )
     done = subprocess.run(
@@ -276,7 +276,7 @@ def test_a_person_at_a_real_terminal() -> None:
         "from scripted import ScriptedModel\n"
         # a run in the background passes on an ignored Ctrl-C
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"chat.load = lambda *_, **__: ScriptedModel(*{script!r}, seconds=0.01)\n"
+        f"chat.load_model = lambda *_, **__: ScriptedModel(*{script!r}, seconds=0.01)\n"
         "sys.exit(main(['chat', '--max-tokens', '9999']))\n"
     )
     ours, theirs = pty.openpty()

@@ -30,12 +30,12 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 @pytest.mark.parametrize(
-    "tokens",
-    [[3, 1, 4], (3, 1, 4), np.array([3, 1, 4]), np.array([3, 1, 4], np.uint8), iter([3, 1, 4])],
+    "sequence",
+    [list, tuple, np.array, partial(np.array, dtype=np.uint8), iter],
     ids=["list", "tuple", "int64", "uint8", "iterator"],
 )
-def test_any_sequence_of_ints(model: Model, tokens: Any) -> None:
-    logits = model(tokens)
+def test_any_sequence_of_ints(model: Model, sequence: Callable[[list[int]], Any]) -> None:
+    logits = model(sequence([3, 1, 4]))
     assert logits.shape == (3, CONFIG.vocab_size)
     assert np.array_equal(logits, model([3, 1, 4]))
 
