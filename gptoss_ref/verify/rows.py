@@ -201,9 +201,9 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
         if row.verdict == "diverges" and used and all(agrees(user, row) for user in used):
             verdicts[row.name] = "rewritten"
             rewritten.add(split(row.name)[1])
-    for row in rows:  # where ties leave nothing to tell by, as in the other blocks
-        unknown = all(verdicts[user] in ("follows", "unjudged") for user in nearest(row.name))
-        if verdicts[row.name] == "diverges" and split(row.name)[1] in rewritten and unknown:
+    for row in rows:  # what is rewritten in one block is so in the others, where less can be told
+        harmless = all(verdicts[user] not in WRONG for user in nearest(row.name))
+        if verdicts[row.name] == "diverges" and split(row.name)[1] in rewritten and harmless:
             verdicts[row.name] = "rewritten"
 
     settled, broken = [], False
