@@ -49,11 +49,11 @@ def _experts(tokens: int, size: int) -> None:
     experts(x, indices, weights, first, _bits(1, 2 * size), second, _bits(1, size))
 
 
-def _attention(tokens: int, size: int) -> None:
-    q = np.ones((tokens, size, 32), np.float32)
-    keys = np.ones((128, 2, 32), np.float32)
-    positions = np.arange(128)
-    attention(q, keys, keys, _bits(size), positions[-tokens:], positions)
+def _attention(tokens: int, heads: int, keys: int = 128) -> None:
+    q = np.ones((tokens, heads, 32), np.float32)
+    k = np.ones((keys, 2, 32), np.float32)
+    positions = np.arange(keys)
+    attention(q, k, k, _bits(heads), positions[-tokens:], positions)
 
 
 def _small() -> None:
@@ -80,7 +80,7 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("linear layers, several tokens, threads", lambda: _linear(3, 640)),
     ("attention, one token", lambda: _attention(1, 2)),
     ("attention, several tokens", lambda: _attention(3, 2)),
-    ("attention, one token, threads", lambda: _attention(1, 64)),
+    ("attention, one token, threads", lambda: _attention(1, 16, 1024)),
     ("attention, several tokens, threads", lambda: _attention(64, 16)),
     ("experts, one token", lambda: _experts(1, 64)),
     ("experts, several tokens", lambda: _experts(3, 64)),
