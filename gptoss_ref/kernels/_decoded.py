@@ -74,7 +74,7 @@ def scratch_of(groups: int) -> Any:
     """Room for decoded rows, from a cache line on."""
     size = ROWS * groups * BLOCK
     room = np.empty(size + 32, np.uint16)
-    start = -(room.ctypes.data // 2) % 32
+    start = (63 - (np.int64(room.ctypes.data) + 63) % 64) // 2
     return room[start : start + size]
 
 
@@ -96,7 +96,7 @@ def decoded(
     """sums[m · stride + r] = row r · activations m; odd[r]: that row is left to the float way.
 
     Args:
-        split: activations as ``_tiles.split`` left them; m counts from tile number ``tile``.
+        split: activations as ``split_tiles`` left them; m counts from tile number ``tile``.
         sums: float32, with room for a multiple of 32 rows.
     """
     none, tile_sums = np.zeros(ROWS, np.float32), np.empty(_tiles.SUMS, np.float32)

@@ -54,11 +54,6 @@ def group_bytes(n: int) -> int:
     return 4 * vector_bytes(n) + 16 * n
 
 
-def row_bytes(n: int, groups: int) -> int:
-    """Bytes kept of a row of ``groups`` blocks."""
-    return -(-groups // (4 * n)) * group_bytes(n)
-
-
 @jit
 def plane_block(n: int, x: Any, at: int, largest: Any, planes: Any, to: int, g: int) -> None:
     """Keep the 32 activations at x[at] as block ``g`` of the row that begins at planes[to].
@@ -197,6 +192,8 @@ def dot_planes_of(n: int) -> Any:
                     past = builder.mul(loop.index, index(n))
                     here = builder.mul(builder.add(done, past), index(16))
                     lanes = builder.mul(builder.sub(rest, past), index(4))
+                    _ir.prefetch(builder, weights, here, NEAR)
+                    _ir.prefetch(builder, weights, here, FAR, keep=1)
                     stored = _ir.load_first(builder, weights, here, ints, lanes)
                     total = products(
                         builder,

@@ -5,7 +5,7 @@
 ==========  =================  ==========================================================
 ``FEW``     up to 4 tokens     planes of 24-bit integers, ``_planes.py``
 ``PAIRS``   more               int16 with a factor a block, ``_pairs.py``
-``TILES``   more, on AMX       float32 until ``_tiles.split`` splits them, ``_decoded.py``
+``TILES``   more, on AMX       float32 until ``split_tiles`` splits them, ``_decoded.py``
 ==========  =================  ==========================================================
 
 The plain path has one way for all: rows decoded to float32, in ``_blocks.py``. It is also taken,
@@ -37,13 +37,13 @@ from gptoss_ref.kernels._jit import (
     NEEDS,
     PATH_TYPES,
     cpu_features,
-    current_path,
     jit,
+    path_name,
     tiles,
 )
 from gptoss_ref.kernels._pairs import ROWS, SPARE, pair_block, pairs_of
 from gptoss_ref.kernels._panels import dot
-from gptoss_ref.kernels._planes import dot_planes_of, plane_block, row_bytes
+from gptoss_ref.kernels._planes import dot_planes_of, group_bytes, plane_block
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
@@ -56,8 +56,7 @@ _REFUSE_255 = SCALE_255["error"]
 _TOO_LARGE = np.float32(2.0**48).view(np.int32)
 _TOO_SMALL = np.float32(2.0**-60).view(np.int32)
 _INFINITY = np.float32(np.inf)
-_VECTOR_BLOCKS = {np.uint32: 4, np.uint16: 2}  # by the type of path
-_BLOCKS = {PATH_TYPES["avx512"]: 4, PATH_TYPES["avx2"]: 2}
+_BLOCKS = {PATH_TYPES["avx512"]: 4, PATH_TYPES["avx2"]: 2}  # of a vector
 
 
 class Stored(NamedTuple):
@@ -120,49 +119,84 @@ def refuse_255(scales: Array, name: str) -> None:
 
 def mode_of(tokens: int) -> int:
     """The way that products with so many tokens take now."""
-    if tokens <= FEW_TOKENS or type(current_path()) not in _VECTOR_BLOCKS:
+    if tokens <= FEW_TOKENS or path_name() == "plain":
         return FEW
     return TILES if tiles() else PAIRS
 
 
-def inputs_of(x: Array, mode: int) -> Inputs:
-    """Room for the rows ``x`` (R, M), to be filled by ``keep``: nothing is computed here."""
-    rows, width = x.shape
-    groups, n = width // BLOCK, _VECTOR_BLOCKS.get(type(current_path()))
-    planes = q = factors = 0
-    if mode == PAIRS:
-        q, factors = (rows + SPARE) * width, (rows + SPARE) * groups
-    elif mode == FEW and n is not None:
-        planes = rows * row_bytes(n, groups)
+@jit
+def inputs_of(path: Any, mode: int, x: Any, rows: int) -> Inputs:
+    """Room for the rows ``x``, flat (R, M), to be filled by ``keep``: nothing is computed here."""
+    groups = x.size // rows // BLOCK
+    pairs = (rows + SPARE) * groups if mode == PAIRS else 0
+    planes = rows * planes_bytes(path, groups) if mode == FEW else 0
     buffer = np.zeros(planes + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
+    start = 63 - (np.int64(buffer.ctypes.data) + 63) % 64
     return Inputs(
         mode,
-        x.reshape(-1),
+        x,
         np.zeros(rows, np.bool_),
         buffer[start : start + planes],
-        np.empty(q, np.int16),
-        np.empty(factors, np.float32),
+        np.empty(pairs * BLOCK, np.int16),
+        np.empty(pairs, np.float32),
     )
 
 
-def kept(x: Array, mode: int) -> Inputs:
-    """Inputs of the rows ``x`` (R, M)."""
-    inputs = inputs_of(x, mode)
-    _keep_all(current_path(), inputs, x.shape[1] // BLOCK)
-    return inputs
+def planes_bytes(path: Any, groups: int) -> int:
+    """Bytes that a row of ``groups`` blocks needs in planes."""
+    return 0
 
 
-def split(x: Array, of: Array, mode: int) -> Array:
-    """Rows ``of`` of ``x`` (R, M) as ``TILES`` needs them: see ``_tiles.split``; else nothing."""
-    return _tiles.split(x, of) if mode == TILES and of.size else np.empty(0, np.uint32)
+@overload(planes_bytes, strict=False)
+def _planes_bytes(path: Any, groups: Any) -> Any:
+    n = _BLOCKS.get(path, 0)
+    if n == 0:
+        return planes_bytes
+    size = group_bytes(n)
+    return lambda path, groups: -(-groups // (4 * n)) * size
 
 
 @jit
-def _keep_all(path: Any, inputs: Inputs, groups: int) -> None:
-    for row in range(inputs.beyond.size):
+def kept(path: Any, mode: int, x: Any, rows: int) -> Inputs:
+    """Inputs of the rows ``x``, flat (R, M)."""
+    inputs = inputs_of(path, mode, x, rows)
+    groups = x.size // rows // BLOCK
+    for row in range(rows):
         for g in range(groups):
             keep(path, inputs, row, g, groups)
+    return inputs
+
+
+@jit
+def split_room(mode: int, rows: int, groups: int) -> Any:
+    """Room for ``rows`` (whole tiles) of activations as ``split_tiles`` leaves them, if needed."""
+    words = rows // _tiles.ROWS * groups * _tiles.STEP_WORDS if mode == TILES else 0
+    buffer = np.empty(words + 16, np.uint32)
+    start = (63 - (np.int64(buffer.ctypes.data) + 63) % 64) // 4
+    return buffer[start : start + words]
+
+
+def split_tiles(path: Any, mode: int, x: Any, of: Any, planes: Any, part: int, n: int) -> None:
+    """Part ``part`` of ``n`` of splitting rows ``of`` of ``x``, flat, as ``TILES`` needs them."""
+
+
+@overload(split_tiles, strict=False)
+def _split_tiles(path: Any, *others: Any) -> Any:
+    if not _on_tiles(path):
+        return split_tiles
+    split_some = _tiles.split_some
+
+    def vectors(path, mode, x, of, planes, part, n):  # type: ignore[no-untyped-def]
+        if mode == TILES:
+            tiles = of.size // _tiles.ROWS
+            split_some(x, of, planes, part * tiles // n, (part + 1) * tiles // n)
+
+    return vectors
+
+
+def _on_tiles(path: Any) -> bool:
+    """Whether functions compiled for this type of path may be called with ``TILES``."""
+    return path is PATH_TYPES["avx512"] and cpu_features() >= NEEDS["amx"]
 
 
 @jit
@@ -224,7 +258,7 @@ def product(
     Args:
         block: number of the rows' first block; a row has ``groups``.
         of: the row of ``inputs`` that m stands for is of[of_at + m]; ``SPARE`` entries follow.
-        split: for ``TILES``, activations as ``_tiles.split`` left them; m counts from tile number
+        split: for ``TILES``, activations as ``split_tiles`` left them; m counts from tile number
             ``tile``.
         sums, scratch: from :func:`room`.
 
@@ -264,7 +298,7 @@ def _product(path: Any, *others: Any) -> Any:
         return product
     wide = path is PATH_TYPES["avx512"]
     dot_planes, pairs = dot_planes_of(_BLOCKS[path]), pairs_of(wide)
-    tiles_product = decoded if wide and cpu_features() >= NEEDS["amx"] else _no_tiles
+    tiles_product = decoded if _on_tiles(path) else _no_tiles
 
     # fmt: off
     def vectors(path, stored, block, rows, groups, inputs,  # type: ignore[no-untyped-def]

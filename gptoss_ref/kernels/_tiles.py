@@ -59,12 +59,12 @@ def split(x: Array, of: Array) -> Array:
     buffer = np.empty(tiles * words + 16, np.uint32)
     start = -buffer.ctypes.data // 4 % 16  # words to the next cache line
     planes = buffer[start : start + tiles * words]
-    run(_split, _split_parallel, tiles, of.size * x.shape[1], x.reshape(-1), of, planes)
+    run(split_some, _split_parallel, tiles, of.size * x.shape[1], x.reshape(-1), of, planes)
     return planes
 
 
 @jit
-def _split(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
+def split_some(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
     """Tiles ``start`` … ``stop`` − 1."""
     tiles = -(-of.size // ROWS)
     steps = planes.size // tiles // STEP_WORDS
@@ -78,7 +78,7 @@ def _split(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
 @jit_parallel
 def _split_parallel(x: Any, of: Any, planes: Any, tasks: int, n: int) -> None:
     for t in prange(n):
-        _split(x, of, planes, t * tasks // n, (t + 1) * tasks // n)
+        split_some(x, of, planes, t * tasks // n, (t + 1) * tasks // n)
 
 
 def _instruction(builder: ir.IRBuilder, name: str, *arguments: Value | int) -> None:

@@ -43,7 +43,8 @@ from gptoss_ref.kernels._product import (
     product,
     refuse_255,
     room,
-    split,
+    split_room,
+    split_tiles,
     stored_of,
 )
 from gptoss_ref.kernels.linear import linear
@@ -99,19 +100,30 @@ def experts(
             f"(E, 2F), (E, D, F), (E, D)"
         )
     x, weights = values(x), values(weights)
-    groups = Groups(indices, count)
-    if isinstance(mlp1_weight, MXFP4) and isinstance(mlp2_weight, MXFP4) and len(x):
+    chosen = np.array(indices, np.int64).reshape(-1)
+    if isinstance(mlp1_weight, MXFP4) and isinstance(mlp2_weight, MXFP4) and chosen.size:
         first, second = stored_of(mlp1_weight), stored_of(mlp2_weight)
         if first is not None and second is not None:
-            biases = matrix_of(mlp1_bias), matrix_of(mlp2_bias)
-            out, failed = _mxfp4(
-                x, groups, weights, first, biases[0], second, biases[1], alpha, limit, tap
-            )
-            for weight in (mlp1_weight, mlp2_weight):
-                for e in groups.active if failed else ():
-                    refuse_255(weight.scales[e], f"{weight.name}[{e}]")
-            return out
+            call = _call(x, chosen, weights, mlp1_bias, mlp2_bias, alpha, limit, tap is not None)
+            work = 3 * chosen.size * width * (doubled // 2)
+            run(_pass, _pass_parallel, doubled // ROWS, work, call, first, second)
+            if call.state[0] == _BAD_INDEX:
+                _refuse_indices(chosen, count)
+            if call.state[0] == _REFUSED:
+                for weight in (mlp1_weight, mlp2_weight):
+                    for e in np.unique(chosen):
+                        refuse_255(weight.scales[e], f"{weight.name}[{e}]")
+            if tap is not None:
+                stages = {
+                    "gate_up": call.gate_up,
+                    "swiglu": call.swiglu,
+                    "expert_out": call.answers,
+                }
+                for name, stage in stages.items():
+                    tap(name, stage.reshape(*indices.shape, -1))
+            return call.out
 
+    groups = Groups(chosen, indices.shape[1], count)
     out = np.zeros(x.shape, np.float32)
     sizes = {"gate_up": doubled, "swiglu": doubled // 2, "expert_out": width}
     stages = {name: np.empty((indices.size, n), np.float32) for name, n in sizes.items()}
@@ -144,19 +156,21 @@ class Groups:
         GptOssError: an index of no expert.
     """
 
-    def __init__(self, indices: Array, count: int) -> None:
-        self.per_token = indices.shape[1]
-        self.order = np.empty(indices.size, np.int64)
+    def __init__(self, chosen: Array, per_token: int, count: int) -> None:
+        self.per_token = per_token
+        self.order = np.empty(chosen.size, np.int64)
         self.starts = np.zeros(count + 1, np.int64)
         active = np.empty(count, np.int64)
-        flat = np.ascontiguousarray(indices, np.int64).reshape(-1)
-        n = _group(flat, self.order, self.starts, active)
+        n = _group(chosen, self.order, self.starts, active)
         if n < 0:
-            raise GptOssError(
-                f"expert indices range from {flat.min()} to {flat.max()}: expected 0 to {count - 1}"
-            )
+            _refuse_indices(chosen, count)
         self.active = active[:n]
-        self.sorted = self.order, self.starts, self.active
+
+
+def _refuse_indices(chosen: Array, count: int) -> None:
+    raise GptOssError(
+        f"expert indices range from {chosen.min()} to {chosen.max()}: expected 0 to {count - 1}"
+    )
 
 
 @jit
@@ -181,175 +195,246 @@ def _group(indices: Any, order: Any, starts: Any, active: Any) -> int:
     return n
 
 
-def _mxfp4(
+class _Call(NamedTuple):
+    """What a pass of tokens through MXFP4 experts is given, and writes."""
+
+    path: Any
+    mode: int
+    x: Any  # (T, D)
+    chosen: Any  # (T·A,), by slot
+    weights: Any  # (T·A,)
+    first_bias: Any
+    second_bias: Any
+    alpha: Any
+    limit: Any
+    gate_up: Any  # (T·A, 2F), by slot, or (0, 2F); so are the next two
+    swiglu: Any
+    answers: Any
+    out: Array  # (T, D)
+    state: Any  # int64 (1,): _FINE, …
+
+
+_FINE, _BAD_INDEX, _REFUSED = 0, 1, 2
+
+
+def _call(
     x: Array,
-    groups: Groups,
+    chosen: Array,
     weights: Array,
-    first: Stored,
     first_bias: Array,
-    second: Stored,
     second_bias: Array,
     alpha: float,
     limit: float,
-    tap: Tap | None,
-) -> tuple[Array, bool]:
-    """A pass of tokens through MXFP4 experts, and whether a scale byte was refused.
-
-    Positions 0 … T·A − 1 number the slots in the order of ``groups``.
-    """
-    slots, (_, doubled), width = groups.order.size, first_bias.shape, x.shape[1]
-    inner, keep_all = doubled // 2, tap is not None
-    path, mode, failed = current_path(), mode_of(len(x)), np.zeros(1, np.bool_)
-    out = np.empty(x.shape, np.float32)
-    gate_up = np.empty((slots if keep_all else 0, doubled), np.float32)
-    answers = np.empty((slots if keep_all else 0, width), np.float32)
-    activations = np.empty((slots, inner), np.float32)
-    hidden = inputs_of(activations, mode)
-    positions = np.arange(slots + SPARE)
-    tiles, tile_positions = _tiled(groups) if mode == TILES else (groups.starts, positions[:0])
-    tokens = np.minimum(positions, slots - 1)
-    np.floor_divide(groups.order[tokens], groups.per_token, out=tokens)
-
-    work = _First(
-        path, tokens, split(x, tokens[tile_positions], mode), tiles, first_bias, *groups.sorted,
-        np.float32(alpha), np.float32(limit), gate_up.reshape(-1), failed,
-    )  # fmt: skip
-    arguments = work, first, kept(x, mode), hidden
-    run(_first, _first_parallel, doubled // ROWS, slots * doubled * width, *arguments)
-    if not failed[0]:
-        last = _Second(
-            path, positions, split(activations, tile_positions, mode), tiles, second_bias,
-            *groups.sorted, groups.per_token, weights.reshape(-1), answers.reshape(-1), out, failed,
-        )  # fmt: skip
-        tasks = -(-width // ROWS)
-        run(_second, _second_parallel, tasks, slots * width * inner, last, second, hidden)
-    if tap is not None and not failed[0]:
-        by_slot = np.empty_like(activations)
-        by_slot[groups.order] = activations
-        for name, stage in (("gate_up", gate_up), ("swiglu", by_slot), ("expert_out", answers)):
-            tap(name, stage.reshape(len(x), groups.per_token, -1))
-    return out, bool(failed[0])
+    shown: bool,
+) -> _Call:
+    slots, doubled, width = chosen.size if shown else 0, first_bias.shape[1], x.shape[1]
+    return _Call(
+        current_path(),
+        mode_of(len(x)),
+        x,
+        chosen,
+        weights.reshape(-1),
+        matrix_of(first_bias),
+        matrix_of(second_bias),
+        np.float32(alpha),
+        np.float32(limit),
+        np.empty((slots, doubled), np.float32),
+        np.empty((slots, doubled // 2), np.float32),
+        np.empty((slots, width), np.float32),
+        np.empty(x.shape, np.float32),
+        np.zeros(1, np.int64),
+    )
 
 
-def _tiled(groups: Groups) -> tuple[Array, Array]:
-    """For tiles: each expert's first tile (E,), and the position of each of their rows.
+class _Plan(NamedTuple):
+    """Positions 0 … T·A − 1 number the slots in the order of their experts."""
 
-    An expert's last tile repeats its last position.
-    """
-    sizes = np.diff(groups.starts)
-    counts = -(-sizes // _tiles.ROWS)  # of tiles
-    first = np.cumsum(counts) - counts
-    rows = np.arange(counts.sum() * _tiles.ROWS)
-    e = np.repeat(np.arange(sizes.size), counts * _tiles.ROWS)
-    within = np.minimum(rows - first[e] * _tiles.ROWS, sizes[e] - 1)
-    return first, groups.starts[e] + within
-
-
-class _First(NamedTuple):
-    """Arguments of :func:`_first`, beside the tuples that Numba does not take inside another."""
-
-    path: Any
-    of: Any  # the row of inputs, a token, of each position
-    split: Any
+    order: Any  # the slot of each position
+    starts: Any  # where each expert's positions begin
+    active: Any  # experts that somebody chose
+    tokens: Any  # the token of each position; like ``positions``, SPARE entries more
+    positions: Any
     tiles: Any  # each expert's first tile
-    bias: Any
-    order: Any
-    starts: Any
-    active: Any
-    alpha: Any
-    limit: Any
-    gate_up: Any  # by slot, or empty
-    failed: Any
+    tile_tokens: Any  # the token of each row of the tiles
+    tile_positions: Any  # its position
 
 
-class _Second(NamedTuple):
-    """Arguments of :func:`_second`; those of the same name as above."""
+@jit
+def _plan(call: _Call) -> _Plan:
+    slots, count = call.chosen.size, call.first_bias.shape[0]
+    per_token = slots // call.x.shape[0]
+    order, starts = np.empty(slots, np.int64), np.zeros(count + 1, np.int64)
+    active = np.empty(count, np.int64)
+    n = _group(call.chosen, order, starts, active)
+    if n < 0:
+        call.state[0] = _BAD_INDEX
+        n = 0
+        starts[:] = 0
+    tokens, positions = np.zeros(slots + SPARE, np.int64), np.arange(slots + SPARE)
+    tiles = np.zeros(count + 1, np.int64)
+    for e in range(count):
+        size = starts[e + 1] - starts[e]
+        tiles[e + 1] = tiles[e] + (size + _tiles.ROWS - 1) // _tiles.ROWS
+    tile_positions = np.empty(tiles[count] * _tiles.ROWS, np.int64)
+    tile_tokens = np.empty(tile_positions.size, np.int64)
+    if n:
+        for i in range(slots):
+            tokens[i] = order[i] // per_token
+    for e in active[:n]:
+        last = starts[e + 1] - 1
+        for i in range(tiles[e] * _tiles.ROWS, tiles[e + 1] * _tiles.ROWS):
+            position = min(starts[e] + i - tiles[e] * _tiles.ROWS, last)
+            tile_positions[i], tile_tokens[i] = position, tokens[position]
+    return _Plan(order, starts, active[:n], tokens, positions, tiles, tile_tokens, tile_positions)
 
-    path: Any
-    of: Any
-    split: Any
-    tiles: Any
-    bias: Any
-    order: Any
-    starts: Any
-    active: Any
-    per_token: int
-    weights: Any
-    answers: Any  # by slot, or empty
-    out: Any
-    failed: Any
+
+class _Rooms(NamedTuple):
+    """Arrays that live between the stages; two tuples of arrays are kept beside them."""
+
+    planes: Any  # of the tokens: see ``split_tiles``
+    hidden_planes: Any  # of the activations
+
+
+@jit
+def _rooms(call: _Call, plan: _Plan) -> Any:
+    """The inputs of both matrices, those of the second still empty, and the rooms."""
+    slots, inner = call.chosen.size, call.first_bias.shape[1] // 2
+    given = kept(call.path, call.mode, call.x.reshape(-1), call.x.shape[0])
+    hidden = inputs_of(call.path, call.mode, np.empty(slots * inner, np.float32), slots)
+    rows = plan.tile_tokens.size
+    planes = split_room(call.mode, rows, call.x.shape[1] // BLOCK)
+    return given, hidden, _Rooms(planes, split_room(call.mode, rows, inner // BLOCK))
+
+
+@jit
+def _stage(
+    stage: int,
+    call: _Call,
+    plan: _Plan,
+    first: Stored,
+    second: Stored,
+    given: Inputs,
+    hidden: Inputs,
+    rooms: _Rooms,
+    part: int,
+    n: int,
+) -> None:
+    """Part ``part`` of ``n`` of a stage: 1 and 3 are the sets of tasks, 0 and 2 ready them."""
+    if stage == 0:
+        split_tiles(call.path, call.mode, given.x, plan.tile_tokens, rooms.planes, part, n)
+    elif stage == 1:
+        _first(call, plan, first, given, rooms.planes, hidden, part, n)
+    elif stage == 2:
+        positions = plan.tile_positions
+        split_tiles(call.path, call.mode, hidden.x, positions, rooms.hidden_planes, part, n)
+    else:
+        _second(call, plan, second, hidden, rooms.hidden_planes, part, n)
+
+
+@jit
+def _pass(call: _Call, first: Stored, second: Stored, start: int, stop: int) -> None:
+    """All stages, on the calling thread."""
+    plan = _plan(call)
+    given, hidden, rooms = _rooms(call, plan)
+    for stage in range(4):
+        _stage(stage, call, plan, first, second, given, hidden, rooms, 0, 1)
+
+
+@jit
+def _pass_parallel(call: _Call, first: Stored, second: Stored, tasks: int, n: int) -> None:
+    plan = _plan(call)
+    given, hidden, rooms = _rooms(call, plan)
+    _stages_parallel(call, plan, first, second, given, hidden, rooms, n)
+
+
+@jit_parallel
+def _stages_parallel(
+    call: _Call,
+    plan: _Plan,
+    first: Stored,
+    second: Stored,
+    given: Inputs,
+    hidden: Inputs,
+    rooms: _Rooms,
+    n: int,
+) -> None:
+    for stage in range(4):
+        if stage % 2 or call.mode == TILES:
+            for part in prange(n):
+                _stage(stage, call, plan, first, second, given, hidden, rooms, part, n)
 
 
 @jit
 def _first(
-    work: _First, stored: Stored, inputs: Inputs, hidden: Inputs, start: int, stop: int
+    call: _Call,
+    plan: _Plan,
+    stored: Stored,
+    inputs: Inputs,
+    planes: Any,
+    hidden: Inputs,
+    part: int,
+    n: int,
 ) -> None:
-    """Rows of tasks ``start`` … ``stop`` − 1 of the first matrices; ``hidden`` is written."""
-    bias = work.bias
+    """Part ``part`` of ``n`` of the tasks of the first matrices; ``hidden`` is written."""
+    bias, order = call.first_bias, plan.order
     doubled = bias.shape[1]
-    inner = doubled // 2
-    groups = inputs.x.size // inputs.beyond.size // BLOCK
-    sums, scratch = room(work.order.size, inputs, groups)
-    for e in work.active:
-        at, count = work.starts[e], work.starts[e + 1] - work.starts[e]
-        for task in range(start, stop):
+    inner, groups = doubled // 2, call.x.shape[1] // BLOCK
+    tasks = doubled // ROWS
+    sums, scratch = room(order.size, inputs, groups)
+    for e in plan.active:
+        at, count = plan.starts[e], plan.starts[e + 1] - plan.starts[e]
+        for task in range(part * tasks // n, (part + 1) * tasks // n):
             row = task * ROWS
             if not product(
-                work.path, stored, (e * doubled + row) * groups, ROWS, groups, inputs,
-                work.of, at, work.split, work.tiles[e], count, sums, scratch,
+                call.path, stored, (e * doubled + row) * groups, ROWS, groups, inputs,
+                plan.tokens, at, planes, plan.tiles[e], count, sums, scratch,
             ):  # fmt: skip
-                work.failed[0] = True
-                return
-            for m in range(count):
-                for r in range(ROWS):
-                    sums[m * ROWS + r] += widen(bias[e, row + r])
-                if work.gate_up.size:
-                    for r in range(ROWS):
-                        work.gate_up[work.order[at + m] * doubled + row + r] = sums[m * ROWS + r]
-                to = (at + m) * inner + task * BLOCK
-                for j in range(BLOCK):
-                    pair = m * ROWS + 2 * j
-                    hidden.x[to + j] = activated(sums[pair], sums[pair + 1], work.alpha, work.limit)
-                keep(work.path, hidden, at + m, task, inner // BLOCK)
-
-
-@jit
-def _second(work: _Second, stored: Stored, inputs: Inputs, start: int, stop: int) -> None:
-    """Columns of the result of tasks ``start`` … ``stop`` − 1."""
-    bias, order, out = work.bias, work.order, work.out
-    width = bias.shape[1]
-    groups = inputs.x.size // order.size // BLOCK
-    sums, scratch = room(order.size, inputs, groups)
-    out[:, start * ROWS : stop * ROWS] = np.float32(0.0)
-    for e in work.active:
-        at, count = work.starts[e], work.starts[e + 1] - work.starts[e]
-        for first in range(start * ROWS, min(stop * ROWS, width), ROWS):
-            rows = min(ROWS, width - first)
-            if not product(
-                work.path, stored, (e * width + first) * groups, rows, groups, inputs,
-                work.of, at, work.split, work.tiles[e], count, sums, scratch,
-            ):  # fmt: skip
-                work.failed[0] = True
+                call.state[0] = _REFUSED
                 return
             for m in range(count):
                 slot = order[at + m]
-                t, weight = slot // work.per_token, work.weights[slot]
+                for r in range(ROWS):
+                    sums[m * ROWS + r] += widen(bias[e, row + r])
+                to = (at + m) * inner + task * BLOCK
+                for j in range(BLOCK):
+                    pair = m * ROWS + 2 * j
+                    hidden.x[to + j] = activated(sums[pair], sums[pair + 1], call.alpha, call.limit)
+                if call.gate_up.size:
+                    for r in range(ROWS):
+                        call.gate_up[slot, row + r] = sums[m * ROWS + r]
+                    for j in range(BLOCK):
+                        call.swiglu[slot, task * BLOCK + j] = hidden.x[to + j]
+                keep(call.path, hidden, at + m, task, inner // BLOCK)
+
+
+@jit
+def _second(
+    call: _Call, plan: _Plan, stored: Stored, inputs: Inputs, planes: Any, part: int, n: int
+) -> None:
+    """Part ``part`` of ``n`` of the tasks of the second matrices; the result is written."""
+    bias, order, out = call.second_bias, plan.order, call.out
+    width = bias.shape[1]
+    groups = inputs.x.size // order.size // BLOCK
+    per_token = order.size // out.shape[0]
+    tasks = (width + ROWS - 1) // ROWS
+    sums, scratch = room(order.size, inputs, groups)
+    begin, end = part * tasks // n * ROWS, min((part + 1) * tasks // n * ROWS, width)
+    out[:, begin:end] = np.float32(0.0)
+    for e in plan.active:
+        at, count = plan.starts[e], plan.starts[e + 1] - plan.starts[e]
+        for first in range(begin, end, ROWS):
+            rows = min(ROWS, width - first)
+            if not product(
+                call.path, stored, (e * width + first) * groups, rows, groups, inputs,
+                plan.positions, at, planes, plan.tiles[e], count, sums, scratch,
+            ):  # fmt: skip
+                call.state[0] = _REFUSED
+                return
+            for m in range(count):
+                slot = order[at + m]
+                t, weight = slot // per_token, call.weights[slot]
                 for r in range(rows):
                     answer = sums[m * ROWS + r] + widen(bias[e, first + r])
-                    if work.answers.size:
-                        work.answers[slot * width + first + r] = answer
+                    if call.answers.size:
+                        call.answers[slot, first + r] = answer
                     out[t, first + r] += weight * answer
-
-
-@jit_parallel
-def _first_parallel(
-    work: _First, stored: Stored, inputs: Inputs, hidden: Inputs, tasks: int, n: int
-) -> None:
-    for t in prange(n):
-        _first(work, stored, inputs, hidden, t * tasks // n, (t + 1) * tasks // n)
-
-
-@jit_parallel
-def _second_parallel(work: _Second, stored: Stored, inputs: Inputs, tasks: int, n: int) -> None:
-    for t in prange(n):
-        _second(work, stored, inputs, t * tasks // n, (t + 1) * tasks // n)

@@ -16,11 +16,13 @@ from numba import prange
 from numpy.typing import DTypeLike, NDArray
 
 from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels import _tiles
 from gptoss_ref.kernels._blocks import BLOCK, SCALE_255, doubled
 from gptoss_ref.kernels._jit import current_path, jit, jit_parallel
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._pairs import ROWS, SPARE
 from gptoss_ref.kernels._product import (
+    TILES,
     Inputs,
     Stored,
     kept,
@@ -29,7 +31,6 @@ from gptoss_ref.kernels._product import (
     refuse_255,
     room,
     scale_255_code,
-    split,
     stored_of,
 )
 from gptoss_ref.kernels.threads import run
@@ -38,6 +39,7 @@ from gptoss_ref.weights import MXFP4, MXFP4_BLOCK
 
 Scale255 = Literal["nan", "exponent", "error"]
 ScaleRule = Literal["floor", "ceil", "even", "fit"]
+_NONE = np.empty(0, np.uint32)
 _RULES = {"floor": 0, "ceil": 1, "even": 2, "fit": 3}
 
 
@@ -169,9 +171,11 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
     mode = mode_of(tokens)
     of = np.arange(tokens + SPARE) % tokens
     failed = np.zeros(1, np.bool_)
-    work = _Work(current_path(), of, split(x, of[:tokens], mode), bias, y, failed)
+    planes = _tiles.split(x, of[:tokens]) if mode == TILES else _NONE
+    inputs = kept(current_path(), mode, x.reshape(-1), tokens)
+    work = _Work(current_path(), of, planes, bias, y, failed)
     tasks = -(-outputs // ROWS)
-    run(_matmul, _matmul_parallel, tasks, x.size * outputs, work, stored, kept(x, mode))
+    run(_matmul, _matmul_parallel, tasks, x.size * outputs, work, stored, inputs)
     if failed[0]:
         refuse_255(weight.scales, weight.name)
 
