@@ -16,9 +16,9 @@ shares no code with this package (`tests/buggy_twin`), as the implementations th
 it. Its tap points, and nothing else, are given to `diagnose`.
 
 What a report leaves open (how many rows a shard lost, whose sink a head was given) was settled in
-words between the authors of the twin and of [the catalogue](mutants.md) before either was run; they
-did not read each other's code. Where the twin had a bug in a form that the catalogue then lacked,
-the catalogue was given it as a further form: those are the variants below.
+words between the authors of the twin and of [the catalogue](mutants.md); the twin was written
+without sight of the catalogue's code. Where the twin had a bug in a form that the catalogue then
+lacked, the catalogue was given it as a further form: those are the variants below.
 
 *random* is a checkpoint of 4 layers whose dimensions all differ, *tiny* the bundled trained model.
 **1** means that the bug is the first cause named, a higher number its rank, – that it is not among
