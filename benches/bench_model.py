@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from statistics import median
 
 import numpy as np
 from memory import PeakMemory, resident
-from rates import in_turns, product, read_rate
+from rates import Reading, in_turns, product
 
 import gptoss_ref as gr
 from gptoss_ref.cache import KVCache
@@ -41,7 +42,15 @@ def verdict(name: str, value: float, limit: float, unit: str = "") -> bool:
 
 
 def touch(model: gr.Model) -> None:
-    """Read a byte of every page of the checkpoint: none is first met in a measurement."""
+    """Read a byte of every page of the checkpoint: none is first met in a measurement.
+
+    What the system has in its cache is dropped first: it came in small pages, if something else
+    than a mapping read it.
+    """
+    if hasattr(os, "posix_fadvise") and model.path is not None:
+        for file in model.path.glob("*.safetensors"):
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     todo: list[object] = [model.weights]
     while todo:
         item = todo.pop()
@@ -64,16 +73,17 @@ def filled(model: gr.Model, length: int) -> KVCache:
     return cache
 
 
-def decode_seconds(model: gr.Model, context: int, tokens: int) -> float:
-    """Median seconds of one token, each after ``context`` others, of random ids."""
+def decode_seconds(model: gr.Model, context: int, tokens: int) -> tuple[float, float]:
+    """Median seconds of a token after ``context`` others, and bytes a second of reads between."""
     cache = filled(model, context)
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, tokens + 2)
-    times = []
+    times, reading = [], Reading()
     for token in ids:
+        reading.sample()
         start = time.perf_counter()
         model([token], cache, last_only=True)
         times.append(time.perf_counter() - start)
-    return median(times[2:])
+    return median(times[2:]), reading.rate()
 
 
 def decoding(model: gr.Model, contexts: Sequence[int], tokens: int) -> bool:
@@ -82,12 +92,11 @@ def decoding(model: gr.Model, contexts: Sequence[int], tokens: int) -> bool:
     info = describe(model.config)
     misses = []
     for context in contexts:
-        before = read_rate()
-        seconds = decode_seconds(model, context, tokens)
-        rate = max(before, read_rate())
+        seconds, rate = decode_seconds(model, context, tokens)
         window = info.kv_cache_windowed_bytes() / 2  # half of its room is read
         touched = weights + context * info.kv_cache_bytes_per_token() + window
         print(f"  after {context:,} tokens: {1000 * seconds:.2f} ms, {1 / seconds:.2f} tokens/s")
+        print(f"    reading {rate / 1e9:.1f} GB/s")
         print(
             f"    weights {weights / 1e9:.3f} GB, keys and values {(touched - weights) / 1e9:.3f}"
         )
@@ -144,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="a full-size checkpoint")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 4096, 32768])
-    parser.add_argument("--tokens", type=int, default=8, help="decoded at each context")
+    parser.add_argument("--tokens", type=int, default=12, help="decoded at each context")
     parser.add_argument("--no-prefill", action="store_true", help="leave the prefill out")
     parser.add_argument("--memory", action="store_true", help="measure a pass of 4,096 tokens")
     args = parser.parse_args()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gptoss_ref.kernels.doctor import bandwidth
+from gptoss_ref.kernels.doctor import _read, bandwidth
+from gptoss_ref.kernels.threads import current_threads
 
 
 def in_turns(
@@ -33,6 +34,30 @@ def in_turns(
 def read_rate(megabytes: int = 1024) -> float:
     """Bytes a second of the better of a plain and a prefetching read, on the threads in effect."""
     return 1e9 * max(bandwidth(megabytes))
+
+
+class Reading:
+    """Streaming reads taken between other measurements, so that both see the same noise.
+
+    On a machine that others share, the memory's rate can halve within a minute.
+    """
+
+    def __init__(self, megabytes: int = 256) -> None:
+        self._words = np.ones(megabytes << 17, np.int64)
+        self._seconds: tuple[list[float], list[float]] = ([], [])
+        _read(self._words, False, current_threads())  # compiled
+        _read(self._words, True, current_threads())
+
+    def sample(self) -> None:
+        """Read once plainly and once with prefetching."""
+        for prefetching in (False, True):
+            start = time.perf_counter()
+            _read(self._words, prefetching, current_threads())
+            self._seconds[prefetching].append(time.perf_counter() - start)
+
+    def rate(self) -> float:
+        """Bytes a second of the better kind, by the median of its samples."""
+        return self._words.nbytes / min(float(np.median(taken)) for taken in self._seconds)
 
 
 def product(tokens: int, inputs: int, outputs: int) -> tuple[Callable[[], object], float]:

@@ -35,7 +35,7 @@ from gptoss_ref.kernels._math import widen
 LANES = 16
 WIDEST = 32
 """The largest L of all paths."""
-PREFETCH_BYTES = 2048
+PREFETCH_BYTES = 1024
 """How far ahead of a row's reading its cache lines are asked for."""
 
 _WIDTHS = {PATH_TYPES["avx512"]: 32, PATH_TYPES["avx2"]: 16, PATH_TYPES["plain"]: 16}

@@ -27,7 +27,7 @@ class Numbers:
     def bell(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
         """Nearly Gaussian, standard deviation about ``scale``: the sum of three uniforms."""
         drawn = self._state.randint(-STEPS, STEPS + 1, (3, *shape)).sum(axis=0)
-        return (drawn / STEPS * scale).astype(np.float32)
+        return np.asarray(drawn / STEPS * scale, np.float32)
 
     def integers(self, low: int, high: int, *shape: int) -> NDArray[np.int32]:
         """Integers in [low, high)."""

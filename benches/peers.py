@@ -1,0 +1,357 @@
+"""This project, llama.cpp and transformers on the same random weights, in turns.
+
+    python -m benches.peers [DIR] [--layers 24] [--rounds 3] [--write]
+
+Three comparisons: a gpt-oss-20b of random weights here and in llama.cpp (the same numbers, as
+GGUF); four layers of it here and in transformers in float32; and both beside what this machine can
+do at most. Every figure is taken in a process of its own, after each page of its file has been
+read; the contestants take turns, and the table shows medians. DIR keeps the weights between runs
+(27.6 GB with 24 layers). --write puts table and plot into docs/performance.md.
+
+Needs the packages llama-cpp-python, gguf and transformers with torch; one that is missing is left
+out and named. One is compared only with what ran in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "performance.svg"
+BEGIN, END = "<!-- written by benches/peers.py -->", "<!-- end -->"
+
+PROMPTS = (128, 512)
+DECODED = 12
+FEW_LAYERS = 4
+Figures = dict[str, float]
+
+NEEDS = {
+    "ours": ("gptoss_ref",),
+    "llama.cpp": ("llama_cpp", "gguf"),
+    "transformers": ("transformers", "torch"),
+}
+
+
+# --- one contestant, in a process of its own ---
+
+
+def ours(folder: Path, prompts: Sequence[int]) -> Figures:
+    """This project, and the ceilings of the machine."""
+    sys.path.insert(0, str(ROOT / "benches"))
+    from bench_model import touch
+    from rates import Reading, in_turns, product
+
+    import gptoss_ref as gr
+    from gptoss_ref.kernels.doctor import bytes_per_token
+
+    start = time.perf_counter()
+    model = gr.load(folder)
+    found = {"load": time.perf_counter() - start}
+    touch(model)
+    reading = Reading()
+
+    def append(cache: Any, tokens: list[int]) -> None:
+        model(tokens, cache, last_only=True)
+
+    found |= measure(prompts, model.new_cache, append, model.config.vocab_size, reading.sample)
+    numpy_product, operations = product(512, model.config.hidden_size, 4096)
+    found["read"] = reading.rate()
+    found["bytes"] = float(bytes_per_token(model.config))
+    found["numpy"] = operations / in_turns({"numpy": numpy_product}, rounds=5)["numpy"]
+    return found
+
+
+def llama_cpp(file: Path, prompts: Sequence[int]) -> Figures:
+    """llama.cpp, through llama-cpp-python: two threads, memory-mapped."""
+    from llama_cpp import Llama
+
+    read_files(file)
+    start = time.perf_counter()
+    model = Llama(
+        str(file), n_ctx=max(prompts) + 64, n_batch=512, n_ubatch=512, verbose=False,
+        n_threads=threads(), n_threads_batch=threads(), use_mmap=True,
+    )  # fmt: skip
+    found = {"load": time.perf_counter() - start}
+
+    def restart() -> Any:
+        model.reset()
+        return model
+
+    def append(_: Any, tokens: list[int]) -> None:
+        model.eval(tokens)
+
+    return found | measure(prompts, restart, append, model.n_vocab())
+
+
+def transformers(folder: Path, prompts: Sequence[int]) -> Figures:
+    """transformers, eager attention, float32 weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads())
+    start = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    found = {"load": time.perf_counter() - start}
+
+    class Cache:
+        values: Any = None
+
+    @torch.no_grad()
+    def append(cache: Cache, tokens: list[int]) -> None:
+        ids = torch.tensor([tokens])
+        out = model(ids, past_key_values=cache.values, use_cache=True, logits_to_keep=1)
+        cache.values = out.past_key_values
+
+    return found | measure(prompts, Cache, append, model.config.vocab_size)
+
+
+CONTESTANTS: dict[str, Callable[[Path, Sequence[int]], Figures]] = {
+    "ours": ours,
+    "llama.cpp": llama_cpp,
+    "transformers": transformers,
+}
+
+
+def measure(
+    prompts: Sequence[int],
+    restart: Callable[[], Any],
+    append: Callable[[Any, list[int]], Any],
+    vocabulary: int,
+    between: Callable[[], None] | None = None,
+) -> Figures:
+    """Seconds of a prefill of each length, and of one token after the first of them.
+
+    ``between`` is called before each of those tokens.
+    """
+    import random
+
+    rng = random.Random(0)
+    draw = [rng.randrange(vocabulary) for _ in range(max(prompts))]
+    append(restart(), draw[:8])  # whatever is set up once
+    found: Figures = {}
+    for length in prompts:
+        start = time.perf_counter()
+        state = restart()
+        append(state, draw[:length])
+        found[f"prefill {length}"] = time.perf_counter() - start
+        if length == prompts[0]:
+            times = []
+            for token in draw[:DECODED]:
+                if between is not None:
+                    between()
+                start = time.perf_counter()
+                append(state, [token])
+                times.append(time.perf_counter() - start)
+            found["decode"] = median(times[2:])
+    return found
+
+
+def read_files(path: Path) -> None:
+    """Read every byte, so that no page is first met in a measurement."""
+    piece = bytearray(1 << 24)
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(piece):
+                pass
+
+
+def threads() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- the tournament ---
+
+
+def take_turns(
+    runs: Mapping[str, Path], prompts: Sequence[int], rounds: int
+) -> dict[str, list[Figures]]:
+    """Each contestant's figures, round by round."""
+    found: dict[str, list[Figures]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name, path in runs.items():
+            figures = one(name, path, prompts)
+            found[name].append(figures)
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"round {number + 1}, {name}: {shown}", flush=True)
+    return found
+
+
+def one(name: str, path: Path, prompts: Sequence[int]) -> Figures:
+    """One contestant in a process of its own."""
+    command = [sys.executable, "-m", "benches.peers", "--contestant", name, str(path)]
+    ended = subprocess.run(
+        [*command, "--prompts", *map(str, prompts)], capture_output=True, text=True, cwd=ROOT
+    )
+    if ended.returncode:
+        raise SystemExit(f"{name}: {ended.stderr.strip().splitlines()[-1]}")
+    figures: Figures = json.loads(ended.stdout.splitlines()[-1])
+    return figures
+
+
+def missing(name: str) -> str | None:
+    """The package that a contestant lacks, if it lacks one."""
+    return next((p for p in NEEDS[name] if importlib.util.find_spec(p) is None), None)
+
+
+def medians(rounds: Sequence[Figures]) -> Figures:
+    """Median of each figure."""
+    return {key: median(figures[key] for figures in rounds) for key in rounds[0]}
+
+
+def prepare(folder: Path, layers: int) -> Path:
+    """A checkpoint of random weights with that many layers, made if it is not there."""
+    target = folder / f"random-{layers}-layers"
+    if not target.exists():
+        script = ROOT / "benches" / "make_random_20b.py"
+        subprocess.run([sys.executable, script, target, "--layers", str(layers)], check=True)
+    return target
+
+
+def gguf_of(checkpoint: Path) -> Path:
+    """The same weights for llama.cpp, written if they are not there."""
+    target = checkpoint.with_suffix(".gguf")
+    if not target.exists():
+        script = ROOT / "benches" / "write_gguf.py"
+        partial = target.with_suffix(".partial")
+        subprocess.run([sys.executable, script, checkpoint, partial], check=True)
+        partial.replace(target)
+    return target
+
+
+# --- the page ---
+
+
+def table(whole: Mapping[str, Figures], few: Mapping[str, Figures], layers: int) -> list[str]:
+    """The table in Markdown: seconds as rates, and ratios."""
+    us = whole["ours"]
+    ceiling = us["read"] / us["bytes"]
+    lines = [
+        "| tokens/s | decode | of the reading rate | prefill 128 | prefill 512 |",
+        "|---|---:|---:|---:|---:|",
+        f"| at most (reading {us['read'] / 1e9:.1f} GB/s) | {ceiling:.2f} | 1 | | |",
+    ]
+
+    def row(name: str, figures: Figures, most: float | None) -> str:
+        rate = 1 / figures["decode"]
+        share = "" if most is None else f"{rate / most:.2f}"
+        prefills = (f"{n / figures[f'prefill {n}']:.1f}" for n in PROMPTS)
+        return f"| {name} | {rate:.2f} | {share} | {' | '.join(prefills)} |"
+
+    for name, figures in whole.items():
+        label = {"ours": "gptoss_ref", "llama.cpp": "llama.cpp, bfloat16 + MXFP4"}[name]
+        lines.append(row(f"{label}, {layers} layers", figures, ceiling))
+    for name, figures in few.items():
+        label = {"ours": "gptoss_ref", "transformers": "transformers, float32"}[name]
+        lines.append(row(f"{label}, {FEW_LAYERS} layers", figures, None))
+    return lines
+
+
+def ratios(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> list[str]:
+    """One line a peer: how many times as fast this project is."""
+    lines = []
+    for peers in (whole, few):
+        for name, figures in peers.items():
+            if name == "ours":
+                continue
+            decode = figures["decode"] / peers["ours"]["decode"]
+            prefill = figures["prefill 512"] / peers["ours"]["prefill 512"]
+            lines.append(f"- {decode:.2f} times {name} in decoding, {prefill:.1f} times in prefill")
+    return lines
+
+
+def machine() -> str:
+    """CPU and thread count, for the page."""
+    from gptoss_ref.kernels._jit import path_name
+
+    return f"{threads()} threads, {platform.machine()}, instruction path {path_name()}"
+
+
+def plot(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> None:
+    """Bars of decode and prefill rates, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    bars = [(name, whole[name]) for name in whole]
+    bars += [(f"{name}, {FEW_LAYERS} layers", few[name]) for name in few]
+    names = [name.replace("ours", "gptoss_ref") for name, _ in bars]
+    shades = ["0.2" if "gptoss_ref" in name else "0.7" for name in names]
+    kinds = (("decode", 1), ("prefill 512", 512))
+    for axis, (key, count) in zip(axes, kinds, strict=True):
+        values = [count / figures[key] for _, figures in bars]
+        drawn = axis.barh(names, values, color=shades)
+        axis.bar_label(drawn, [f"{value:.1f}" for value in values], padding=2)
+        axis.set_xlabel(f"{key}: tokens/s")
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    most = whole["ours"]["read"] / whole["ours"]["bytes"]
+    axes[0].axvline(most, color="0.4", linestyle=":")
+    axes[0].annotate("reading the weights once", (most, -0.6), fontsize=7, ha="center")
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
+def write_page(lines: Sequence[str]) -> None:
+    """Put the lines between the marks of docs/performance.md."""
+    page = PAGE.read_text("utf-8")
+    head, rest = page.split(BEGIN)
+    _, tail = rest.split(END)
+    PAGE.write_text(f"{head}{BEGIN}\n\n{chr(10).join(lines)}\n\n{END}{tail}", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, help="keeps the weights between runs")
+    parser.add_argument("--layers", type=int, default=24, help="of the model beside llama.cpp")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contestant:
+        print(json.dumps(CONTESTANTS[args.contestant](args.folder, args.prompts)))
+        return
+    for name in CONTESTANTS:
+        if package := missing(name):
+            print(f"{name} is left out: there is no package {package}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = prepare(folder, args.layers)
+        runs = {"ours": checkpoint}
+        if not missing("llama.cpp"):
+            runs["llama.cpp"] = gguf_of(checkpoint)
+        whole = {n: medians(r) for n, r in take_turns(runs, PROMPTS, args.rounds).items()}
+        few: dict[str, Figures] = {}
+        if not missing("transformers"):
+            small = prepare(folder, FEW_LAYERS)
+            turns = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds)
+            few = {n: medians(r) for n, r in turns.items()}
+    lines = [f"{machine()}; medians of {args.rounds} rounds.", ""]
+    lines += [*table(whole, few, args.layers), "", "This project is", "", *ratios(whole, few)]
+    print("\n".join(lines))
+    if args.write:
+        plot(whole, few)
+        write_page(lines)
+
+
+if __name__ == "__main__":
+    main()
