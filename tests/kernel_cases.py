@@ -22,8 +22,8 @@ EVERY_PATH = pytest.mark.parametrize("path", available_paths())
 EXAMPLES = settings(max_examples=3 if INTERPRETED else 20)
 COMPILED_ONLY = pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
 
-# Relative L2 of float32 sums, at the sizes of these tests. Interpreted, and with bounds checks, sums
-# of the plain path have one accumulator where vectors have many, and lose more in it.
+# Relative L2 of float32 sums, at the sizes of these tests. Interpreted, and with bounds checks, the
+# plain path's sums have one accumulator where vectors have many, and lose more in it.
 FLOAT_BOUND = 5e-6 if INTERPRETED or config.BOUNDSCHECK else 1e-6
 MXFP4_BOUND = 1e-4
 
