@@ -337,7 +337,8 @@ def _pass(call: _Call, first: Stored, second: Stored, start: int, stop: int) -> 
     plan = _plan(call)
     given, hidden, rooms = _rooms(call, plan)
     for stage in range(4):
-        _stage(stage, call, plan, first, second, given, hidden, rooms, 0, 1)
+        part, n = np.int64(0), np.int64(1)  # no literals: they would be types of their own
+        _stage(stage, call, plan, first, second, given, hidden, rooms, part, n)
 
 
 @jit
@@ -361,7 +362,8 @@ def _stages_parallel(
     for stage in range(4):
         if stage % 2 or call.mode == TILES:
             for part in prange(n):
-                _stage(stage, call, plan, first, second, given, hidden, rooms, part, n)
+                p = np.int64(part)  # a prange counts in uint64, another type to compile for
+                _stage(stage, call, plan, first, second, given, hidden, rooms, p, n)
 
 
 @jit
