@@ -21,6 +21,7 @@ SCRIPTS = sorted(
 )
 
 
+@pytest.mark.usefixtures("warm_kernels")
 def test_the_readme_shows_what_happens() -> None:
     """To bring it up to date: python tests/readme.py."""
     text = README.read_text()
