@@ -316,8 +316,8 @@ def _stage(
     given: Inputs,
     hidden: Inputs,
     rooms: _Rooms,
-    part: int,
-    n: int,
+    part: Any,
+    n: Any,
 ) -> None:
     """Part ``part`` of ``n`` of a stage: 1 and 3 are the sets of tasks, 0 and 2 ready them."""
     if stage == 0:
