@@ -3,7 +3,7 @@
 ==========  =================  ==========================================================
 ``mode``    taken for          activations are kept as
 ==========  =================  ==========================================================
-``FEW``     up to 4 tokens     planes of 24-bit integers, ``_planes.py``
+``FEW``     up to 4, narrow    planes of 24-bit integers, ``_planes.py``
 ``PAIRS``   more               int16 with a factor a block, ``_pairs.py``
 ``TILES``   more, on AMX       float32 until ``split_tiles`` splits them, ``_decoded.py``
 ==========  =================  ==========================================================
@@ -49,6 +49,8 @@ from gptoss_ref.weights import MXFP4
 
 FEW, PAIRS, TILES = 0, 1, 2
 FEW_TOKENS = 4
+WIDE = 512
+"""Narrower activations are not worth the rounding to int16: ``FEW`` takes any number of them."""
 LARGEST_SCALE = 215
 """Rows with a scale byte beyond it do not go through ``PAIRS``: they might overflow a float32."""
 
@@ -117,11 +119,13 @@ def refuse_255(scales: Array, name: str) -> None:
         )
 
 
-def mode_of(tokens: int) -> int:
-    """The way that products with so many tokens take now."""
+def mode_of(tokens: int, width: int) -> int:
+    """The way that products with so many tokens of that width take now."""
     if tokens <= FEW_TOKENS or path_name() == "plain":
         return FEW
-    return TILES if tiles() else PAIRS
+    if tiles():
+        return TILES
+    return PAIRS if width >= WIDE else FEW
 
 
 @jit

@@ -230,7 +230,7 @@ def _call(
     slots, doubled, width = chosen.size if shown else 0, first_bias.shape[1], x.shape[1]
     return _Call(
         current_path(),
-        mode_of(len(x)),
+        mode_of(*x.shape),
         x,
         chosen,
         weights.reshape(-1),

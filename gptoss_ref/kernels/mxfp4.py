@@ -168,7 +168,7 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
             matmul(x, MXFP4(blocks, scales, weight.name, weight.scale_255), bias[rows], part)
             y[:, rows] = part
         return
-    mode = mode_of(tokens)
+    mode = mode_of(tokens, x.shape[1])
     of = np.arange(tokens + SPARE) % tokens
     failed = np.zeros(1, np.bool_)
     planes = _tiles.split(x, of[:tokens]) if mode == TILES else _NONE
