@@ -33,7 +33,6 @@ _HOMES: dict[str, str | None] = {
     "threads": "kernels.threads",
     "trace": "trace",
     "verify": None,
-    "viz": None,
 }
 
 __all__ = [
@@ -58,11 +57,10 @@ __all__ = [
     "threads",
     "trace",
     "verify",
-    "viz",
 ]
 
 if TYPE_CHECKING:
-    from . import kernels, layers, verify, viz
+    from . import kernels, layers, verify
     from .chat import Reply, respond
     from .checkpoint import load_checkpoint
     from .checkpoint.convert import convert
