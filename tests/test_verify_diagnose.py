@@ -241,6 +241,22 @@ def test_nan_is_found_and_not_accused(model: gr.Model, tokens: list[int]) -> Non
 # --- outputs alone ---
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize("rows", [slice(7, 8), slice(-4, None), slice(None)])
+@pytest.mark.filterwarnings("error")
+def test_logits_that_are_no_numbers_are_wrong(
+    model: gr.Model, tokens: list[int], rows: slice, odd: float
+) -> None:
+    """However few the rows are."""
+    logits = run(random_checkpoint(), tokens, "float32")["logits"]
+    logits[rows, 5] = odd
+    diagnosis = diagnose(model, {"logits": logits}, tokens, "float32")
+    assert not diagnosis.ok
+    assert diagnosis.first_divergence is not None
+    assert diagnosis.first_divergence.verdict == "nan"
+    assert not diagnosis.causes
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bug", ["yarn-truncated", "down-bias-unweighted", None])
 def test_logits_alone(model: gr.Model, tokens: list[int], bug: str | None, dtype: str) -> None:

@@ -115,7 +115,7 @@ class Diagnosis(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong among what could be judged."""
+        """Whether something could be judged, and nothing of it is wrong."""
         return not self.causes and not self.unexplained and super().ok
 
     @property

@@ -93,6 +93,8 @@ def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagn
     wrong = spec.excess > 1
     typical = float(np.median(spec.error))
     note = f"{spec.excess:.3g} times what rounding explains" if wrong else ""
+    if spec.broken:
+        note = f"NaN or infinite in one of the two at {spec.broken} of {len(spec.error)} positions"
     if wrong and best is not None:
         note += f"; explained by {' and '.join(c.name for c in best.candidates)}"
     row = Row(
@@ -105,7 +107,7 @@ def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagn
         rounding_units=typical / UNITS[search.rounding],
         allowed=typical / spec.excess if spec.excess > 0 else math.nan,
         excess=spec.excess,
-        verdict="diverges" if wrong else "ok",
+        verdict="nan" if spec.broken else "diverges" if wrong else "ok",
         note=note,
     )
     return Diagnosis(

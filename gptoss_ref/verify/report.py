@@ -124,8 +124,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing diverges among what could be judged."""
-        return self.first_divergence is None
+        """Whether something could be judged, and none of it diverges."""
+        return self.judged > 0 and self.first_divergence is None
 
     @property
     def judged(self) -> int:
@@ -136,6 +136,8 @@ class Report:
     def verdict(self) -> str:
         """One sentence."""
         row = self.first_divergence
+        if row is None and not self.judged:
+            return f"No verdict: none of the {self.taps} tap points could be judged."
         if row is None:
             extent = f"{self.judged} of the {self.taps} tap points could be judged"
             return f"No divergence beyond what {self.rounding} explains; {extent}."

@@ -77,7 +77,8 @@ class Target:
         difference = np.nan_to_num(difference, nan=WORST, posinf=WORST, neginf=-WORST)
         error: Floats = np.sqrt(np.mean(difference**2, axis=1))
         if self.relative:
-            usual = np.sqrt(np.mean(np.nan_to_num(reference) ** 2, axis=1))
+            finite = np.where(np.isfinite(reference), reference, 0.0)
+            usual = np.sqrt(np.mean(finite**2, axis=1))
             error = error / np.where(usual > 0, usual, 1.0)
         return np.minimum(error, WORST)
 
@@ -92,7 +93,9 @@ class Standing:
         score: mean logarithm of them.
         rounded: (P,) rows' errors of a run that rounds as the other does; empty: not measured.
         typical: the median of what rounding explains; NaN: not measured.
-        excess: quartiles of the error over what rounding explains; NaN: not measured.
+        excess: quartiles of the error over what rounding explains, infinite where rows are broken;
+            NaN: not measured.
+        broken: rows that are NaN or infinite in one of the two only, and not by rounding.
     """
 
     candidates: tuple[Candidate, ...]
@@ -101,6 +104,7 @@ class Standing:
     rounded: Floats = field(default_factory=lambda: np.empty(0))
     typical: float = np.nan
     excess: float = np.nan
+    broken: int = 0
 
 
 class WholeModels:
@@ -206,10 +210,13 @@ class WholeModels:
         ranks = (0.25, 0.5, 0.75)
         allowed = USUAL * np.mean([np.quantile(o, ranks) for o in ours], axis=0)
         allowed = np.maximum(allowed, self.target.floor)
-        excess = float((np.quantile(error, ranks) / allowed).max())
+        excused = np.any([unlike(sample, exact) for sample in rounded], axis=0)
+        broken = int((unlike(exact, self.target.observed) & ~excused).sum())
+        excess = np.inf if broken else float((np.quantile(error, ranks) / allowed).max())
         self._tick()
         alike = self.target.errors(rounded[0])
-        return Standing(candidates, error, self._score(error), alike, float(allowed[1]), excess)
+        score, typical = self._score(error), float(allowed[1])
+        return Standing(candidates, error, score, alike, typical, excess, broken)
 
     def _errors(self, runs: Sequence[Run]) -> list[Floats]:
         return [self.target.errors(seen) for seen in self._seen(runs)]
@@ -226,6 +233,12 @@ class WholeModels:
     def _tick(self) -> None:
         self._done += 1
         self._progress(self._done, max(self._total, self._done), "running whole models")
+
+
+def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
+    """(P,) rows with a value that is finite in one of the two only."""
+    differs: NDArray[np.bool_] = (np.isfinite(one) != np.isfinite(other)).any(axis=1)
+    return differs
 
 
 def _applied(candidates: Sequence[Candidate]) -> Rules:
