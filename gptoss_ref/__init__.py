@@ -33,6 +33,7 @@ _HOMES: dict[str, str | None] = {
     "threads": "kernels.threads",
     "trace": "trace",
     "verify": None,
+    "viz": None,
 }
 
 __all__ = [
@@ -57,10 +58,11 @@ __all__ = [
     "threads",
     "trace",
     "verify",
+    "viz",
 ]
 
 if TYPE_CHECKING:
-    from . import kernels, layers, verify
+    from . import kernels, layers, verify, viz
     from .chat import Reply, respond
     from .checkpoint import load_checkpoint
     from .checkpoint.convert import convert

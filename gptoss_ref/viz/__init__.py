@@ -1,0 +1,28 @@
+"""Figures drawn from a trace, a configuration or arrays; needs the extra ``viz`` (matplotlib).
+
+Importing this imports no matplotlib; a function imports it when called. Each returns a Figure that
+a notebook shows and ``figure.savefig("name.png")`` writes; none opens a window or leaves a setting
+of matplotlib changed. Colours are cividis, which survives grey print and colour blindness; lines
+also differ in their markers and dashes, and carry their names.
+"""
+
+from gptoss_ref.viz.attention_maps import attention
+from gptoss_ref.viz.block_floats import mxfp4_code_points, mxfp4_error
+from gptoss_ref.viz.expert_routing import routing
+from gptoss_ref.viz.gated_unit import swiglu
+from gptoss_ref.viz.lens import logit_lens
+from gptoss_ref.viz.rotary import yarn
+from gptoss_ref.viz.stream import residual_norms
+from gptoss_ref.viz.tap_distance import tap_errors
+
+__all__ = [
+    "attention",
+    "logit_lens",
+    "mxfp4_code_points",
+    "mxfp4_error",
+    "residual_norms",
+    "routing",
+    "swiglu",
+    "tap_errors",
+    "yarn",
+]

@@ -1,0 +1,115 @@
+"""Tokens as labels: nothing that a font lacks, nothing invisible, right-to-left text as read."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from gptoss_ref.errors import TokenError
+
+if TYPE_CHECKING:
+    from gptoss_ref.chat.tokenizer import Tokenizer
+    from gptoss_ref.trace import Trace
+
+_SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥"}
+LEFT_TO_RIGHT = "\u200e"  # a label's own direction, whatever its first letter
+NAMES_UP_TO = 48
+"""Tokens along an axis that are all named; of more, some are, with their positions."""
+
+
+def token_labels(trace: Trace, tokenizer: Tokenizer | None = None, limit: int = 14) -> list[str]:
+    """One label per token of the trace: its text, or its id where no tokenizer is known."""
+    return labels_of(trace.tokens, known_tokenizer(trace, tokenizer), limit)
+
+
+def known_tokenizer(trace: Trace, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
+    """The given tokenizer, else that of the trace's model, else the released one if it fits."""
+    if tokenizer is not None:
+        return tokenizer
+    if trace.model is not None:
+        try:
+            return trace.model.tokenizer
+        except TokenError:
+            return None
+    from gptoss_ref.chat.tokenizer import LAST_SPECIAL, o200k_harmony
+
+    return o200k_harmony() if trace.config.vocab_size == LAST_SPECIAL + 1 else None
+
+
+def labels_of(tokens: Any, tokenizer: Tokenizer | None, limit: int = 14) -> list[str]:
+    """One label per token id."""
+    found = []
+    for token in map(int, tokens):
+        try:
+            raw = str(token).encode() if tokenizer is None else tokenizer.token_bytes(token)
+        except TokenError:  # rows of the vocabulary that no token has
+            raw = str(token).encode()
+        found.append(label(raw, limit))
+    return found
+
+
+def label(raw: bytes, limit: int = 14) -> str:
+    """A token's bytes as text that DejaVu Sans, matplotlib's own font, can draw.
+
+    Spaces, line ends and tabs have signs; other control characters, bytes that are no UTF-8 and
+    characters without a glyph (emoji, Chinese) show as codes; long ones are cut.
+    """
+    import matplotlib
+
+    text = "".join(_shown(c) for c in raw.decode("utf-8", "backslashreplace"))
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if not any(map(_is_rtl, text)):
+        return text.replace("$", r"\$")  # else matplotlib reads a formula
+    if matplotlib.__version_info__ < (3, 11):  # draws characters in order, from the left
+        text = _in_visual_order(text)
+    return LEFT_TO_RIGHT + text.replace("$", r"\$")
+
+
+def _shown(c: str) -> str:
+    if c in _SHOWN:
+        return _SHOWN[c]
+    if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp"):
+        return f"\\x{ord(c):02x}" if ord(c) < 256 else f"U+{ord(c):04X}"
+    return c if _has_glyph(c) else f"U+{ord(c):04X}"
+
+
+def _has_glyph(c: str) -> bool:
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    return bool(font.get_char_index(ord(c)))
+
+
+def _is_rtl(c: str) -> bool:
+    return unicodedata.bidirectional(c) in ("R", "AL")
+
+
+def _in_visual_order(text: str) -> str:
+    """Runs of right-to-left letters reversed, marks kept behind their letters."""
+    out = []
+    for backwards, run in groupby(text, lambda c: _is_rtl(c) or bool(unicodedata.combining(c))):
+        clusters: list[str] = []
+        for c in run:
+            if unicodedata.combining(c) and clusters:
+                clusters[-1] += c
+            else:
+                clusters.append(c)
+        out.append("".join(reversed(clusters) if backwards else clusters))
+    return "".join(out)
+
+
+def set_token_ticks(axis: Any, labels: list[str], pooled: int = 1) -> None:
+    """Name the tokens along a matplotlib axis: all of a few, of many some with their positions.
+
+    Args:
+        pooled: tokens that share one cell of the map.
+    """
+    count = len(labels)
+    if count <= NAMES_UP_TO:
+        step, names = 1, labels
+    else:
+        step = next(s for b in range(9) for s in (10**b, 2 * 10**b, 5 * 10**b) if count <= 24 * s)
+        names = [f"{i} {labels[i]}" for i in range(0, count, step)]
+    axis.set_ticks([i / pooled for i in range(0, count, step)], labels=names, fontsize=7)

@@ -1,0 +1,104 @@
+"""What the model would say after each block: the logit lens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.viz.figure import CMAP, drawing, need, new_figure
+from gptoss_ref.viz.labels import known_tokenizer, labels_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gptoss_ref.chat.tokenizer import Tokenizer
+    from gptoss_ref.model import Model
+    from gptoss_ref.trace import Trace
+
+POSITIONS = 12
+
+
+@drawing
+def logit_lens(
+    model: Model,
+    trace: Trace,
+    *,
+    top: int = 1,
+    positions: Iterable[int] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Figure:
+    """The likeliest next tokens, were the model to end after the embedding or after each block.
+
+    Each stream (T, D) goes through the last norm and the unembedding; a cell names the ``top``
+    tokens, its colour is the probability of the first. Bold: already the model's final choice.
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+
+    Args:
+        model: that made the trace, or one of the same weights.
+        trace: holds ``embedding`` and ``block.*.mlp.residual``, each (T, D).
+        positions: which tokens; None: the last 12.
+
+    Raises:
+        TraceError: a tap is missing.
+        GptOssError: the trace is of another configuration, or top or positions make no sense.
+    """
+    if model.config != trace.config:
+        raise GptOssError("model and trace differ in their configuration: expected the same model")
+    if not 1 <= top <= model.config.vocab_size:
+        raise GptOssError(f"top is {top}: expected 1 to {model.config.vocab_size}")
+    count = len(trace.tokens)
+    chosen = list(range(count)[-POSITIONS:] if positions is None else positions)
+    if not chosen or not all(0 <= p < count for p in chosen):
+        raise GptOssError(f"positions are {chosen}: expected some of 0 to {count - 1}")
+    taps = [
+        "embedding",
+        *(f"block.{n}.mlp.residual" for n in range(model.config.num_hidden_layers)),
+    ]
+    need(trace, taps, ["embedding", "*.mlp.residual"])
+
+    best, chance = [], []
+    for name in taps:
+        x = np.asarray(trace[name], model.policy.dtype)[chosen]  # (P, D)
+        x = model.backend.rmsnorm(
+            x, model.weights.norm_scale, model.config.rms_norm_eps, policy=model.policy
+        )
+        logits = model.backend.linear(x, model.weights.unembedding, policy=model.policy)  # (P, V)
+        logits = logits.astype(np.float64)
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :top]  # (P, top)
+        best.append(order)
+        chance.append(exp[np.arange(len(exp)), order[:, 0]] / exp.sum(axis=1))
+    words = known_tokenizer(trace, tokenizer) or known_tokenizer_of(model)
+    figure = new_figure(0.85 * len(chosen) + 2.2, (0.25 + 0.17 * top) * len(taps) + 1.6)
+    axes = figure.subplots()
+    image = axes.imshow(np.array(chance), cmap=CMAP, vmin=0, vmax=1, aspect="auto")
+    for row, order in enumerate(best):
+        for column, tokens in enumerate(order):
+            axes.text(
+                column,
+                row,
+                "\n".join(labels_of(tokens, words, 9)),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if chance[row][column] > 0.55 else "black",
+                weight="bold" if tokens[0] == best[-1][column, 0] else "normal",
+            )
+    names = labels_of(trace.tokens[chosen], words, 9)
+    axes.set_xticks(
+        range(len(chosen)), labels=[f"{p}\n{n}" for p, n in zip(chosen, names, strict=True)]
+    )
+    axes.set_yticks(range(len(taps)), labels=["embedding", *map(str, range(len(taps) - 1))])
+    axes.set(xlabel="token read so far (position and text)", ylabel="after block")
+    axes.set_title("Likeliest next token by block; bold: the final choice")
+    figure.colorbar(image, ax=axes, label="probability of the likeliest token")
+    result: Figure = figure
+    return result
+
+
+def known_tokenizer_of(model: Model) -> Tokenizer | None:
+    """The model's tokenizer, None if it was built from bare weights."""
+    return None if model.checkpoint is None else model.tokenizer
