@@ -1,9 +1,9 @@
 """Sphinx: ``python -m pip install ".[docs]" && sphinx-build -W -n docs docs/_build``.
 
 Every page is text. Code cells are executed at each build and their outputs are stored nowhere; a
-cell that raises, or a name that does not resolve, fails the build. Nothing is read from the network,
-neither by the build nor by a page: MathJax lies in ``_static``, and the few names of Python and
-NumPy that the types mention lie in ``inventories``.
+cell that raises, or a name that does not resolve, fails the build. Nothing is read from the
+network, neither by the build nor by a page: MathJax lies in ``_static``, and the few names of
+Python and NumPy that the types mention lie in ``inventories``.
 """
 
 import os
