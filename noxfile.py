@@ -53,6 +53,7 @@ def kill_matrix(session: nox.Session) -> None:
 def benches(session: nox.Session) -> None:
     """The benches that need no large checkpoint."""
     session.install(".[bench]")
+    session.run("python", "-m", "pytest", "benches")
     session.run("python", "benches/bench_import.py")
     session.run("python", "benches/bench_chat.py")
     session.run("python", "benches/bench_cold_start.py")
