@@ -25,6 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from gptoss_ref.errors import GptOssError
 
 Array = NDArray[Any]
+"""A NumPy array; the docstring says its axes and what it holds."""
 
 
 def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:

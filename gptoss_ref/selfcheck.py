@@ -49,7 +49,7 @@ class Step:
         best: the token this model finds most likely.
         margin: by how much in log-probability `best` leads; 0 if it is the published token.
         passed: whether the token is the best or within ABSOLUTE of it, bfloat16's own uncertainty,
-            and the log-probability is as published, within ABSOLUTE + RELATIVE * |published|.
+            and the log-probability is as published, within ABSOLUTE + RELATIVE * abs(published).
     """
 
     token: int

@@ -17,6 +17,7 @@ from .config import ModelConfig
 from .errors import TraceError
 
 Axes = tuple[str, ...]
+"""Axis letters, such as ``("T", "H", "C")``; the last may be a product, ``"2F"``."""
 
 STAGES: dict[str, Axes] = {
     "attn.norm": ("T", "D"),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[Any]
+"""A matrix or vector of floats, or of bfloat16 bits (uint16)."""
 
 MXFP4_BLOCK = 32
 """Values that share one scale byte."""
@@ -48,6 +49,7 @@ class MXFP4:
 
 
 ExpertMatrix = Matrix | MXFP4
+"""The matrices of all experts of a block, dense or in MXFP4."""
 
 
 @dataclass(frozen=True)

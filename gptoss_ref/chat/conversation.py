@@ -30,13 +30,15 @@ def build_conversation(
 ) -> list[Message]:
     """A conversation with its system and developer messages.
 
-    message        a question, or messages; those may begin with a system and a developer message
-    reasoning      "low", "medium" (the default) or "high", for the system message
-    instructions   for the developer message, which is there only if it has something to say
-    tools          functions, as Tool or as plain data (see tools.tool_from_dict)
+    Args:
+        message: a question, or messages; those may begin with a system and a developer message.
+        reasoning: "low", "medium" (the default) or "high", for the system message.
+        instructions: for the developer message, which is there only if it has something to say.
+        tools: functions, as Tool or as plain data (see tools.tool_from_dict).
 
-    Raises HarmonyError when there is nothing to answer, or when `message` already has the message
-    that an argument is for.
+    Raises:
+        HarmonyError: there is nothing to answer, or `message` already has the message that an
+            argument is for.
     """
     if isinstance(message, str):
         message = [Message.user(message)]
@@ -105,7 +107,10 @@ def stream(
     `prefix` lets a later call use what this one computed. The history is rendered by the rule
     "answered" of `render.drop_analysis`. Generation ends at return, call or endoftext.
 
-    Raises HarmonyError for a conversation that cannot be, TokenError when it exceeds the context.
+    Raises:
+        HarmonyError: a conversation that cannot be.
+        TokenError: it exceeds the context.
+        GptOssError: a sampling parameter out of range, or a model without a tokenizer.
     """
     began = time.perf_counter()
     messages = build_conversation(
@@ -187,7 +192,13 @@ def respond(
 ) -> Reply:
     """Answer a question or go on with a conversation; see `stream` for the arguments.
 
-    on_event   called with each of the parser's events as it comes
+    Args:
+        on_event: called with each of the parser's events as it comes.
+
+    Raises:
+        HarmonyError: messages, tools or an effort that cannot be.
+        TokenError: the prompt does not fit the context.
+        GptOssError: a sampling parameter out of range, or a model without a tokenizer.
 
     To hand a tool's result back, ask again with the messages so far, the reply's, and the result:
 
@@ -218,9 +229,9 @@ def respond(
 class Chat:
     """A conversation that remembers itself.
 
-    chat = Chat(model, reasoning="low")
-    for event in chat.send("What is 27 + 58?"):
-        ...                                   # events as they come; the Reply last
+        chat = Chat(model, reasoning="low")
+        for event in chat.send("What is 27 + 58?"):
+            ...                               # events as they come; the Reply last
 
     The arguments are those of `stream`. `messages` is the history, analysis included; rendering it
     drops what the model is no longer to see. An answer that fails, or whose events are not read to

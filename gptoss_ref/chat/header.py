@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from .messages import CHANNELS, ROLES, Message
 from .render import CONSTRAIN
 
-# report(what is wrong, what is done about it)
 Report = Callable[[str, str], None]
+"""Called with what is wrong, and what is done about it."""
 
 _BUILT_IN_TOOLS = ("python", "browser")
 _GLUED = re.compile(rf"((?:{'|'.join(ROLES)})+)({'|'.join(CHANNELS)})?")
@@ -56,8 +56,11 @@ class Header:
 def parse_header(sections: list[str], role: str | None, report: Report) -> Header:
     """The header whose text, cut at the `<|channel|>` tokens, is `sections` (at least one).
 
-    role    the role if it was settled before the header (a completion follows
-            `<|start|>assistant`); None if the header has to name it
+    Args:
+        sections: texts between the special tokens.
+        role: the role if it was settled before the header (a completion follows
+            `<|start|>assistant`); None if the header has to name it.
+        report: called with what departs from the format, and the reading that is taken.
     """
     lead, name, glued = _words(sections[0]), None, None
     channel, rest = _channel(sections[1:], report)

@@ -36,10 +36,17 @@ def _namespaces(spaces: Sequence[ToolNamespace]) -> tuple[ToolNamespace, ...]:
 class SystemContent:
     """The system message. The defaults are those of openai-harmony.
 
-    reasoning_effort          "low", "medium", "high", or None to leave the line out
-    conversation_start_date   an ISO date; None, the default, leaves the line out
-    channels                  what the model may write to; empty leaves the section out
-    tools                     built-in tools: `browser()`, `python()`
+    Attributes:
+        model_identity: the first sentence; None leaves it out.
+        reasoning_effort: "low", "medium", "high", or None to leave the line out.
+        conversation_start_date: an ISO date; None, the default, leaves the line out.
+        knowledge_cutoff: a year and month; None leaves the line out.
+        channels: what the model may write to; empty leaves the section out.
+        channel_required: whether the section says that every message must name its channel.
+        tools: built-in tools: `browser()`, `python()`.
+
+    Raises:
+        HarmonyError: an unknown effort, or two namespaces of one name.
     """
 
     model_identity: str | None = MODEL_IDENTITY
@@ -64,7 +71,10 @@ class DeveloperContent:
     """The developer message: instructions, and tools in namespaces.
 
     Functions of the caller belong in the namespace `functions`; `with_functions` puts them there.
-    `tools=()` renders no section; a namespace without functions renders an empty one.
+
+    Attributes:
+        instructions: what the model is told; None leaves the section out.
+        tools: namespaces; `()` renders no section, a namespace without functions an empty one.
     """
 
     instructions: str | None = None
@@ -83,21 +93,25 @@ class DeveloperContent:
 
 
 Content = str | SystemContent | DeveloperContent
+"""One part of a message."""
 
 
 @dataclass(frozen=True)
 class Message:
     """One message: its header, and its content in one or more parts.
 
-    role           "system", "developer", "user", "assistant" or "tool"
-    content        text, SystemContent (system only), DeveloperContent (developer only), or a
-                   sequence of those; kept as a tuple
-    name           the author's name; a tool message needs it ("functions.get_weather")
-    recipient      whom it is for: the tool that is called, or "assistant" in a tool's answer
-    channel        "analysis", "commentary" or "final" in the assistant's messages
-    content_type   such as "json" or "<|constrain|>json"; that prefix stands for the special token
+    Attributes:
+        role: "system", "developer", "user", "assistant" or "tool".
+        content: text, SystemContent (system only), DeveloperContent (developer only), or a
+            sequence of those; kept as a tuple.
+        name: the author's name; a tool message needs it ("functions.get_weather").
+        recipient: whom it is for: the tool that is called, or "assistant" in a tool's answer.
+        channel: "analysis", "commentary" or "final" in the assistant's messages.
+        content_type: such as "json" or `<|constrain|>json`; that prefix stands for the special
+            token.
 
-    Raises HarmonyError for a role or content that cannot be.
+    Raises:
+        HarmonyError: a role or content that cannot be.
     """
 
     role: str

@@ -66,6 +66,7 @@ class Repair:
 
 
 Event = MessageStart | TextDelta | MessageEnd | Repair
+"""What a parser reports as it reads."""
 
 
 class _State(Enum):
@@ -77,9 +78,14 @@ class _State(Enum):
 class HarmonyParser:
     """Reads one stream of tokens.
 
-    role       whose message it begins in the middle of: a completion follows `<|start|>assistant`.
-               None: the stream begins with `<|start|>`
-    strict     raise HarmonyError at the first token that does not follow the format
+    Args:
+        tokenizer: whose ids these are.
+        role: whose message it begins in the middle of: a completion follows `<|start|>assistant`.
+            None: the stream begins with `<|start|>`.
+        strict: raise HarmonyError at the first token that does not follow the format.
+
+    Raises:
+        HarmonyError: an unknown role.
 
     `messages` holds the complete messages, `repairs` the repairs, `header` and `text` those of the
     message being read (header None: none is), `position` the number of tokens read.

@@ -22,6 +22,7 @@ from .tools import tools_section
 CONSTRAIN = "<|constrain|>"
 
 HistoryRule = Literal["openai-harmony", "answered", "keep"]
+"""Which analysis of earlier turns a model sees again; see :func:`drop_analysis`."""
 
 
 def drop_analysis(
@@ -29,14 +30,19 @@ def drop_analysis(
 ) -> list[Message]:
     """The messages that history keeps. What may go is the assistant's `analysis`.
 
-    "answered"         what a final message followed is dropped: the thoughts behind answers given.
-                       Thoughts after the last answer stay, so a model that waits for a tool's
-                       result still knows why it called. This is how openai/harmony's
-                       docs/format.md tells it, and what `respond` uses.
-    "openai-harmony"   what that package does (0.0.8): only if the assistant's latest message is a
-                       final one, and then only what stands before the *first* final message. The
-                       two differ from the second answer on.
-    "keep"             nothing is dropped.
+    "answered"
+        what a final message followed is dropped: the thoughts behind answers given. Thoughts after
+        the last answer stay, so a model that waits for a tool's result still knows why it called.
+        This is how openai/harmony's docs/format.md tells it, and what `respond` uses.
+    "openai-harmony"
+        what that package does (0.0.8): only if the assistant's latest message is a final one, and
+        then only what stands before the *first* final message. The two differ from the second
+        answer on.
+    "keep"
+        nothing is dropped.
+
+    Raises:
+        HarmonyError: an unknown rule.
     """
     finals = [i for i, message in enumerate(messages) if message.channel == "final"]
     if rule == "openai-harmony":

@@ -18,10 +18,11 @@ _NOT_TOOLS = ("all", "assistant", "user")
 class ToolCall:
     """The assistant's message to a tool.
 
-    recipient   the tool, with its namespace: "functions.add"
-    text        the arguments as written
-    arguments   the same, parsed as JSON; None if the text is not JSON
-    error       why the text is not a JSON object, or None if it is one
+    Attributes:
+        recipient: the tool, with its namespace: "functions.add".
+        text: the arguments as written.
+        arguments: the same, parsed as JSON; None if the text is not JSON.
+        error: why the text is not a JSON object, or None if it is one.
     """
 
     recipient: str
@@ -57,18 +58,21 @@ class ToolCall:
 class Reply:
     """One answer, from the prompt to the token that ended it.
 
-    analysis        what the model thought
-    commentary      what it said beside the answer, such as before a tool call
-    final           the answer; empty if it called a tool or was cut short
-    tool_calls      calls that wait for a result, see ToolCall.answer
-    messages        all of it, as messages to put into the history
-    tokens          the generated ids, the stop token included
-    logprobs        natural logarithm of each token's probability, before temperature and the like
-    prompt_tokens   length of the prompt, and `cached_tokens` how much of it was in the cache
-    first_seconds   until the first token, `seconds` until the last
-    stop_reason     "return" (answered), "call" (a tool), "length" (max_new_tokens or the context is
-                    used up), "endoftext"
-    repairs         where the tokens did not follow the format
+    Attributes:
+        analysis: what the model thought.
+        commentary: what it said beside the answer, such as before a tool call.
+        final: the answer; empty if it called a tool or was cut short.
+        tool_calls: calls that wait for a result, see :meth:`ToolCall.answer`.
+        messages: all of it, as messages to put into the history.
+        tokens: the generated ids, the stop token included.
+        logprobs: natural logarithm of each token's probability, before temperature and the like.
+        prompt_tokens: length of the prompt.
+        cached_tokens: how much of the prompt was in the cache.
+        first_seconds: until the first token.
+        seconds: until the last.
+        stop_reason: "return" (answered), "call" (a tool), "length" (max_new_tokens or the context
+            is used up), "endoftext".
+        repairs: where the tokens did not follow the format.
     """
 
     analysis: str

@@ -79,12 +79,17 @@ def harmony_specials(first: int = O200K_TOKENS, last: int = LAST_SPECIAL) -> dic
 class Tokenizer:
     """Byte-level BPE with special tokens.
 
-    tokens      the bytes of the ordinary tokens, in rank order: rank and id are the same number
-    special     name -> id of the special tokens, ids from len(tokens) on; two names may share an id
-    pattern     the regular expression that cuts the text, in tiktoken's dialect
+    Args:
+        tokens: the bytes of the ordinary tokens, in rank order: rank and id are the same number.
+        special: name -> id of the special tokens, ids from len(tokens) on; two names may share an
+            id.
+        pattern: the regular expression that cuts the text, in tiktoken's dialect.
+        name: what errors call it.
+
+    Raises:
+        TokenError: a special token lies among the ranks, or the pattern does not compile.
 
     `vocab_size` is one more than the largest id. An id below it may still have no token.
-    Raises TokenError when a special token lies among the ranks or the pattern does not compile.
     """
 
     def __init__(

@@ -20,7 +20,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Schema = Any  # any JSON value; what is not an object has no fields and is `any`
+Schema = Any
+"""Any JSON value; what is not an object has no fields and is `any`."""
+
 _ABSENT = object()
 
 

@@ -17,6 +17,7 @@ from ..config import ModelConfig
 from ..weights import MXFP4_BLOCK
 
 Layout = Literal["openai", "hf", "hf-bfloat16"]
+"""OpenAI's names, Hugging Face's, or the latter with dequantised and transposed experts."""
 LAYOUTS: tuple[Layout, ...] = ("openai", "hf", "hf-bfloat16")
 
 # weight of ModelWeights | OpenAI name | Hugging Face name | axes

@@ -54,6 +54,7 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import MXFP4, ExpertMatrix
 
 Tap = Callable[[str, Array], None]
+"""Called with a stage's name (``gate_up``, ``swiglu``, ``expert_out``) and its array."""
 
 
 def experts(

@@ -38,7 +38,11 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK
 
 Scale255 = Literal["nan", "exponent", "error"]
+"""What a scale byte of 255 means."""
+
 ScaleRule = Literal["floor", "ceil", "even", "fit"]
+"""How the largest magnitude of a block gives its scale, see :func:`encode`."""
+
 _NONE = np.empty(0, np.uint32)
 _RULES = {"floor": 0, "ceil": 1, "even": 2, "fit": 3}
 

@@ -25,6 +25,7 @@ SCALE_BIAS = 127
 SCALE_NAN = 255
 
 Scale255 = Literal["nan", "exponent", "error"]
+"""What a scale byte of 255 means."""
 
 # A byte's two values as one complex number, the low nibble its real part, so that one look-up finds
 # both. Doubled they are integers, and half the scale (at most 2¹²⁷) always fits float32.
@@ -84,6 +85,7 @@ def decode(
 
 
 ScaleRule = Literal["floor", "ceil", "even", "fit"]
+"""How the largest magnitude of a block gives its scale, see :func:`encode`."""
 
 
 def encode(x: Array, *, rule: ScaleRule = "floor") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Verdict = Literal["ok", "diverges", "nan", "rewritten", "follows", "tie", "unjudged"]
+"""See :class:`Row`."""
 
 WRONG = ("diverges", "nan")
 

@@ -22,6 +22,7 @@ TILE_SCORES = 1 << 24
 """Attention weights held at a time where they are not wanted: 128 MiB of float64."""
 
 Values = Mapping[str, Array]
+"""Arrays by tap point."""
 
 
 @dataclass(frozen=True)

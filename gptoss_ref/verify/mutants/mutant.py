@@ -30,8 +30,11 @@ Right = Callable[..., Any]
 """The rule that a mutant replaces."""
 
 Change = Callable[[Rules], Rules]
+"""The same rules with one replaced."""
 Obstacle = Callable[[ModelConfig, ModelWeights], str | None]
+"""Why a mutant cannot be tried on a model, or None."""
 Shortest = Callable[[ModelConfig], int]
+"""Tokens of the shortest prompt on which a mutant shows."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Variant:
 
 
 Variants = Callable[[ModelConfig, int], Iterable[Variant]]
+"""Further parameters worth trying, for a configuration and a number of tokens."""
 
 
 def _no_obstacle(config: ModelConfig, weights: ModelWeights) -> str | None:

@@ -15,6 +15,7 @@ from gptoss_ref.verify.rules import SPECIFICATION, Rules
 from .operations import OPERATIONS, Operation, Values
 
 Parameter = float | int | None
+"""A scalar input of an operation."""
 
 
 @dataclass(frozen=True, eq=False)

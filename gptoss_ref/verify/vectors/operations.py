@@ -24,7 +24,9 @@ from gptoss_ref.verify.walk import predict
 from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
 
 Values = dict[str, Array]
+"""Arrays by name."""
 Compute = Callable[[Rules, SimpleNamespace], Values]
+"""The outputs of an operation, from the rules and its inputs."""
 
 
 @dataclass(frozen=True)
