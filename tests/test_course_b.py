@@ -1,0 +1,101 @@
+"""Exercises of chapters 7 to 12: the solutions pass `gptoss-ref check`, and each with its typical
+mistake put in fails in a case that has the flag which explains it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_ref.cli import main
+
+SOLUTIONS = Path(__file__).parents[1] / "docs" / "tutorial" / "solutions"
+
+
+def check(place: Path | str, operation: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What `gptoss-ref check --json` prints, and its exit status."""
+    status = main(["check", str(place), operation, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("file", "function", "operation"),
+    [
+        ("07_mxfp4", "mxfp4_decode", "mxfp4_decode"),
+        ("07_mxfp4", "mxfp4_encode", "mxfp4_encode"),
+        ("08_cache", "attention", "attention"),
+        ("08_cache", "model", "model"),
+    ],
+)
+def test_solutions_are_right(
+    file: str, function: str, operation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said = check(f"{SOLUTIONS / file}.py:{function}", operation, capsys)
+    assert status == 0, said
+    assert said["ok"]
+    assert not said["notes"]
+
+
+MISTAKES = {
+    "the high nibble first": (
+        *("07_mxfp4", "mxfp4_decode", "NibbleOrder"),
+        *("= blocks & 0x0F\n    codes[..., 1::2] = blocks >> 4",),
+        *("= blocks >> 4\n    codes[..., 1::2] = blocks & 0x0F",),
+    ),
+    "a bias of 128": ("07_mxfp4", "mxfp4_decode", "ScaleBias", "int64) - 127)", "int64) - 128)"),
+    "a scale of 0 is 0": (
+        *("07_mxfp4", "mxfp4_decode", "Scale0"),
+        *("values[scales == 255] = np.nan", "values[scales == 0] = 0"),
+    ),
+    "ties to the smaller": (
+        *("07_mxfp4", "mxfp4_encode", "RoundHalfEven"),
+        *("[0, 2, 4, 6, 1, 3, 5, 7]", "[0, 1, 2, 3, 4, 5, 6, 7]"),
+    ),
+    "zero loses its sign": (
+        *("07_mxfp4", "mxfp4_encode", "NegativeZero", "np.signbit(x)", "x < 0"),
+    ),
+    "a scale under which all fit": (
+        *("07_mxfp4", "mxfp4_encode", "Saturates"),
+        *("np.frexp(largest)", "np.frexp(largest * 4 / 3)"),
+    ),
+    "places in memory for positions": (
+        *("08_cache", "attention", "CacheBoundary"),
+        *("k_positions[None, :]", "np.sort(k_positions)[None, :]"),
+    ),
+    "one key more": (
+        "08_cache",
+        "attention",
+        "WindowEdge",
+        "distance < window",
+        "distance <= window",
+    ),
+    "a ring of one slot less": (
+        *("08_cache", "model", "ModelWindow"),
+        *("self.slots = slots", "self.slots = slots and slots - 1"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "operation", "flag", "right", "wrong"), MISTAKES.values(), ids=MISTAKES
+)
+def test_a_mistake_is_explained(
+    file: str,
+    operation: str,
+    flag: str,
+    right: str,
+    wrong: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = (SOLUTIONS / f"{file}.py").read_text(encoding="utf-8")
+    assert source.count(right) == 1, "the solution has changed: name the line to spoil again"
+    mine = tmp_path / "mine.py"
+    mine.write_text(source.replace(right, wrong), encoding="utf-8")
+    status, said = check(f"{mine}:{operation}", operation, capsys)
+    assert status == 1
+    flags = [set(f["flags"]) for f in said["findings"] if f["verdict"] == "wrong"]
+    assert any(flag in of_case for of_case in flags), said
