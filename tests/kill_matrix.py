@@ -28,11 +28,13 @@ import numpy as np
 import torch
 from buggy_twin import (
     BUGS,
+    PLANTED,
     REWRITINGS,
     ROUNDINGS,
     VARIANTS,
     Checkpoint,
-    large_checkpoint,
+    large,
+    planted,
     random_checkpoint,
     run,
     why_unseen,
@@ -42,7 +44,7 @@ from kill_matrix_page import page
 
 import gptoss_ref as gr
 
-PARTS = ("single", "variant", "pair", "logits", "rewriting", "correct")
+PARTS = ("single", "logits", "overflow", "variant", "pair", "rewriting", "correct")
 DTYPES = ("float32", "bfloat16")
 HARMLESS = REWRITINGS + ROUNDINGS
 TEXTS = (
@@ -51,6 +53,7 @@ TEXTS = (
 )
 OVERFLOW = "float16-overflow"  # a bug of no line of code: a run in float16 of large activations
 FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end
+PAIRS = 5  # of bugs, on each checkpoint in each dtype
 LENGTH = 50  # of the random checkpoint's prompts, more than four windows
 
 
@@ -72,16 +75,31 @@ class Case:
 
     @property
     def expected(self) -> set[str]:
-        """Names that must come first, in any order."""
+        """Names that must be named, in any order, and no others."""
         return {bug.split("/")[0] for bug in self.bugs if bug not in HARMLESS}
+
+    @property
+    def weights(self) -> str:
+        """The checkpoint, or a copy of it in which a bug is planted something to go wrong at."""
+        (plant,) = {*self.bugs} & {*PLANTED, OVERFLOW} or {""}
+        return f"{self.checkpoint} {plant}".strip()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of it."""
+    """What came of it.
+
+    Attributes:
+        named: the causes, in the order of the report.
+        alternatives: names that the report says cannot be told from a cause on this input.
+        unexplained: tap points that it leaves without a cause.
+        ok: just the expected causes are named, and nothing is left without one.
+    """
 
     key: str
     named: list[str]
+    alternatives: list[str]
+    unexplained: list[str]
     ok: bool
     verdict: str
     seconds: float
@@ -89,8 +107,11 @@ class Cell:
 
 @cache
 def checkpoint_of(name: str) -> Checkpoint:
-    made = {"tiny": tiny_checkpoint, "random": random_checkpoint, "large": large_checkpoint}
-    return made[name]()
+    base, _, plant = name.partition(" ")
+    checkpoint = {"tiny": tiny_checkpoint, "random": random_checkpoint}[base]()
+    if plant == OVERFLOW:
+        return large(checkpoint)
+    return planted(checkpoint, PLANTED[plant]) if plant else checkpoint
 
 
 @cache
@@ -98,7 +119,8 @@ def model_of(name: str) -> gr.Model:
     if name == "tiny":
         return gr.load("tiny", backend="numpy")
     FOLDERS.append(tempfile.TemporaryDirectory())
-    return gr.load(checkpoint_of(name).write(Path(FOLDERS[-1].name)), backend="numpy")
+    folder = checkpoint_of(name).write(Path(FOLDERS[-1].name))
+    return gr.load(folder, backend="numpy", scale_255="nan")
 
 
 def tokens_of(case: Case) -> list[int]:
@@ -110,39 +132,47 @@ def tokens_of(case: Case) -> list[int]:
 
 
 def trace_of(case: Case) -> gr.Trace:
-    """What the twin computes; only its logits for the part of that name."""
+    """What the twin computes; only its logits for the part of that name.
+
+    Its dtype is for ``diagnose`` to find out, unless nothing but NaN is there to tell it by.
+    """
     tokens = tokens_of(case)
     bugs = set(case.bugs) - {OVERFLOW}
-    taps: dict[str, Any] = run(checkpoint_of(case.checkpoint), tokens, case.dtype, bugs)
+    taps: dict[str, Any] = run(checkpoint_of(case.weights), tokens, case.dtype, bugs)
     if case.part == "logits":
         taps = {"logits": taps["logits"]}
-    return gr.Trace(
-        taps,
-        tokens=tokens,
-        config=model_of(case.checkpoint).config,
-        producer="torch twin",
-        dtype=case.dtype,
-    )
+    stated = None if np.isfinite(taps["logits"]).any() or len(taps) > 1 else case.dtype
+    config = model_of(case.weights).config
+    return gr.Trace(taps, tokens=tokens, config=config, producer="torch twin", dtype=stated)
 
 
 def judge(case: Case, show: bool = False) -> Cell:
     """Diagnose one case."""
-    trace, model = trace_of(case), model_of(case.checkpoint)
+    trace, model = trace_of(case), model_of(case.weights)
     began = time.perf_counter()
     diagnosis = gr.diagnose(model, trace)
     seconds = time.perf_counter() - began
     if show:
         print(diagnosis)
     named = [cause.name for cause in diagnosis.causes]
-    first = set(named[: len(case.expected)])
-    ok = first == case.expected if case.expected else not named and diagnosis.ok
-    return Cell(case.key, named, ok, str(diagnosis.verdict), round(seconds, 2))
+    alternatives = [name for cause in diagnosis.causes for name in cause.alternatives]
+    unexplained = [tap for item in diagnosis.unexplained for tap in item.taps]
+    right = sorted(named) == sorted(case.expected) and not unexplained
+    return Cell(
+        key=case.key,
+        named=named,
+        alternatives=list(dict.fromkeys(alternatives)),
+        unexplained=unexplained,
+        ok=right and (diagnosis.ok or bool(case.expected)),
+        verdict=diagnosis.verdict,
+        seconds=round(seconds, 2),
+    )
 
 
 def pairs(n: int, checkpoint: str, dtype: str) -> list[tuple[str, str]]:
     """``n`` random pairs of bugs that show here, neither of which makes the other void."""
     rng = random.Random(f"{checkpoint} {dtype}")
-    names = [bug for bug in BUGS if why_unseen(bug, checkpoint, dtype) is None]
+    names = [bug for bug in BUGS if why_unseen(bug, dtype) is None]
     chosen: list[tuple[str, str]] = []
     while len(chosen) < n:
         one, other = rng.sample(names, 2)
@@ -175,14 +205,16 @@ def hides(one: str, other: str) -> bool:
     return any(other.startswith(prefix) for prefix in VOID.get(one, ()))
 
 
-def cases(parts: tuple[str, ...], checkpoints: tuple[str, ...]) -> Iterator[Case]:
+def cases(
+    parts: tuple[str, ...], checkpoints: tuple[str, ...], n_pairs: int = PAIRS
+) -> Iterator[Case]:
     """Every cell of the matrix, the random checkpoint (which is quicker) first."""
-    if "single" in parts and "random" in checkpoints:
-        yield Case("single", (OVERFLOW,), "large", "float16")
     for checkpoint in checkpoints:
+        if "overflow" in parts:
+            yield Case("overflow", (OVERFLOW,), checkpoint, "float16")
         for dtype in DTYPES:
             for bug in BUGS:
-                if why_unseen(bug, checkpoint, dtype) is None:
+                if why_unseen(bug, dtype) is None:
                     for part in ("single", "logits"):
                         if part in parts:
                             yield Case(part, (bug,), checkpoint, dtype)
@@ -193,7 +225,7 @@ def cases(parts: tuple[str, ...], checkpoints: tuple[str, ...]) -> Iterator[Case
                 for bug in HARMLESS:
                     yield Case("rewriting", (bug,), checkpoint, dtype)
             if "pair" in parts:
-                for pair in pairs(5, checkpoint, dtype):
+                for pair in pairs(n_pairs, checkpoint, dtype):
                     yield Case("pair", pair, checkpoint, dtype)
         if "correct" in parts:
             for dtype, n in (("float32", 3), ("bfloat16", 4), ("float16", 3)):
@@ -208,6 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--checkpoint", action="append", choices=["random", "tiny"])
     parser.add_argument("--dtype", choices=[*DTYPES, "float16"])
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="each checkpoint and dtype")
     parser.add_argument("--only", action="append", default=[], help="bugs of this name")
     parser.add_argument("--store", type=Path, help="keeps the cells; those in it are not run again")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
@@ -222,7 +255,9 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [
         case
         for case in cases(
-            tuple(options.part or PARTS), tuple(options.checkpoint or ("random", "tiny"))
+            tuple(options.part or PARTS),
+            tuple(options.checkpoint or ("random", "tiny")),
+            options.pairs,
         )
         if options.dtype in (None, case.dtype)
         and (not options.only or set(options.only) & (set(case.bugs) | case.expected))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from buggy_twin import BUGS, why_unseen
 from kill_matrix import HARMLESS, OVERFLOW, PARTS, Case, cases, judge, main, pairs
 from kill_matrix_page import page
+
+from gptoss_ref.verify.mutants import CATALOGUE
 
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
@@ -22,27 +25,31 @@ def check(case: Case) -> None:
     assert cell.ok, f"{cell.verdict} (named: {', '.join(cell.named) or 'nothing'})"
 
 
-def seen(checkpoint: str, dtype: str) -> list[str]:
-    return [bug for bug in BUGS if why_unseen(bug, checkpoint, dtype) is None]
+def seen(dtype: str) -> list[str]:
+    return [bug for bug in BUGS if why_unseen(bug, dtype) is None]
 
 
-@pytest.mark.parametrize("bug", seen("random", "float32"))
+def test_the_twin_has_every_bug_of_the_catalogue() -> None:
+    assert sorted([*BUGS, OVERFLOW]) == sorted(mutant.name for mutant in CATALOGUE)
+
+
+@pytest.mark.parametrize("bug", seen("float32"))
 def test_every_bug_is_named(bug: str) -> None:
     check(Case("single", (bug,), "random", "float32"))
 
 
-@pytest.mark.parametrize("bug", [*seen("random", "bfloat16")[::5], "norm-scale-after-cast"])
+@pytest.mark.parametrize("bug", [*seen("bfloat16")[::5], "norm-scale-after-cast"])
 def test_bugs_are_named_through_bfloat16(bug: str) -> None:
     check(Case("single", (bug,), "random", "bfloat16"))
 
 
-@pytest.mark.parametrize("bug", ["window-plus-one", "clamp-missing", "qkv-order/groups"])
+@pytest.mark.parametrize("bug", ["window-plus-one", "scale-134", "qkv-order/groups"])
 def test_bugs_of_the_trained_model_are_named(bug: str) -> None:
     check(Case("single", (bug,), "tiny", "bfloat16"))
 
 
 def test_an_overflow_is_named() -> None:
-    check(Case("single", (OVERFLOW,), "large", "float16"))
+    check(Case("overflow", (OVERFLOW,), "random", "float16"))
 
 
 @pytest.mark.parametrize("pair", pairs(4, "random", "float32"), ids=" and ".join)
@@ -73,7 +80,9 @@ def test_the_matrix_is_as_large_as_promised() -> None:
     for checkpoint in ("random", "tiny"):
         for dtype in ("float32", "bfloat16"):
             here = [c for c in every if (c.checkpoint, c.dtype) == (checkpoint, dtype)]
-            assert len([c for c in here if c.part == "single"]) >= 40
+            tried = {c.bugs[0] for c in here if c.part == "single"}
+            assert tried == set(seen(dtype)) == {c.bugs[0] for c in here if c.part == "logits"}
+            assert len(tried) >= 40
             assert {c.bugs[0] for c in here if c.part == "rewriting"} == set(HARMLESS)
     assert len({c.bugs for c in every if c.part == "pair"}) >= 20
     assert len([c for c in every if c.part == "correct"]) >= 20
@@ -97,16 +106,27 @@ def test_the_script_goes_on_where_it_stopped(
 
 
 def test_the_page_shows_what_failed() -> None:
-    right = Case("single", ("norm-eps",), "random", "float32")
+    def cell(*named: str, **others: Any) -> dict[str, Any]:
+        usual = {"named": named, "alternatives": [], "unexplained": [], "ok": False}
+        return {**usual, "seconds": 2.0, **others}
+
+    two = Case("single", ("norm-eps",), "random", "float32")
+    open_ = Case("single", ("sinks-dropped",), "random", "float32")
+    alike = Case("single", ("scale-0",), "random", "float32")
     wrong = Case("correct", (), "random", "float32", 2)
     cells = {
-        right.key: {"named": ["window-plus-one", "norm-eps"], "ok": False, "seconds": 2.0},
-        wrong.key: {"named": ["norm-eps"], "ok": False, "seconds": 4.0},
+        two.key: cell("window-plus-one", "norm-eps", seconds=4.0),
+        open_.key: cell("sinks-dropped", unexplained=["block.0.attn.mix"]),
+        alike.key: cell("scale-0", ok=True, alternatives=["scale-134"], seconds=0.0),
+        wrong.key: cell("norm-eps"),
     }
-    text = page([right, wrong], cells)
-    assert "| norm-eps | **2** |" in text
+    text = page([two, open_, alike, wrong], cells)
+    assert "| norm-eps | 2 |" in text
+    assert "| sinks-dropped | 1 |" in text
+    assert "| scale-0 | **1** ≈ |" in text
+    assert "- `scale-0` (random float32): ≈ `scale-134`." in text
     assert "| prompt 2 | random | float32 | **norm-eps** |" in text
-    assert "| one bug, all tap points | 0 | 1 | 2.0 |" in text
+    assert "| one bug, all tap points | 1 | 3 | 1 | 2.0 |" in text
 
 
 def test_the_page_of_the_documentation_is_whole() -> None:

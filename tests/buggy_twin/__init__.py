@@ -10,18 +10,27 @@ written without sight of the catalogue that ``diagnose`` searches.
 ``bugs`` may hold any number of names of ``BUGS``, ``VARIANTS``, ``REWRITINGS`` and ``ROUNDINGS``.
 """
 
-from buggy_twin.checkpoints import Checkpoint, Config, large_checkpoint, random_checkpoint, tiny
+from buggy_twin.checkpoints import (
+    Checkpoint,
+    Config,
+    large,
+    planted,
+    random_checkpoint,
+    tiny,
+)
 from buggy_twin.forward import run
-from buggy_twin.names import BUGS, REWRITINGS, ROUNDINGS, VARIANTS, why_unseen
+from buggy_twin.names import BUGS, PLANTED, REWRITINGS, ROUNDINGS, VARIANTS, why_unseen
 
 __all__ = [
     "BUGS",
+    "PLANTED",
     "REWRITINGS",
     "ROUNDINGS",
     "VARIANTS",
     "Checkpoint",
     "Config",
-    "large_checkpoint",
+    "large",
+    "planted",
     "random_checkpoint",
     "run",
     "tiny",

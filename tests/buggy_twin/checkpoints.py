@@ -44,6 +44,23 @@ class Config:
     swiglu_alpha: float = 1.702
 
 
+# Of these, the ones that config.json calls so in either dialect ...
+ALIKE = (
+    "num_hidden_layers",
+    "experts_per_token",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "swiglu_limit",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "sliding_window",
+)
+# ... and in OpenAI's.
+OPENAI = ("num_experts", "initial_context_length", "rope_theta", "rope_scaling_factor")
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A configuration and the stored tensors under OpenAI's names."""
@@ -55,24 +72,8 @@ class Checkpoint:
     def write(self, folder: Path) -> Path:
         """Puts it on disk in OpenAI's layout."""
         c = self.config
-        numbers = {
-            "num_hidden_layers": c.num_hidden_layers,
-            "num_experts": c.num_experts,
-            "experts_per_token": c.experts_per_token,
-            "vocab_size": c.vocab_size,
-            "hidden_size": c.hidden_size,
-            "intermediate_size": c.intermediate_size,
-            "swiglu_limit": c.swiglu_limit,
-            "head_dim": c.head_dim,
-            "num_attention_heads": c.num_attention_heads,
-            "num_key_value_heads": c.num_key_value_heads,
-            "sliding_window": c.sliding_window,
-            "initial_context_length": c.initial_context_length,
-            "rope_theta": c.rope_theta,
-            "rope_scaling_factor": c.rope_scaling_factor,
-            "rope_ntk_alpha": c.beta_slow,
-            "rope_ntk_beta": c.beta_fast,
-        }
+        numbers = {name: getattr(c, name) for name in (*ALIKE, *OPENAI)}
+        numbers |= {"rope_ntk_alpha": c.beta_slow, "rope_ntk_beta": c.beta_fast}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(numbers))
         stored = {
@@ -89,16 +90,8 @@ def tiny() -> Checkpoint:
     raw: dict[str, Any] = json.loads((TINY / "config.json").read_text())
     yarn = raw["rope_scaling"]
     config = Config(
-        num_hidden_layers=raw["num_hidden_layers"],
+        **{name: raw[name] for name in ALIKE},
         num_experts=raw["num_local_experts"],
-        experts_per_token=raw["experts_per_token"],
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        head_dim=raw["head_dim"],
-        num_attention_heads=raw["num_attention_heads"],
-        num_key_value_heads=raw["num_key_value_heads"],
-        sliding_window=raw["sliding_window"],
         windowed=tuple(kind == "sliding_attention" for kind in raw["layer_types"]),
         initial_context_length=yarn["original_max_position_embeddings"],
         rope_theta=raw["rope_theta"],
@@ -106,7 +99,6 @@ def tiny() -> Checkpoint:
         beta_fast=yarn["beta_fast"],
         beta_slow=yarn["beta_slow"],
         rms_norm_eps=raw["rms_norm_eps"],
-        swiglu_limit=raw["swiglu_limit"],
     )
     stored = load_file(TINY / "model.safetensors")
     tensors = {
@@ -161,8 +153,8 @@ def random_checkpoint(seed: int = 0) -> Checkpoint:
     * The embedding is small (0.03), as trained ones are, so that the norm's epsilon matters.
     * Gate and up projections have a standard deviation near 4: a tenth of them is beyond ±7.
     * Sinks N(0.5, 1.5), biases of q, k, v 0.4, of the router 0.6: none is negligible.
-    * One block of 32 weights in each expert has scale byte 0 and one, all zeros, scale byte 134.
-      The right values of both are (next to) nothing.
+    * One block of 32 weights in each expert has scale byte 0 and one, all zeros, scale byte 134
+      (see :func:`planted`). The right values of both are (next to) nothing.
     """
     c, rng = RANDOM, np.random.default_rng(seed)
     d, f, e = c.hidden_size, c.intermediate_size, c.num_experts
@@ -179,9 +171,10 @@ def random_checkpoint(seed: int = 0) -> Checkpoint:
         """Uniform codes, whose root mean square is 2.93, times 2^exponent or twice that."""
         blocks = rng.integers(0, 256, (e, n, m // 32, 16), dtype=np.uint8)
         scales = rng.integers(127 + exponent, 129 + exponent, (e, n, m // 32), dtype=np.uint8)
-        scales[:, 0, 0] = 0
-        blocks[:, 1, 0], scales[:, 1, 0] = 0, 134
-        return torch.from_numpy(blocks), torch.from_numpy(scales)
+        stored = torch.from_numpy(blocks), torch.from_numpy(scales)
+        for byte in (0, 134):
+            _plant(*stored, byte)
+        return stored
 
     tensors = {
         "embedding": normal(c.vocab_size, d, std=0.03),
@@ -209,17 +202,42 @@ def random_checkpoint(seed: int = 0) -> Checkpoint:
     return Checkpoint(f"random-{seed}", c, tensors)
 
 
+def _plant(blocks: Tensor, scales: Tensor, byte: int) -> None:
+    """Give one block of 32 weights in every expert (E, N, M) that scale byte, in place.
+
+    Under 134 and 255 the block is all zeros: what a decoder makes of the scale is then NaN or
+    nothing, and neither is ever too large for a dtype. Under 0 its codes stay, for among them are
+    the ones that were misread.
+    """
+    row = {0: 0, 134: 1, 255: 2}[byte]
+    scales[:, row, 0] = byte
+    if byte:
+        blocks[:, row, 0] = 0
+
+
 @cache
-def large_checkpoint() -> Checkpoint:
-    """The random one with a residual of 80,000 in one place: more than float16 holds.
+def planted(checkpoint: Checkpoint, byte: int) -> Checkpoint:
+    """A copy with that scale byte, 0, 134 or 255, in every expert of every layer.
+
+    By the specification a byte of 255 is NaN, and with it all that follows from it.
+    """
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    for name, blocks in tensors.items():
+        if name.endswith(".blocks"):
+            _plant(blocks, tensors[name.removesuffix("blocks") + "scales"], byte)
+    return Checkpoint(f"{checkpoint.name} with scale byte {byte}", checkpoint.config, tensors)
+
+
+@cache
+def large(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy with a residual of 80,000 in one place: more than float16 holds.
 
     Each of two biases of 40,000 fits, and so does all that the norm makes of it. gpt-oss-120b
     reaches 45,344 (microsoft/onnxruntime-genai#2444).
     """
-    small = random_checkpoint()
-    tensors = dict(small.tensors)
+    tensors = dict(checkpoint.tensors)
     for n in (0, 1):
         name = f"block.{n}.attn.out.bias"
         tensors[name] = tensors[name].clone()
         tensors[name][5] = 40_000
-    return Checkpoint("large", small.config, tensors)
+    return Checkpoint(f"large {checkpoint.name}", checkpoint.config, tensors)
