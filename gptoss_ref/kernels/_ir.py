@@ -109,6 +109,20 @@ def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
     return builder.extract_element(a, ir.Constant(i32, 0))
 
 
+NEAR, FAR = 1024, 4096
+"""Bytes ahead of a row's reading that are asked for: into the first cache, and into the second.
+
+Requests into the first cache alone are too few at a time to keep the memory busy: a product read
+at 0.83 of what a plain reading loop reads, and with both at 0.98 (two cores, large pages)."""
+
+
+def prefetch_stream(builder: ir.IRBuilder, pointer: Value, offset: Value, size: int) -> None:
+    """Ask for what follows ``size`` bytes that are about to be read in a stream."""
+    for line in range(0, size, 64):
+        prefetch(builder, pointer, offset, NEAR + line)
+        prefetch(builder, pointer, offset, FAR + line, keep=2)
+
+
 def prefetch(
     builder: ir.IRBuilder, pointer: Value, offset: Value, ahead: int, keep: int = 3
 ) -> None:

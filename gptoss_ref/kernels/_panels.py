@@ -35,8 +35,6 @@ from gptoss_ref.kernels._math import widen
 LANES = 16
 WIDEST = 32
 """The largest L of all paths."""
-PREFETCH_BYTES = 1024
-"""How far ahead of a row's reading its cache lines are asked for."""
 
 _WIDTHS = {PATH_TYPES["avx512"]: 32, PATH_TYPES["avx2"]: 16, PATH_TYPES["plain"]: 16}
 _TOKENS = {PATH_TYPES["avx512"]: (12, 8, 4, 1), PATH_TYPES["avx2"]: (6, 4, 2, 1)}
@@ -214,8 +212,7 @@ def _vector_dot(typing_context: Any, w: Any, w_at: Any, x: Any, x_at: Any, steps
         whole = builder.udiv(args[4], index(unroll))
         with cgutils.for_range(builder, whole) as loop:
             base = builder.mul(loop.index, index(unroll * LANES))
-            for ahead in range(0, unroll * LANES * size, 64):
-                _ir.prefetch(builder, weights, base, PREFETCH_BYTES + ahead)
+            _ir.prefetch_stream(builder, weights, base, unroll * LANES * size)
             for column in range(unroll):
                 step(builder.add(base, index(column * LANES)), column)
         done = builder.mul(whole, index(unroll))

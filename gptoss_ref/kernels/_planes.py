@@ -10,7 +10,7 @@ the 12 adds, 12 · Σ X, is known beforehand and taken off; sums of 8 products s
 multiply-add.
 
 Loop order: rows one after the other, so that memory is read in order; in a row, groups of four
-vectors, with two prefetches, a near one into the first cache and a far one into the second.
+vectors.
 Accumulators: one float32 a lane, which holds the sum of every 16th eight values.
 Error: each activation is off by at most 2⁻²⁴ of its block's largest, and sums of 8 products are
 rounded to float32 once: below 1e-6 relative L2 on Gaussian activations, as float32 sums are.
@@ -36,8 +36,6 @@ from gptoss_ref.kernels._jit import cpu_features, jit
 from gptoss_ref.kernels._math import bits_float
 
 PLANES = 3
-NEAR, FAR = 1024, 4096
-"""Bytes ahead of a row's reading that are asked for: into the first cache, and into the second."""
 
 _LOWEST = 70  # E is kept as the byte E + 71, so that a byte 0 is no block
 _UNIT = np.float32(2.0 ** -(127 + 23 + 1 - 127 + _LOWEST + 1))
@@ -165,17 +163,17 @@ def dot_planes_of(n: int) -> Any:
                 here = builder.mul(loop.index, index(64 * n))
                 row = builder.gep(kept, [builder.mul(loop.index, index(group))])
                 s_at = builder.mul(loop.index, index(4 * n))
-                _ir.prefetch(builder, bytes_of_scales, s_at, NEAR // 16)
+                _ir.prefetch(builder, bytes_of_scales, s_at, _ir.NEAR // 16)
                 s = scale(
                     builder,
                     _ir.load(builder, bytes_of_scales, s_at, _ir.vector(i8, 4 * n)),
                     _ir.load(builder, row, index(4 * vector), _ir.vector(i8, 4 * n)),
                 )
                 for v in range(4):
-                    if v * 16 * n % 64 == 0:
-                        _ir.prefetch(builder, weights, here, NEAR + v * size)
-                        _ir.prefetch(builder, weights, here, FAR + v * size, keep=1)
-                    stored = _ir.load(builder, weights, builder.add(here, index(v * size)), bytes_)
+                    place = builder.add(here, index(v * size))
+                    if v * size % 64 == 0:
+                        _ir.prefetch_stream(builder, weights, place, 64)
+                    stored = _ir.load(builder, weights, place, bytes_)
                     total = products(builder, stored, builder.gep(row, [index(v * vector)]))
                     each = _ir.shuffle(builder, s, [n * v + lane // 4 for lane in range(4 * n)])
                     sums[0, v % 2] = _ir.fma(builder, total, each, sums[0, v % 2])
@@ -192,8 +190,7 @@ def dot_planes_of(n: int) -> Any:
                     past = builder.mul(loop.index, index(n))
                     here = builder.mul(builder.add(done, past), index(16))
                     lanes = builder.mul(builder.sub(rest, past), index(4))
-                    _ir.prefetch(builder, weights, here, NEAR)
-                    _ir.prefetch(builder, weights, here, FAR, keep=1)
+                    _ir.prefetch_stream(builder, weights, here, size)
                     stored = _ir.load_first(builder, weights, here, ints, lanes)
                     total = products(
                         builder,

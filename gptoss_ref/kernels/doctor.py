@@ -29,7 +29,6 @@ from gptoss_ref.kernels._jit import (
     jit_parallel,
     path_name,
 )
-from gptoss_ref.kernels._panels import PREFETCH_BYTES
 from gptoss_ref.kernels.threads import current_threads, threading_layer
 
 MXFP4_BYTES = 17 / 32
@@ -135,7 +134,7 @@ def _sum_prefetching(typing_context: Any, words: Any, start: Any, steps: Any) ->
             base = builder.mul(loop.index, _ir.index(4 * type_.count))
             for line in range(4):
                 at = builder.add(base, _ir.index(line * type_.count))
-                _ir.prefetch(builder, data, at, PREFETCH_BYTES)
+                _ir.prefetch(builder, data, at, _ir.NEAR)
                 sums[0, line] = builder.add(sums[0, line], _ir.load(builder, data, at, type_))
         total = builder.add(
             builder.add(sums[0, 0], sums[0, 1]), builder.add(sums[0, 2], sums[0, 3])
