@@ -12,7 +12,7 @@ from pathlib import Path
 
 # The pages describe this checkout, whatever is installed; the cells' processes inherit the path.
 root = str(Path(__file__).resolve().parents[1])
-sys.path.insert(0, root)
+sys.path[:0] = [root, str(Path(__file__).parent / "_ext")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 import gptoss_ref  # noqa: E402
@@ -23,6 +23,7 @@ copyright = "2026, The gptoss_ref authors"
 version = release = gptoss_ref.__version__
 
 extensions = [
+    "names",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
@@ -30,13 +31,13 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "README.md", "inventories/README.md", "**/solutions/**"]
+exclude_patterns = ["_build", "_ext", "README.md", "inventories/README.md", "**/solutions/**"]
 nitpicky = True
 default_role = "code"
 
-# Cells: executed at each build, never stored; a chapter has a minute.
+# Cells: executed at each build, never stored; a chapter has a minute, on a slow machine three.
 nb_execution_mode = "force"
-nb_execution_timeout = 120
+nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
@@ -45,7 +46,7 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fi
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+add_module_names = False
 napoleon_numpy_docstring = False
 
 # Their documentation is linked to; the list of names is here, see inventories/README.md.
@@ -62,5 +63,6 @@ mathjax3_config = {"options": {"enableMenu": False}}
 html_theme = "furo"
 html_title = "gptoss_ref"
 html_static_path = ["_static"]
+html_css_files = ["gptoss_ref.css"]
 html_copy_source = False
 html_show_sourcelink = False

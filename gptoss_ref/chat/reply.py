@@ -62,7 +62,7 @@ class Reply:
         analysis: what the model thought.
         commentary: what it said beside the answer, such as before a tool call.
         final: the answer; empty if it called a tool or was cut short.
-        tool_calls: calls that wait for a result, see :meth:`ToolCall.answer`.
+        tool_calls: calls that wait for a result, see :meth:`gptoss_ref.chat.ToolCall.answer`.
         messages: all of it, as messages to put into the history.
         tokens: the generated ids, the stop token included.
         logprobs: natural logarithm of each token's probability, before temperature and the like.

@@ -13,16 +13,17 @@ from gptoss_ref.taps import names
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.observation import LogprobObservation, log_probabilities
+from gptoss_ref.verify.progress import Progress
 from gptoss_ref.verify.report import Row
 from gptoss_ref.verify.rounding import UNITS
 from gptoss_ref.verify.rows import logit_figures
 from gptoss_ref.verify.rules import SPECIFICATION
-from gptoss_ref.verify.search import Progress
 from gptoss_ref.verify.walk import predict
 from gptoss_ref.verify.whereabouts import tokens_of
 from gptoss_ref.verify.whole import Standing, Target, WholeModels
 
 OUTPUTS = frozenset(("norm", "logits"))
+"""Tap points behind all blocks."""
 
 NATS = 1e-4
 """Servers print log-probabilities with about so many decimals."""

@@ -32,7 +32,7 @@ class Stage:
     Attributes:
         name: of the tap point, without its block.
         inputs: tap points of the same block, or STREAM.
-        rules: names of the fields of :class:`Rules` that it uses.
+        rules: names of the fields of :class:`~gptoss_ref.verify.rules.Rules` that it uses.
         compute: from its site and the values of its inputs.
     """
 

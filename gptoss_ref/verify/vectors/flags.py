@@ -147,3 +147,4 @@ FLAGS: dict[str, Flag] = {
         "The tiny model beyond its original context of 256 positions.", ("yarn-truncated",)
     ),
 }
+"""Flags of cases by name."""

@@ -321,3 +321,4 @@ OPERATIONS: dict[str, Operation] = {
         ),
     )
 }  # fmt: skip
+"""Operations by name, in the order of the suite."""
