@@ -4,6 +4,7 @@ mistake put in fails in a case that has the flag which explains it.
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from gptoss_ref.cli import main
+from gptoss_ref.verify.vectors import check_function, load_function
 
 SOLUTIONS = Path(__file__).parents[1] / "docs" / "tutorial" / "solutions"
 
@@ -28,6 +30,9 @@ def check(place: Path | str, operation: str, capsys: pytest.CaptureFixture[str])
         ("07_mxfp4", "mxfp4_encode", "mxfp4_encode"),
         ("08_cache", "attention", "attention"),
         ("08_cache", "model", "model"),
+        ("10_speed", "linear", "linear"),
+        ("11_verify", "forward", "model"),
+        ("12_released", "model", "model"),
     ],
 )
 def test_solutions_are_right(
@@ -76,6 +81,18 @@ MISTAKES = {
         *("08_cache", "model", "ModelWindow"),
         *("self.slots = slots", "self.slots = slots and slots - 1"),
     ),
+    "two planes": ("10_speed", "linear", "HeavyTail", "PLANES = 3", "PLANES = 2"),
+    "the embedding taken for the unembedding": (
+        *("12_released", "model", "ModelShort"),
+        *('tensors["lm_head.weight"]', 'tensors["model.embed_tokens.weight"]'),
+    ),
+    "the norm before the experts taken for that before attention": (
+        *("12_released", "model", "ModelShort"),
+        *(
+            'tensors[at + "input_layernorm.weight"]',
+            'tensors[at + "post_attention_layernorm.weight"]',
+        ),
+    ),
 }
 
 
@@ -99,3 +116,20 @@ def test_a_mistake_is_explained(
     assert status == 1
     flags = [set(f["flags"]) for f in said["findings"] if f["verdict"] == "wrong"]
     assert any(flag in of_case for of_case in flags), said
+
+
+def test_the_port_of_chapter_11_has_its_two_faults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each alone is caught, in a case that has the flag of its cause."""
+    monkeypatch.syspath_prepend(str(SOLUTIONS.parent))
+    port = importlib.import_module("port")
+    status, _ = check(f"{SOLUTIONS.parent / 'port.py'}:forward", "model", capsys)
+    assert status == 1
+    for mended, flag in (("visible", "ModelYarn"), ("frequencies", "ModelWindow")):
+        right = load_function(f"{SOLUTIONS / '11_verify.py'}:{mended}")
+        with monkeypatch.context() as patch:
+            patch.setattr(port, mended, right)
+            findings = check_function(port.forward, "model").findings
+        wrong = [f.case for f in findings if f.verdict == "wrong"]
+        assert any(flag in case.flags for case in wrong), mended
