@@ -187,6 +187,9 @@ class ModelConfig:
 
         >>> GPT_OSS_20B.window(0), GPT_OSS_20B.window(1)
         (128, None)
+
+        Raises:
+            ConfigError: there is no such layer.
         """
         if not 0 <= layer < self.num_hidden_layers:
             raise ConfigError(

@@ -315,7 +315,11 @@ def to_openai(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(config: ModelConfig, experts: str) -> dict[str, Any]:
-    """The Hugging Face dialect of a configuration, with `experts` "mxfp4" or "bfloat16"."""
+    """The Hugging Face dialect of a configuration, with `experts` "mxfp4" or "bfloat16".
+
+    Raises:
+        ConfigError: `experts` is neither.
+    """
     if experts not in ("mxfp4", "bfloat16"):
         raise ConfigError(f"experts must be 'mxfp4' or 'bfloat16', not {experts!r}")
     scaling: dict[str, Any] = {"rope_type": "default"}

@@ -131,6 +131,7 @@ class Info:
         return [n for n in KV_LENGTHS if n <= context] or [context]
 
     def to_json(self) -> dict[str, Any]:
+        """The same, for ``json.dumps``."""
         return {
             "name": self.name,
             "path": self.path,

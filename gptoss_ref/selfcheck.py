@@ -82,9 +82,11 @@ class SelfCheck:
 
     @property
     def passed(self) -> bool:
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
+        """The same, for ``json.dumps``."""
         return {**dataclasses.asdict(self), "passed": self.passed}
 
     def __str__(self) -> str:

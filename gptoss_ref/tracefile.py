@@ -57,10 +57,12 @@ class Slot:
 
     @property
     def itemsize(self) -> int:
+        """Bytes of one value."""
         return np.dtype(FILE_DTYPES[self.dtype]).itemsize
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array in the file."""
         return math.prod(self.shape) * self.itemsize
 
 

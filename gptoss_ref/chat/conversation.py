@@ -268,7 +268,11 @@ class Chat:
         }
 
     def send(self, message: str | Message | Sequence[Message]) -> Iterator[Event | Reply]:
-        """Say something, or hand in tools' results, and stream the answer, as `stream` does."""
+        """Say something, or hand in tools' results, and stream the answer, as `stream` does.
+
+        Raises:
+            HarmonyError: there is nothing to answer; and what `stream` raises.
+        """
         if isinstance(message, str):
             message = Message.user(message)
         new = [message] if isinstance(message, Message) else list(message)
@@ -283,7 +287,7 @@ class Chat:
             yield event
 
     def ask(self, message: str | Message | Sequence[Message]) -> Reply:
-        """The same, all at once."""
+        """The answer to `send`, all at once; raises the same."""
         for event in self.send(message):
             if isinstance(event, Reply):
                 return event

@@ -203,6 +203,9 @@ class Message:
 
         In a system message `content` may be an object with SystemContent's fields, in a developer
         message one with `instructions` and `tools` (namespaces, see tools.py).
+
+        Raises:
+            HarmonyError: no object, an unknown field, or a message that cannot be.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("role"), str):
             raise HarmonyError(f"message {data!r}: expected an object with role and content")

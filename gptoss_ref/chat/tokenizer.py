@@ -197,6 +197,9 @@ def small_harmony(ranks: int, *, last: int = 200_018, pattern: str = O200K_PATTE
     """The first `ranks` tokens of o200k_base and the Harmony specials 199998 to `last` after them.
 
     Any prefix of the ranks is a byte-pair vocabulary of its own, as long as it has all 256 bytes.
+
+    Raises:
+        TokenError: fewer than 256 ranks, or more than there are.
     """
     if not 256 <= ranks <= O200K_TOKENS:
         raise TokenError(f"ranks = {ranks}: expected 256 to {O200K_TOKENS}")

@@ -105,7 +105,11 @@ def tools_from_data(data: Any) -> tuple[Tool, ...]:
 
 
 def namespace_from_dict(data: Mapping[str, Any]) -> ToolNamespace:
-    """A ToolNamespace from `{"name", "description", "tools": [...]}`."""
+    """A ToolNamespace from `{"name", "description", "tools": [...]}`.
+
+    Raises:
+        HarmonyError: no object with a name, or a tool that cannot be.
+    """
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
         raise HarmonyError(f"tool namespace {data!r}: expected an object with name and tools")
     return ToolNamespace(

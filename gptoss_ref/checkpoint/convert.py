@@ -46,6 +46,7 @@ class Conversion:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """The fields, for ``json.dumps``."""
         return asdict(self)
 
     def __str__(self) -> str:

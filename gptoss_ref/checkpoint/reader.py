@@ -51,6 +51,7 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return self.end - self.begin
 
 

@@ -34,6 +34,7 @@ class Output:
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
@@ -145,4 +146,5 @@ def _write_file(
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

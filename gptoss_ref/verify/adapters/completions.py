@@ -24,9 +24,11 @@ class Pieces(Protocol):
     """What is needed of a tokenizer."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
 
-    def token_bytes(self, token: int) -> bytes: ...
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token."""
 
 
 @dataclass(frozen=True)

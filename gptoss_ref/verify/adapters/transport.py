@@ -27,6 +27,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
+        """Whether the status is one of success."""
         return 200 <= self.status < 300
 
     def complaint(self) -> str:
