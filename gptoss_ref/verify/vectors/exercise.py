@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,12 @@ def _try(function: Callable[..., Any], case: Case) -> Finding:
             *(case, "wrong", None),
             f"returned {len(answers)} values: expected {len(names)} ({', '.join(names)})",
         )
-    outputs: Mapping[str, Any] = dict(zip(names, answers, strict=True))
+    outputs: dict[str, Any] = dict(zip(names, answers, strict=True))
     for name, answer in outputs.items():
         if answer is None:
             return Finding(case, "wrong", note=f"returned None for {name}")
+        if case.operation.outputs[name] == "1":  # one number may come as a number
+            outputs[name] = np.atleast_1d(answer)
     return judge_case(case, outputs)
 
 
