@@ -24,6 +24,8 @@ def token_probabilities(
 ) -> NDArray[np.float64]:
     """Distribution (V,) that is drawn from: temperature, then top-k, then top-p, renormalised.
 
+    ``logits`` (V,) are natural log-probabilities but for a constant.
+
     >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
     array([0.625, 0.   , 0.375])
     """

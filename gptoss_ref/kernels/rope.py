@@ -59,6 +59,8 @@ def rope_tables(
 ) -> tuple[Array, Array]:
     """Cosines and sines, times the concentration, for ``positions`` (T,): two arrays (T, C/2).
 
+    ``inv_freq`` (C/2,) is in radians a position.
+
     Raises:
         GptOssError: another policy.
     """

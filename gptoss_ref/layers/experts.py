@@ -75,5 +75,8 @@ def experts(
 
 
 def expert_linear(x: Array, weight: ExpertMatrix, bias: Array, policy: Policy) -> Array:
-    """W x + b of one expert; unlike a linear layer's, product and bias are rounded apart."""
+    """One expert's W x + b for ``x`` (T, M), ``weight`` (N, M) and ``bias`` (N,): (T, N).
+
+    Unlike a linear layer's, product and bias are rounded apart.
+    """
     return policy.round(policy.round(matmul(x, weight, policy=policy)) + widen(bias, policy.dtype))

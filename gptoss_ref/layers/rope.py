@@ -73,6 +73,8 @@ def rope_tables(
 ) -> tuple[Array, Array]:
     """Cosines and sines, times the concentration, for ``positions`` (T,): two arrays (T, C/2).
 
+    ``inv_freq`` (C/2,) is in radians a position.
+
     Angles are computed in ``policy.angle_dtype`` and their functions rounded once to the policy.
 
     >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2, 0.0]), 1.0)
