@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         raise HarmonyError("MESSAGE is empty: expected a text")
     date = _date(args.date)
     system = SystemContent(reasoning_effort=args.reasoning, conversation_start_date=date)
-    tools = _read_tools(args.tools)
+    tools = read_tools(args.tools)
     if args.max_tokens < 1:
         raise GptOssError(f"--max-tokens is {args.max_tokens}: expected 1 or more")
     check_parameters(args.max_tokens, args.temperature, args.top_k, args.top_p, args.seed)
@@ -153,7 +153,7 @@ def _date(text: str | None) -> str | None:
         raise HarmonyError(f"--date is {text!r}: expected YYYY-MM-DD") from None
 
 
-def _read_tools(file: str | None) -> tuple[Tool, ...]:
+def read_tools(file: str | None) -> tuple[Tool, ...]:
     """Function tools from a JSON file: a list of them, or one."""
     if file is None:
         return ()

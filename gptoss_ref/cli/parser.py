@@ -47,6 +47,7 @@ def build_parser() -> Parser:
         _add_trace,
         _add_compare,
         _add_diagnose,
+        _add_inspect,
     ):
         add(commands)
     return parser
@@ -196,6 +197,26 @@ def _add_diagnose(commands: Any) -> None:
     _add_json_option(command)
 
 
+def _add_inspect(commands: Any) -> None:
+    command = _command(commands, "inspect", "write one page to look inside the pass of a prompt")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("prompt", metavar="PROMPT", help="what the user says in a Harmony chat")
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the page, HTML")
+    command.add_argument("--raw", action="store_true", help="PROMPT with no chat around it")
+    command.add_argument("--reasoning", metavar="low|medium|high", help="effort; default: medium")
+    command.add_argument("--instructions", metavar="TEXT", help="the developer message")
+    command.add_argument(
+        "--tools", metavar="FILE", help="JSON list of function tools: name, description, parameters"
+    )
+    command.add_argument(
+        "--generate", type=int, default=0, metavar="N", help="also inspect N tokens of the reply"
+    )
+    _add_choice_options(command)
+    _add_download_option(command)
+    _add_backend_options(command)
+    _add_json_option(command)
+
+
 def _command(commands: Any, name: str, summary: str) -> Parser:
     command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
     command.set_defaults(run=_deferred(name))
@@ -235,13 +256,17 @@ def _add_backend_options(command: Parser) -> None:
 
 
 def _add_sampling_options(command: Parser, *, max_tokens: int) -> None:
+    _add_choice_options(command)
+    command.add_argument(
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}"
+    )
+
+
+def _add_choice_options(command: Parser) -> None:
     command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     command.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all")
     command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all")
     command.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the sampling")
-    command.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}"
-    )
 
 
 def _add_json_option(command: Parser) -> None:

@@ -4,8 +4,11 @@ Importing this imports no matplotlib; a function imports it when called. Each re
 a notebook shows and ``figure.savefig("name.png")`` writes; none opens a window or leaves a setting
 of matplotlib changed. Colours are cividis, which survives grey print and colour blindness; lines
 also differ in their markers and dashes, and carry their names.
+
+:mod:`gptoss_ref.viz.inspector` makes a page instead, which needs no extra.
 """
 
+from gptoss_ref.viz import inspector
 from gptoss_ref.viz.attention_maps import attention
 from gptoss_ref.viz.block_floats import mxfp4_code_points, mxfp4_error
 from gptoss_ref.viz.expert_routing import routing
@@ -17,6 +20,7 @@ from gptoss_ref.viz.tap_distance import tap_errors
 
 __all__ = [
     "attention",
+    "inspector",
     "logit_lens",
     "mxfp4_code_points",
     "mxfp4_error",

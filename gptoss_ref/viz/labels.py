@@ -10,6 +10,8 @@ from gptoss_ref.errors import TokenError
 
 if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
+    from gptoss_ref.config import ModelConfig
+    from gptoss_ref.model import Model
     from gptoss_ref.trace import Trace
 
 _SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥"}
@@ -25,16 +27,19 @@ def token_labels(trace: Trace, tokenizer: Tokenizer | None = None, limit: int = 
 
 def known_tokenizer(trace: Trace, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
     """The given tokenizer, else that of the trace's model, else the released one if it fits."""
-    if tokenizer is not None:
-        return tokenizer
-    if trace.model is not None:
+    return tokenizer or tokenizer_for(trace.config, trace.model)
+
+
+def tokenizer_for(config: ModelConfig, model: Model | None) -> Tokenizer | None:
+    """The model's tokenizer; without one the released one if it fits, else None."""
+    if model is not None:
         try:
-            return trace.model.tokenizer
+            return model.tokenizer
         except TokenError:
-            return None
+            pass  # bare weights, or a folder with no tokenizer
     from gptoss_ref.chat.tokenizer import LAST_SPECIAL, o200k_harmony
 
-    return o200k_harmony() if trace.config.vocab_size == LAST_SPECIAL + 1 else None
+    return o200k_harmony() if config.vocab_size == LAST_SPECIAL + 1 else None
 
 
 def labels_of(tokens: Any, tokenizer: Tokenizer | None, limit: int = 14) -> list[str]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
+from gptoss_ref.numerics import Array
 from gptoss_ref.viz.figure import CMAP, drawing, need, new_figure
-from gptoss_ref.viz.labels import known_tokenizer, labels_of
+from gptoss_ref.viz.labels import known_tokenizer, labels_of, tokenizer_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,17 +62,11 @@ def logit_lens(
 
     best, chance = [], []
     for name in taps:
-        x = np.asarray(trace[name], model.policy.dtype)[chosen]  # (P, D)
-        x = model.backend.rmsnorm(
-            x, model.weights.norm_scale, model.config.rms_norm_eps, policy=model.policy
-        )
-        logits = model.backend.linear(x, model.weights.unembedding, policy=model.policy)  # (P, V)
-        logits = logits.astype(np.float64)
-        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        order = np.argsort(-logits, axis=1, kind="stable")[:, :top]  # (P, top)
+        probability = chances(read_out(model, trace[name][chosen]))  # (P, V)
+        order = likeliest(probability, top)  # (P, top)
         best.append(order)
-        chance.append(exp[np.arange(len(exp)), order[:, 0]] / exp.sum(axis=1))
-    words = known_tokenizer(trace, tokenizer) or known_tokenizer_of(model)
+        chance.append(probability[np.arange(len(order)), order[:, 0]])
+    words = known_tokenizer(trace, tokenizer) or tokenizer_for(model.config, model)
     figure = new_figure(0.85 * len(chosen) + 2.2, (0.25 + 0.17 * top) * len(taps) + 1.6)
     axes = figure.subplots()
     image = axes.imshow(np.array(chance), cmap=CMAP, vmin=0, vmax=1, aspect="auto")
@@ -99,6 +94,38 @@ def logit_lens(
     return result
 
 
-def known_tokenizer_of(model: Model) -> Tokenizer | None:
-    """The model's tokenizer, None if it was built from bare weights."""
-    return None if model.checkpoint is None else model.tokenizer
+def read_out(model: Model, stream: Array) -> Array:
+    """Logits (T, V) of a residual stream (T, D), as if the model ended there."""
+    x = model.backend.rmsnorm(
+        np.asarray(stream, model.policy.dtype),
+        model.weights.norm_scale,
+        model.config.rms_norm_eps,
+        policy=model.policy,
+    )
+    return model.backend.linear(x, model.weights.unembedding, policy=model.policy)
+
+
+def chances(logits: Array) -> Array:
+    """Softmax over the last axis, in float64.
+
+    >>> chances(np.log([[1.0, 3.0]])).round(6)
+    array([[0.25, 0.75]])
+    """
+    logits = logits.astype(np.float64)
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    total: Array = exp / exp.sum(axis=-1, keepdims=True)
+    return total
+
+
+def likeliest(chance: Array, top: int) -> Array:
+    """The ``top`` largest of each row of ``chance`` (T, V), largest first: indices (T, top).
+
+    Without sorting the whole vocabulary; of equal ones the lower index comes first.
+
+    >>> likeliest(np.array([[0.1, 0.2, 0.6, 0.1]]), 2)
+    array([[2, 1]])
+    """
+    some = np.argpartition(-chance, min(top, chance.shape[1]) - 1, axis=1)[:, :top]
+    some.sort(axis=1)
+    order = np.argsort(-np.take_along_axis(chance, some, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(some, order, axis=1)

@@ -1,0 +1,212 @@
+"""The page from its parts: data as one JSON object and one deflated run of bytes, in base64."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.numerics import Array
+from gptoss_ref.trace import Trace
+from gptoss_ref.viz.figure import need
+from gptoss_ref.viz.inspector.conversation import messages, texts
+from gptoss_ref.viz.inspector.recording import TAPS, Recording, Sparse
+from gptoss_ref.viz.labels import known_tokenizer, tokenizer_for
+
+if TYPE_CHECKING:
+    from gptoss_ref.model import Model
+
+LIMIT = 3_000_000
+"""Bytes of a page."""
+
+KEEP = (None, 64, 32, 16, 8)
+"""Weights kept of each row of attention, tried in this order until the page fits; None: all."""
+
+SHRINKS = 4
+"""Deflate was seen to halve the data; by this it surely does not divide them."""
+
+
+def page(
+    model: Model,
+    source: Trace | Iterable[int],
+    *,
+    name: str | None = None,
+    token: int | None = None,
+) -> str:
+    """The page, in HTML.
+
+    Attention weights are rounded to 255ths, other fractions to 65535ths. Where all that do not
+    round to 0 would not fit into 3 MB, the 64, 32, 16 or 8 largest of each head and query are kept,
+    and the page says so; sinks stay exact, and what is not kept is shown as a sum.
+
+    Args:
+        model: that made the trace, or one of the same weights; the logit lens needs it.
+        source: a trace that holds :data:`TAPS`, or tokens (T,), which are computed here without
+            keeping whole attention maps.
+        name: of the model, for the heading; None: that of its folder.
+        token: the position that is selected at first; None: the last.
+
+    Raises:
+        GptOssError: the trace lacks taps, is of another configuration or holds NaN; the tokens
+            cannot be computed; ``token`` is no position; the page would be too large.
+    """
+    config = model.config
+    if isinstance(source, Trace):
+        if model.config != source.config:
+            raise GptOssError(
+                "model and trace differ in their configuration: expected the same model"
+            )
+        tokens, tokenizer = source.tokens, known_tokenizer(source) or tokenizer_for(config, model)
+        producer, policy = source.producer, source.policy or source.dtype_name or ""
+    else:
+        tokens, tokenizer = model.checked(source), tokenizer_for(config, model)
+        producer, policy = f"{model.backend.name} backend", model.policy.name
+    count = len(tokens)
+    if token is not None and not 0 <= token < count:
+        raise GptOssError(f"token is {token}: expected a position from 0 to {count - 1}")
+    recording = Recording(model, tokens)
+    least = sum(values.nbytes for values in recording.arrays.values()) // SHRINKS
+    if least > LIMIT:
+        raise too_large(count, least)
+    if isinstance(source, Trace):
+        need(source, recording.needed, TAPS)
+        for tap in recording.needed:
+            recording(tap, source[tap])
+    else:
+        model(tokens, tap=recording)
+
+    shown = [tokens, *(recording.arrays[key].ravel() for key in ("lens", "final"))]
+    facts: dict[str, Any] = {
+        "format": "gptoss-inspector-1",
+        "model": name or (model.path.name if model.path else "model"),
+        "producer": producer,
+        "policy": policy,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "groupSize": config.group_size,
+        "experts": config.num_experts,
+        "chosen": config.experts_per_token,
+        "windows": [config.window(n) for n in range(config.num_hidden_layers)],
+        "tokens": tokens.tolist(),
+        "texts": texts(np.concatenate(shown), tokenizer),
+        "special": [
+            number
+            for number in sorted(set(tokens.tolist()))
+            if tokenizer is not None and tokenizer.is_special(number)
+        ],
+        "messages": messages(tokens.tolist(), tokenizer),
+        "start": count - 1 if token is None else token,
+    }
+    for keep in KEEP:
+        maps = recording.attention
+        if keep is not None:
+            maps = {n: layer.largest(keep) for n, layer in maps.items()}
+        layout, blob = packed({**recording.arrays, **attention_arrays(maps)})
+        text = assembled({**facts, "kept": keep, "arrays": layout}, blob)
+        size = len(text.encode())
+        if size <= LIMIT:
+            return text
+    raise too_large(count, size)
+
+
+def too_large(count: int, size: int) -> GptOssError:
+    """The error of a page of ``size`` bytes, as far as known."""
+    return GptOssError(
+        f"the page of {count:,} tokens would take {size / 1e6:.1f} MB or more: expected at most "
+        f"{LIMIT / 1e6:g} MB; about {max(1, int(0.9 * count * LIMIT / size)):,} tokens fit"
+    )
+
+
+def write(path: str | Path, text: str) -> None:
+    """Write a page; a file that is already there is replaced once this one is whole.
+
+    Raises:
+        GptOssError: the file cannot be written.
+    """
+    path = Path(path)
+    staging = path.parent / f".{path.name}.{os.urandom(6).hex()}.partial"
+    try:
+        with staging.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise GptOssError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except BaseException:  # also Ctrl-C
+        staging.unlink(missing_ok=True)
+        raise
+
+
+def attention_arrays(maps: Mapping[int, Sparse]) -> dict[str, Array]:
+    """The arrays of all layers' attention, each in the smallest integers that hold it."""
+    arrays: dict[str, Array] = {}
+    for n, layer in sorted(maps.items()):
+        arrays[f"attention.{n}.counts"] = layer.counts.astype(_fitting(layer.counts))
+        arrays[f"attention.{n}.distances"] = layer.distances.astype(_fitting(layer.distances))
+        arrays[f"attention.{n}.weights"] = layer.weights
+    return arrays
+
+
+def _fitting(values: Array) -> Any:
+    """The smallest signed dtype: a trace of a model with a bug may look ahead."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    return next(
+        d
+        for d in (np.int8, np.int16, np.int32)
+        if np.iinfo(d).min <= low and high <= np.iinfo(d).max
+    )
+
+
+def packed(arrays: Mapping[str, Array]) -> tuple[dict[str, Any], bytes]:
+    """Where each array lies, little-endian and at a multiple of 4 bytes, and all of them."""
+    layout: dict[str, Any] = {}
+    parts: list[bytes] = []
+    begin = 0
+    for name, values in arrays.items():
+        raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        layout[name] = {"type": values.dtype.name, "shape": list(values.shape), "begin": begin}
+        parts.append(raw + bytes(-len(raw) % 4))
+        begin += len(parts[-1])
+    return layout, b"".join(parts)
+
+
+def assembled(facts: Mapping[str, Any], blob: bytes) -> str:
+    """The page of these facts and bytes.
+
+    Nothing of the prompt is markup: it stands in JSON whose <, > and & are escaped, and the script
+    makes texts of it. Only the page's own script and style have the hashes that the content
+    security policy lets run.
+    """
+    here = files("gptoss_ref.viz.inspector")
+    parts = {name: (here / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    data = json.dumps(facts, separators=(",", ":"))
+    for sign in "<>&":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    values = {
+        "title": escape(str(facts["model"])),
+        "css": parts["css"],
+        "js": parts["js"],
+        "css_hash": _hash(parts["css"]),
+        "js_hash": _hash(parts["js"]),
+        "facts": data,
+        "arrays": base64.b64encode(zlib.compress(blob, 9)).decode(),
+    }
+    template = (here / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
