@@ -30,6 +30,7 @@ def check(place: Path | str, operation: str, capsys: pytest.CaptureFixture[str])
         ("07_mxfp4", "mxfp4_encode", "mxfp4_encode"),
         ("08_cache", "attention", "attention"),
         ("08_cache", "model", "model"),
+        ("09_sampling", "sampling", "sampling"),
         ("10_speed", "linear", "linear"),
         ("11_verify", "forward", "model"),
         ("12_released", "model", "model"),
@@ -80,6 +81,21 @@ MISTAKES = {
     "a ring of one slot less": (
         *("08_cache", "model", "ModelWindow"),
         *("self.slots = slots", "self.slots = slots and slots - 1"),
+    ),
+    "the crossing token dropped": (
+        *("09_sampling", "sampling", "TopPCrossing"),
+        *("order[before >= top_p]", "order[before + probabilities[order] > top_p]"),
+    ),
+    "ties cut by their index": (
+        *("09_sampling", "sampling", "TopKTie"),
+        *("np.where(logits < kth,", "np.where(np.argsort(np.argsort(-logits)) >= top_k,"),
+    ),
+    "top-p before temperature": (
+        *("09_sampling", "sampling", "SamplingOrder"),
+        *("np.cumsum(probabilities[order])", "np.cumsum(softmax(logits * temperature)[order])"),
+    ),
+    "no largest subtracted": (
+        *("09_sampling", "sampling", "LargeLogits", "logits - logits.max()", "logits"),
     ),
     "two planes": ("10_speed", "linear", "HeavyTail", "PLANES = 3", "PLANES = 2"),
     "the embedding taken for the unembedding": (

@@ -75,13 +75,13 @@ class Group:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of :data:`OPERATIONS`."""
-    from . import cases_experts, cases_model, cases_positions, cases_rows
+    from . import cases_experts, cases_model, cases_positions, cases_rows, cases_sampling
 
     groups = [
         *(cases_rows.embedding(), cases_rows.rmsnorm(), cases_rows.linear()),
         *(cases_positions.yarn(), cases_positions.rope(), cases_positions.attention()),
         *(cases_rows.router(), cases_rows.swiglu(), cases_experts.experts()),
         *(cases_experts.mxfp4_decode(), cases_experts.mxfp4_encode()),
-        cases_model.model(),
+        *(cases_sampling.sampling(), cases_model.model()),
     ]
     return tuple(case for group in groups for case in group.cases)

@@ -138,6 +138,18 @@ FLAGS: dict[str, Flag] = {
     ),
     "RoundHalfEven": Flag("Values half-way between two codes go to the even code."),
     "Saturates": Flag("Under the floor rule values above 6 · scale saturate at 6."),
+    "TopKTie": Flag(
+        "Logits equal to the k-th: all of them are kept, as in transformers, so that the order of "
+        "the vocabulary decides nothing."
+    ),
+    "TopPCrossing": Flag(
+        "The token that crosses top_p is kept: the fewest tokens whose probabilities sum to at "
+        "least top_p, and always one."
+    ),
+    "SamplingOrder": Flag(
+        "Temperature, then top-k, then top-p, each on what the one before has left, renormalised."
+    ),
+    "LargeLogits": Flag("exp overflows unless the largest logit is subtracted first."),
     "ModelShort": Flag("The tiny model on a prompt shorter than its window."),
     "ModelWindow": Flag(
         "The tiny model on a prompt longer than its window of 24.",

@@ -19,6 +19,7 @@ from gptoss_ref.checkpoint import load_checkpoint
 from gptoss_ref.config import FULL, SLIDING, ModelConfig
 from gptoss_ref.layers import mxfp4
 from gptoss_ref.numerics import FLOAT64, Array
+from gptoss_ref.sampling import token_probabilities
 from gptoss_ref.verify.rules import At, Rules
 from gptoss_ref.verify.walk import predict
 from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
@@ -222,6 +223,10 @@ def _mxfp4_encode(rules: Rules, v: SimpleNamespace) -> Values:
     return {"blocks": blocks, "scales": scales}
 
 
+def _sampling(rules: Rules, v: SimpleNamespace) -> Values:
+    return {"probabilities": token_probabilities(v.logits, v.temperature, v.top_k, v.top_p)}
+
+
 @cache
 def tiny() -> tuple[ModelConfig, ModelWeights]:
     """The bundled model, which the whole-model cases are about."""
@@ -313,6 +318,17 @@ OPERATIONS: dict[str, Operation] = {
             "scale 2^(floor(log2 max) − 2), elements to the nearest code, ties to even",
             {"values": "N M"}, {}, {"blocks": "N M/32 16", "scales": "N M/32"}, _mxfp4_encode,
             {"float32": 0.0, "bfloat16": 0.0},
+        ),
+        Operation(
+            "sampling",
+            "softmax(logits / temperature), the top_k largest of it, then the fewest that sum to "
+            "top_p; renormalised",
+            {"logits": "V"},
+            {
+                "temperature": "above 0", "top_k": "0: all; those equal to the k-th are kept",
+                "top_p": "the token that crosses it is kept",
+            },
+            {"probabilities": "V"}, _sampling, _FLOAT,
         ),
         Operation(
             "model", "the bundled tiny model: the residual stream after each block, and logits",

@@ -30,7 +30,7 @@ from .operations import OPERATIONS, Operation
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "1a698c66a950d54995ee878da1f86152111c1cf8c638b0fd17e298705ade2b69"
+DIGEST = "cc3e25858c6140b1b1e0306889cda45dfb1ee36f458862c00c5b5316eae3fe6a"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
