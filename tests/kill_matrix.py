@@ -190,8 +190,12 @@ VOID = {
     "window-nowhere": ("window-", "ring-boundary", "chunk-longer-than-ring"),
     "window-everywhere": ("window-odd-layers",),
     "window-plus-one": ("window-minus-one",),
+    # a ring of one window holds no key that has left it; a query of which nothing is held sees
+    # nothing, whatever else there is
+    "ring-boundary": ("window-scores-zero",),
+    "chunk-longer-than-ring": ("window-scores-zero", "ring-boundary"),
     "down-bias-missing": ("down-bias-unweighted",),
-    "scale-missing": ("scale-by-hidden",),
+    "scale-missing": ("scale-by-hidden", "sinks-scaled"),
     "scale-by-hidden": ("scale-missing",),
     "scale-bias-128": ("scale-bias-126",),
     "nibbles-split": ("nibbles-swapped",),

@@ -57,6 +57,29 @@ def test_two_bugs_at_once_are_both_named(pair: tuple[str, str]) -> None:
     check(Case("pair", pair, "random", "float32"))
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        # at RoPE a rewriting comes to the same, and then the scores look wrong by two bugs
+        ("yarn-no-concentration", "scale-missing"),
+        ("yarn-no-concentration", "sinks-dropped"),
+        # the first layer alone looks like a window nowhere
+        ("window-plus-one", "window-odd-layers"),
+        # parts of one rule
+        ("yarn-truncated", "yarn-ramp-over-dims"),
+        # another form of each would be nearer if it were alone
+        ("sinks-scaled", "sinks-wrong-head"),
+        # the smaller one moves no digit of the larger one's distance
+        ("clamp-gate-symmetric", "up-plus-one-missing"),
+        # 0/0 where there is neither key nor sink
+        ("chunk-longer-than-ring", "sinks-dropped"),
+    ],
+    ids=" and ".join,
+)
+def test_two_bugs_that_hide_each_other(pair: tuple[str, str]) -> None:
+    check(Case("pair", pair, "random", "float32"))
+
+
 @pytest.mark.parametrize("rewriting", HARMLESS)
 def test_rewritings_are_not_accused(rewriting: str) -> None:
     check(Case("rewriting", (rewriting,), "random", "float32"))

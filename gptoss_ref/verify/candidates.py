@@ -12,6 +12,9 @@ from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, TIES, Mutant
 from gptoss_ref.verify.rules import SPECIFICATION, At, Rules
 from gptoss_ref.weights import ModelWeights
 
+AT_ONCE = 8
+"""Candidates computed side by side: each holds its own copy of a tap point."""
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -16,12 +16,14 @@ from gptoss_ref.taps import names
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.adapters import from_arrays, read
 from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
+from gptoss_ref.verify.explanations import Found, Unknown
 from gptoss_ref.verify.observation import LogprobObservation
 from gptoss_ref.verify.outputs import OUTPUTS, diagnose_logits, diagnose_observation
+from gptoss_ref.verify.progress import Progress, unwatched
 from gptoss_ref.verify.replay import Local
 from gptoss_ref.verify.report import Row, Verdict
 from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS
-from gptoss_ref.verify.search import Found, Progress, Search, Unknown
+from gptoss_ref.verify.search import Search
 
 
 def diagnose(
@@ -43,14 +45,15 @@ def diagnose(
         tokens: (T,) of arrays that do not bring their own.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
             show, and bfloat16 for a server.
-        progress: called with steps done, steps in all (0: unknown) and what is being done.
+        progress: called with steps done, steps in all as far as known, and what is being done.
 
     Raises:
         TraceError: no tap points, no tokens, another architecture, or a rounding that is unknown or
             not to be told.
     """
+    progress = progress or unwatched
     if isinstance(other, LogprobObservation):
-        return diagnose_observation(model, other, rounding or "bfloat16", progress or _unwatched)
+        return diagnose_observation(model, other, rounding or "bfloat16", progress)
     trace = _as_trace(model, other, tokens)
     rounding = rounding or trace.dtype_name
     if rounding is None:
@@ -60,16 +63,11 @@ def diagnose(
         )
     if rounding not in UNITS:
         raise TraceError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
-    progress = progress or _unwatched
     if OUTPUTS.issuperset(trace):
         return diagnose_logits(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
     search.run()
     return _report(search)
-
-
-def _unwatched(done: int, total: int, what: str) -> None:
-    """The progress of a diagnosis that nobody watches."""
 
 
 def _as_trace(

@@ -8,7 +8,7 @@ with it nearly always.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from gptoss_ref.numerics import Array
 from gptoss_ref.taps import axes, split
 from gptoss_ref.trace import Trace
-from gptoss_ref.verify.candidates import Candidate, Entry
+from gptoss_ref.verify.candidates import AT_ONCE, Candidate, Entry
 from gptoss_ref.verify.measure import measure_arrays
+from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay import Local
 from gptoss_ref.verify.rounding import POLICIES, UNITS
 from gptoss_ref.verify.rules import Rules
@@ -30,9 +31,6 @@ VOTERS, SIDES = 30, 0.9
 
 EXACT, CLEAR = 3, 8.0
 """... or so many, all of them: exact to a rounding or two, and so many roundings off without it."""
-
-AT_ONCE = 8
-"""Candidates computed side by side."""
 
 GROSS = 2.0
 """A candidate that moves a tap point by so many times what rounding explains is not hidden."""
@@ -90,20 +88,20 @@ def most_votes(
     rules: Rules,
     entries: Sequence[Entry],
     locals_: Mapping[str, Local],
-    tick: Callable[[], None],
+    steps: Steps,
 ) -> Vote | None:
     """The candidate with the clearest vote over all tap points that do not diverge, if any.
 
     Args:
         rules: what explains the trace so far.
         locals_: every tap point replayed by these rules.
-        tick: called now and then.
+        steps: is told of what is to be done and what is done.
     """
     reach = segments(trace.config, trace)
     groups: dict[frozenset[str], list[Candidate]] = {}
     for entry in entries:
         groups.setdefault(entry.rules, []).append(entry.candidate)
-    votes: list[Vote] = []
+    polls: list[tuple[list[str], list[Candidate]]] = []
     for changed, candidates in groups.items():
         taps = [
             tap
@@ -113,12 +111,16 @@ def most_votes(
             and not local.tied.any()
             and split(tap)[1] not in DISCRETE
         ]
-        for start in range(0, len(candidates), AT_ONCE) if taps else ():
-            some = [Vote(candidate) for candidate in candidates[start : start + AT_ONCE]]
-            for tap in taps:
-                some = _poll(weights, trace, rounding, rules, some, locals_[tap])
-            votes += [vote for vote in some if vote.elected]
-            tick()
+        starts = range(0, len(candidates), AT_ONCE) if taps else ()
+        polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
+    steps.expect(len(polls))
+    votes: list[Vote] = []
+    for taps, candidates in polls:
+        some = [Vote(candidate) for candidate in candidates]
+        for tap in taps:
+            some = _poll(weights, trace, rounding, rules, some, locals_[tap])
+        votes += [vote for vote in some if vote.elected]
+        steps.tick()
     votes.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
     if not votes:
         return None

@@ -27,6 +27,7 @@ from gptoss_ref.layers.experts import expert_linear as spec_expert_linear
 from gptoss_ref.layers.linear import dense
 from gptoss_ref.layers.router import shares, top_k
 from gptoss_ref.numerics import Array, Policy
+from gptoss_ref.verify.yarn import RIGHT, Parts, frequencies
 from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
 
@@ -82,17 +83,12 @@ def linear(at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
     return layers.linear(x, weight, bias, policy=at.policy)
 
 
-def yarn(at: At) -> tuple[Array, float]:
-    """Angular frequencies (C/2,) and the concentration."""
-    config = at.config
-    return layers.yarn(
-        config.head_dim,
-        config.rope_theta,
-        config.rope_scaling_factor,
-        config.initial_context_length,
-        config.rope_ntk_beta,
-        config.rope_ntk_alpha,
-    )
+def yarn(at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
+    """Angular frequencies (C/2,) and the concentration.
+
+    A wrong part is handed down to the rule that is replaced, so that several may be wrong at once.
+    """
+    return frequencies(at.config, parts)
 
 
 def rope_tables(

@@ -9,19 +9,20 @@ taken. Where no single mutant will do, two at once are tried.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT32, FLOAT64
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.taps import axes, split
 from gptoss_ref.trace import Trace
-from gptoss_ref.verify.candidates import Candidate, catalogue
+from gptoss_ref.verify.candidates import AT_ONCE, Candidate, catalogue
+from gptoss_ref.verify.explanations import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.hidden import most_votes
-from gptoss_ref.verify.measure import measure_arrays
+from gptoss_ref.verify.measure import Errors, measure_arrays
+from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay import Local, replay
 from gptoss_ref.verify.rules import SPECIFICATION, Rules
 from gptoss_ref.verify.stages import DISCRETE
@@ -31,79 +32,30 @@ from gptoss_ref.weights import ModelWeights
 
 Item = TypeVar("Item")
 
-Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all as far as known, and what is being done."""
-
-AT_ONCE = 8
-"""Candidates computed side by side: each holds its own copy of a tap point."""
-
 JUDGED = 12
 """Candidates that are judged with a yardstick of their own, the nearest ones."""
 
-PAIRED = 24
-"""Candidates that are combined with each other where none will do alone."""
-
-LEADING = 4
-"""Of these, the ones that are combined with every form of the others."""
-
-ALIKE = 1.02
-"""Two explanations whose distances differ by less than this factor cannot be told apart."""
+EXCHANGED = 3
+"""Explanations taken before that are exchanged for their likes where nothing else will do."""
 
 TINY = 2.0**-60
 """Relative error below which a row counts as equal."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A candidate that explains a divergence.
+class Accepted:
+    """A divergence that was explained, and what else would have done.
 
     Attributes:
-        candidate: what explains it.
-        tap: the tap point at which it was found.
-        before, after: there, in multiples of what rounding explains, without and with it.
-        alternatives: names of other mutants that explain it as well on this input.
-        share: of the values that tell, how many side with it; None where it was found by its size.
-    """
-
-    candidate: Candidate
-    tap: str
-    before: float
-    after: float
-    alternatives: tuple[str, ...] = ()
-    share: float | None = None
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """Divergences that no known bug explains.
-
-    Attributes:
-        tap: the first of them.
-        taps: all of the same stage.
-        nearest: the mutant that comes nearest, and what remains with it, if it comes nearer at all.
+        tap: where.
+        best, alternatives: the explanation taken, and names that cannot be told from it.
+        others: explanations of this tap point that leave more of the trace unexplained.
     """
 
     tap: str
-    taps: tuple[str, ...]
-    nearest: tuple[str, float] | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """One or two candidates tried on a tap point.
-
-    Attributes:
-        candidates: applied one after the other.
-        local: the tap point under them.
-        left, tokens: divergences of the whole trace under them, and tokens that diverge in these.
-        distance: between the other's numbers and theirs, rounded alike, over all they change.
-    """
-
-    candidates: tuple[Candidate, ...]
-    local: Local
-    left: int = 0
-    tokens: int = 0
-    distance: float = 0.0
+    best: Explanation
+    alternatives: tuple[str, ...]
+    others: tuple[Explanation, ...]
 
 
 class Search:
@@ -111,8 +63,9 @@ class Search:
 
     Attributes:
         specification: every tap point of the trace against the specification.
-        locals: the same against the rules found so far.
-        found, unknown: what explains the divergences, and those that nothing explains.
+        rules: what explains the trace so far.
+        locals: every tap point against these rules.
+        unknown: the divergences that nothing explains.
     """
 
     def __init__(
@@ -120,16 +73,16 @@ class Search:
         weights: ModelWeights,
         trace: Trace,
         rounding: str,
-        progress: Progress | None = None,
+        progress: Progress = unwatched,
     ) -> None:
         self.weights, self.trace, self.rounding = weights, trace, rounding
         self.segments = segments(trace.config, trace)
         self.rules = SPECIFICATION
         self.entries = catalogue(trace.config, weights, len(trace.tokens))
-        self.found: list[Found] = []
         self.unknown: list[Unknown] = []
-        self._progress = progress or (lambda done, total, what: None)
-        self._steps = 0
+        self._accepted: list[Accepted] = []
+        self._hidden: list[Found] = []
+        self._steps = Steps(progress, ahead=len(trace))
         self.specification = {local.tap: local for local in self._watched(SPECIFICATION)}
         self.locals = dict(self.specification)
 
@@ -140,32 +93,39 @@ class Search:
         tried: dict[str, int] = {}
         while left := self._diverging():
             tap = left[0]
-            self._say(f"what explains {tap}?")
-            best, nearest = self._explain(tap)
-            if best is not None:
-                self._accept(tap, best)
+            self._steps.say(f"what explains {tap}?")
+            explained, nearest = self._explain(tap)
+            if explained:
                 continue
             kind = split(tap)[1]
             tried[kind] = tried.get(kind, 0) + 1
             # A stage that nothing explains in two blocks is not searched in the others.
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
-        self._say("what hides below the yardstick?")
+        self._steps.say("what hides below the yardstick?")
         self._find_hidden()
+        self._steps.finish()
+
+    @property
+    def found(self) -> list[Found]:
+        """What explains the divergences, in the order in which it was found."""
+        by_size = [
+            Found(
+                candidate,
+                step.tap,
+                self.specification[step.tap].excess,
+                step.best.local.excess,
+                step.alternatives,
+            )
+            for step in self._accepted
+            for candidate in step.best.candidates
+        ]
+        return [*by_size, *self._hidden]
 
     def _diverging(self) -> list[str]:
         """Tap points that are not explained, in the order of computation."""
         known = {tap for unknown in self.unknown for tap in unknown.taps}
         return [t for t, local in self.locals.items() if local.excess > 1 and t not in known]
-
-    def _accept(self, tap: str, best: tuple[Explanation, tuple[str, ...]]) -> None:
-        explanation, alternatives = best
-        before = self.locals[tap].excess
-        for candidate in explanation.candidates:
-            self.rules = candidate.apply(self.rules)
-            self.found.append(Found(candidate, tap, before, explanation.local.excess, alternatives))
-        for local in self._replayed(self.rules, self._affected(explanation.candidates)):
-            self.locals[local.tap] = local
 
     def _give_up(self, kind: str, taps: list[str], nearest: tuple[str, float] | None) -> None:
         for i, unknown in enumerate(self.unknown):
@@ -177,33 +137,90 @@ class Search:
 
     # --- one divergence ---
 
-    def _explain(
-        self, tap: str
-    ) -> tuple[tuple[Explanation, tuple[str, ...]] | None, tuple[str, float] | None]:
-        """The best explanation of a divergence with its equals, else what comes nearest."""
+    def _explain(self, tap: str) -> tuple[bool, tuple[str, float] | None]:
+        """Explain a divergence by as few bugs as will do, else say what comes nearest.
+
+        In turn: one bug; one, after an exchange of what was taken before; two; two after that.
+        """
+        judged, options = self._alone(tap)
+        done = self._accept(tap, judged) or self._accept_otherwise(tap)
+        done = done or self._accept(tap, self._together(tap, options))
+        if done or self._accept_otherwise(tap, together=True):
+            return True, None
+        best = min(judged, key=lambda e: e.local.excess, default=None)
+        if best is None or best.local.excess >= self.locals[tap].excess:
+            return False, None
+        return False, (best.candidates[0].name, best.local.excess)
+
+    def _alone(self, tap: str) -> tuple[list[Explanation], list[Option]]:
+        """The nearest candidates, judged; and all that alter the tap point, nearest first."""
         used = self.segments[tap].rules
         taken = {f.candidate.name for f in self.found}
         relevant = [
-            e.candidate for e in self.entries if e.rules & used and e.candidate.name not in taken
+            (e.candidate,) for e in self.entries if e.rules & used and e.candidate.name not in taken
         ]
-        base, singles = self._scored(tap, [(c,) for c in relevant])
+        base, singles = self._scored(tap, relevant)
         nearer = [option for score, option in singles if score < base]
-        judged = self._judged(tap, nearer[:JUDGED])
+        return self._judged(tap, nearer), [option for _, option in singles]
+
+    def _together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
+        """The nearest pairs of candidates, judged."""
+        _, scored = self._scored(tap, pairs(options))
+        return self._judged(tap, [option for _, option in scored])
+
+    def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
+        """Take the best of what explains a tap point into the rules, if anything does."""
         solved = [e for e in judged if e.local.excess <= 1]
         if not solved:
-            _, pairs = self._scored(tap, _pairs([option for _, option in singles]))
-            solved = self._judged(tap, [option for _, option in pairs[:JUDGED]])
-            solved = [e for e in solved if e.local.excess <= 1]
-        if solved:
-            return self._best(solved), None
-        best = min(judged, key=lambda e: e.local.excess, default=None)
-        if best is None or best.local.excess >= self.locals[tap].excess:
-            return None, None
-        return None, (best.candidates[0].name, best.local.excess)
+            return False
+        taps = frozenset[str]().union(*(self._affected(e.candidates) for e in solved))
+        self._steps.expect(len(solved))
+        best, alternatives = best_of(w for e in solved for w in self._weighed(e, taps))
+        others = tuple(e for e in solved if e.names != best.names)
+        self._take(Accepted(tap, best, alternatives, others))
+        return True
+
+    def _take(self, step: Accepted) -> None:
+        self._accepted.append(step)
+        self.rules = self._with(step.best.candidates)
+        for local in self._replayed(self.rules, self._affected(step.best.candidates)):
+            self.locals[local.tap] = local
+
+    def _accept_otherwise(self, tap: str, *, together: bool = False) -> bool:
+        """Explain a tap point after exchanging one of the explanations taken before.
+
+        Where two come to the same numbers at one tap point, only later ones tell which it is; and
+        if these show another bug besides, neither may look right there by itself. The exchange has
+        to leave less unexplained.
+        """
+        before = self.rules, self.locals, self._accepted
+        count = len(self._diverging())
+        for place, other in self._exchanges():
+            self.rules, self.locals, self._accepted = SPECIFICATION, dict(self.specification), []
+            for i, taken in enumerate(before[2]):
+                self._take(replace(taken, best=other) if i == place else taken)
+            if self.locals[tap].excess > 1:
+                judged, options = self._alone(tap)
+                self._accept(tap, self._together(tap, options) if together else judged)
+            if self.locals[tap].excess <= 1 and len(self._diverging()) < count:
+                return True
+            self.rules, self.locals, self._accepted = before
+        return False
+
+    def _exchanges(self) -> list[tuple[int, Explanation]]:
+        """What may take the place of which accepted explanation: first that of a rewriting."""
+        found = [
+            (place, other)
+            for place, step in enumerate(self._accepted)
+            for other in step.others
+            if not other.harmless
+        ]
+        found.sort(key=lambda pair: not self._accepted[pair[0]].best.harmless)
+        return found[:EXCHANGED]
 
     def _scored(
-        self, tap: str, options: Sequence[tuple[Candidate, ...]]
-    ) -> tuple[float, list[tuple[float, tuple[Candidate, ...]]]]:
+        self, tap: str, options: Sequence[Option]
+    ) -> tuple[float, list[tuple[float, Option]]]:
         """How far the other's numbers are from the rules', and from each option that alters them.
 
         The distance is the mean logarithm of the rows' errors, in one quick pass; nearest first.
@@ -212,45 +229,33 @@ class Search:
             return 1.0, [(0.0, option) for option in options]
         other, axis = self.trace[tap], axes(tap).index("T")
         policy = FLOAT64 if self.rounding == "float64" else FLOAT32
-        scores = []
-        for some in _batches([(), *options], AT_ONCE):
+        config, tokens = self.trace.config, self.trace.tokens
+        plain: Array | None = None
+        base, altered = 0.0, []
+        batches = list(_batches([(), *options], AT_ONCE))
+        self._steps.expect(len(batches))
+        for some in batches:
             runs = [(self._with(candidates), policy) for candidates in some]
-            config, tokens = self.trace.config, self.trace.tokens
-            for result in predict_each(self.weights, config, runs, tokens, self.trace, [tap]):
-                errors = measure_arrays(other, result[tap], axis)
-                broken = float(np.mean(errors.broken > 0))
-                scores.append(float(np.mean(np.log(errors.rows() + TINY))) - broken * np.log(TINY))
-            self._tick()
-        base, *rest = scores
-        altered = [
-            (score, option)
-            for score, option in zip(rest, options, strict=True)
-            if abs(score - base) > 1e-9
-        ]
+            results = predict_each(self.weights, config, runs, tokens, self.trace, [tap])
+            for option, result in zip(some, results, strict=True):
+                score = _score(measure_arrays(other, result[tap], axis))
+                if plain is None:
+                    plain, base = result[tap], score
+                elif not np.array_equal(plain, result[tap], equal_nan=True):
+                    altered.append((score, option))
+            self._steps.tick()
         return base, sorted(altered, key=lambda pair: pair[0])
 
-    def _judged(self, tap: str, options: Iterable[tuple[Candidate, ...]]) -> list[Explanation]:
+    def _judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
+        """The first few of some options, each with a yardstick of its own."""
         judged = []
+        options = options[:JUDGED]
+        self._steps.expect(len(options))
         for candidates in options:
             (local,) = self._replayed(self._with(candidates), [tap])
             judged.append(Explanation(candidates, local))
-            self._tick()
+            self._steps.tick()
         return judged
-
-    def _best(self, solved: list[Explanation]) -> tuple[Explanation, tuple[str, ...]]:
-        """Of the explanations of one divergence the best for the whole trace, and its equals."""
-        taps = frozenset[str]().union(*(self._affected(e.candidates) for e in solved))
-        weighed = [w for e in solved for w in self._weighed(e, taps)]
-        weighed.sort(key=_rank)
-        best = weighed[0]
-        alike = [
-            e
-            for e in weighed[1:]
-            if _rank(e)[:3] == _rank(best)[:3] and e.distance <= ALIKE * best.distance
-        ]
-        names = {c.name for c in best.candidates}
-        others = dict.fromkeys(c.name for e in alike for c in e.candidates if c.name not in names)
-        return best, tuple(others)
 
     def _weighed(self, option: Explanation, taps: frozenset[str]) -> list[Explanation]:
         """An explanation against all tap points it or its rivals change.
@@ -279,7 +284,7 @@ class Search:
         left = len(elsewhere) + sum(local.excess > 1 for local in self._last.values())
         tokens = sum(int(local.wrong_rows.sum()) for local in self._last.values())
         squares = [local.distance**2 for local in self._last.values()]
-        self._tick()
+        self._steps.tick()
         distance = float(np.sqrt(np.sum(squares)))
         return Explanation(option.candidates, option.local, left, tokens, distance)
 
@@ -287,18 +292,20 @@ class Search:
 
     def _find_hidden(self) -> None:
         taken = {f.candidate.name for f in self.found}
-        candidates = [e for e in self.entries if e.candidate.name not in taken]
+        candidates = [
+            e for e in self.entries if e.candidate.name not in taken and not e.candidate.harmless
+        ]
         while best := most_votes(
             self.weights,
             self.trace,
             self.rounding,
             self.rules,
-            [e for e in candidates if not e.candidate.harmless],
+            candidates,
             self.locals,
-            self._tick,
+            self._steps,
         ):
             error = self.locals[best.tap].excess
-            self.found.append(
+            self._hidden.append(
                 Found(best.candidate, best.tap, error, error, best.alternatives, best.share)
             )
             self.rules = best.candidate.apply(self.rules)
@@ -341,42 +348,16 @@ class Search:
 
     def _watched(self, rules: Rules) -> Iterable[Local]:
         for local in replay(self.weights, self.trace, rules, self.rounding):
-            self._say(f"replaying {local.tap}")
+            self._steps.say(f"replaying {local.tap}")
+            self._steps.tick()
             yield local
 
-    def _say(self, what: str) -> None:
-        self._what = what
-        self._tick()
 
-    def _tick(self) -> None:
-        self._steps += 1
-        self._progress(self._steps, 0, self._what)
-
-
-def _rank(explanation: Explanation) -> tuple[int, int, bool, float]:
-    """Smaller is better: what it leaves, in fewer tokens, in all blocks alike, and how near."""
-    placed = any(candidate.blocks is not None for candidate in explanation.candidates)
-    return explanation.left, explanation.tokens, placed, explanation.distance
+def _score(errors: Errors) -> float:
+    """Mean logarithm of the rows' errors; a row that is not finite alike counts for very far."""
+    broken = float(np.mean(errors.broken > 0))
+    return float(np.mean(np.log(errors.rows() + TINY))) - broken * float(np.log(TINY))
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _pairs(singles: Iterable[tuple[Candidate, ...]]) -> list[tuple[Candidate, ...]]:
-    """Two candidates at a time, in both orders.
-
-    The nearest mutants with each other, each in its nearest form; and the first few of them with
-    every other form of the others, for what is nearest alone need not be what fits beside another.
-    """
-    forms = [candidate for (candidate,) in singles]
-    nearest: dict[str, Candidate] = {}
-    for form in forms:
-        nearest.setdefault(form.name, form)
-    some = list(nearest.values())[:PAIRED]
-    pairs: list[tuple[Candidate, ...]] = list(itertools.permutations(some, 2))
-    for leading in some[:LEADING]:
-        for form in forms:
-            if form.name != leading.name and form is not nearest[form.name]:
-                pairs += [(leading, form), (form, leading)]
-    return pairs

@@ -69,12 +69,13 @@ def sink_columns(config: Config, sinks: Tensor, scale: float, bugs: Bugs) -> Ten
 def visible(config: Config, layer: int, length: int, bugs: Bugs) -> tuple[Tensor, Tensor, Tensor]:
     """Which keys a query sees, which ones are too old for it, and its empty cache slots.
 
-    Two masks (T, S), and a number (T,).
+    Two masks (T, S), and a number (T,). A key that its cache does not hold is neither.
     """
     query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
     seen = key <= query
     if "causal-off-by-one" in bugs:  # triu(diagonal=2): the next token is seen
         seen = key <= query + 1
+    held = torch.ones_like(seen)
     old = torch.zeros_like(seen)
     empty = torch.zeros(length, dtype=torch.long)
     width = window(config, layer, bugs)
@@ -82,16 +83,16 @@ def visible(config: Config, layer: int, length: int, bugs: Bugs) -> tuple[Tensor
         old = query - key >= width
         if "ring-boundary" in bugs:
             ring, empty = early_ring(length, width)
-            seen = seen & ring
+            held = held & ring
         if "chunk-longer-than-ring" in bugs:  # executorch#20346: all is written, then it is read
-            seen = seen & (key >= length - width)
+            held = held & (key >= length - width)
         if "chunk-longer-than-ring/chunks" in bugs:  # chunks and ring are two windows long
-            seen = seen & (key // (2 * width) == query // (2 * width))
+            held = held & (key // (2 * width) == query // (2 * width))
     if "prefill-skips-cache" in bugs:  # gpt-oss#196: a second prefill sees only itself
-        seen = seen & ((key >= length // 2) | (query < length // 2))
+        held = held & ((key >= length // 2) | (query < length // 2))
     if "padding-attended" in bugs:  # unsloth#3982: a row of zeros on the left
         empty = empty + 1
-    return seen & ~old, old, empty
+    return held & seen & ~old, held & old, empty
 
 
 def early_ring(length: int, width: int) -> tuple[Tensor, Tensor]:

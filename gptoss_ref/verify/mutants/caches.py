@@ -100,8 +100,9 @@ def chunk_longer_than_ring(
         everything: Array = right(at, q, k, sinks, q_positions, k_positions, window)
         return everything
     left = k_positions > k_positions.max() - window  # (S,)
-    weights = np.zeros((q.shape[1], len(q), len(k)), at.policy.dtype)
-    weights[:, :, left] = right(at, q, k[left], sinks, q_positions, k_positions[left], window)
+    weights = np.empty((q.shape[1], len(q), len(k)), at.policy.dtype)
+    values = right(at, q, k[left], sinks, q_positions, k_positions[left], window)
+    _put(weights, np.ones(len(q), bool), left, values)
     return weights
 
 
@@ -132,8 +133,11 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
 
 
 def _put(weights: Array, rows: Array, keys: Array, values: Array) -> None:
-    """Make ``values`` (H, n, m) of some rows and keys all that these rows of (H, t, S) hold."""
-    weights[:, rows] = 0
+    """Make ``values`` (H, n, m) of some rows and keys all that these rows of (H, t, S) hold.
+
+    A row that is 0/0, as without a key or a sink, is so everywhere.
+    """
+    weights[:, rows] = 0 * values.sum(axis=-1, keepdims=True)
     weights[np.ix_(np.ones(len(weights), bool), rows, keys)] = values
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.layers.rope import yarn
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants.mutant import (
     Mutant,
@@ -26,20 +25,7 @@ from gptoss_ref.verify.mutants.mutant import (
     usual_chunks,
 )
 from gptoss_ref.verify.rules import At, Rules
-
-
-def _blended(config: ModelConfig, ramp: Array, slow: Array | None = None) -> Array:
-    """Frequencies (C/2,) that pass from plain to ``slow`` ones along ``ramp`` (C/2,)."""
-    fast, _ = yarn(config.head_dim, config.rope_theta)
-    slow = fast / config.rope_scaling_factor if slow is None else slow
-    return ramp * slow + (1 - ramp) * fast
-
-
-def _ramp(config: ModelConfig, low: float, high: float, step: int = 1) -> Array:
-    """0 up to pair ``low``, 1 from pair ``high`` on; pair i counts as ``step`` · i: (C/2,)."""
-    pair = step * np.arange(config.head_dim // 2)
-    ramp: Array = np.clip((pair - low) / (high - low), 0.0, 1.0)
-    return ramp
+from gptoss_ref.verify.yarn import RIGHT, Parts
 
 
 def _concentrated_from_the_start(config: ModelConfig) -> int:
@@ -58,13 +44,14 @@ def _concentrated_from_the_start(config: ModelConfig) -> int:
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
 )
-def yarn_truncated(right: Right, at: At) -> tuple[Array, float]:
+def yarn_truncated(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
     """The ends of YaRN's ramp are floored and ceiled to whole pairs."""
-    frequencies, concentration = right(at)
-    if stretched(at.config):
-        low, high = at.config.yarn_bounds()
-        frequencies = _blended(at.config, _ramp(at.config, math.floor(low), math.ceil(high)))
-    return frequencies, concentration
+    result: tuple[Array, float] = right(at, dataclasses.replace(parts, bounds=_rounded))
+    return result
+
+
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    return math.floor(low), math.ceil(high)
 
 
 @bug(
@@ -76,9 +63,9 @@ def yarn_truncated(right: Right, at: At) -> tuple[Array, float]:
     reports=("TensorRT-Model-Connect#399",),
     obstacle=no_yarn,
 )
-def yarn_skipped(right: Right, at: At) -> tuple[Array, float]:
+def yarn_skipped(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
     """Plain RoPE: the scaling in the configuration is not read (the wrong key, for instance)."""
-    plain: tuple[Array, float] = right(misread(at, rope_scaling_factor=1.0))
+    plain: tuple[Array, float] = right(misread(at, rope_scaling_factor=1.0), *parts)
     return plain
 
 
@@ -90,9 +77,9 @@ def yarn_skipped(right: Right, at: At) -> tuple[Array, float]:
     "are too small by 1.81 and attention is too flat.",
     obstacle=no_yarn,
 )
-def yarn_no_concentration(right: Right, at: At) -> tuple[Array, float]:
+def yarn_no_concentration(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
     """Cosines and sines are not multiplied by the concentration."""
-    return right(at)[0], 1.0
+    return right(at, *parts)[0], 1.0
 
 
 @bug(
@@ -105,14 +92,16 @@ def yarn_no_concentration(right: Right, at: At) -> tuple[Array, float]:
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
 )
-def yarn_factor_in_exponent(right: Right, at: At) -> tuple[Array, float]:
+def yarn_factor_in_exponent(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
     """The scaling factor multiplies theta, inside the power: 1 / (factor · theta)^(2i/C)."""
-    frequencies, concentration = right(at)
-    if stretched(at.config):
-        exponent = np.arange(0, at.config.head_dim, 2) / at.config.head_dim
-        slow = (at.config.rope_scaling_factor * at.config.rope_theta) ** -exponent
-        frequencies = _blended(at.config, _ramp(at.config, *at.config.yarn_bounds()), slow)
-    return frequencies, concentration
+    result: tuple[Array, float] = right(at, dataclasses.replace(parts, slow=_slowed_in_the_power))
+    return result
+
+
+def _slowed_in_the_power(config: ModelConfig) -> Array:
+    exponent = np.arange(0, config.head_dim, 2) / config.head_dim
+    slow: Array = (config.rope_scaling_factor * config.rope_theta) ** -exponent  # (C/2,)
+    return slow
 
 
 @bug(
@@ -125,13 +114,10 @@ def yarn_factor_in_exponent(right: Right, at: At) -> tuple[Array, float]:
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
 )
-def yarn_ramp_over_dims(right: Right, at: At) -> tuple[Array, float]:
+def yarn_ramp_over_dims(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
     """The ramp runs over the dimensions 2i where it should run over the pairs i."""
-    frequencies, concentration = right(at)
-    if stretched(at.config):
-        low, high = at.config.yarn_bounds()
-        frequencies = _blended(at.config, _ramp(at.config, low, high, step=2))
-    return frequencies, concentration
+    result: tuple[Array, float] = right(at, dataclasses.replace(parts, step=2))
+    return result
 
 
 @bug(
@@ -145,10 +131,10 @@ def yarn_ramp_over_dims(right: Right, at: At) -> tuple[Array, float]:
         "rope_theta is 10000" if config.rope_theta == 10000.0 else None
     ),
 )
-def rope_base_10000(right: Right, at: At) -> tuple[Array, float]:
+def rope_base_10000(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
     """Theta is 10000, as in most other models, whatever the configuration says."""
     moved = dataclasses.replace(at.config, rope_theta=10000.0)
-    result: tuple[Array, float] = right(dataclasses.replace(at, config=moved))
+    result: tuple[Array, float] = right(dataclasses.replace(at, config=moved), *parts)
     return result
 
 
@@ -243,8 +229,8 @@ def _late_after(length: int) -> Callable[..., tuple[Array, Array]]:
 def yarn_concentration_in_scores(rules: Rules) -> Rules:
     """The concentration's square multiplies the scores, and RoPE leaves lengths alone."""
 
-    def unit(right: Right, at: At) -> tuple[Array, float]:
-        return right(at)[0], 1.0
+    def unit(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
+        return right(at, *parts)[0], 1.0
 
     def concentrated(right: Right, at: At, q: Array, *rest: Any) -> Array:
         weights: Array = right(at, q * at.policy.dtype.type(rules.yarn(at)[1] ** 2), *rest)

@@ -23,9 +23,6 @@ from gptoss_ref.weights import ModelWeights
 
 WEIGHTS = "attn.weights"
 
-NO_SINK = -1e30
-"""A sink that gets nothing; −∞ would leave a query that sees no key with 0/0."""
-
 
 @bug(
     "sinks-dropped",
@@ -33,11 +30,12 @@ NO_SINK = -1e30
     stage=WEIGHTS,
     consequence="A head that should look away is forced to look at something.",
     reports=("transformers#42533", "vllm#52156", "modular#6198"),
-    note="A probe: with q·k = 0 and v = 1 the mix is 1 where it should be n / (n + exp(sink)).",
+    note="A probe: with q·k = 0 and v = 1 the mix is 1 where it should be n / (n + exp(sink)). A "
+    "query that sees no key, as beside a wrong cache, is left with 0/0.",
 )
 def sinks_dropped(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
     """No sink joins the softmax: every row of weights sums to one."""
-    weights: Array = right(at, q, k, np.full(sinks.shape, NO_SINK), *where)
+    weights: Array = right(at, q, k, np.full(sinks.shape, -np.inf), *where)
     return weights
 
 
@@ -66,12 +64,25 @@ def sinks_counted_twice(
     obstacle=lambda config, weights: (
         None if any(np.any(sinks) for sinks in _all_sinks(weights)) else "all sinks are zero"
     ),
+    note="The variant divides by √D, as where the scores are divided by it too (scale-by-hidden).",
+    variants=lambda config, tokens: (
+        Variant("divided by √D", replacing(attention_weights=_divided_by_root("hidden_size"))),
+    ),
 )
-def sinks_scaled(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+def sinks_scaled(right: Right, at: At, *arguments: Any) -> Array:
     """Sinks are divided by √C, as if they were scores."""
-    scaled = at.policy.round(wide(sinks) / math.sqrt(q.shape[-1]))
-    weights: Array = right(at, q, k, scaled, *where)
-    return weights
+    return _divided_by_root("head_dim")(right, at, *arguments)
+
+
+def _divided_by_root(size: str) -> Callable[..., Array]:
+    """Attention whose sinks are divided by the root of that dimension of the configuration."""
+
+    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+        scaled = at.policy.round(wide(sinks) / math.sqrt(getattr(at.config, size)))
+        weights: Array = right(at, q, k, scaled, *where)
+        return weights
+
+    return attend
 
 
 def _all_sinks(weights: ModelWeights) -> list[Array]:

@@ -1,0 +1,56 @@
+"""YaRN's frequencies with one or several of their parts wrong.
+
+:func:`gptoss_ref.layers.yarn` computes them in one piece. Bugs lie in the parts: in the ends of the
+ramp, in what runs along it, in the slow frequencies. Given one by one, they can be wrong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptoss_ref import layers
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import Array
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What differs from the specification; None: nothing.
+
+    Attributes:
+        bounds: the pairs at which the ramp begins and ends, given the right ones.
+        step: how much the ramp's running index grows from pair to pair.
+        slow: (C/2,) the frequencies of the pairs beyond the ramp, of a configuration.
+    """
+
+    bounds: Callable[[float, float], tuple[float, float]] | None = None
+    step: int = 1
+    slow: Callable[[ModelConfig], Array] | None = None
+
+
+RIGHT = Parts()
+
+
+def frequencies(config: ModelConfig, parts: Parts = RIGHT) -> tuple[Array, float]:
+    """Angular frequencies (C/2,) and the concentration; plain RoPE has no parts to be wrong."""
+    exact, concentration = layers.yarn(
+        config.head_dim,
+        config.rope_theta,
+        config.rope_scaling_factor,
+        config.initial_context_length,
+        config.rope_ntk_beta,
+        config.rope_ntk_alpha,
+    )
+    if parts == RIGHT or config.rope_scaling_factor <= 1:
+        return exact, concentration
+    fast, _ = layers.yarn(config.head_dim, config.rope_theta)  # (C/2,)
+    slow = fast / config.rope_scaling_factor if parts.slow is None else parts.slow(config)
+    low, high = config.yarn_bounds()
+    if parts.bounds is not None:
+        low, high = parts.bounds(low, high)
+    pair = parts.step * np.arange(config.head_dim // 2)
+    ramp = np.clip((pair - low) / (high - low), 0.0, 1.0)  # (C/2,) 0: fast, 1: slow
+    return ramp * slow + (1 - ramp) * fast, concentration
