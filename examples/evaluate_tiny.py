@@ -19,6 +19,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import gptoss_ref as gr
@@ -104,18 +105,38 @@ def _turns(branch: Branch) -> Iterator[tuple[list[int], list[int]]]:
         yield branch.tokens[:start], branch.tokens[start:end]
 
 
-def evaluate(model: gr.Model, effort: str, n: int, seed: int) -> dict[str, float]:
-    """Return the share of right answers by row, ``n`` held-out problems each."""
+@dataclass(frozen=True)
+class Answer:
+    """A held-out question, the greedy reply (stop token included), and whether it is right."""
+
+    skill: str
+    question: str
+    reply: list[int]
+    right: bool
+
+
+def answers(
+    model: gr.Model, effort: str, skills: Sequence[str], n: int, seed: int
+) -> Iterator[Answer]:
+    """Ask ``n`` held-out problems of each skill. Equal arguments draw equal problems."""
     evaluator = Evaluator(model)
     rng = random.Random(f"evaluate {seed} {effort}")
     plain = draw_context(rng, effort=effort, tools=False, plain=True)
-    right = dict.fromkeys(ROWS, 0)
-    for skill in SKILLS:
+    for skill in skills:
         for _ in range(n):
             branch = draw_branch(plain, skill, rng, evaluation=True)
             ((prompt, draft),) = _turns(branch)
             reply = evaluator.greedy(plain.tokens, prompt, draft)
-            right[skill] += _answered(model, reply, branch.problem.answer)
+            right = _answered(model, reply, branch.problem.answer)
+            yield Answer(skill, branch.problem.question, reply, right)
+
+
+def evaluate(model: gr.Model, effort: str, n: int, seed: int) -> dict[str, float]:
+    """Return the share of right answers by row, ``n`` held-out problems each."""
+    right = dict.fromkeys(ROWS, 0)
+    for answer in answers(model, effort, SKILLS, n, seed):
+        right[answer.skill] += answer.right
+    evaluator = Evaluator(model)
     rng = random.Random(f"evaluate tools {seed} {effort}")
     for _ in range(n):
         context = draw_context(rng, effort=effort, tools=True, plain=True)

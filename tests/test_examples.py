@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from examples_readme import ONE_THREAD, run_all, shown
+from examples_readme import README as EXAMPLES
 from readme import README, commands, rerun
 
 ROOT = README.parent
@@ -37,7 +43,7 @@ def test_rerunning_notices_a_wrong_output() -> None:
     assert ">>> 6 * 7\n42\n" in fresh
 
 
-@pytest.mark.parametrize("pattern", ["*.md", "docs/**/*.md", "benches/*.md"])
+@pytest.mark.parametrize("pattern", ["*.md", "docs/**/*.md", "benches/*.md", "examples/*.md"])
 def test_links_lead_somewhere(pattern: str) -> None:
     for document in ROOT.glob(pattern):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
@@ -69,6 +75,145 @@ def test_the_benches_readme_names_every_bench() -> None:
     for script in SCRIPTS:
         if script.startswith("benches/"):
             assert script in text
+
+
+# How far the numbers may be from the README's on another machine, which sums in another order: by a
+# factor, or by so much. Texts are equal, and so are the numbers of scripts that are not named here.
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+FREEDOM = {
+    "load_and_generate": (1.0, 0.02),  # probabilities, two decimals
+    "trace_and_compare": (1.5, 0.0),
+    "replace_a_layer": (5.0, 2.0),  # errors made of float32 rounding; positions
+    "ablate_sinks": (1.0, 4.0),  # answers of 60, per cent
+    "reasoning_effort": (1.2, 8.0),  # per cent of 25, tokens
+}
+
+
+def same(name: str, line: str, printed: str) -> bool:
+    """Whether two lines are equal but for the freedom that the numbers have."""
+    factor, plus = FREEDOM.get(name, (1.0, 0.0))
+    pairs = zip(map(float, NUMBER.findall(line)), map(float, NUMBER.findall(printed)), strict=False)
+    texts = [re.sub(r"\s+", " ", NUMBER.sub("0", text)) for text in (line, printed)]
+    return texts[0] == texts[1] and all(
+        abs(a - b) <= plus or max(a, b) <= factor * min(a, b) for a, b in pairs
+    )
+
+
+@pytest.fixture(scope="module")
+def printed(warm_kernels: None) -> dict[str, str]:
+    """What each script of examples/README.md prints, by its name."""
+    return {Path(command).stem: output for command, output in run_all(list(shown())).items()}
+
+
+def test_the_examples_print_what_their_readme_shows(printed: dict[str, str]) -> None:
+    """To bring it up to date: python tests/examples_readme.py."""
+    for command, text in shown().items():
+        name = Path(command).stem
+        for line, fresh in zip_longest(text.splitlines(), printed[name].splitlines(), fillvalue=""):
+            assert same(name, line, fresh), f"{name}: {fresh!r}, the README has {line!r}"
+
+
+def test_a_changed_number_or_text_is_noticed() -> None:
+    assert same("ablate_sinks", "as trained    54", "as trained    53")
+    assert not same("ablate_sinks", "as trained    54", "as trained    44")
+    assert not same("stream_chat", "final: 1023", "final: 1022")
+    assert not same("stream_chat", "final: 1023", "answer: 1023")
+
+
+def test_without_sinks_accuracy_falls(printed: dict[str, str]) -> None:
+    rows = re.findall(r"^(as trained|no sinks) +(\d+) +(\d+)$", printed["ablate_sinks"], re.M)
+    counts = {who: int(subtract) + int(multiply) for who, subtract, multiply in rows}
+    assert counts["no sinks"] <= counts["as trained"] - 5  # it is 12; one product is 0.8 per cent
+
+
+def test_effort_buys_accuracy_with_tokens(printed: dict[str, str]) -> None:
+    (line,) = re.findall(r"^all .*", printed["reasoning_effort"], re.M)
+    right, tokens = zip(*re.findall(r"(\d+)%, *(\d+)", line), strict=True)
+    assert int(right[0]) + 30 < int(right[1]) <= int(right[2])
+    assert int(tokens[0]) < int(tokens[1]) < int(tokens[2])
+
+
+def test_the_examples_readme_names_every_example() -> None:
+    text = EXAMPLES.read_text()
+    for file in (ROOT / "examples").iterdir():
+        if file.suffix in (".py", ".md") and file != EXAMPLES:
+            assert f"[{file.name}]({file.name})" in text
+            assert f"examples/{file.name}" in file.read_text(), "says how it is run"
+
+
+def test_the_lecture_becomes_a_notebook_whose_cells_run(tmp_path: Path) -> None:
+    """By the command that it names; the cells run in one fresh process, as in a notebook."""
+    command = next(line for line in EXAMPLES.read_text().splitlines() if "--to ipynb" in line)
+    assert command in (ROOT / "examples/lecture.md").read_text()
+    notebook = tmp_path / "lecture.ipynb"
+    module, *arguments = [*shlex.split(command), "-o", str(notebook)]
+    assert importlib.util.find_spec(module)
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=ROOT)
+    cells = json.loads(notebook.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 10
+    program = "\n\n".join([*code, "assert np.array_equal(logits, model(tokens))"])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal to the package's: True" in done.stdout
+    assert "those of window-plus-one" in done.stdout
+    assert list(tmp_path.iterdir()) == [notebook]
+
+
+def node() -> str:
+    """Node, which this needs; where continuous integration lacks it, that is a failure."""
+    found = shutil.which("node")
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("needs node")
+    assert found is not None, "node is not installed"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("", "", []),
+        ("byte - 127", "byte - 128", ["scale-bias-128"]),
+        ("meanSquare + eps", "meanSquare", ["rmsnorm-02  wrong", "Epsilon: "]),
+        (
+            "pair = blocks.data[16 * group + j]",
+            "byte = blocks.data[16 * group + j], pair = (byte >> 4) | ((byte & 15) << 4)",
+            ["nibbles-swapped"],
+        ),
+    ],
+)
+def test_the_vectors_from_javascript(
+    right: str, wrong: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README says; and with a bug put into the program, which is then named."""
+    from gptoss_ref.cli import main
+
+    program, vectors, results = (tmp_path / name for name in ("program", "vectors", "results"))
+    shutil.copytree(ROOT / "examples/vectors_js", program)
+    source = (program / "check.mjs").read_text()
+    assert right in source
+    (program / "check.mjs").write_text(source.replace(right, wrong))
+    assert main(["vectors", str(vectors)]) == 0
+    done = subprocess.run(
+        [node(), str(program / "check.mjs"), str(vectors), str(results)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    capsys.readouterr()
+    assert main(["vectors", "--check", str(results)]) == (1 if said else 0)
+    judged = capsys.readouterr().out
+    assert all(text in judged for text in said)
+    own = dict(re.findall(r"^(\w+): (\d+) of", done.stdout, re.M))
+    judge = dict(re.findall(r"^(\w+) +(\d+) of", judged, re.M))
+    assert own == judge
+    assert set(own) == {"mxfp4_decode", "rmsnorm"}
 
 
 def test_the_first_line_answers_85(capsys: pytest.CaptureFixture[str]) -> None:
