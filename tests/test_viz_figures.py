@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from inspected import long_case
 from matplotlib import image as pictures
 
 import gptoss_ref as gr
@@ -30,7 +31,9 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def trace(model: Any) -> Any:
-    tokens = model.tokenizer.encode("What is 27 + 58?\n\x07 שלום 😀🦙 $5$ is 85, of course.")
+    tokens = model.tokenizer.encode(
+        "What is 27 + 58?\n\x07 שלום 😀🦙 $5$ is 85, of course <b>&amp;</b>."
+    )
     return gr.trace(model, tokens)
 
 
@@ -52,12 +55,13 @@ def test_attention_shows_weights_and_what_is_left_for_the_sink(trace: Any) -> No
     np.testing.assert_array_equal(keys.filled(0), weights.astype(float))
     np.testing.assert_allclose(sink[:, 0] + keys.sum(axis=1), 1, atol=1e-6)  # float32 weights
     assert figure.axes[1].get_xlabel() == "key token"
-    assert len(figure.axes[1].get_xticks()) == count
+    ticks = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    assert ticks[:2] == ["0 W", "5 2"]  # of many tokens some are named, with their positions
+    assert len(ticks) == -(-count // 5)
 
 
 def test_attention_of_one_head_of_5000_tokens_is_pooled() -> None:
-    config = _one_head()
-    count = 5000
+    config, count = long_case(1)[0].config, 5000
     weights = np.zeros((1, count, count), np.float16)
     weights[0, np.arange(count), np.arange(count)] = 0.5
     trace = gr.Trace({"block.0.attn.weights": weights}, tokens=[7] * count, config=config)
@@ -69,12 +73,17 @@ def test_attention_of_one_head_of_5000_tokens_is_pooled() -> None:
     assert len(figure.axes[1].get_xticks()) <= 48
 
 
-def _one_head() -> Any:
-    return gr.ModelConfig(
-        num_hidden_layers=1, num_experts=3, experts_per_token=2, vocab_size=11, hidden_size=32,
-        intermediate_size=64, num_attention_heads=1, num_key_value_heads=1,
-        max_position_embeddings=8192,
-    )  # fmt: skip
+def test_the_other_figures_of_5000_tokens_stay_small_and_legible() -> None:
+    model, tokens = long_case()
+    trace = gr.trace(model, tokens, taps=["embedding", "*.residual", "*.expert_*"])
+    routed = viz.routing(trace)
+    drawn(routed)
+    assert routed.axes[0].images[0].get_array().shape[1] <= 600
+    assert len(routed.axes[0].get_xticks()) <= 48
+    lens = viz.logit_lens(model, trace)
+    drawn(lens)
+    assert lens.axes[0].get_xticklabels()[-1].get_text().startswith("4999\n")
+    drawn(viz.residual_norms(trace))
 
 
 def test_routing_draws_every_weight_and_the_load(trace: Any) -> None:

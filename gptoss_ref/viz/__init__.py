@@ -2,8 +2,8 @@
 
 Importing this imports no matplotlib; a function imports it when called. Each returns a Figure that
 a notebook shows and ``figure.savefig("name.png")`` writes; none opens a window or leaves a setting
-of matplotlib changed. Colours are cividis, which survives grey print and colour blindness; lines
-also differ in their markers and dashes, and carry their names.
+of matplotlib changed. Amounts are shades of one hue, which survive grey print and colour blindness;
+lines differ in their markers and dashes, and carry their names.
 
 :mod:`gptoss_ref.viz.inspector` makes a page instead, which needs no extra.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptoss_ref.errors import TraceError
-from gptoss_ref.viz.figure import CMAP, drawing, need, new_figure, pool
+from gptoss_ref.viz.figure import drawing, ink, need, new_figure, pool, small_shows
 from gptoss_ref.viz.labels import set_token_ticks, token_labels
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def attention(
 
     A weight is the fraction of the query's attention; with its sink each row sums to 1. Hatched
     keys are invisible: later than the query, or out of its window. Maps beyond 600 tokens show the
-    largest weight of each square.
+    largest weight of each square. Shade grows with the square root of the weight.
 
     Args:
         trace: holds ``block.{n}.attn.weights`` (H, T, S).
@@ -55,9 +55,10 @@ def attention(
         )
     window, count = config.window(block), len(trace.tokens)
     labels = token_labels(trace, tokenizer)
-    distance = np.subtract.outer(np.arange(count), np.arange(count))  # (T, S)
+    at = np.arange(count, dtype=np.int32)
+    distance = np.subtract.outer(at, at)  # (T, S)
     seen = (distance >= 0) & (distance < (window or count))
-    visible, pooled = pool(pool(seen, 0, np.max)[0], 1, np.max)
+    visible, pooled = pool(pool(seen, 0, "largest")[0], 1, "largest")
 
     columns = min(len(chosen), 3)
     rows = -(-len(chosen) // columns)
@@ -69,22 +70,22 @@ def attention(
     for spare in grid.flat[2 * len(chosen) :]:
         spare.remove()
     image: Any = None
-    for at, head in enumerate(chosen):
-        sink_axes, axes = grid.flat[2 * at], grid.flat[2 * at + 1]
-        weights = np.asarray(trace.rows(name, slice(head, head + 1))[0], np.float64)  # (T, S)
-        sink = np.clip(1 - weights.sum(axis=1, keepdims=True), 0, 1)  # (T, 1)
-        shown = pool(pool(weights, 0, np.max)[0], 1, np.max)[0]
-        style: dict[str, Any] = {"cmap": CMAP, "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    for place, head in enumerate(chosen):
+        sink_axes, axes = grid.flat[2 * place], grid.flat[2 * place + 1]
+        weights = trace.rows(name, slice(head, head + 1))[0]  # (T, S)
+        sink = np.clip(1 - weights.sum(axis=1, keepdims=True, dtype=np.float64), 0, 1)  # (T, 1)
+        shown = pool(pool(weights, 0, "largest")[0], 1, "largest")[0].astype(np.float64)
+        style: dict[str, Any] = {"cmap": ink(), "norm": small_shows(), "interpolation": "nearest"}
         axes.patch.set(facecolor="white", hatch="////", edgecolor="#bbbbbb")
         image = axes.imshow(np.ma.masked_where(~visible, shown), aspect="auto", **style)
-        sink_axes.imshow(pool(sink, 0, np.mean)[0], aspect="auto", **style)
+        sink_axes.imshow(pool(sink, 0, "mean")[0], aspect="auto", **style)
         axes.set_title(f"head {head} · sink takes {sink.mean():.0%}")
         sink_axes.set_xticks([0], labels=["sink"], rotation=90, fontsize=7)
         set_token_ticks(axes.xaxis, labels, pooled)
         axes.tick_params(axis="x", rotation=90)
         axes.tick_params(axis="y", left=False, labelleft=False)
         set_token_ticks(sink_axes.yaxis, labels, pooled)
-        if at % columns == 0:
+        if place % columns == 0:
             sink_axes.set_ylabel("query token")
         axes.set_xlabel("key token")
     scale = "weight (fraction of the query's attention)"

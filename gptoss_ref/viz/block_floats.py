@@ -8,7 +8,7 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.layers.mxfp4 import E2M1, decode, encode
-from gptoss_ref.viz.figure import CMAP, INK, SOFT, drawing, new_figure
+from gptoss_ref.viz.figure import INK, SOFT, drawing, ink, new_figure
 from gptoss_ref.weights import MXFP4_BLOCK
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def mxfp4_error(matrix: Any) -> Figure:
         if rule == "floor":
             unit = np.ldexp(1.0, scales.astype(int) - 127)  # (N, 1)
             left.hexbin(
-                (blocks / unit).ravel(), (error / unit).ravel(), bins="log", cmap=CMAP, gridsize=90
+                (blocks / unit).ravel(), (error / unit).ravel(), bins="log", cmap=ink(), gridsize=90
             )
         relative = np.linalg.norm(error, axis=1)[norm > 0] / norm[norm > 0]
         mean = relative.mean() if relative.size else 0.0

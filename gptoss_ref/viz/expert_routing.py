@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptoss_ref.viz.figure import CMAP, INK, SOFT, drawing, need, new_figure, pool
+from gptoss_ref.viz.figure import INK, SOFT, drawing, ink, need, new_figure, pool
 from gptoss_ref.viz.labels import set_token_ticks, token_labels
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def routing(trace: Trace, *, tokenizer: Tokenizer | None = None) -> Figure:
         weights = np.zeros((count, config.num_experts))
         np.put_along_axis(weights, indices, trace[f"block.{n}.mlp.expert_weights"], axis=1)
         load = np.bincount(indices.ravel(), minlength=config.num_experts) / count
-        shown, pooled = pool(weights.T, 1, np.mean)  # (E, T)
+        shown, pooled = pool(weights.T, 1, "mean")  # (E, T)
         axes, bars = grid[n]
         image = axes.imshow(
             np.ma.masked_equal(shown, 0),
             aspect="auto",
-            cmap=CMAP,
+            cmap=ink(),
             vmin=0,
             vmax=1,
             interpolation="nearest",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import numpy as np
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-CMAP = "cividis_r"  # dark is much, as ink on paper
 INK, SOFT = "#00224e", "#6b6b6b"
 CELLS = 600
 """Cells along an axis of a map: more are pooled, as pixels would be anyway."""
@@ -64,6 +63,21 @@ def new_figure(width: float, height: float) -> Any:
     return Drawing(figsize=(width, height), layout="constrained")
 
 
+def ink() -> Any:
+    """The colour map of amounts: of one hue, from nearly paper to ink, so that dark is much in
+    colour, in grey and to every eye, and 0 can still be told from what is blank."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("ink", ["#e9eff8", "#a9c1e2", "#4f77b0", "#00224e"])
+
+
+def small_shows() -> Any:
+    """The scale of weights, 0 to 1: shade grows with the square root, as in the inspector."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.5, 0, 1)
+
+
 def need(trace: Trace, names: Sequence[str], patterns: Sequence[str]) -> None:
     """Raises TraceError, saying how to record them, unless the trace holds all these taps."""
     missing = [name for name in names if name not in trace]
@@ -75,14 +89,17 @@ def need(trace: Trace, names: Sequence[str], patterns: Sequence[str]) -> None:
         )
 
 
-def pool(values: Array, axis: int, how: Callable[..., Array]) -> tuple[Array, int]:
-    """``values`` with runs along ``axis`` joined by ``how`` to at most CELLS, and a run's length.
+def pool(values: Array, axis: int, how: Literal["largest", "mean"]) -> tuple[Array, int]:
+    """``values`` with runs along ``axis`` joined into at most CELLS, and a run's length.
 
     The last run may be shorter.
     """
-    size = -(-values.shape[axis] // CELLS)
+    count = values.shape[axis]
+    size = -(-count // CELLS)
     if size <= 1:
         return values, 1
-    cuts = np.arange(0, values.shape[axis], size)
-    parts = [how(part, axis=axis) for part in np.split(values, cuts[1:], axis=axis)]
-    return np.stack(parts, axis=axis), size
+    cuts = np.arange(0, count, size)
+    if how == "largest":
+        return np.maximum.reduceat(values, cuts, axis=axis), size
+    lengths = np.diff(cuts, append=count).reshape(-1, *[1] * (values.ndim - 1 - axis % values.ndim))
+    return np.add.reduceat(values, cuts, axis=axis) / lengths, size

@@ -8,7 +8,7 @@ import numpy as np
 
 from gptoss_ref.layers.swiglu import swiglu as activate
 from gptoss_ref.numerics import FLOAT64
-from gptoss_ref.viz.figure import CMAP, INK, SOFT, drawing, new_figure
+from gptoss_ref.viz.figure import INK, SOFT, drawing, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def swiglu(config: ModelConfig) -> Figure:
     left.legend(frameon=False)
     left.set(xlabel="gate (up = 0)", ylabel="activation", title=f"gate · sigmoid({alpha:g} · gate)")
     surface = value(reach[None, :], reach[:, None], limit)  # (up, gate)
-    filled = right.contourf(reach, reach, surface, levels=14, cmap=CMAP)
+    filled = right.contourf(reach, reach, surface, levels=14, cmap="cividis_r")
     lines = right.contour(reach, reach, surface, levels=filled.levels, colors="k", linewidths=0.4)
     right.clabel(lines, fontsize=7)
     right.axvline(limit, color="black", linestyle="--", linewidth=1)

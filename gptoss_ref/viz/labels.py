@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥"}
 LEFT_TO_RIGHT = "\u200e"  # a label's own direction, whatever its first letter
-NAMES_UP_TO = 48
+NAMES_UP_TO = 32
 """Tokens along an axis that are all named; of more, some are, with their positions."""
 
 

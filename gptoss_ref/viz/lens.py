@@ -9,7 +9,7 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-from gptoss_ref.viz.figure import CMAP, drawing, need, new_figure
+from gptoss_ref.viz.figure import drawing, ink, need, new_figure
 from gptoss_ref.viz.labels import known_tokenizer, labels_of, tokenizer_for
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def logit_lens(
     words = known_tokenizer(trace, tokenizer) or tokenizer_for(model.config, model)
     figure = new_figure(0.85 * len(chosen) + 2.2, (0.25 + 0.17 * top) * len(taps) + 1.6)
     axes = figure.subplots()
-    image = axes.imshow(np.array(chance), cmap=CMAP, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(np.array(chance), cmap=ink(), vmin=0, vmax=1, aspect="auto")
     for row, order in enumerate(best):
         for column, tokens in enumerate(order):
             axes.text(

@@ -73,7 +73,7 @@ def yarn(config: ModelConfig) -> Figure:
         (config.max_position_embeddings, "full context"),
     ):
         right.axhline(length, color="black", linewidth=0.8, linestyle=":")
-        right.text(0, length, f"{text} {length:,}", va="bottom")
+        right.text(pair[-1], length, f"{text} {length:,}", va="bottom", ha="right")
     figure.suptitle(f"Rotary pairs; cos and sin are multiplied by {concentration:.4f}")
     result: Figure = figure
     return result

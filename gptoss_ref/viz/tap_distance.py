@@ -61,7 +61,7 @@ def tap_errors(report: Report) -> Figure:
     if first is not None:
         at = report.rows.index(first)
         axes.annotate(
-            first.name, (at, y[at]), (0, 18), textcoords="offset points",
+            first.name, (at, y[at]), (12, -30), textcoords="offset points",
             arrowprops={"arrowstyle": "->"},
         )  # fmt: skip
     axes.set(xlabel="tap point, in order of computation")
