@@ -89,6 +89,7 @@ def largest_scale(scales: Any, start: int, count: int) -> int:
 def largest_bits(x: Any, at: int) -> Any:
     """The bits of the largest magnitude of a block of activations; NaN is above infinity."""
     largest = np.int32(0)
-    for i in range(BLOCK):
-        largest = max(largest, np.int32(float_bits(x[at + i]) & np.int32(0x7FFFFFFF)))
+    for value in x[at : at + BLOCK]:  # a slice, as in largest_scale
+        bits = np.int32(float_bits(value) & np.int32(0x7FFFFFFF))
+        largest = bits if bits > largest else largest
     return largest

@@ -31,6 +31,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gptoss_ref.kernels import _ir
+from gptoss_ref.kernels._blocks import BLOCK
 from gptoss_ref.kernels._ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels._jit import cpu_features, jit
 from gptoss_ref.kernels._math import bits_float
@@ -65,21 +66,47 @@ def plane_block(n: int, x: Any, at: int, largest: Any, planes: Any, to: int, g: 
     # 2^E is above the largest magnitude by 1/128 at least: hi, mid, lo then stay within a byte
     exponent = ((largest + np.int32(0x20000)) >> np.int32(23)) - np.int32(126) if largest else 0
     up = bits_float(np.int32((np.int32(150) - np.int32(exponent)) << np.int32(23)))
-    for i in range(4):
-        total = np.int32(0)
-        for k in range(8):
-            j, high = 4 * i + k // 2, k % 2
-            rounded = np.int32(np.rint(np.float32(x[at + 2 * j + high] * up)))
-            total += rounded
-            bytes_ = np.int32(rounded + np.int32(0x808080))
-            place = base + high * size + j
-            planes[place] = np.uint8((bytes_ >> np.int32(16)) ^ np.int32(0x80))
-            planes[place + 2 * size] = np.uint8((bytes_ >> np.int32(8)) ^ np.int32(0x80))
-            planes[place + 4 * size] = np.uint8(bytes_ ^ np.int32(0x80))
-        offset = np.int32(total * np.int32(-12))
-        for k in range(4):
-            planes[base + 6 * size + 4 * i + k] = np.uint8(offset >> np.int32(8 * k))
+    _cut(x, at, up, planes, base, size)
     planes[start + 4 * 7 * size + lane] = np.uint8(exponent + _LOWEST + 1)
+
+
+@intrinsic
+def _cut(typing_context: Any, x: Any, at: Any, up: Any, planes: Any, to: Any, size: Any) -> Any:
+    """The bytes of x[at …] times ``up``, and what is to take off, as :func:`plane_block` puts them.
+
+    Byte j of plane 2p + h belongs to value 2j + h; p counts from the upper byte.
+    """
+    ints, floats = _ir.vector(i32, BLOCK // 2), _ir.vector(f32, BLOCK // 2)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (_ir.data(context, builder, a, args[i]) for i, a in ((0, x), (3, planes)))
+        both = [_ir.load(builder, source, builder.add(args[1], index(i)), floats) for i in (0, 16)]
+        factor = _ir.splat(builder, args[2], BLOCK // 2)
+        total = ints(None)
+        for high in range(2):
+            values = _ir.shuffle(builder, both[0], range(high, BLOCK, 2), both[1])
+            scaled = builder.fmul(values, factor)
+            rounded = _ir.call(builder, f"llvm.rint.v{BLOCK // 2}f32", floats, scaled)
+            rounded = builder.fptosi(rounded, ints)
+            total = builder.add(total, rounded)
+            shifted = builder.add(rounded, _ir.constant(i32, 0x808080, BLOCK // 2))
+            for plane in range(PLANES):
+                down = _ir.constant(i32, 8 * (PLANES - 1 - plane), BLOCK // 2)
+                byte = builder.trunc(builder.lshr(shifted, down), _ir.vector(i8, BLOCK // 2))
+                byte = builder.xor(byte, _ir.constant(i8, -128, BLOCK // 2))
+                number = builder.mul(args[5], index(2 * plane + high))
+                _ir.store(builder, byte, target, builder.add(args[4], number))
+        for distance in (1, 2):
+            other = [lane ^ distance for lane in range(BLOCK // 2)]
+            total = builder.add(total, _ir.shuffle(builder, total, other))
+        fours = _ir.shuffle(builder, total, [0, 4, 8, 12])
+        offset = builder.mul(fours, _ir.constant(i32, -12, 4))
+        end = builder.add(args[4], builder.mul(args[5], index(2 * PLANES)))
+        _ir.store(builder, offset, target, end)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(x, n, types.float32, planes, n, n), generate
 
 
 def _looked_up(builder: ir.IRBuilder, nibbles: Value) -> Value:

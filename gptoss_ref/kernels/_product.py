@@ -309,15 +309,23 @@ def _product(path: Any, *others: Any) -> Any:
                 of, of_at, split, tile, count, sums, scratch):
         blocks, scales, scale_255 = stored
         size = inputs.planes.size // inputs.beyond.size
-        odd = np.zeros(ROWS, np.bool_)
         if inputs.mode == FEW:
+            fine = True
             for r in range(rows):
                 for m in range(count):
                     total = dot_planes(blocks, scales, block + r * groups, groups,
                                        inputs.planes, of[of_at + m] * size)
                     sums[m * ROWS + r] = total
-                    if not abs(total) < _INFINITY:
-                        odd[r] = True
+                    fine = fine and abs(total) < _INFINITY
+            for m in range(count):
+                fine = fine and not inputs.beyond[of[of_at + m]]
+            if fine:
+                return True
+        odd = np.zeros(ROWS, np.bool_)
+        if inputs.mode == FEW:
+            for r in range(rows):
+                for m in range(count):
+                    odd[r] = odd[r] or not abs(sums[m * ROWS + r]) < _INFINITY
         elif inputs.mode == PAIRS:
             for r in range(rows):
                 odd[r] = largest_scale(scales, block + r * groups, groups) > LARGEST_SCALE

@@ -395,18 +395,17 @@ def _first(
                 call.state[0] = _REFUSED
                 return
             for m in range(count):
-                slot = order[at + m]
-                for r in range(ROWS):
-                    sums[m * ROWS + r] += widen(bias[e, row + r])
                 to = (at + m) * inner + task * BLOCK
+                # slices: an index that is a sum might be negative, which LLVM does not vectorise
+                gate_up, block = sums[m * ROWS : (m + 1) * ROWS], hidden.x[to : to + BLOCK]
+                _add_bias(gate_up, bias[e, row : row + ROWS])
                 for j in range(BLOCK):
-                    pair = m * ROWS + 2 * j
-                    hidden.x[to + j] = activated(sums[pair], sums[pair + 1], call.alpha, call.limit)
+                    gate, up = gate_up[2 * j], gate_up[2 * j + 1]
+                    block[j] = activated(gate, up, call.alpha, call.limit)
                 if call.gate_up.size:
-                    for r in range(ROWS):
-                        call.gate_up[slot, row + r] = sums[m * ROWS + r]
-                    for j in range(BLOCK):
-                        call.swiglu[slot, task * BLOCK + j] = hidden.x[to + j]
+                    slot = order[at + m]
+                    call.gate_up[slot, row : row + ROWS] = gate_up
+                    call.swiglu[slot, task * BLOCK : (task + 1) * BLOCK] = block
                 keep(call.path, hidden, at + m, task, inner // BLOCK)
 
 
@@ -435,9 +434,16 @@ def _second(
                 return
             for m in range(count):
                 slot = order[at + m]
-                t, weight = slot // per_token, call.weights[slot]
+                answer = sums[m * ROWS : m * ROWS + rows]
+                _add_bias(answer, bias[e, first : first + rows])
+                if call.answers.size:
+                    call.answers[slot, first : first + rows] = answer
+                weight, result = call.weights[slot], out[slot // per_token, first : first + rows]
                 for r in range(rows):
-                    answer = sums[m * ROWS + r] + widen(bias[e, first + r])
-                    if call.answers.size:
-                        call.answers[slot, first + r] = answer
-                    out[t, first + r] += weight * answer
+                    result[r] += weight * answer[r]
+
+
+@jit
+def _add_bias(total: Any, bias: Any) -> None:
+    for i in range(total.size):
+        total[i] += widen(bias[i])
