@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import math
 import socket
 import time
 from functools import partial
@@ -13,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 from completions_server import FAILING, serving
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptoss_ref
-from gptoss_ref.errors import EndpointError, TokenError, TraceError
+from gptoss_ref.errors import EndpointError, GptOssError, TokenError, TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.verify.adapters import observe
 from gptoss_ref.verify.adapters.completions import Piece, Texts, parse
+from gptoss_ref.verify.adapters.transport import Answer
 from gptoss_ref.verify.observation import LogprobObservation
 
 TEXT = "The three small boats left the harbour at dawn, and 27 + 58 = 85 was painted on the first."
@@ -152,9 +155,11 @@ def test_a_server_that_is_down(prompt: list[int], observing: Any) -> None:
             observing(url, prompt)
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://", "http://127.0.0.1:notaport", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1", "http://", "http://127.0.0.1:notaport", "http://[::1", ""]
+)
 def test_an_address_that_is_none(url: str, prompt: list[int], observing: Any) -> None:
-    with pytest.raises(EndpointError, match=r"expected an address|port"):
+    with pytest.raises(EndpointError, match=r"expected an address|port|IPv6"):
         observing(url, prompt)
 
 
@@ -303,3 +308,89 @@ class TestObservation:
     def test_a_token_that_cannot_come(self) -> None:
         seen = LogprobObservation([0], {0: {0: 0.0, 1: -np.inf}}, vocab_size=2)
         assert seen.agreement(np.array([[50.0, -50.0]])).largest < 1e-12
+
+
+# --- garbage ---
+
+NUMBERS = st.one_of(
+    st.floats(),
+    st.floats(-20, 0),
+    st.integers(-5, 500),
+    st.sampled_from([10**400, -(10**400), 10**30, 2**63, True, "−1"]),
+)
+NAMES = st.one_of(
+    st.sampled_from(
+        [" the", "a", "\ud800", "", "\x1b[31m", "token_id:3", "token_id:" + "9" * 5000]
+    ),
+    st.text(max_size=3),
+)
+BYTES = st.one_of(
+    st.none(),
+    st.lists(st.integers(0, 300), max_size=4),
+    st.sampled_from([7, 10**15, "raw", [10**30], {}]),
+)
+NESTED = st.recursive(
+    st.none() | NUMBERS | NAMES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["token", "logprob", "content", "tokens", "a"]), inner)
+    ),
+    max_leaves=8,
+)
+PIECES = st.fixed_dictionaries(
+    {"token": NAMES | NESTED, "logprob": NUMBERS | NESTED},
+    optional={"bytes": BYTES, "id": NUMBERS | NESTED, "top_logprobs": NESTED},
+)
+
+
+@st.composite
+def content(draw: st.DrawFn) -> Any:
+    """The newer form; now and then an entry is as it should be."""
+    entries = draw(st.lists(PIECES, min_size=1, max_size=3))
+    for entry in entries:
+        if draw(st.booleans()):
+            entry["top_logprobs"] = draw(st.lists(PIECES, max_size=3))
+    return {"content": entries}
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> Any:
+    """The older form; lists of one length, mostly."""
+    size = draw(st.integers(0, 4))
+    top = st.none() | st.dictionaries(NAMES, NUMBERS, max_size=3) | NESTED
+    return {
+        "tokens": draw(st.lists(NAMES | NESTED, min_size=size, max_size=size)),
+        "token_logprobs": draw(st.lists(NUMBERS, min_size=size, max_size=size) | NESTED),
+        "top_logprobs": draw(st.lists(top, min_size=size, max_size=size) | NESTED),
+    }
+
+
+ANSWERS = st.one_of(
+    NESTED,
+    st.fixed_dictionaries(
+        {"choices": st.tuples(st.fixed_dictionaries({"logprobs": content() | lists() | NESTED}))},
+        optional={"usage": NESTED | st.fixed_dictionaries({"prompt_tokens": NUMBERS | st.just(2)})},
+    ),
+)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_garbage_is_understood_or_refused(observing: Any, data: st.DataObject) -> None:
+    """Whatever a server says: log-probabilities that can be judged, or one clear error."""
+
+    def request(url: str, body: Any = None, **_: Any) -> Answer:
+        value = data.draw(ANSWERS)
+        text = json.dumps(value)  # as it would have come: what JSON cannot say is not tried
+        return Answer(data.draw(st.sampled_from([200, 200, 200, 400])), json.loads(text), text)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(GptOssError):
+        patch.setattr("gptoss_ref.verify.adapters.endpoint.request", request)
+        observation = observing("http://127.0.0.1:1", [64, 65])
+        assert np.isfinite(observation.values).any()
+        observation.producer.encode()
+
+
+def test_nothing_but_zero_probabilities() -> None:
+    with pytest.raises(TraceError, match="every token it shows the probability 0"):
+        LogprobObservation([1, 2], {0: {3: -math.inf}}, vocab_size=5)

@@ -79,6 +79,10 @@ class LogprobObservation:
                     f"{self.producer} shows a {name} {wrong[0]}: expected 0 to {vocab_size - 1}"
                 )
         # Rounding may leave a certain token a little above 0; −∞ is a token that cannot come.
+        if np.isneginf(self.values).all():
+            raise TraceError(
+                f"{self.producer} gives every token it shows the probability 0: nothing to judge by"
+            )
         bad = np.flatnonzero(np.isnan(self.values) | (self.values > 1e-3))
         if bad.size:
             at = bad[0]

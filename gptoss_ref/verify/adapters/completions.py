@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 from gptoss_ref.errors import EndpointError, TokenError
 
+ID_DIGITS = 18
+"""The longest number that is taken for an id: what is longer may not fit 64 bits."""
+
 
 class Pieces(Protocol):
     """What is needed of a tokenizer."""
@@ -72,7 +75,8 @@ class Texts:
         with the first byte of an emoji; of what was generated, take the former.
         """
         token = self.id(piece)
-        return self._by_bytes.get(piece.text.encode()) if token is None else token
+        raw = piece.text.encode("utf-8", "surrogatepass")
+        return self._by_bytes.get(raw) if token is None else token
 
     def id(self, piece: Piece) -> int | None:
         """The id of a token; None if its name could mean several, or nothing."""
@@ -81,7 +85,8 @@ class Texts:
         if piece.bytes is not None and piece.bytes in self._by_bytes:
             return self._by_bytes[piece.bytes]
         prefix, _, number = piece.text.partition(":")
-        if prefix == "token_id" and number.isdecimal():  # vLLM's return_tokens_as_token_ids
+        # vLLM's return_tokens_as_token_ids
+        if prefix == "token_id" and number.isdecimal() and len(number) <= ID_DIGITS:
             return int(number)
         return self._by_text.get(piece.text)
 
@@ -128,7 +133,7 @@ def parse(value: Any, url: str) -> Reply:
             reply.entries = list(_legacy(logprobs))
         elif logprobs:
             raise TypeError
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise EndpointError(
             f"{url}: the log-probabilities have no known form: expected tokens with "
             "token_logprobs, or content"
@@ -151,9 +156,12 @@ def _legacy(logprobs: dict[str, Any]) -> Iterable[Entry]:
 
 def _piece(item: dict[str, Any]) -> Piece:
     text, number, raw = item.get("token"), item.get("id"), item.get("bytes")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not isinstance(raw, list | None):
         raise TypeError
-    return Piece(text, _number(item.get("logprob")), _count(number), bytes(raw) if raw else None)
+    identity = _count(number)
+    if identity is not None and abs(identity) >= 10**ID_DIGITS:
+        raise ValueError
+    return Piece(text, _number(item.get("logprob")), identity, bytes(raw) if raw else None)
 
 
 def _number(value: Any) -> float | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.verify.observation import LogprobObservation
 
 from .completions import Entry, Reply, Texts, parse
-from .transport import Answer, request
+from .transport import Answer, address, request
 
 Prompt = list[int] | str
 
@@ -90,7 +90,7 @@ class _Server:
     def __init__(
         self, url: str, model: str | None, timeout: float, api_key: str | None, top: int
     ) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
+        parts = address(url if "//" in url else f"http://{url}")
         path = parts.path.rstrip("/").removesuffix("/completions").removesuffix("/v1")
         base = urlunsplit((parts.scheme, parts.netloc, f"{path}/v1", "", ""))
         self.url, self.top = f"{base}/completions", top
@@ -124,7 +124,8 @@ class _Server:
 
     @property
     def name(self) -> str:
-        return f"{self.url} {self.model}" if self.model else self.url
+        named = f"{self.url} {self.model}" if self.model else self.url
+        return named.encode("utf-8", "backslashreplace").decode()  # JSON may hold half a character
 
 
 def _of_echo(

@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gptoss_ref.errors import EndpointError
 
@@ -55,7 +55,7 @@ def request(
         EndpointError: no connection, no whole answer in time, an answer that is too large, or a
             success whose body is not JSON.
     """
-    parts = urlsplit(url)
+    parts = address(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise EndpointError(f"{url}: expected an address such as http://127.0.0.1:8000/v1")
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
@@ -105,6 +105,14 @@ def request(
             alarm.cancel()
         connection.close()
     return _judged(url, response.status, content)
+
+
+def address(url: str) -> SplitResult:
+    """The parts of an address, an EndpointError where it has none."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise EndpointError(f"{url}: {error}") from None
 
 
 def _hang_up(connected: socket.socket, late: threading.Event) -> None:
