@@ -205,7 +205,7 @@ class Trace(Mapping[str, Array]):
             )
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise TraceError(f"{path}: config or tokens are not JSON: {error}") from None
 
 

@@ -6,8 +6,10 @@ would hold; reading them has to give the twin's own arrays back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import zipfile
 from functools import cache, partial
 from itertools import permutations
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 import torch
 import torch_twin
 from checks_model import taps_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from strategies import as_torch, random_arrays, random_tokens, small_config
@@ -379,6 +381,84 @@ class TestFiles:
         np.savez(tmp_path / "a.npz", logts=twin_taps()["logits"])
         with pytest.raises(TraceError, match=r"a\.npz: unknown name 'logts'.*'logits'"):
             read(tmp_path / "a.npz", tokens=TOKENS, config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([TOKENS, TOKENS], r"shape \(2, 13\): expected \(T,\) or \(1, T\)"),
+        (np.array(TOKENS) + 0.5, "no integers but float64"),
+        (torch.tensor(TOKENS).bfloat16(), "no integers but torch.bfloat16"),
+        (np.array(TOKENS) > 3, "dtype bool"),
+        (["1", "2"], "expected numbers"),
+        ([], "no integers"),
+        ([10**40], "expected numbers"),
+    ],
+)
+def test_tokens_that_are_none(tokens: Any, message: str, tmp_path: Path) -> None:
+    arrays = {"logits": twin_taps()["logits"]}
+    with pytest.raises(TraceError, match=message):
+        from_arrays(arrays, tokens, CONFIG)
+    if isinstance(tokens, np.ndarray):
+        np.savez(tmp_path / "a.npz", tokens=tokens, **arrays)
+        with pytest.raises(TraceError, match=rf"a\.npz: .*{message}|{message}"):
+            read(tmp_path / "a.npz", config=CONFIG)
+
+
+@pytest.mark.parametrize("tokens", [[TOKENS], torch.tensor([TOKENS]), iter(TOKENS)])
+def test_a_batch_of_one_prompt(tokens: Any) -> None:
+    trace = from_arrays({"logits": twin_taps()["logits"]}, tokens, CONFIG)
+    assert trace.tokens.tolist() == TOKENS
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A whole file of every kind, as bytes."""
+    folder = tmp_path_factory.mktemp("whole")
+    arrays = {"logits": twin_taps()["logits"][:4], "norm": twin_taps()["norm"][:4]}
+    np.savez(folder / "plain.npz", tokens=TOKENS[:4], **arrays)
+    np.savez_compressed(folder / "small.npz", tokens=TOKENS[:4], **arrays)
+    save_file(arrays, folder / "a.safetensors", {"tokens": json.dumps(TOKENS[:4])})
+    Trace(arrays, tokens=TOKENS[:4], config=CONFIG).save(folder / "a.trace")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_damaged_files_are_read_or_refused(
+    whole_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Bytes changed, cut off, or doubled: a trace, or one clear error."""
+    name = data.draw(st.sampled_from(sorted(whole_files)))
+    content = bytearray(whole_files[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0, 400), st.integers(0, len(content))))
+        at = min(at, len(content) - 1)
+        how = data.draw(st.sampled_from(["change", "cut", "double"]))
+        if how == "change":
+            content[at] = data.draw(st.integers(0, 255))
+        elif how == "cut":
+            del content[at : at + data.draw(st.integers(1, 200))]
+        else:
+            content[at:at] = content[at : at + 50]
+        if not content:
+            break
+    path = tmp_path_factory.mktemp("damaged") / name
+    path.write_bytes(content)
+    with contextlib.suppress(TraceError), np.errstate(all="ignore"):
+        trace = read(path, config=CONFIG)
+        assert all(trace[tap].shape == trace.shape_of(tap) for tap in trace)
+
+
+def test_members_that_are_no_arrays(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("tokens", "1 2 3")
+    with pytest.raises(TraceError, match="'tokens' is no array"):
+        read(tmp_path / "a.npz", config=CONFIG)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(TraceError, match="a single array"):
+        read(tmp_path / "b.npz", config=CONFIG)
 
 
 def test_a_model_of_other_layers_has_other_names() -> None:

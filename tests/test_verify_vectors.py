@@ -218,14 +218,24 @@ def test_bad_results_get_one_error(tmp_path: Path) -> None:
     for suffix in ("safetensors", "npz", "json"):
         path = tmp_path / f"rope.{suffix}"
         path.write_bytes(b"\x09garbage")
-        with pytest.raises(GptOssError, match=f"cannot be read as {suffix}"):
+        with pytest.raises(GptOssError, match=f"cannot be read as {suffix}|not a whole .{suffix}"):
             check_vectors(tmp_path)
         path.unlink()
-    (tmp_path / "rope.json").write_text('{"rope-01/y": "text"}')
-    with pytest.raises(GptOssError, match="expected nested lists"):
+    for values in ('"text"', "1" + 400 * "0", "[1, [2]]", "{}"):
+        (tmp_path / "rope.json").write_text(f'{{"rope-01/y": {values}}}')
+        with pytest.raises(GptOssError, match="expected nested lists"):
+            check_vectors(tmp_path)
+    (tmp_path / "rope.json").write_text(100_000 * "[")
+    with pytest.raises(GptOssError, match="cannot be read as json"):
         check_vectors(tmp_path)
     write_all(tmp_path, "rope", "npz")
     with pytest.raises(GptOssError, match="expected one file"):
+        check_vectors(tmp_path)
+    (tmp_path / "rope.json").unlink()
+    content = bytearray((tmp_path / "rope.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 10] = 99  # a compression that nobody knows
+    (tmp_path / "rope.npz").write_bytes(content)
+    with pytest.raises(GptOssError, match="not a whole"):
         check_vectors(tmp_path)
     with pytest.raises(GptOssError, match="unknown precision"):
         check_vectors(tmp_path, "float8")

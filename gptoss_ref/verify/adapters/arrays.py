@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array, bfloat16_to_float
 from gptoss_ref.trace import Trace
 from gptoss_ref.tracefile import FORMAT
+from gptoss_ref.verify.npz import load_npz
 
 from .layouts import axis_sizes, check_form, fits, to_tap
 from .names import Meaning, lookup, meanings
@@ -47,7 +47,7 @@ def from_arrays(
     Args:
         mapping: arrays by name: tap points, or the names that OpenAI's torch reference,
             transformers, TransformerLens and llama.cpp's eval-callback have for them.
-        tokens: (T,), the whole prompt.
+        tokens: (T,) or (1, T) integers, the whole prompt.
         config: of the model.
         names: what names of your own stand for, and which axes they have, such as
             ``{"my_q": ("block.0.attn.q", "H T C")}``.
@@ -55,11 +55,11 @@ def from_arrays(
         dtype: the rounding of the producer; None infers it from the numbers.
 
     Raises:
-        TraceError: an unknown name (the nearest is suggested), a shape that does not fit (the
-            order of axes that would is named), half of a gate and up pair, or two arrays for one
-            tap point that differ.
+        TraceError: tokens that are no row of integers, an unknown name (the nearest is suggested),
+            a shape that does not fit (the order of axes that would is named), half of a gate and up
+            pair, or two arrays for one tap point that differ.
     """
-    ids = [int(t) for t in np.asarray(tokens if hasattr(tokens, "__len__") else list(tokens))]
+    ids = _prompt(tokens)
     known = {**lookup(config), **_own(names or {}, config)}
     if not mapping:
         raise TraceError(f"{producer} holds no arrays: expected at least one tap point")
@@ -110,23 +110,22 @@ def read(
     """
     path = Path(path)
     if path.suffix == ".npz":
-        arrays, metadata = _read_npz(path), dict[str, str]()
+        arrays, metadata = load_npz(path), dict[str, str]()
     elif path.suffix in (".npy", ".pt", ".pth", ".pkl", ".gguf"):
         raise TraceError(f"{path}: expected a trace, an .npz or a .safetensors file")
     else:
         arrays, metadata = _read_safetensors(path)
         if metadata.get("format") == FORMAT:
             return Trace.load(path)
-    own = next((arrays.pop(name).ravel() for name in TOKENS if name in arrays), None)
+    given = None if tokens is None else _prompt(tokens)
+    own = next((_prompt(arrays.pop(name), path) for name in TOKENS if name in arrays), None)
     if own is None and "tokens" in metadata:
         own = _json_tokens(metadata["tokens"], path)
-    if own is not None and tokens is not None:
-        tokens = np.asarray(tokens if hasattr(tokens, "__len__") else list(tokens))
-        if not np.array_equal(own, tokens):
-            raise TraceError(
-                f"{path}: holds {len(own)} tokens that are not the {len(tokens)} expected ones"
-            )
-    ids = own if own is not None else tokens
+    if own is not None and given is not None and not np.array_equal(own, given):
+        raise TraceError(
+            f"{path}: holds {len(own)} tokens that are not the {len(given)} expected ones"
+        )
+    ids = own if own is not None else given
     if ids is None:
         raise TraceError(f"{path}: the prompt is missing: expected an array {TOKENS[0]!r}")
     if config is None:
@@ -135,6 +134,20 @@ def read(
         return from_arrays(arrays, ids, config, names=names, producer=path.name)
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
+
+
+def _prompt(tokens: Any, path: Path | None = None) -> Array:
+    """Ids (T,), out of (T,) or a batch of one prompt."""
+    where = "" if path is None else f"{path}: "
+    ids = as_array(tokens if hasattr(tokens, "__len__") else list(tokens), f"{where}tokens")
+    floats = hasattr(tokens, "is_floating_point") and tokens.is_floating_point()  # of torch
+    if floats or ids.dtype.kind not in "iu":
+        raise TraceError(f"{where}tokens are no integers but {getattr(tokens, 'dtype', ids.dtype)}")
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise TraceError(f"{where}tokens have shape {ids.shape}: expected (T,) or (1, T)")
+    return ids
 
 
 def _own(names: Names, config: ModelConfig) -> dict[str, tuple[Meaning, ...]]:
@@ -223,16 +236,6 @@ def _put(found: dict[str, tuple[str, Array]], tap: str, name: str, values: Array
         raise TraceError(f"{other!r} and {name!r} are both {tap} and differ: pass one of them")
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise TraceError(f"{path}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise TraceError(f"{path}: not a whole .npz file of plain arrays: {error}") from None
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     try:
         file = SafetensorsFile(path)
@@ -244,7 +247,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 def _json_tokens(text: str, path: Path) -> Array:
     try:
         ids = np.asarray(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         ids = np.empty(0)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise TraceError(f"{path}: the metadata's tokens are no JSON list of integers")

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,6 +15,7 @@ from safetensors.numpy import load as load_safetensors
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
+from gptoss_ref.verify.npz import load_npz
 
 from .judge import Judgement, judge_case
 from .operations import OPERATIONS
@@ -80,12 +80,11 @@ def _read(path: Path) -> Mapping[str, Array]:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes())
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+            return load_npz(path)
         return _from_json(path, json.loads(path.read_text("utf-8")))
-    except (SafetensorError, BadZipFile, EOFError, KeyError, ValueError) as error:
-        if isinstance(error, GptOssError):
-            raise
+    except GptOssError:
+        raise
+    except (SafetensorError, OSError, LookupError, ValueError, RecursionError) as error:
         raise GptOssError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
 
 
@@ -96,7 +95,7 @@ def _from_json(path: Path, content: Any) -> Mapping[str, Array]:
     for key, values in content.items():
         try:
             array = np.array(values, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise GptOssError(f"{path}: {key}: expected nested lists of numbers") from None
         arrays[key] = array
     return arrays
