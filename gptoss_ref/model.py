@@ -243,6 +243,8 @@ class Model:
 
     def checked(self, tokens: Iterable[int] | Array, start: int = 0) -> Array:
         """``tokens`` as an int64 array (T,), or a TokenError."""
+        if isinstance(tokens, str):
+            raise TokenError("tokens are a text: expected integers, see model.tokenizer.encode")
         if not isinstance(tokens, Iterable):
             raise TokenError(f"tokens are {tokens!r}: expected one row of integers")
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
