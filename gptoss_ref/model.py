@@ -243,8 +243,6 @@ class Model:
 
     def checked(self, tokens: Iterable[int] | Array, start: int = 0) -> Array:
         """``tokens`` as an int64 array (T,), or a TokenError."""
-        if isinstance(tokens, str):
-            raise TokenError("tokens are a text: expected integers, see model.tokenizer.encode")
         if not isinstance(tokens, Iterable):
             raise TokenError(f"tokens are {tokens!r}: expected one row of integers")
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
@@ -252,7 +250,8 @@ class Model:
             raise TokenError("the prompt is empty: expected at least one token")
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise TokenError(
-                f"tokens have shape {ids.shape} and dtype {ids.dtype}: expected one row of integers"
+                f"tokens have shape {ids.shape} and dtype {ids.dtype}: expected one row of "
+                f"integers, as model.tokenizer.encode(text) gives"
             )
         size, context = self.config.vocab_size, self.config.max_position_embeddings
         wrong = np.flatnonzero((ids < 0) | (ids >= size))

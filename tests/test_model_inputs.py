@@ -57,7 +57,7 @@ def test_a_generator_of_tokens(model: Model) -> None:
         ([[1, 2]], "shape"),
         (np.ones((2, 2), np.int64), "shape"),
         (["1"], "integer"),
-        ("Hello", r"text.*model\.tokenizer\.encode"),
+        ("Hello", r"one row of integers.*tokenizer\.encode"),
         ([0] * 21, r"21.*20"),
     ],
 )
