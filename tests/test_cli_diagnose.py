@@ -60,6 +60,7 @@ def test_a_file_of_arrays_with_a_bug(
     report = json.loads(capsys.readouterr().out)
     assert [cause["name"] for cause in report["causes"]] == ["window-plus-one"]
     assert "window-plus-one" in html.read_text()
+    assert "<title>Divergence: gptoss-ref diagnose</title>" in html.read_text()
 
 
 def test_a_correct_trace(tiny: Model, tmp_path: Path, capsys: Captured) -> None:

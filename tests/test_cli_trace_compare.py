@@ -102,13 +102,19 @@ def test_verbose(folder: Path, capsys: Captured) -> None:
 def test_compare_with_arrays_of_a_file(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     """Anybody's .npz: its prompt is taken to be that of REF."""
     good = Trace.load(folder / "good")
-    np.savez(tmp_path / "theirs.npz", logits=good["logits"], norm=good["norm"])
-    files = [str(folder / "ref"), str(tmp_path / "theirs.npz")]
-    assert main(["compare", *files, "--json", "--rounding", "bfloat16"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]] == [
-        "norm",
-        "logits",
-    ]
+    ends = {"logits": good["logits"], "norm": good["norm"]}
+    routes = {name: good[name] for name in good if name.endswith("expert_indices")}
+    np.savez(tmp_path / "theirs.npz", **routes, **ends)
+    said = ["compare", str(folder / "ref"), str(tmp_path / "theirs.npz"), "--rounding", "bfloat16"]
+    assert main([*said, "--json"]) == 0
+    found = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert found == [*routes, "norm", "logits"]
+
+    np.savez(tmp_path / "theirs.npz", **ends)  # near ties, and nobody says which way they went
+    html = tmp_path / "page.html"
+    assert main([*said, "--html", str(html)]) == 1, "no verdict is no success"
+    assert capsys.readouterr().out.startswith("No verdict: none of the 98 tap points")
+    assert "<title>No verdict" in html.read_text()
 
 
 def test_compare_bad_input(folder: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -164,7 +164,11 @@ def test_a_bug_below_the_yardstick_is_named_by_votes(model: gr.Model, tokens: li
     assert names_of(diagnosis) == ["norm-eps"]
     assert diagnosis.causes[0].share > 0.9
     assert not diagnosis.ok
-    assert diagnosis.first_divergence is None
+    row = diagnosis.first_divergence
+    assert row is not None
+    assert (row.name, row.verdict) == (diagnosis.causes[0].tap, "hidden")
+    assert json.loads(json.dumps(diagnosis.to_json()))["first_divergence"] == row.name
+    assert "hidden" in diagnosis.to_html()
 
 
 def test_a_bug_in_one_block_only_is_placed(model: gr.Model, tokens: list[int]) -> None:
@@ -264,6 +268,45 @@ def test_logits_alone(model: gr.Model, tokens: list[int], bug: str | None, dtype
     diagnosis = diagnose(model, {"logits": taps["logits"]}, tokens, dtype)
     assert names_of(diagnosis)[:1] == ([bug] if bug else [])
     assert diagnosis.ok == (bug is None)
+
+
+@pytest.mark.parametrize(
+    ("bugs", "named"),
+    [
+        ((), []),
+        (("unembedding-tied",), ["unembedding-tied"]),
+        (("sinks-dropped",), ["sinks-dropped"]),
+        (("sinks-dropped", "unembedding-tied"), ["sinks-dropped", "unembedding-tied"]),
+        (("norm-scale-folded",), []),
+        (("norm-scale-folded", "sinks-dropped"), ["sinks-dropped"]),
+    ],
+)
+def test_the_last_norm_and_the_logits(
+    model: gr.Model, tokens: list[int], bugs: tuple[str, ...], named: list[str]
+) -> None:
+    """The unembedding is judged by itself, what comes before it by whole models."""
+    taps = run(random_checkpoint(), tokens, "float32", bugs)
+    both = {name: taps[name] for name in ("norm", "logits")}
+    diagnosis = diagnose(model, both, tokens)
+    assert names_of(diagnosis) == named
+    assert not diagnosis.unexplained
+    assert diagnosis.ok == (not named)
+    if "unembedding-tied" in bugs:
+        assert diagnosis.causes[-1].tap == "logits"
+        assert diagnosis.causes[-1].error_after < 1 < diagnosis.causes[-1].error_before
+        assert diagnosis.first_divergence is not None
+        assert diagnosis.first_divergence.name == ("norm" if len(bugs) > 1 else "logits")
+
+
+def test_an_unembedding_that_no_bug_explains(model: gr.Model, tokens: list[int]) -> None:
+    taps = run(random_checkpoint(), tokens, "float32")
+    noisy = taps["logits"] * np.linspace(1, 1.1, taps["logits"].shape[1], dtype=np.float32)
+    diagnosis = diagnose(model, {"norm": taps["norm"], "logits": noisy}, tokens)
+    assert [(row.name, row.verdict) for row in diagnosis.rows] == [
+        ("norm", "ok"),
+        ("logits", "diverges"),
+    ]
+    assert [u.tap for u in diagnosis.unexplained] == ["logits"]
 
 
 def observation(logits: Any, tokens: list[int], positions: Iterable[int]) -> LogprobObservation:

@@ -73,8 +73,10 @@ def test_verdicts() -> None:
         f"First divergence: {WRONG}. Relative error 0.3 where rounding explains 0.002."
     )
     nothing = report(rows=(row("logits", "unjudged", excess=math.nan),))
-    assert nothing.ok
-    assert "0 of the 687" in nothing.verdict
+    assert not nothing.ok
+    assert nothing.verdict == "No verdict: none of the 687 tap points could be judged."
+    assert "<title>No verdict: gptoss-ref compare</title>" in nothing.to_html()
+    assert "<title>Divergence: gptoss-ref compare</title>" in ill.to_html()
 
 
 def test_healthy_blocks_take_one_line() -> None:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import TYPE_CHECKING
 
 from gptoss_ref.model import load
 from gptoss_ref.verify import diagnose, observe
-from gptoss_ref.verify.report_text import lines
 
-from .console import notes, output
+from .console import notes
 from .parser import UsageError
+from .reports import show
 from .sources import source
 
 if TYPE_CHECKING:
     from gptoss_ref.model import Model
     from gptoss_ref.verify.observation import LogprobObservation
 
-NEGATIVE = 1
-
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the diagnosis; status 1 if anything is wrong."""
+    """Prints the diagnosis; status 1 if anything is wrong, or nothing could be judged."""
     if (args.other is None) == (args.endpoint is None):
         raise UsageError("expected either OTHER or --endpoint URL (see gptoss-ref diagnose --help)")
     model = load(source(args.model, args.download), backend="numpy")
@@ -33,16 +30,7 @@ def run(args: argparse.Namespace) -> int:
         other = _observed(args, model, tokens)
     with notes().progress("diagnosing", of_bytes=False) as progress:
         report = diagnose(model, other, tokens=tokens, rounding=args.rounding, progress=progress)
-    if args.html is not None:
-        report.to_html(args.html)
-        notes().line(f"{args.html}: written")
-    screen = output()
-    if args.json:
-        screen.line(json.dumps(report.to_json()))
-    else:
-        for line in lines(report, verbose=args.verbose):
-            screen.line(line.text, style=line.style)
-    return 0 if report.ok else NEGATIVE
+    return show(report, args)
 
 
 def _observed(

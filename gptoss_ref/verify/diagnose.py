@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gptoss_ref.verify.adapters import from_arrays, read
 from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.explanations import Found, Unknown
 from gptoss_ref.verify.observation import LogprobObservation
-from gptoss_ref.verify.outputs import OUTPUTS, diagnose_logits, diagnose_observation
+from gptoss_ref.verify.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
 from gptoss_ref.verify.progress import Progress, unwatched
 from gptoss_ref.verify.replay import Local
 from gptoss_ref.verify.report import Row, Verdict
@@ -64,10 +65,34 @@ def diagnose(
     if rounding not in UNITS:
         raise TraceError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
     if OUTPUTS.issuperset(trace):
-        return diagnose_logits(model, trace, rounding, progress)
+        return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
     search.run()
     return _report(search)
+
+
+def _of_outputs(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:
+    """Whole models; and where the logits' own input is there, their stage by itself.
+
+    A rewriting that changes both leaves only the logits to be compared with whole models.
+    """
+    if len(trace) == 1:
+        (tap,) = trace
+        return diagnose_outputs(model, trace, tap, rounding, progress)
+    search = Search(model.weights, trace, rounding, judged=["logits"])
+    search.run()
+    local = _report(search)
+    if local.rewritings and local.ok:
+        whole = diagnose_outputs(model, trace, "logits", rounding, progress)
+        return replace(whole, rewritings=local.rewritings)
+    whole = diagnose_outputs(model, trace, "norm", rounding, progress)
+    return replace(
+        whole,
+        rows=(*whole.rows, *local.rows),
+        notes=(*whole.notes, "the logits are judged by themselves, from the norm before them"),
+        causes=(*whole.causes, *local.causes),
+        unexplained=(*whole.unexplained, *local.unexplained),
+    )
 
 
 def _as_trace(
@@ -142,6 +167,7 @@ def _row(search: Search, local: Local) -> Row:
     """One tap point, by the specification."""
     trace, tap = search.trace, local.tap
     wrong = local.excess > 1
+    hidden = [f for f in search.found if f.tap == tap and f.share is not None]
     verdict: Verdict = "ok"
     note = ""
     if wrong:
@@ -155,6 +181,10 @@ def _row(search: Search, local: Local) -> Row:
                 verdict = "rewritten"
         elif not explained:
             note += "; not explained"
+    elif hidden:
+        verdict = "hidden"
+        names = " and ".join(f.candidate.name for f in hidden)
+        note = f"less than rounding explains, but its roundings side with {names}"
     elif local.flips:
         verdict = "tie"
         note = f"{len(local.flips)} tokens go to other experts, within the margin"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from gptoss_ref.verify.report import Report, Section
+from gptoss_ref.verify.report import Report, Section, plain
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class Diagnosis(Report):
         rewritings: what is computed otherwise but comes to the same, in words.
     """
 
+    command: ClassVar[str] = "diagnose"
+
     causes: tuple[Cause, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
     rewritings: tuple[str, ...] = ()
@@ -147,8 +149,6 @@ class Diagnosis(Report):
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object; NaN and infinities become null."""
-        from gptoss_ref.verify.report import plain
-
         return {
             **super().to_json(),
             "causes": [plain(vars(cause)) for cause in self.causes],

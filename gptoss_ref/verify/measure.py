@@ -91,6 +91,38 @@ def ratio(error: float, norm: float) -> float:
     return error / norm if norm else math.inf
 
 
+def over(error: NDArray[np.float64] | float, allowed: Array | float) -> NDArray[np.float64]:
+    """error / allowed, with 0 / 0 = 0."""
+    error, allowed = np.asarray(error, np.float64), np.asarray(allowed, np.float64)
+    quotient = np.divide(error, allowed, out=np.full_like(error, np.inf), where=allowed > 0)
+    return np.where(error == 0, 0.0, quotient)
+
+
+QUARTILES = (0.25, 0.5, 0.75)
+
+USUAL = 3.0
+"""How many times as far off as rounding puts them the usual rows may be."""
+
+
+def usually_allowed(samples: Sequence[NDArray[np.float64]], floor: float = 0.0) -> Array:
+    """(3,) quartiles of the rows' errors that rounding explains.
+
+    For where it may move some rows about at random, so that only the usual ones tell.
+
+    Args:
+        samples: (T,) each, errors of runs in which rounding is all that differs.
+        floor: error that is always allowed.
+    """
+    quartiles = np.mean([np.quantile(rows, QUARTILES) for rows in samples], axis=0)
+    allowed: Array = np.maximum(USUAL * quartiles, floor)
+    return allowed
+
+
+def usual_excess(error: NDArray[np.float64], allowed: Array) -> float:
+    """The quartiles of the rows' errors (T,) over the allowed ones (3,), the largest."""
+    return float(over(np.quantile(error, QUARTILES), allowed).max())
+
+
 def measure(ref: Rows, other: Rows, length: int, row_values: int) -> Errors:
     """Compare ``length`` rows of two arrays of the same shape.
 

@@ -29,9 +29,10 @@ NATS = 1e-4
 """Servers print log-probabilities with about so many decimals."""
 
 
-def diagnose_logits(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:
-    """A trace that holds nothing but :data:`OUTPUTS`."""
-    tap = "logits" if "logits" in trace else "norm"
+def diagnose_outputs(
+    model: Model, trace: Trace, tap: str, rounding: str, progress: Progress
+) -> Diagnosis:
+    """One of :data:`OUTPUTS` of a trace that holds nothing else."""
     observed = np.asarray(trace[tap], np.float64)
     target = Target(tap, _as_float64, observed, True, UNITS[rounding] / 8)
     search = WholeModels(model.weights, model.config, trace.tokens, target, rounding, progress)

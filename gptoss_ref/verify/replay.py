@@ -25,7 +25,7 @@ from gptoss_ref.layers.router import top_k
 from gptoss_ref.numerics import Array
 from gptoss_ref.taps import axes, split
 from gptoss_ref.trace import Trace
-from gptoss_ref.verify.measure import Errors, measure_arrays
+from gptoss_ref.verify.measure import Errors, measure_arrays, over, usual_excess, usually_allowed
 from gptoss_ref.verify.report import Flip
 from gptoss_ref.verify.rounding import UNITS
 from gptoss_ref.verify.rows import logit_figures
@@ -39,10 +39,8 @@ Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 FEW = 0.5
-"""A tap point is judged row by row if at least this share of its rows is free of ties."""
-
-USUAL = 3.0
-"""Else by its usual rows, which may be this many times as far off as rounding alone puts them."""
+"""A tap point is judged row by row if at least this share of its rows is free of ties, else by its
+usual rows."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,7 @@ class Local:
         usual rows are compared: the quartiles of the error with those of rounding's.
         """
         if not self.judged:
-            ranks = (0.25, 0.5, 0.75)
-            allowed = USUAL * np.quantile(self.noise, ranks)
-            return float(over(np.quantile(self.error, ranks), allowed).max())
+            return usual_excess(self.error, usually_allowed([self.noise]))
         free = ~self.tied
         if (self.broken[free] > 0).any():
             return math.inf
@@ -111,13 +107,6 @@ class Local:
         if not self.judged:
             return np.zeros_like(self.tied)
         return ~self.tied & ((self.error > self.allowed) | (self.broken > 0))
-
-
-def over(error: Floats | float, allowed: Floats | float) -> Floats:
-    """error / allowed, with 0 / 0 = 0."""
-    error, allowed = np.asarray(error, np.float64), np.asarray(allowed, np.float64)
-    quotient = np.divide(error, allowed, out=np.full_like(error, np.inf), where=allowed > 0)
-    return np.where(error == 0, 0.0, quotient)
 
 
 def replay(

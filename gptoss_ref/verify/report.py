@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-Verdict = Literal["ok", "diverges", "nan", "rewritten", "follows", "tie", "unjudged"]
+Verdict = Literal["ok", "diverges", "nan", "hidden", "rewritten", "follows", "tie", "unjudged"]
 """See :class:`Row`."""
 
-WRONG = ("diverges", "nan")
+WRONG = ("diverges", "nan", "hidden")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class Row:
         excess: the largest error over what rounding explains, of the array or of any token; above
             1 it diverges. NaN if nothing was judged.
         verdict: ``ok``; ``diverges`` and ``nan`` (NaN or infinite in one trace only) where
-            something is wrong; ``rewritten`` where the numbers differ and all that is computed from
-            them agrees; ``follows`` after the first that is wrong, or where every token follows a
-            tie; ``tie`` for routes that rounding may turn; ``unjudged`` where no yardstick reaches.
+            something is wrong; ``hidden`` where a bug shows that changes less than rounding may;
+            ``rewritten`` where the numbers differ and all that is computed from them agrees;
+            ``follows`` after the first that is wrong, or where every token follows a tie; ``tie``
+            for routes that rounding may turn; ``unjudged`` where no yardstick reaches.
         note: what there is to say, in words.
         first_token: of the tokens whose error rounding does not explain.
         extra: further numbers: of logits ``kl_mean``, ``kl_max``, ``top1`` and ``top5``.
@@ -107,6 +108,8 @@ class Report:
         notes: what else was left out or done otherwise.
     """
 
+    command: ClassVar[str] = "compare"
+
     ref: str
     other: str
     rounding: str
@@ -120,7 +123,7 @@ class Report:
 
     @property
     def first_divergence(self) -> Row | None:
-        """The first tap point whose error exceeds what rounding explains."""
+        """The first tap point where something is wrong."""
         return next((row for row in self.rows if row.verdict in WRONG), None)
 
     @property
@@ -132,6 +135,13 @@ class Report:
     def judged(self) -> int:
         """Tap points that could be judged."""
         return sum(row.verdict in ("ok", "tie", "rewritten", *WRONG) for row in self.rows)
+
+    @property
+    def outcome(self) -> str:
+        """The verdict in two words."""
+        if self.ok:
+            return "No divergence"
+        return "No verdict" if self.first_divergence is None else "Divergence"
 
     @property
     def verdict(self) -> str:

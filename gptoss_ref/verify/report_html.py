@@ -34,7 +34,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; background: var(--card); border-radius: .5rem; padding: .5rem; }
 svg { display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 .grid { stroke: var(--line); } .bound { fill: none; stroke: var(--soft); stroke-dasharray: 3 3; }
-circle { fill: var(--ok); } circle.diverges, circle.nan { fill: var(--bad); }
+circle { fill: var(--ok); } circle.diverges, circle.nan, circle.hidden { fill: var(--bad); }
 circle.follows { fill: none; stroke: var(--bad); stroke-width: 1.5; }
 circle.tie, circle.rewritten, circle.unjudged { fill: var(--odd); }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .4rem 0; }
@@ -43,7 +43,7 @@ th, td { padding: .2rem .5rem; text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
 tr.note td { padding: 0 .5rem .4rem 1.5rem; font-weight: 400; }
-tr.diverges td, tr.nan td { color: var(--bad); font-weight: 600; }
+tr.diverges td, tr.nan td, tr.hidden td { color: var(--bad); font-weight: 600; }
 tr.follows td { color: var(--bad); }
 tr.tie td, tr.rewritten td, tr.unjudged td { color: var(--odd); }
 .soft { color: var(--soft); } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -56,7 +56,7 @@ def page(report: Report) -> str:
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{'No divergence' if report.ok else 'Divergence'}: gptoss-ref compare</title>",
+            f"<title>{report.outcome}: gptoss-ref {report.command}</title>",
             f"<style>{STYLE}</style></head><body>",
             *_head(report),
             *_causes(report),

@@ -29,7 +29,8 @@ class Line:
 
 def lines(report: Report, *, verbose: bool = False) -> Iterator[Line]:
     """The report; ``verbose`` lists every tap point, else a block that is well takes one line."""
-    yield Line(report.verdict, "bold green" if report.ok else "bold red")
+    styles: dict[str, Style] = {"No divergence": "bold green", "No verdict": "yellow"}
+    yield Line(report.verdict, styles.get(report.outcome, "bold red"))
     yield Line("")
     yield Line(f"REF        {report.ref}")
     yield Line(f"OTHER      {report.other}")

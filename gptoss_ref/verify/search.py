@@ -61,6 +61,10 @@ class Accepted:
 class Search:
     """The search for the bugs of one trace.
 
+    Args:
+        rounding: of the trace.
+        judged: the only tap points to be explained, from the nearest ones before them; None: all.
+
     Attributes:
         specification: every tap point of the trace against the specification.
         rules: what explains the trace so far.
@@ -74,6 +78,7 @@ class Search:
         trace: Trace,
         rounding: str,
         progress: Progress = unwatched,
+        judged: Iterable[str] | None = None,
     ) -> None:
         self.weights, self.trace, self.rounding = weights, trace, rounding
         self.segments = segments(trace.config, trace)
@@ -82,8 +87,9 @@ class Search:
         self.unknown: list[Unknown] = []
         self._accepted: list[Accepted] = []
         self._hidden: list[Found] = []
-        self._steps = Steps(progress, ahead=len(trace))
-        self.specification = {local.tap: local for local in self._watched(SPECIFICATION)}
+        taps = list(trace) if judged is None else list(judged)
+        self._steps = Steps(progress, ahead=len(taps))
+        self.specification = {local.tap: local for local in self._watched(SPECIFICATION, taps)}
         self.locals = dict(self.specification)
 
     # --- the order of the search ---
@@ -346,8 +352,8 @@ class Search:
     def _replayed(self, rules: Rules, taps: Iterable[str]) -> Iterable[Local]:
         return replay(self.weights, self.trace, rules, self.rounding, taps)
 
-    def _watched(self, rules: Rules) -> Iterable[Local]:
-        for local in replay(self.weights, self.trace, rules, self.rounding):
+    def _watched(self, rules: Rules, taps: Iterable[str]) -> Iterable[Local]:
+        for local in self._replayed(rules, taps):
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local

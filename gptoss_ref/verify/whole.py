@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
-from gptoss_ref.verify.candidates import Candidate, catalogue
+from gptoss_ref.verify.candidates import AT_ONCE, Candidate, catalogue
+from gptoss_ref.verify.measure import usual_excess, usually_allowed
 from gptoss_ref.verify.rounding import dithered
 from gptoss_ref.verify.rules import SPECIFICATION, Rules
 from gptoss_ref.verify.walk import Run, walk
@@ -30,16 +31,10 @@ WORST = 1e3
 SAMPLES = 3
 """Rounded runs that show how far rounding carries a correct model."""
 
-USUAL = 3.0
-"""Quartiles of the error may be so many times those of rounding."""
-
-AT_ONCE = 8
-"""Candidates run side by side."""
-
-JUDGED = 4
+SHORTLIST = 4
 """Candidates, the nearest ones, that get a yardstick of their own."""
 
-PAIRED = 8
+COMBINED = 8
 """Candidates that are combined with one another where none will do alone."""
 
 ALIKE = 0.02
@@ -139,14 +134,14 @@ class WholeModels:
         """Fill :attr:`ranked`, :attr:`best` and :attr:`alternatives`."""
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
-        self._total = -(-len(options) // AT_ONCE) + JUDGED
+        self._total = -(-len(options) // AT_ONCE) + SHORTLIST
         singles = self._standings(options)
         self.ranked = _forms(singles)
         self.best = self._elected(self.ranked)
         if self.best is None and self.specification.excess > 1:
-            some = [s.candidates[0] for s in self.ranked[:PAIRED]]
+            some = [s.candidates[0] for s in self.ranked[:COMBINED]]
             pairs = [(a, b) for a in some for b in some if a is not b]
-            self._total += -(-len(pairs) // AT_ONCE) + JUDGED
+            self._total += -(-len(pairs) // AT_ONCE) + SHORTLIST
             standings = self._standings(pairs)
             self.best = self._elected(standings)
             if self.best is not None:
@@ -164,7 +159,7 @@ class WholeModels:
         chance does, exact and rounded alike: a bug that rounds is near to all that is rounded.
         """
         spec = self.specification
-        for standing in standings[:JUDGED]:
+        for standing in standings[:SHORTLIST]:
             if standing.score >= spec.score:
                 return None
             if spec.excess <= 1 and not self._wins(standing.error, spec.error):
@@ -207,12 +202,10 @@ class WholeModels:
         exact, *rounded = self._seen(runs)
         error = self.target.errors(exact)
         ours = [self.target.errors(sample, exact) for sample in rounded]
-        ranks = (0.25, 0.5, 0.75)
-        allowed = USUAL * np.mean([np.quantile(o, ranks) for o in ours], axis=0)
-        allowed = np.maximum(allowed, self.target.floor)
+        allowed = usually_allowed(ours, self.target.floor)
         excused = np.any([unlike(sample, exact) for sample in rounded], axis=0)
         broken = int((unlike(exact, self.target.observed) & ~excused).sum())
-        excess = np.inf if broken else float((np.quantile(error, ranks) / allowed).max())
+        excess = np.inf if broken else usual_excess(error, allowed)
         self._tick()
         alike = self.target.errors(rounded[0])
         score, typical = self._score(error), float(allowed[1])

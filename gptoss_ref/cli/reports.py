@@ -1,0 +1,31 @@
+"""Printing a comparison or a diagnosis, and the exit status it stands for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gptoss_ref.verify.report import Report
+from gptoss_ref.verify.report_text import lines
+
+from .console import notes, output
+
+NEGATIVE = 1
+
+
+def show(report: Report, args: argparse.Namespace) -> int:
+    """Prints a report, as text or JSON, and writes its page if that is wanted.
+
+    The status is 0 only if something could be judged and none of it is wrong: no verdict is no
+    success.
+    """
+    if args.html is not None:
+        report.to_html(args.html)
+        notes().line(f"{args.html}: written")
+    screen = output()
+    if args.json:
+        screen.line(json.dumps(report.to_json()))
+    else:
+        for line in lines(report, verbose=args.verbose):
+            screen.line(line.text, style=line.style)
+    return 0 if report.ok else NEGATIVE
