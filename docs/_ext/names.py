@@ -272,13 +272,14 @@ def same_object(
     if node.get("refdomain") != "py":
         return None
     module, cls, target = node.get("py:module"), node.get("py:class"), node["reftarget"]
+    objects = env.domains.python_domain.objects
     first, dot, rest = target.partition(".")
     imported = scope_of(module).names.get(first, first) + dot + rest if module else target
     for name in (f"{module}.{cls}.{target}", f"{module}.{target}", imported, target):
         found = resolve(name) if name.startswith(PACKAGE) else None
-        described = index(app).get(id(found))
+        described = name if name in objects else index(app).get(id(found))
         if described is not None:
-            entry = env.domains.python_domain.objects[described]
+            entry = objects[described]
             return make_refnode(
                 app.builder, node["refdoc"], entry.docname, entry.node_id, content, described
             )

@@ -1,15 +1,13 @@
 """What the page shows of one pass, quantised as it comes, so that no attention map is kept whole.
 
-| array | axes | stored as |
-|---|---|---|
-| attention.{n}.counts, .distances, .weights | rows (H, T), then keys | see :class:`Sparse` |
-| sinks | (L, H, T) | uint16, 65535 is a weight of 1 |
-| experts | (L, T, A + 1) | the chosen, largest first, then the best one not chosen |
-| expert_weights | (L, T, A) | uint16, 65535 is a weight of 1 |
-| margins | (L, T) | float32: last chosen router logit minus the best one not chosen |
-| lens, lens_chances | (L + 1, T, 5) | likeliest tokens after the embedding and each block; uint16 |
-| next_chances, next_ranks | (L + 1, T − 1) | of the token that came next; uint16, rank from 0 |
-| final, final_chances | (T, 10) | the same as lens, after the last block |
+- attention.{n}.counts, .distances, .weights: rows (H, T), then keys; see :class:`Sparse`
+- sinks (L, H, T): uint16, 65535 is a weight of 1
+- experts (L, T, A + 1): the chosen, largest first, then the best one not chosen
+- expert_weights (L, T, A): uint16, 65535 is a weight of 1
+- margins (L, T): float32: last chosen router logit minus the best one not chosen
+- lens, lens_chances (L + 1, T, 5): likeliest tokens after the embedding and each block; uint16
+- next_chances, next_ranks (L + 1, T − 1): of the token that came next; uint16, rank from 0
+- final, final_chances (T, 10): the same as lens, after the last block
 
 L counts layers (blocks); the other letters are those of :mod:`gptoss_ref.layers`.
 """
@@ -40,7 +38,7 @@ TAPS = (
 """Patterns of the tap points that the page needs."""
 
 LENS, FINAL = 5, 10
-ROWS = 32
+ROWS = 64
 """Tokens whose logits (V of each) are held at a time."""
 
 
