@@ -106,15 +106,14 @@ def read_out(model: Model, stream: Array) -> Array:
 
 
 def chances(logits: Array) -> Array:
-    """Softmax over the last axis, in float64.
+    """Softmax over the last axis, in the dtype of ``logits``, summed in float64.
 
     >>> chances(np.log([[1.0, 3.0]])).round(6)
     array([[0.25, 0.75]])
     """
-    logits = logits.astype(np.float64)
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    total: Array = exp / exp.sum(axis=-1, keepdims=True)
-    return total
+    exp: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    exp /= exp.sum(axis=-1, keepdims=True, dtype=np.float64).astype(exp.dtype)
+    return exp
 
 
 def likeliest(chance: Array, top: int) -> Array:
@@ -125,7 +124,7 @@ def likeliest(chance: Array, top: int) -> Array:
     >>> likeliest(np.array([[0.1, 0.2, 0.6, 0.1]]), 2)
     array([[2, 1]])
     """
-    some = np.argpartition(-chance, min(top, chance.shape[1]) - 1, axis=1)[:, :top]
+    some = np.argpartition(chance, -min(top, chance.shape[1]), axis=1)[:, -top:]
     some.sort(axis=1)
     order = np.argsort(-np.take_along_axis(chance, some, axis=1), axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1)

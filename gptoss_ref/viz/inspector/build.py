@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LIMIT = 3_000_000
 """Bytes of a page."""
 
-KEEP = (None, 64, 32, 16, 8)
+KEEP = (None, 64, 32, 16, 8, 4, 2)
 """Weights kept of each row of attention, tried in this order until the page fits; None: all."""
 
 SHRINKS = 4
@@ -47,8 +47,8 @@ def page(
     """The page, in HTML.
 
     Attention weights are rounded to 255ths, other fractions to 65535ths. Where all that do not
-    round to 0 would not fit into 3 MB, the 64, 32, 16 or 8 largest of each head and query are kept,
-    and the page says so; sinks stay exact, and what is not kept is shown as a sum.
+    round to 0 would not fit into 3 MB, the 64, 32, 16, 8, 4 or 2 largest of each head and query are
+    kept, and the page says so; sinks stay exact, and what is not kept is shown as a sum.
 
     Args:
         model: that made the trace, or one of the same weights; the logit lens needs it.
@@ -108,8 +108,8 @@ def page(
         "messages": messages(tokens.tolist(), tokenizer),
         "start": count - 1 if token is None else token,
     }
+    maps = recording.attention
     for keep in KEEP:
-        maps = recording.attention
         if keep is not None:
             maps = {n: layer.largest(keep) for n, layer in maps.items()}
         layout, blob = packed({**recording.arrays, **attention_arrays(maps)})
@@ -202,7 +202,7 @@ def assembled(facts: Mapping[str, Any], blob: bytes) -> str:
         "css_hash": _hash(parts["css"]),
         "js_hash": _hash(parts["js"]),
         "facts": data,
-        "arrays": base64.b64encode(zlib.compress(blob, 9)).decode(),
+        "arrays": base64.b64encode(zlib.compress(blob, 6)).decode(),
     }
     template = (here / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)

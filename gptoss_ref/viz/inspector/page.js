@@ -264,7 +264,8 @@
 
   function drawHeads(shown) {
     const { token, layer, head } = state;
-    byId("attention-note").textContent = `Layer ${layer}, ${windowText(layer)}.`;
+    const kept = facts.kept === null ? "" : ` Only the ${facts.kept} largest weights of each head are kept.`;
+    byId("attention-note").textContent = `Layer ${layer}, ${windowText(layer)}.${kept}`;
     shown.forEach((read, at) => {
       const name = headName(at - 1);
       const parts = [];
@@ -341,7 +342,9 @@
     const said = [];
     for (let n = 0; n < layers; n++) {
       const y = cell * (n + 0.5);
-      picture.append(svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, `${n}`));
+      if (cell > 11 || n % 4 === 0) {
+        picture.append(svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, `${n}`));
+      }
       const at = n * count + token;
       const ids = Array.from(row(all.experts, at, width("experts"))).slice(0, facts.chosen);
       const weights = row(all.expert_weights, at, facts.chosen);
@@ -425,10 +428,8 @@
 
   byId("about").textContent =
     `${count} tokens · ${layers} layers · ${heads} heads · ${facts.experts} experts · ${facts.policy}`;
-  const kept = facts.kept === null ? "" :
-    ` To fit into the page, only the ${facts.kept} largest weights of each head and token are kept.`;
   byId("exact").textContent = `Computed by ${facts.producer}. Attention weights are rounded to 1/255,`
-    + ` other fractions to 1/65535; sinks are exact to that.${kept}`;
+    + ` other fractions to 1/65535; sinks are exact to that.`;
   buildTokens();
   fill("layers", ...layerButtons);
   fill("heads", ...headRows);
