@@ -20,9 +20,9 @@ ONE_THREAD = dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NU
 """Two processes of two threads each, on two cores, would wait for one another most of the time."""
 
 
-def shown() -> dict[str, str]:
-    """Command (without `python`) -> output, as the README has it."""
-    return dict(BLOCK.findall(README.read_text(encoding="utf-8")))
+def shown(readme: Path = README) -> dict[str, str]:
+    """Command (without `python`) -> output, as a README has it."""
+    return dict(BLOCK.findall(readme.read_text(encoding="utf-8")))
 
 
 def run(command: str) -> str:
@@ -35,7 +35,8 @@ def run(command: str) -> str:
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **ONE_THREAD},
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    ended_well = done.returncode == 0 or (done.returncode == 1 and "Traceback" not in done.stderr)
+    assert ended_well, f"{command}\n{done.stdout}{done.stderr}"  # 1: a negative verdict
     return done.stdout
 
 

@@ -85,6 +85,7 @@ FREEDOM = {
     "replace_a_layer": (5.0, 2.0),  # errors made of float32 rounding; positions
     "ablate_sinks": (1.0, 4.0),  # answers of 60, per cent
     "reasoning_effort": (1.2, 8.0),  # per cent of 25, tokens
+    "diagnose_transformers": (1.5, 0.0),
 }
 
 
@@ -100,8 +101,9 @@ def same(name: str, line: str, printed: str) -> bool:
 
 @pytest.fixture(scope="module")
 def printed(warm_kernels: None) -> dict[str, str]:
-    """What each script of examples/README.md prints, by its name."""
-    return {Path(command).stem: output for command, output in run_all(list(shown())).items()}
+    """What each script of the two READMEs prints, by its name."""
+    commands = [*shown(README), *shown()]
+    return {Path(c.split()[0]).stem: output for c, output in run_all(commands).items()}
 
 
 def test_the_examples_print_what_their_readme_shows(printed: dict[str, str]) -> None:
@@ -110,6 +112,13 @@ def test_the_examples_print_what_their_readme_shows(printed: dict[str, str]) -> 
         name = Path(command).stem
         for line, fresh in zip_longest(text.splitlines(), printed[name].splitlines(), fillvalue=""):
             assert same(name, line, fresh), f"{name}: {fresh!r}, the README has {line!r}"
+
+
+def test_the_bug_in_transformers_is_found_as_the_readme_shows(printed: dict[str, str]) -> None:
+    """The README breaks lines where the command does not."""
+    (text,) = shown(README).values()
+    shown_words, words = (" ".join(t.split()) for t in (text, printed["diagnose_transformers"]))
+    assert same("diagnose_transformers", shown_words, words), printed["diagnose_transformers"]
 
 
 def test_a_changed_number_or_text_is_noticed() -> None:
