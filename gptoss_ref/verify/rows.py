@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -174,20 +174,9 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
     keeps it in another form, or recorded something else under its name. An error that merely fades
     on the way is one all the same: of what agrees, only :data:`FADED` of it may be left.
     """
-    users: dict[str, list[str]] = {}
-    for node in nodes(config):
-        for tap in node.inputs:
-            users.setdefault(tap, []).append(node.tap)
     found = {row.name: row for row in rows}
     verdicts = {row.name: row.verdict for row in rows}
-
-    def nearest(tap: str) -> Iterable[str]:
-        """The compared tap points that are computed from this one without another between."""
-        for user in users.get(tap, ()):
-            if user in verdicts:
-                yield user
-            else:
-                yield from nearest(user)
+    nearest = _nearest_users(config, verdicts)
 
     def agrees(user: str, row: Row) -> bool:
         if verdicts[user] in ("tie", "rewritten"):
@@ -197,12 +186,12 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
 
     rewritten = set()
     for row in reversed(rows):
-        used = [user for user in nearest(row.name) if not user.endswith("expert_indices")]
+        used = [user for user in nearest[row.name] if not user.endswith("expert_indices")]
         if row.verdict == "diverges" and used and all(agrees(user, row) for user in used):
             verdicts[row.name] = "rewritten"
             rewritten.add(split(row.name)[1])
     for row in rows:  # what is rewritten in one block is so in the others, where less can be told
-        harmless = all(verdicts[user] not in WRONG for user in nearest(row.name))
+        harmless = all(verdicts[user] not in WRONG for user in nearest[row.name])
         if verdicts[row.name] == "diverges" and split(row.name)[1] in rewritten and harmless:
             verdicts[row.name] = "rewritten"
 
@@ -217,6 +206,17 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
         broken = broken or verdict in WRONG
         settled.append(row)
     return settled
+
+
+def _nearest_users(config: ModelConfig, compared: Container[str]) -> dict[str, list[str]]:
+    """By tap point, the compared ones that are computed from it without another between."""
+    found: dict[str, dict[str, None]] = {}
+    for node in reversed(nodes(config)):  # so that who uses a tap point comes before it
+        users = found.setdefault(node.tap, {})
+        passed_on = {node.tap: None} if node.tap in compared else users
+        for tap in node.inputs:
+            found.setdefault(tap, {}).update(passed_on)
+    return {tap: list(users) for tap, users in found.items()}
 
 
 def _where(over: Mask) -> str:
