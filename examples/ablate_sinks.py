@@ -4,8 +4,8 @@
 
 A sink is a logit that joins a head's softmax and takes a share of its attention to nowhere. Minus
 infinity takes none: every row of weights sums to one. Prints how much each block's sinks take while
-a sum is worked out; then accuracy on held-out problems as trained, without sinks, and without those
-of windowed or of full layers, all asked the same; then how many answers only one of the two gets.
+a product is worked out; then, of equal held-out problems, how many are right as trained, without
+sinks, and without those of windowed or full layers; then how many just one of the first two gets.
 """
 
 import argparse
