@@ -2,8 +2,8 @@
 
     python docs/images/make.py          # needs the extras viz and test, and Chromium
 
-The same numbers make the same figures; screenshots differ by a few levels of 255 from run to run, and
-by a pixel here and there with the fonts of a machine.
+The same numbers make the same figures; screenshots differ by a few levels of 255 from run to run,
+and by a pixel here and there with the fonts of a machine.
 """
 
 from __future__ import annotations

@@ -40,9 +40,18 @@ def swiglu(config: ModelConfig) -> Figure:
     left.legend(frameon=False)
     left.set(xlabel="gate (up = 0)", ylabel="activation", title=f"gate · sigmoid({alpha:g} · gate)")
     surface = value(reach[None, :], reach[:, None], limit)  # (up, gate)
-    filled = right.contourf(reach, reach, surface, levels=14, cmap="cividis_r")
+    # orange is negative, purple positive; in grey the dashed lines are the negative ones
+    top = float(np.abs(surface).max())
+    filled = right.contourf(reach, reach, surface, levels=14, cmap="PuOr", vmin=-top, vmax=top)
     lines = right.contour(reach, reach, surface, levels=filled.levels, colors="k", linewidths=0.4)
-    right.clabel(lines, fontsize=7)
+    # where the gate is clamped, the activation grows evenly with up
+    places = [(1.3 * limit, level / limit - 1) for level in filled.levels if abs(level) < top]
+    right.clabel(
+        lines,
+        fontsize=7,
+        colors=["white" if level > 0.6 * top else "black" for level in lines.levels],
+        manual=[(x, up) for x, up in places if abs(up) < limit],
+    )
     right.axvline(limit, color="black", linestyle="--", linewidth=1)
     for up in (-limit, limit):
         right.axhline(up, color="black", linestyle="--", linewidth=1)
