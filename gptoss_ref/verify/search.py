@@ -247,7 +247,7 @@ class Search:
                 score = _score(measure_arrays(other, result[tap], axis))
                 if plain is None:
                     plain, base = result[tap], score
-                elif not np.array_equal(plain, result[tap], equal_nan=True):
+                elif not _same(plain, result[tap]):
                     altered.append((score, option))
             self._steps.tick()
         return base, sorted(altered, key=lambda pair: pair[0])
@@ -363,6 +363,13 @@ def _score(errors: Errors) -> float:
     """Mean logarithm of the rows' errors; a row that is not finite alike counts for very far."""
     broken = float(np.mean(errors.broken > 0))
     return float(np.mean(np.log(errors.rows() + TINY))) - broken * float(np.log(TINY))
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays are equal, NaN included, which is looked at only if need be."""
+    return np.array_equal(one, other) or (
+        bool(np.isnan(one).any()) and np.array_equal(one, other, equal_nan=True)
+    )
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:

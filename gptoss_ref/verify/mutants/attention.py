@@ -13,6 +13,7 @@ from gptoss_ref.numerics import FLOAT64, Array, widen
 from gptoss_ref.verify.mutants.mutant import (
     Mutant,
     Right,
+    Where,
     bug,
     replacing,
     rewriting,
@@ -100,18 +101,12 @@ def scale_by_hidden(right: Right, at: At, q: Array, *rest: Any) -> Array:
     note="Decoding token by token hides it: the next key does not exist yet.",
 )
 def causal_off_by_one(
-    right: Right,
-    at: At,
-    q: Array,
-    k: Array,
-    sinks: Array,
-    q_positions: Array,
-    k_positions: Array,
-    window: int | None,
+    right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """A query sees the next token's key as well: j ≤ p + 1."""
-    wider = None if window is None else window + 1  # its old end stays where it was
-    weights: Array = right(at, q, k, sinks, q_positions + 1, k_positions, wider)
+    where = Where(*positions)
+    wider = None if where.window is None else where.window + 1  # its old end stays where it was
+    weights: Array = right(at, q, k, sinks, where.q + 1, where.k, wider)
     return weights
 
 

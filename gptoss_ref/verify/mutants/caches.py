@@ -7,7 +7,7 @@ stated as what it lets each token see; each note says which passes are assumed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gptoss_ref.verify.mutants.mutant import (
     Mutant,
     Right,
     Variant,
+    Where,
     bug,
     no_window,
     one_past_the_window,
@@ -45,25 +46,17 @@ POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
         or ("a window of 1 leaves no room" if config.sliding_window == 1 else None)
     ),
 )
-def ring_boundary(
-    right: Right,
-    at: At,
-    q: Array,
-    k: Array,
-    sinks: Array,
-    q_positions: Array,
-    k_positions: Array,
-    window: int | None,
-) -> Array:
+def ring_boundary(right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any) -> Array:
     """A ring of W slots starts to shift when W − 1 are filled, and carries an empty one along."""
-    weights: Array = right(at, q, k, sinks, q_positions, k_positions, window)
-    if window is None:
+    where = Where(*positions)
+    weights: Array = right(at, q, k, sinks, *where)
+    if where.window is None:
         return weights
-    early = (window - 1 <= q_positions) & (q_positions <= 2 * window - 3)  # (t,)
+    early = (where.window - 1 <= where.q) & (where.q <= 2 * where.window - 3)  # (t,)
     if early.any():
         with_empty = np.logaddexp(wide(sinks), 0.0)
         weights[:, early] = right(
-            at, q[early], k, with_empty, q_positions[early], k_positions, window - 1
+            at, q[early], k, with_empty, where.q[early], where.k, where.window - 1
         )
     return weights
 
@@ -86,59 +79,53 @@ def ring_boundary(
     ),
 )
 def chunk_longer_than_ring(
+    right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
+) -> Array:
+    """A prompt longer than the ring is written to it whole: only its last W keys are left."""
+    where = Where(*positions)
+    if where.window is None:
+        everything: Array = right(at, q, k, sinks, *where)
+        return everything
+    left = where.k > where.k.max() - where.window  # (S,)
+    return _of_parts(right, at, q, k, sinks, where, [(np.ones(len(q), bool), left)])
+
+
+def _of_parts(
     right: Right,
     at: At,
     q: Array,
     k: Array,
     sinks: Array,
-    q_positions: Array,
-    k_positions: Array,
-    window: int | None,
+    where: Where,
+    parts: Iterable[tuple[Array, Array]],
 ) -> Array:
-    """A prompt longer than the ring is written to it whole: only its last W keys are left."""
-    if window is None:
-        everything: Array = right(at, q, k, sinks, q_positions, k_positions, window)
-        return everything
-    left = k_positions > k_positions.max() - window  # (S,)
+    """Weights (H, t, S) of queries that see only some of the keys.
+
+    Args:
+        parts: queries (t,) and the keys (S,) that exist for them; together all queries.
+    """
     weights = np.empty((q.shape[1], len(q), len(k)), at.policy.dtype)
-    values = right(at, q, k[left], sinks, q_positions, k_positions[left], window)
-    _put(weights, np.ones(len(q), bool), left, values)
+    for rows, keys in parts:
+        values = right(at, q[rows], k[keys], sinks, where.q[rows], where.k[keys], where.window)
+        # Zero for the other keys; but a row that is 0/0, without a key or a sink, is so throughout.
+        weights[:, rows] = 0 * values.sum(axis=-1, keepdims=True)
+        weights[np.ix_(np.ones(len(weights), bool), rows, keys)] = values
     return weights
 
 
 def _chunk_alone(size: int) -> Callable[..., Array]:
     """Attention whose windowed layers see only keys of the query's own chunk."""
 
-    def attend(
-        right: Right,
-        at: At,
-        q: Array,
-        k: Array,
-        sinks: Array,
-        q_positions: Array,
-        k_positions: Array,
-        window: int | None,
-    ) -> Array:
-        weights: Array = right(at, q, k, sinks, q_positions, k_positions, window)
-        if window is None:
+    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any) -> Array:
+        where = Where(*positions)
+        if where.window is None:
+            weights: Array = right(at, q, k, sinks, *where)
             return weights
-        chunks = q_positions // size  # (t,)
-        for chunk in np.unique(chunks[chunks > 0]):
-            rows, own = chunks == chunk, k_positions // size == chunk
-            where = (q_positions[rows], k_positions[own], window)
-            _put(weights, rows, own, right(at, q[rows], k[own], sinks, *where))
-        return weights
+        chunks = where.q // size  # (t,)
+        parts = [(chunks == chunk, where.k // size == chunk) for chunk in np.unique(chunks)]
+        return _of_parts(right, at, q, k, sinks, where, parts)
 
     return attend
-
-
-def _put(weights: Array, rows: Array, keys: Array, values: Array) -> None:
-    """Make ``values`` (H, n, m) of some rows and keys all that these rows of (H, t, S) hold.
-
-    A row that is 0/0, as without a key or a sink, is so everywhere.
-    """
-    weights[:, rows] = 0 * values.sum(axis=-1, keepdims=True)
-    weights[np.ix_(np.ones(len(weights), bool), rows, keys)] = values
 
 
 @bug(
@@ -165,22 +152,11 @@ def prefill_skips_cache(right: Right, *arguments: Any) -> Array:
 def _skipping(first: int) -> Callable[..., Array]:
     """Attention whose queries from position ``first`` on see no key before it."""
 
-    def attend(
-        right: Right,
-        at: At,
-        q: Array,
-        k: Array,
-        sinks: Array,
-        q_positions: Array,
-        k_positions: Array,
-        window: int | None,
-    ) -> Array:
-        weights: Array = right(at, q, k, sinks, q_positions, k_positions, window)
-        late, fresh = q_positions >= first, k_positions >= first  # (t,), (S,)
-        if late.any():
-            where = (q_positions[late], k_positions[fresh], window)
-            _put(weights, late, fresh, right(at, q[late], k[fresh], sinks, *where))
-        return weights
+    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any) -> Array:
+        where = Where(*positions)
+        late, fresh = where.q >= first, where.k >= first  # (t,), (S,)
+        parts = [(~late, np.ones(len(k), bool)), (late, fresh)]
+        return _of_parts(right, at, q, k, sinks, where, [p for p in parts if p[0].any()])
 
     return attend
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -151,10 +152,19 @@ def _no_bias(name: str) -> Obstacle:
     consequence="Gates and ups are off by a constant per expert.",
     obstacle=_no_bias("mlp1_bias"),
 )
-def gate_up_bias_missing(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+def gate_up_bias_missing(right: Right, *arguments: Any) -> Array:
     """The first matrix of the experts has no bias."""
-    y: Array = right(at, x, weight, np.zeros_like(bias) if at.tap == "mlp.gate_up" else bias)
-    return y
+    return _without_bias("mlp.gate_up")(right, *arguments)
+
+
+def _without_bias(tap: str) -> Callable[..., Array]:
+    """Products of the experts that lack their bias at that tap point."""
+
+    def project(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+        y: Array = right(at, x, weight, np.zeros_like(bias) if at.tap == tap else bias)
+        return y
+
+    return project
 
 
 @bug(
@@ -164,10 +174,9 @@ def gate_up_bias_missing(right: Right, at: At, x: Array, weight: Array, bias: Ma
     consequence="Every answer lacks a constant per expert.",
     obstacle=_no_bias("mlp2_bias"),
 )
-def down_bias_missing(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+def down_bias_missing(right: Right, *arguments: Any) -> Array:
     """The second matrix of the experts has no bias."""
-    y: Array = right(at, x, weight, np.zeros_like(bias) if at.tap == "mlp.expert_out" else bias)
-    return y
+    return _without_bias("mlp.expert_out")(right, *arguments)
 
 
 @bug(

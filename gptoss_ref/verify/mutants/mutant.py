@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT64, Array, widen
@@ -186,6 +186,20 @@ def misread(at: At, **changes: Any) -> At:
 def wide(sinks: Array) -> Array:
     """Sink logits (H,) as float64."""
     return widen(sinks, FLOAT64.dtype)
+
+
+class Where(NamedTuple):
+    """The last arguments of the attention rules.
+
+    Attributes:
+        q: (t,) positions of the queries.
+        k: (S,) positions of the keys.
+        window: keys that a query of this layer sees, itself included; None: all before it.
+    """
+
+    q: Array
+    k: Array
+    window: int | None
 
 
 def usual_chunks(tokens: int) -> list[int]:

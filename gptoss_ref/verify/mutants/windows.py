@@ -13,6 +13,7 @@ from gptoss_ref.verify.mutants.mutant import (
     Mutant,
     Right,
     Variant,
+    Where,
     bug,
     misread,
     no_window,
@@ -121,27 +122,19 @@ def window_nowhere(right: Right, at: At) -> int | None:
     ),
 )
 def window_scores_zero(
-    right: Right,
-    at: At,
-    q: Array,
-    k: Array,
-    sinks: Array,
-    q_positions: Array,
-    k_positions: Array,
-    window: int | None,
+    right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """Keys that have left the window score 0 (scores times mask) where −∞ should mask them."""
-    weights: Array = right(at, q, k, sinks, q_positions, k_positions, window)
-    if window is None:
+    where = Where(*positions)
+    weights: Array = right(at, q, k, sinks, *where)
+    if where.window is None:
         return weights
-    for row, position in enumerate(q_positions):  # which keys are old differs from row to row
-        old = position - k_positions >= window  # (S,)
+    for row, position in enumerate(where.q):  # which keys are old differs from row to row
+        old = position - where.k >= where.window  # (S,)
         if old.any():
             here = slice(row, row + 1)
             zeroed = np.where(old[:, None, None], 0, k)  # a key of zeros scores 0
-            weights[:, here] = right(
-                at, q[here], zeroed, sinks, q_positions[here], k_positions, None
-            )
+            weights[:, here] = right(at, q[here], zeroed, sinks, where.q[here], where.k, None)
     return weights
 
 
@@ -149,9 +142,9 @@ def _zeroed_slots(right: Right, *arguments: Any) -> Array:
     """As ``window_scores_zero``, but the old keys' own columns are empty."""
     rules = dataclasses.replace(SPECIFICATION, attention_weights=right)
     weights: Array = window_scores_zero.apply(rules).attention_weights(*arguments)
-    *_, q_positions, k_positions, window = arguments
-    if window is not None:
-        weights[:, q_positions[:, None] - k_positions >= window] = 0
+    where = Where(*arguments[4:])
+    if where.window is not None:
+        weights[:, where.q[:, None] - where.k >= where.window] = 0
     return weights
 
 
