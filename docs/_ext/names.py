@@ -26,8 +26,10 @@ from types import ModuleType
 from typing import Any
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
@@ -39,6 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", signature_as_written)
     app.connect("autodoc-process-docstring", formulas_as_written, priority=400)
     app.connect("autodoc-process-docstring", one_sentence, priority=600)  # after napoleon
+    app.connect("doctree-read", without_long_values)
     app.connect("missing-reference", same_object)
     app.add_directive("remaining-modules", RemainingModules)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -206,6 +209,18 @@ def scope_of(module: str) -> Scope:
     return Scope(names)
 
 
+LONGEST_VALUE = 60
+
+
+def without_long_values(app: Sphinx, page: nodes.document) -> None:
+    """Leaves the value of a constant out where it is longer than a line: the source has it."""
+    for signature in page.findall(addnodes.desc_signature):
+        for part in list(signature.children):
+            text = part.astext() if isinstance(part, addnodes.desc_annotation) else ""
+            if len(text) > LONGEST_VALUE and text.lstrip().startswith("="):
+                signature.remove(part)
+
+
 # Docstrings
 
 PLAIN: dict[str, list[str]] = {}
@@ -234,9 +249,14 @@ def formulas_as_written(
 def one_sentence(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Undoes what napoleon makes of "Scores held at a time: 64 MiB": a type and a description."""
+    """Undoes what napoleon makes of "Scores held at a time: 64 MiB": a type and a description.
+
+    Its sections are processed, as those of a method.
+    """
     if name in PLAIN:
-        lines[:] = PLAIN.pop(name)
+        lines[:] = GoogleDocstring(
+            PLAIN.pop(name), app.config, app, "method", name, obj, options
+        ).lines()
 
 
 # Modules
