@@ -1,9 +1,14 @@
-"""A model whose context holds 5,000 tokens, small enough for tests of pages and figures."""
+"""What the tests of pages and figures share: a model for 5,000 tokens, a page read back."""
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import zlib
 from typing import Any
 
+import numpy as np
 from strategies import as_weights, random_arrays, random_tokens
 
 import gptoss_ref as gr
@@ -18,3 +23,17 @@ def long_case(count: int = 5000, vocab_size: int = 11) -> tuple[Any, list[int]]:
     )  # fmt: skip
     model = gr.Model(config, as_weights(random_arrays(config, seed=7)), backend="numpy")
     return model, random_tokens(config, count, 8)
+
+
+def parts(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts of a page, and its arrays by name, read as the page's script reads them."""
+    found = re.findall(r'<script type="[^"]+" id="(\w+)">(.*?)</script>', text, flags=re.DOTALL)
+    raw = dict(found)
+    facts = json.loads(raw["facts"])
+    blob = zlib.decompress(base64.b64decode(raw["arrays"]))
+    arrays = {}
+    for name, layout in facts["arrays"].items():
+        dtype = np.dtype(layout["type"]).newbyteorder("<")
+        count = int(np.prod(layout["shape"]))
+        arrays[name] = np.frombuffer(blob, dtype, count, layout["begin"]).reshape(layout["shape"])
+    return facts, arrays

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import re
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from inspected import long_case
+from inspected import long_case, parts
 
 import gptoss_ref as gr
 from gptoss_ref.chat import Message, build_conversation, render_conversation
@@ -23,20 +20,6 @@ from gptoss_ref.viz.inspector.recording import Sparse, sparse
 
 pytestmark = pytest.mark.usefixtures("warm_kernels")
 Captured = pytest.CaptureFixture[str]
-
-
-def parts(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts of a page, and its arrays by name, read as the page's script reads them."""
-    found = re.findall(r'<script type="[^"]+" id="(\w+)">(.*?)</script>', text, flags=re.DOTALL)
-    raw = dict(found)
-    facts = json.loads(raw["facts"])
-    blob = zlib.decompress(base64.b64decode(raw["arrays"]))
-    arrays = {}
-    for name, layout in facts["arrays"].items():
-        dtype = np.dtype(layout["type"]).newbyteorder("<")
-        count = int(np.prod(layout["shape"]))
-        arrays[name] = np.frombuffer(blob, dtype, count, layout["begin"]).reshape(layout["shape"])
-    return facts, arrays
 
 
 def dense(arrays: dict[str, Any], layer: int, count: int) -> Any:
@@ -111,12 +94,16 @@ def test_the_lens_agrees_with_the_figure(tiny: Any, trace: Any) -> None:
     np.testing.assert_allclose(arrays["lens_chances"][:, -12:, 0] / 65535, drawn, atol=1e-5)
 
 
-def test_tokens_and_their_trace_make_the_same_page(tiny: Any, tokens: list[int]) -> None:
+def test_tokens_their_trace_and_its_file_make_the_same_page(
+    tiny: Any, tokens: list[int], tmp_path: Path
+) -> None:
     made = gr.trace(tiny, tokens, taps=inspector.TAPS)
-    (facts, arrays), (others, same) = (parts(inspector.page(tiny, s)) for s in (made, tokens))
-    facts.pop("producer"), others.pop("producer")
-    assert facts == others
-    assert all(np.array_equal(arrays[name], same[name]) for name in arrays)
+    made.save(tmp_path / "run.trace")
+    facts, arrays = parts(inspector.page(tiny, made))
+    for source in (tokens, gr.Trace.load(tmp_path / "run.trace")):
+        others, same = parts(inspector.page(tiny, source))
+        assert {**facts, "producer": ""} == {**others, "producer": ""}
+        assert all(np.array_equal(arrays[name], same[name]) for name in arrays)
 
 
 def test_messages_have_no_gaps_and_name_their_channels(tiny: Any) -> None:
@@ -254,18 +241,26 @@ def test_a_trace_of_another_model_or_with_nan_is_refused(tiny: Any) -> None:
 
 def test_the_command_writes_the_page_of_a_chat(tmp_path: Path, capsys: Captured, tiny: Any) -> None:
     path = tmp_path / "page.html"
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "calculate", "description": "Adds."}]')
     options = ["--generate", "40", "--reasoning", "low", "--instructions", "Be brief.", "--json"]
+    options += ["--tools", str(tools)]
     assert main(["inspect", "tiny", "What is 27 + 58?", "-o", str(path), *options]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["bytes"] == path.stat().st_size < inspector.LIMIT
     facts, _ = parts(path.read_text())
-    conversation = build_conversation("What is 27 + 58?", reasoning="low", instructions="Be brief.")
+    conversation = build_conversation(
+        "What is 27 + 58?",
+        reasoning="low",
+        instructions="Be brief.",
+        tools=[{"name": "calculate", "description": "Adds."}],
+    )
     prompt = render_conversation(conversation, tiny.tokenizer)
     reply = [int(token) for token in gr.generate(tiny, prompt, 40)]
     assert facts["tokens"] == said["tokens"] == prompt + reply
     assert facts["start"] == len(prompt) - 1 == said["prompt_tokens"] - 1
     assert facts["model"] == "tiny"
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "tools.json"}
 
 
 def test_the_command_inspects_a_text(tmp_path: Path, capsys: Captured, tiny: Any) -> None:
