@@ -372,7 +372,7 @@ def test_what_is_nan_in_both_is_no_verdict() -> None:
     report = compare(without_model(ref, norm=nothing), other(norm=nothing.astype(np.float32)))
     row = next(row for row in report.rows if row.name == "norm")
     assert row.verdict == "unjudged"
-    assert row.note == "all values are NaN or infinite in both traces"
+    assert row.note == "all values are NaN or infinite in both"
     some = ref["norm"].copy()
     some[3, 4] = np.nan
     assert compare(without_model(ref, norm=some), other(norm=some.astype(np.float32))).ok

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from buggy_twin import Checkpoint, random_checkpoint, run
+from buggy_twin import Checkpoint, planted, random_checkpoint, run
 
 import gptoss_ref as gr
 from gptoss_ref.errors import TraceError
@@ -231,6 +231,22 @@ def test_block_boundaries_alone_will_do(model: gr.Model, tokens: list[int], bug:
     assert names_of(diagnose(model, seen, tokens, "bfloat16")) == [bug]
 
 
+@pytest.mark.parametrize("seen", ["", "logits"])
+def test_nothing_but_nan_on_both_sides_is_no_verdict(
+    tokens: list[int], tmp_path: Path, seen: str
+) -> None:
+    """A scale byte of 255 is NaN by the specification: who has it too may be right or wrong."""
+    checkpoint = planted(random_checkpoint(), 255)
+    model = gr.load(checkpoint.write(tmp_path), backend="numpy", scale_255="nan")
+    taps = run(checkpoint, tokens, "float32")
+    late = {name: taps[name] for name in taps if name.startswith(seen or "block.1.attn.")}
+    diagnosis = diagnose(model, late, tokens, "float32")
+    assert not diagnosis.ok
+    assert diagnosis.outcome == "No verdict"
+    assert not diagnosis.causes
+    assert {row.verdict for row in diagnosis.rows} == {"unjudged"}
+
+
 def test_nan_is_found_and_not_accused(model: gr.Model, tokens: list[int]) -> None:
     taps = run(random_checkpoint(), tokens, "float32")
     taps["block.1.mlp.swiglu"][3, 0, 5] = np.nan
@@ -364,6 +380,9 @@ def test_bad_input_is_one_clear_error(model: gr.Model, tokens: list[int]) -> Non
         gr.diagnose(model, taps)
     with pytest.raises(TraceError, match="unknown rounding 'half'"):
         diagnose(model, taps, tokens, rounding="half")
+    seen = observation(taps["logits"], tokens, [3])
+    with pytest.raises(TraceError, match="unknown rounding 'half'"):
+        gr.diagnose(model, seen, rounding="half")
     zeros = {"norm": np.zeros((LENGTH, model.config.hidden_size), np.float32)}
     with pytest.raises(TraceError, match="rounding of OTHER cannot be told"):
         gr.diagnose(model, gr.Trace(zeros, tokens=tokens, config=model.config))

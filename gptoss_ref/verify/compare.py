@@ -24,7 +24,7 @@ from gptoss_ref.trace import Trace, rounding_of
 from gptoss_ref.verify.measure import Rows, measure
 from gptoss_ref.verify.propagate import Propagation
 from gptoss_ref.verify.report import Flip, Report, Row
-from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS
+from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS, known
 from gptoss_ref.verify.routes import alignment, compare_choices, flips, near_ties
 from gptoss_ref.verify.rows import Place, choice_row, float_row, logit_figures, settle
 from gptoss_ref.verify.yardstick import Level, Yardstick, follow, made_by, measure_yardstick
@@ -93,13 +93,7 @@ def check_comparable(ref: Trace, other: Trace) -> None:
 
 
 def _coarser(ref: Trace, rounding: str | None) -> str:
-    if rounding is None:
-        raise TraceError(
-            "the rounding of OTHER cannot be told from its numbers: state it, one of "
-            f"{', '.join(FINEST_FIRST)}"
-        )
-    if rounding not in UNITS:
-        raise TraceError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
+    rounding = known(rounding)
     return max(rounding, ref.dtype_name or rounding, key=FINEST_FIRST.index)
 
 

@@ -22,8 +22,8 @@ from gptoss_ref.verify.observation import LogprobObservation
 from gptoss_ref.verify.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
 from gptoss_ref.verify.progress import Progress, unwatched
 from gptoss_ref.verify.replay import Local
-from gptoss_ref.verify.report import Row, Verdict
-from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS
+from gptoss_ref.verify.report import ALL_LOST, Row, Verdict
+from gptoss_ref.verify.rounding import UNITS, known
 from gptoss_ref.verify.search import Search
 
 
@@ -54,16 +54,9 @@ def diagnose(
     """
     progress = progress or unwatched
     if isinstance(other, LogprobObservation):
-        return diagnose_observation(model, other, rounding or "bfloat16", progress)
+        return diagnose_observation(model, other, known(rounding or "bfloat16"), progress)
     trace = _as_trace(model, other, tokens)
-    rounding = rounding or trace.dtype_name
-    if rounding is None:
-        raise TraceError(
-            "the rounding of OTHER cannot be told from its numbers: state it, one of "
-            f"{', '.join(FINEST_FIRST)}"
-        )
-    if rounding not in UNITS:
-        raise TraceError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
+    rounding = known(rounding or trace.dtype_name)
     if OUTPUTS.issuperset(trace):
         return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
@@ -181,6 +174,8 @@ def _row(search: Search, local: Local) -> Row:
                 verdict = "rewritten"
         elif not explained:
             note += "; not explained"
+    elif local.lost:
+        verdict, note = "unjudged", ALL_LOST
     elif hidden:
         verdict = "hidden"
         names = " and ".join(f.candidate.name for f in hidden)

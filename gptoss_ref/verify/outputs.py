@@ -14,7 +14,7 @@ from gptoss_ref.trace import Trace
 from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.observation import LogprobObservation, log_probabilities
 from gptoss_ref.verify.progress import Progress
-from gptoss_ref.verify.report import Row
+from gptoss_ref.verify.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.rounding import UNITS
 from gptoss_ref.verify.rows import logit_figures
 from gptoss_ref.verify.rules import SPECIFICATION
@@ -95,6 +95,9 @@ def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagn
     wrong = spec.excess > 1
     typical = float(np.median(spec.error))
     note = f"{spec.excess:.3g} times what rounding explains" if wrong else ""
+    lost = not np.isfinite(search.target.observed).any() and not spec.broken
+    if lost:
+        note = ALL_LOST
     if spec.broken:
         note = f"NaN or infinite in one of the two at {spec.broken} of {len(spec.error)} positions"
     if wrong and best is not None:
@@ -109,7 +112,7 @@ def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagn
         rounding_units=typical / UNITS[search.rounding],
         allowed=typical / spec.excess if spec.excess > 0 else math.nan,
         excess=spec.excess,
-        verdict="nan" if spec.broken else "diverges" if wrong else "ok",
+        verdict=_verdict(spec.broken > 0, lost, wrong),
         note=note,
     )
     return Diagnosis(
@@ -124,6 +127,14 @@ def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagn
         causes=() if best is None else _causes(search, best),
         unexplained=() if best is not None or not wrong else (_unexplained(search),),
     )
+
+
+def _verdict(broken: bool, lost: bool, wrong: bool) -> Verdict:
+    if broken:
+        return "nan"
+    if lost:
+        return "unjudged"
+    return "diverges" if wrong else "ok"
 
 
 def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:

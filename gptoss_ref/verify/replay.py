@@ -57,6 +57,7 @@ class Local:
         whole, whole_allowed: the same for the array, over the rows without ties.
         tied: (T,) rows that depend on a choice of experts that rounding may have turned.
         broken: (T,) values that are NaN or infinite in one of the two only.
+        lost: whether all are in both, so that nothing can be judged.
         max_abs, cosine: of the whole array.
         noise: (T,) relative error of the same stage where rounding is all that differs.
         distance: relative L2 distance to the replay that rounds as the other does; of a choice of
@@ -74,6 +75,7 @@ class Local:
     whole_allowed: float
     tied: Mask
     broken: NDArray[np.int64]
+    lost: bool = False
     max_abs: float = 0.0
     cosine: float = math.nan
     noise: Floats = field(default_factory=lambda: np.empty(0))
@@ -170,6 +172,7 @@ def judge(
         whole_allowed=measured.allowed,
         tied=tied,
         broken=errors.broken,
+        lost=int(errors.lost.sum()) == other.size,
         max_abs=errors.max_abs,
         cosine=errors.cosine,
         noise=np.mean([sample.rows() for sample in samples], axis=0),

@@ -17,6 +17,8 @@ Verdict = Literal["ok", "diverges", "nan", "hidden", "rewritten", "follows", "ti
 
 WRONG = ("diverges", "nan", "hidden")
 
+ALL_LOST = "all values are NaN or infinite in both"
+
 
 @dataclass(frozen=True)
 class Row:

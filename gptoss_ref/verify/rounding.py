@@ -12,12 +12,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, Policy
 
 UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Unit roundoff: the largest relative error of one rounding to nearest."""
 
 FINEST_FIRST = tuple(UNITS)
+
+
+def known(rounding: str | None) -> str:
+    """A rounding by its name.
+
+    Raises:
+        TraceError: it is None, for what shows no rounding and none was stated, or unknown.
+    """
+    expected = ", ".join(UNITS)
+    if rounding is None:
+        raise TraceError(
+            "the rounding of OTHER cannot be told from its numbers: state it, one of " + expected
+        )
+    if rounding not in UNITS:
+        raise TraceError(f"unknown rounding {rounding!r}: expected one of {expected}")
+    return rounding
 
 
 class Float16(Policy):

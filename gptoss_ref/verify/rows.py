@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.taps import split
 from gptoss_ref.verify.measure import Errors, Rows, ratio
-from gptoss_ref.verify.report import WRONG, Row, Verdict
+from gptoss_ref.verify.report import ALL_LOST, WRONG, Row, Verdict
 from gptoss_ref.verify.routes import Choice
 from gptoss_ref.verify.walk import nodes
 from gptoss_ref.verify.yardstick import Level
@@ -67,7 +67,7 @@ def float_row(
     elif not free.any():
         note = why
     elif math.prod(place.shape) == int(errors.lost.sum()):
-        note = "all values are NaN or infinite in both traces"
+        note = ALL_LOST
     elif level is not None:
         rows, bound = errors.rows()[free], level.allowed_rows[free]
         allowed = level.allowed

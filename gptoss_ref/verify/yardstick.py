@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array, widen
 from gptoss_ref.taps import axes, names
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.measure import Errors, measure_arrays
-from gptoss_ref.verify.rounding import UNITS, dithered
+from gptoss_ref.verify.rounding import UNITS, dithered, known
 from gptoss_ref.verify.rules import Rules
 from gptoss_ref.verify.walk import Run, predict, walk
 
@@ -124,11 +123,9 @@ def measured(
             local one, computed from the other implementation's own inputs.
 
     Raises:
-        GptOssError: an unknown rounding.
+        TraceError: an unknown rounding.
     """
-    if rounding not in UNITS:
-        raise GptOssError(f"unknown rounding {rounding!r}: expected one of {', '.join(UNITS)}")
-    runs = runs_of(Rules(), rounding, len(tokens))
+    runs = runs_of(Rules(), known(rounding), len(tokens))
     weights, config = model.weights, model.config
     for name, (exact, *rounded) in walk(weights, config, runs, tokens, given or {}, wanted):
         axis = axes(name).index("T")

@@ -150,20 +150,9 @@ def rewriting(
     name: str, *, stage: str, consequence: str, touches: str = "", rule: str | None = None
 ) -> Callable[[Callable[..., Any]], Mutant]:
     """As :func:`bug`, for an equivalent rewriting; ``touches`` are names with blanks between."""
-
-    def decorate(function: Callable[..., Any]) -> Mutant:
-        return Mutant(
-            name=name,
-            stage=stage,
-            summary=_sentence(function),
-            consequence=consequence,
-            change=function if rule is None else replacing(**{rule: function}),
-            shortest=_length(1),
-            equivalent=True,
-            touches=tuple(touches.split()),
-        )
-
-    return decorate
+    decorate = bug(name, stage=stage, consequence=consequence, rule=rule)
+    taps = tuple(touches.split())
+    return lambda function: dataclasses.replace(decorate(function), equivalent=True, touches=taps)
 
 
 def _sentence(function: Callable[..., Any]) -> str:
