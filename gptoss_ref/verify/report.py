@@ -1,7 +1,7 @@
 """What a comparison found: rows by tap point, routing ties, and the sentence that sums them up.
 
 A report prints as text, as JSON and as a self-contained HTML page. Who knows more than the errors,
-such as their cause, subclasses :class:`Report` and adds :class:`Section` s.
+such as their cause, subclasses :class:`Report` and adds sections (:class:`Section`).
 """
 
 from __future__ import annotations
