@@ -357,15 +357,18 @@ def test_files_and_mappings(model: gr.Model, tokens: list[int], tmp_path: Path) 
     assert names_of(gr.diagnose(model, taps, tokens=tokens)) == ["embedding-scaled"]
 
 
-def test_progress_is_told(model: gr.Model, tokens: list[int]) -> None:
+@pytest.mark.parametrize("seen", ["", "logits"])
+def test_progress_is_told(model: gr.Model, tokens: list[int], seen: str) -> None:
     taps = run(random_checkpoint(), tokens[:12], "float32", {"scale-missing"})
+    taps = {name: values for name, values in taps.items() if name.startswith(seen)}
     steps: list[tuple[int, int, str]] = []
     diagnose(model, taps, tokens[:12], progress=lambda *step: steps.append(step))
     done, total = [step[0] for step in steps], [step[1] for step in steps]
     assert done[:-1] == list(range(1, len(steps)))
     assert all(0 < n <= m for n, m in zip(done, total, strict=True))
     assert done[-1] == total[-1]
-    assert any("what explains block.0.attn.weights" in what for _, _, what in steps)
+    about = "running whole models" if seen else "what explains block.0.attn.weights"
+    assert any(about in what for _, _, what in steps)
 
 
 def test_bad_input_is_one_clear_error(model: gr.Model, tokens: list[int]) -> None:

@@ -18,6 +18,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.verify.candidates import AT_ONCE, Candidate, catalogue
 from gptoss_ref.verify.measure import usual_excess, usually_allowed
+from gptoss_ref.verify.progress import Progress, Steps
 from gptoss_ref.verify.rounding import dithered
 from gptoss_ref.verify.rules import SPECIFICATION, Rules
 from gptoss_ref.verify.walk import Run, walk
@@ -120,11 +121,12 @@ class WholeModels:
         tokens: Array,
         target: Target,
         rounding: str,
-        progress: Callable[[int, int, str], None],
+        progress: Progress,
     ) -> None:
         self._weights, self._config, self._tokens = weights, config, tokens
         self.target, self.rounding = target, rounding
-        self._progress, self._done, self._total = progress, 0, 0
+        self._steps = Steps(progress)
+        self._steps.say("running whole models")
         self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
@@ -134,14 +136,14 @@ class WholeModels:
         """Fill :attr:`ranked`, :attr:`best` and :attr:`alternatives`."""
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
-        self._total = -(-len(options) // AT_ONCE) + SHORTLIST
+        self._steps.expect(SHORTLIST)
         singles = self._standings(options)
         self.ranked = _forms(singles)
         self.best = self._elected(self.ranked)
         if self.best is None and self.specification.excess > 1:
             some = [s.candidates[0] for s in self.ranked[:COMBINED]]
             pairs = [(a, b) for a in some for b in some if a is not b]
-            self._total += -(-len(pairs) // AT_ONCE) + SHORTLIST
+            self._steps.expect(SHORTLIST)
             standings = self._standings(pairs)
             self.best = self._elected(standings)
             if self.best is not None:
@@ -151,6 +153,7 @@ class WholeModels:
             near = [s for s in self.ranked if abs(s.score - self.best.score) < ALIKE]
             names = (c.name for s in near for c in s.candidates if c.name not in own)
             self.alternatives = tuple(dict.fromkeys(names))
+        self._steps.finish()
 
     def _elected(self, standings: Sequence[Standing]) -> Standing | None:
         """The nearest one, if it explains the outputs and the specification does not as well.
@@ -184,13 +187,15 @@ class WholeModels:
         policy = FLOAT64 if self.rounding == "float64" else FLOAT32
         (base,) = self._errors([(SPECIFICATION, policy)])
         standings = []
-        for start in range(0, len(options), AT_ONCE):
+        starts = range(0, len(options), AT_ONCE)
+        self._steps.expect(len(starts))
+        for start in starts:
             some = options[start : start + AT_ONCE]
             runs = [(_applied(candidates), policy) for candidates in some]
             for candidates, error in zip(some, self._errors(runs), strict=True):
                 if not np.array_equal(error, base):
                     standings.append(Standing(candidates, error, self._score(error)))
-            self._tick()
+            self._steps.tick()
         return sorted(standings, key=lambda s: s.score)
 
     def measured(self, candidates: tuple[Candidate, ...]) -> Standing:
@@ -206,7 +211,7 @@ class WholeModels:
         excused = np.any([unlike(sample, exact) for sample in rounded], axis=0)
         broken = int((unlike(exact, self.target.observed) & ~excused).sum())
         excess = np.inf if broken else usual_excess(error, allowed)
-        self._tick()
+        self._steps.tick()
         alike = self.target.errors(rounded[0])
         score, typical = self._score(error), float(allowed[1])
         return Standing(candidates, error, score, alike, typical, excess, broken)
@@ -222,10 +227,6 @@ class WholeModels:
 
     def _score(self, error: Floats) -> float:
         return float(np.mean(np.log(error + self.target.floor)))
-
-    def _tick(self) -> None:
-        self._done += 1
-        self._progress(self._done, max(self._total, self._done), "running whole models")
 
 
 def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
