@@ -9,7 +9,7 @@ under the float32 policy; numba itself is imported when that backend is first as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -40,6 +40,18 @@ class Backend:
     log_probability: Callable[[Array, int], float]
     token_probabilities: Callable[[Array, float, int, float], Array]
 
+    def linears(
+        self, x: Array, layers: Sequence[tuple[Array, Array | None]], *, policy: Policy
+    ) -> list[Array]:
+        """Several linear layers of the same ``x``, each a weight and a bias."""
+        several = _SEVERAL.get(self.linear)
+        if several is not None:
+            return several(x, layers, policy=policy)
+        return [self.linear(x, weight, bias, policy=policy) for weight, bias in layers]
+
+
+_SEVERAL: dict[Callable[..., Array], Callable[..., list[Array]]] = {}
+"""For a ``linear`` that has one: what computes several layers of the same input at once."""
 
 NUMPY = Backend(
     name="numpy",
@@ -62,6 +74,7 @@ NUMPY = Backend(
 def _numba() -> Backend:
     from gptoss_ref import kernels
 
+    _SEVERAL[kernels.linear] = kernels.linears
     return Backend(
         name="numba",
         embedding=kernels.embedding,

@@ -183,15 +183,10 @@ class Model:
         backend, policy, name = self.backend, self.policy, f"block.{n}.attn."
         norm = backend.rmsnorm(x, w.norm_scale, self.config.rms_norm_eps, policy=policy)
         tap(name + "norm", norm)
+        projections = ((w.q_weight, w.q_bias), (w.k_weight, w.k_bias), (w.v_weight, w.v_bias))
         q, k, v = (
-            backend.linear(norm, weight, bias, policy=policy).reshape(
-                len(x), -1, self.config.head_dim
-            )
-            for weight, bias in (
-                (w.q_weight, w.q_bias),
-                (w.k_weight, w.k_bias),
-                (w.v_weight, w.v_bias),
-            )
+            projected.reshape(len(x), -1, self.config.head_dim)
+            for projected in backend.linears(norm, projections, policy=policy)
         )  # (T, H, C), (T, K, C), (T, K, C)
         tap(name + "q", q)
         tap(name + "k", k)

@@ -9,7 +9,7 @@ from gptoss_ref.kernels import mxfp4, sampling
 from gptoss_ref.kernels.attention import attention, attention_weights
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
-from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.linear import linear, linears
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables, yarn
 from gptoss_ref.kernels.router import router
@@ -24,6 +24,7 @@ __all__ = [
     "embedding",
     "experts",
     "linear",
+    "linears",
     "mxfp4",
     "rmsnorm",
     "rope",

@@ -13,8 +13,8 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array, Policy
 
 _BITS, _FLOAT = np.dtype(np.uint16), np.dtype(np.float32)
-_EMPTY = np.empty(0, _BITS)
-_EMPTY.flags.writeable = False
+EMPTY = np.empty(0, _BITS)
+EMPTY.flags.writeable = False
 
 
 def check_policy(policy: Policy) -> None:
@@ -61,7 +61,7 @@ def vector_of(vector: Array | None, size: int) -> Array:
         GptOssError: another size.
     """
     if vector is None:
-        return _EMPTY
+        return EMPTY
     if vector.shape != (size,):
         raise GptOssError(f"a vector of shape {vector.shape} where ({size},) was expected")
     return matrix_of(vector)

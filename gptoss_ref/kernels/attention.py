@@ -16,24 +16,20 @@ import numpy as np
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._arrays import check_policy, positions_of, values, vector_of
 from gptoss_ref.kernels._jit import current_path, jit
-from gptoss_ref.kernels._keys import (
-    CHUNK,
-    KEYS,
-    bounds,
-    merge,
-    mix,
-    mix_one,
-    mix_one_parallel,
-    mix_parallel,
-)
+from gptoss_ref.kernels._keys import KEYS, mix, mix_parallel
 from gptoss_ref.kernels._math import exp, widen
-from gptoss_ref.kernels._panels import WIDEST, dot
+from gptoss_ref.kernels._one_query import mix_one, mix_one_parallel
+from gptoss_ref.kernels._panels import dot
 from gptoss_ref.kernels._softmax import MASKED
 from gptoss_ref.kernels.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 ROWS = 128
 """Rows (queries times G) of a task, about."""
+
+CHUNK, FEW = 4, 4
+"""Blocks of keys of a task for one query; single blocks up to ``FEW`` chunks, so that every thread
+has some. Results depend on it: it may not depend on the number of threads."""
 
 _NO_WINDOW = 1 << 62
 
@@ -68,29 +64,21 @@ def attention(
         raise GptOssError(f"attention: values of shape {v.shape}: expected {k.shape}, as the keys")
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
     out = np.empty((queries, heads * channels), np.float32)
-    flat = (k.reshape(-1), values(v).reshape(-1), kv_heads)
-    blocks = -(-keys // KEYS)
-    lowest, highest = np.empty(blocks, np.int64), np.empty(blocks, np.int64)
-    bounds(k_positions, lowest, highest)
-    where = (q_positions, k_positions, lowest, highest, window or _NO_WINDOW)
+    where = (k, values(v), sinks, q_positions, k_positions, window or _NO_WINDOW)
     scale = np.float32(1 / math.sqrt(channels))
     reach = keys if window is None else min(keys, window + queries)
     work = 2 * q.size * reach
     if queries == 1:
-        chunks = -(-blocks // CHUNK)
-        top, total = np.empty(chunks * heads, np.float32), np.empty(chunks * heads, np.float32)
-        mixed = np.empty(top.size * -(-channels // WIDEST) * WIDEST, np.float32)
-        one = (q * scale).reshape(-1)
-        run(
-            mix_one, mix_one_parallel, chunks, work,
-            current_path(), one, *flat, channels, *where, top, total, mixed,
-        )  # fmt: skip
-        merge(sinks, top, total, mixed, out[0])
+        blocks = -(-keys // KEYS)
+        size = CHUNK if blocks > FEW * CHUNK else 1
+        chunks = -(-blocks // size)
+        one = (q, *where, scale, size, out[0])
+        run(mix_one, mix_one_parallel, chunks, work, current_path(), *one)
     else:
         per_task = max(1, ROWS * kv_heads // heads)  # queries
         tasks = kv_heads * -(-queries // per_task)
-        arguments = (q, *flat, sinks, *where, per_task, scale, out)
-        run(mix, mix_parallel, tasks, work, current_path(), *arguments)
+        many = (q, *where, per_task, scale, out)
+        run(mix, mix_parallel, tasks, work, current_path(), *many)
     return out
 
 

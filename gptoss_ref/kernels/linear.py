@@ -21,6 +21,7 @@ a tile of rows at a time: correct, not fast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from numba import prange
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _tiles
-from gptoss_ref.kernels._arrays import check_policy, values, vector_of, weight_of
+from gptoss_ref.kernels._arrays import EMPTY, check_policy, values, vector_of, weight_of
 from gptoss_ref.kernels._jit import current_path, jit, jit_parallel, tiles
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import dot, pack, panel_width, tile
@@ -77,6 +78,38 @@ def linear(
     return y.reshape(*x.shape[:-1], outputs)
 
 
+def linears(
+    x: Array, layers: Sequence[tuple[ExpertMatrix, Array | None]], *, policy: Policy = FLOAT32
+) -> list[Array]:
+    """Several linear layers, each a weight and a bias, of the same ``x``: what each would give.
+
+    For one token and up to three of bfloat16 or float32, threads start once for all of them.
+    """
+    count = x.size // max(1, x.shape[-1])
+    stored = [_stored(weight, x.shape[-1]) for weight, _ in layers]
+    kinds = {None if weight is None else weight.dtype for weight in stored}
+    if count != 1 or len(layers) > 3 or len(kinds) != 1 or None in kinds:
+        return [linear(x, weight, bias, policy=policy) for weight, bias in layers]
+    check_policy(policy)
+    results, matrices = [], []
+    for weight, (_, bias) in zip(stored, layers, strict=True):
+        assert weight is not None
+        y = np.empty(len(weight), np.float32)
+        results.append(y.reshape(*x.shape[:-1], y.size))
+        matrices.append((weight.reshape(-1), vector_of(bias, y.size), y))
+    matrices += [_none(matrices[0][0])] * (3 - len(matrices))
+    first, second, third = matrices
+    _one_token(values(x).reshape(1, -1), (first, second, third))
+    return results
+
+
+def _stored(weight: ExpertMatrix, inputs: int) -> Array | None:
+    """The weight as it is stored, if that is contiguous rows of so many floats."""
+    if isinstance(weight, MXFP4) or weight.ndim != 2 or weight.shape[1] != inputs:
+        return None
+    return weight_of(weight)
+
+
 def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
     """y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias`` ((N,) or empty)."""
     (tokens, inputs), outputs = x.shape, weight.shape[0]
@@ -84,7 +117,7 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
     if (stored := weight_of(weight)) is not None:
         flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
         if tokens == 1:
-            run(_rows, _rows_parallel, tasks, work, path, x[0], flat, bias, y[0])
+            _one_token(x, ((flat, bias, y[0]), _none(flat), _none(flat)))
         elif tiles() and stored.dtype == np.uint16 and inputs % _tiles.STEP == 0 < inputs:
             _tiled_product(x, flat, bias, y)
         else:
@@ -152,19 +185,78 @@ def _tiled_parallel(planes: Any, weight: Any, bias: Any, y: Any, tasks: int, n: 
         _tiled(planes, weight, bias, y, t * tasks // n, (t + 1) * tasks // n)
 
 
+_Matrix = tuple[Array, Array, Array]
+"""Flat weight, bias or nothing, and the result of one token."""
+
+_NO_RESULT = np.empty(0, np.float32)
+
+
+def _none(like: Array) -> _Matrix:
+    return like[:0], EMPTY, _NO_RESULT
+
+
+def _one_token(x: Array, matrices: tuple[_Matrix, _Matrix, _Matrix]) -> None:
+    """Up to three matrices, times ``x`` (1, M); their rows are numbered through."""
+    rows = sum(y.size for _, _, y in matrices)
+    first, second, third = matrices
+    tasks, path = -(-rows // ROWS_PER_TASK), current_path()
+    run(_rows, _rows_parallel, tasks, rows * x.size, path, x[0], *first, *second, *third)
+
+
 @jit
-def _rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, start: int, stop: int) -> None:
-    """One token: y[n] for the rows of tasks ``start`` … ``stop`` − 1."""
+def _rows(
+    path: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    y: Any,
+    weight_2: Any,
+    bias_2: Any,
+    y_2: Any,
+    weight_3: Any,
+    bias_3: Any,
+    y_3: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """One token: the rows of tasks ``start`` … ``stop`` − 1."""
+    first, last = start * ROWS_PER_TASK, stop * ROWS_PER_TASK
+    _some_rows(path, x, weight, bias, y, first, last)
+    _some_rows(path, x, weight_2, bias_2, y_2, first - y.size, last - y.size)
+    before = y.size + y_2.size
+    _some_rows(path, x, weight_3, bias_3, y_3, first - before, last - before)
+
+
+@jit
+def _some_rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, first: int, last: int) -> None:
+    """y[n] of one matrix for ``first`` ≤ n < ``last``, where there are such rows."""
     inputs = x.size
-    for n in range(start * ROWS_PER_TASK, min(stop * ROWS_PER_TASK, y.size)):
+    for n in range(max(first, 0), min(last, y.size)):
         total = dot(path, weight, n * inputs, x, 0, inputs)
         y[n] = total + widen(bias[n]) if bias.size else total
 
 
 @jit_parallel
-def _rows_parallel(path: Any, x: Any, weight: Any, bias: Any, y: Any, tasks: int, n: int) -> None:
+def _rows_parallel(
+    path: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    y: Any,
+    weight_2: Any,
+    bias_2: Any,
+    y_2: Any,
+    weight_3: Any,
+    bias_3: Any,
+    y_3: Any,
+    tasks: int,
+    n: int,
+) -> None:
     for t in prange(n):
-        _rows(path, x, weight, bias, y, t * tasks // n, (t + 1) * tasks // n)
+        _rows(
+            path, x, weight, bias, y, weight_2, bias_2, y_2, weight_3, bias_3, y_3,
+            t * tasks // n, (t + 1) * tasks // n,
+        )  # fmt: skip
 
 
 @jit

@@ -23,8 +23,11 @@ from numba.core import config
 
 from gptoss_ref.errors import GptOssError
 
-SMALL = 1 << 18
-"""Multiply-adds below which starting threads would cost more than it saves."""
+SMALL = 1 << 20
+"""Multiply-adds below which starting threads would cost more than it saves.
+
+On an idle machine that is 2^18. But threads that meet at the end of a kernel wait for the one
+whose core another process has taken, for milliseconds: a kernel of some 50 us runs alone."""
 
 _chosen = threading.local()
 _turns = threading.Lock()
@@ -87,7 +90,9 @@ def run(
         return
     if not _state["started"]:
         _start()
-    numba.set_num_threads(n)
+    if getattr(_chosen, "set", 0) != n:  # once a Python thread: it is slow
+        numba.set_num_threads(n)
+        _chosen.set = n
     if _state["take_turns"]:
         with _turns:
             parallel(*arguments, tasks, n)

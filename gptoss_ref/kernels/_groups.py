@@ -1,0 +1,81 @@
+"""Which tokens go to which expert.
+
+A *slot* is one choice of one token: slot t·A + a is the a-th choice of token t. A *position*
+numbers the slots in the order of their experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels._pairs import SPARE
+from gptoss_ref.kernels._tiles import ROWS as TILE
+from gptoss_ref.numerics import Array
+
+
+def refuse_indices(chosen: Array, count: int) -> None:
+    """Raise what a choice of an expert that is none of ``count`` deserves."""
+    raise GptOssError(
+        f"expert indices range from {chosen.min()} to {chosen.max()}: expected 0 to {count - 1}"
+    )
+
+
+class Plan(NamedTuple):
+    """The positions 0 … T·A − 1, by expert."""
+
+    order: Any  # the slot of each position
+    starts: Any  # (E + 1,) where each expert's positions begin
+    active: Any  # experts that somebody chose; all empty if an index is of no expert
+    tokens: Any  # the token of each position; like ``positions``, SPARE entries more
+    positions: Any
+    tiles: Any  # (E + 1,) each expert's first tile
+    tile_tokens: Any  # the token of each row of the tiles
+    tile_positions: Any  # its position
+
+
+@jit
+def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
+    """The plan of slots ``chosen`` among ``count`` experts."""
+    order, starts = np.empty(chosen.size, np.int64), np.zeros(count + 1, np.int64)
+    active = np.empty(count, np.int64)
+    n = _group(chosen, order, starts, active)
+    tokens, positions = np.zeros(order.size + SPARE, np.int64), np.arange(order.size + SPARE)
+    tiles = np.zeros(count + 1, np.int64)
+    for e in range(count):
+        tiles[e + 1] = tiles[e] + (starts[e + 1] - starts[e] + TILE - 1) // TILE
+    tile_positions = np.empty(tiles[count] * TILE, np.int64)
+    tile_tokens = np.empty(tile_positions.size, np.int64)
+    for e in active[:n]:
+        for i in range(starts[e], starts[e + 1]):
+            tokens[i] = order[i] // per_token
+        for i in range(tiles[e] * TILE, tiles[e + 1] * TILE):
+            position = min(starts[e] + i - tiles[e] * TILE, starts[e + 1] - 1)
+            tile_positions[i], tile_tokens[i] = position, tokens[position]
+    return Plan(order, starts, active[:n], tokens, positions, tiles, tile_tokens, tile_positions)
+
+
+@jit
+def _group(chosen: Any, order: Any, starts: Any, active: Any) -> int:
+    """Sort slots by expert into the last three arguments; number of active experts, 0 if wrong."""
+    count = starts.size - 1
+    for e in chosen:
+        if e < 0 or e >= count:
+            return 0
+    for e in chosen:
+        starts[e + 1] += 1
+    n = 0
+    for e in range(count):
+        if starts[e + 1]:
+            active[n] = e
+            n += 1
+        starts[e + 1] += starts[e]
+    filled = np.zeros(count, np.int64)
+    for slot in range(chosen.size):
+        e = chosen[slot]
+        order[starts[e] + filled[e]] = slot
+        filled[e] += 1
+    return n
