@@ -43,6 +43,13 @@ def bounds(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation: every cell is executed, and warnings are errors."""
+    session.install(".[docs]")
+    session.run("sphinx-build", "-W", "-n", "docs", "docs/_build", *session.posargs)
+
+
+@nox.session
 def kill_matrix(session: nox.Session) -> None:
     """Every bug of the torch twin through `diagnose`; the tests run a fast part of it."""
     session.install(".[test]")

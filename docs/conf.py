@@ -48,6 +48,8 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 add_module_names = False
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # fields as one list; their types are in the signature
+napoleon_attr_annotations = False
 
 # Their documentation is linked to; the list of names is here, see inventories/README.md.
 intersphinx_mapping = {

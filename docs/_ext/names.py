@@ -41,6 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", signature_as_written)
     app.connect("autodoc-process-docstring", formulas_as_written, priority=400)
     app.connect("autodoc-process-docstring", one_sentence, priority=600)  # after napoleon
+    app.connect("autodoc-process-docstring", fields_in_common, priority=700)
     app.connect("doctree-read", without_long_values)
     app.connect("missing-reference", same_object)
     app.add_directive("remaining-modules", RemainingModules)
@@ -257,6 +258,16 @@ def one_sentence(
         lines[:] = GoogleDocstring(
             PLAIN.pop(name), app.config, app, "method", name, obj, options
         ).lines()
+
+
+def fields_in_common(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Keeps "left, taken: …" from being read as a field ``taken`` of the type ``left``."""
+    lines[:] = [
+        re.sub(r"(?<=^:ivar )\w+(, \w+)+(?=:)", lambda m: m[0].replace(", ", ","), line)
+        for line in lines
+    ]
 
 
 # Modules

@@ -44,7 +44,7 @@ class Cause:
 
     @property
     def mutant(self) -> str:
-        """The same as :attr:`name`."""
+        """The same as ``name``."""
         return self.name
 
     def lines(self) -> list[str]:

@@ -95,7 +95,7 @@ class Search:
     # --- the order of the search ---
 
     def run(self) -> None:
-        """Fill :attr:`found` and :attr:`unknown`."""
+        """Fill ``found`` and ``unknown``."""
         tried: dict[str, int] = {}
         while left := self._diverging():
             tap = left[0]

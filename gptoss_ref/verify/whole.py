@@ -133,7 +133,7 @@ class WholeModels:
         self.alternatives: tuple[str, ...] = ()
 
     def run(self) -> None:
-        """Fill :attr:`ranked`, :attr:`best` and :attr:`alternatives`."""
+        """Fill ``ranked``, ``best`` and ``alternatives``."""
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
         self._steps.expect(SHORTLIST)

@@ -95,7 +95,7 @@ class Mutant:
         return self.change(rules)
 
     def applies(self, config: ModelConfig, weights: ModelWeights) -> bool:
-        """Whether it can show on this model at all; :attr:`obstacle` says why not."""
+        """Whether it can show on this model at all; ``obstacle`` says why not."""
         return self.obstacle(config, weights) is None
 
 
