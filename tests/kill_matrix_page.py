@@ -19,9 +19,9 @@ it. Its tap points, and nothing else, are given to `diagnose`; it is not told th
 where they are logits that are NaN throughout and cannot show it.
 
 *random* is a checkpoint of 4 layers whose dimensions all differ, *tiny* the bundled trained model.
-No trained checkpoint holds the scale bytes 0, 134 and 255: for the three bugs that misread them,
-one block of 32 weights in every expert is given that byte, in a copy of the weights that both sides
-load. In the same way two biases of 40,000 make room for the overflow of float16.
+Neither holds all of the scale bytes 0, 134 and 255: for the three bugs that misread them, one block
+of 32 weights in every expert is given that byte, in a copy of the weights that both sides load. In
+the same way two biases of 40,000 make room for the overflow of float16.
 
 ## How it is counted
 
@@ -65,11 +65,12 @@ TABLES = (
     (
         "pair",
         "Two bugs at once",
-        "Random pairs; both have to be named, and nothing else. Left out are pairs in which one "
-        "makes the other void, such as two values of one parameter (`VOID` in "
-        "`tests/kill_matrix.py` lists them). `scale-0` and `scale-134` are therefore in no pair: "
-        "from the experts of the first block on they leave nothing but NaN to look at. What goes "
-        "wrong in the attention of that block could still be seen beside them, and is not tried.",
+        "Random pairs; both have to be named, and nothing else (`--pairs 75` tries 300). Left out "
+        "are pairs in which one makes the other void, such as two values of one parameter (`VOID` "
+        "in `tests/kill_matrix.py` lists them). `scale-0` and `scale-134` are therefore in no "
+        "pair: from the experts of the first block on they leave nothing but NaN to look at. What "
+        "goes wrong in the attention of that block could still be seen beside them, and is not "
+        "tried.",
     ),
     (
         "rewriting",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from buggy_twin import BUGS, why_unseen
-from kill_matrix import HARMLESS, OVERFLOW, PARTS, Case, cases, judge, main, pairs
-from kill_matrix_page import page
+from kill_matrix import HARMLESS, OVERFLOW, PARTS, Case, cases, judge, main, pairs, too_many
+from kill_matrix_page import COLUMNS, TABLES, TITLES, page
 
 from gptoss_ref.verify.mutants import CATALOGUE
 
@@ -152,9 +152,43 @@ def test_the_page_shows_what_failed() -> None:
     assert "| one bug, all tap points | 1 | 3 | 1 | 2.0 |" in text
 
 
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of the page, without its head."""
+    (section,) = [part for part in text.split("\n## ") if part.startswith(heading + "\n")]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
 def test_the_page_of_the_documentation_is_whole() -> None:
-    """A row for every bug, none of which goes unnamed where all tap points are there."""
+    """Every cell is there and as it should be; its summary counts what its tables show."""
     text = (Path(__file__).parents[1] / "docs" / "kill_matrix.md").read_text()
-    rows = dict(line[2:].split(" | ", 1) for line in text.splitlines() if line.startswith("| "))
-    for bug in BUGS:
-        assert set(rows[bug].split(" | ")[:4]) <= {"**1**", "*none*"}, bug
+    every = list(cases(PARTS, ("random", "tiny")))
+    good: dict[str, int] = {}
+
+    rows = {bug: cells for bug, *cells in table(text, "One bug")}
+    assert list(rows) == list(BUGS)
+    for bug, cells in rows.items():
+        for i, (_, dtype) in enumerate(COLUMNS):
+            unseen = why_unseen(bug, dtype) is not None
+            named, blind = cells[i], cells[i + len(COLUMNS)]
+            assert named in (["*none*"] if unseen else ["**1**", "**1** ≈"]), bug
+            assert (blind == "*none*") == unseen, bug
+            good["single"] = good.get("single", 0) + named.startswith("**1**")
+            good["logits"] = good.get("logits", 0) + blind.startswith("**1**")
+
+    for part, title, _ in TABLES:
+        found = table(text, title)
+        expected = [case for case in every if case.part == part]
+        for (what, *place, said), case in zip(found, expected, strict=True):
+            assert what == (" + ".join(case.bugs) or f"prompt {case.seed}")
+            assert place == [case.checkpoint, case.dtype]
+            assert {*said.split(" ≈ ")[0].split(", ")} == (case.expected or {"nothing"})
+        good[part] = len(found)
+
+    summary = {title: numbers for title, *numbers in table(text, "Summary")}
+    assert list(summary) == list(TITLES.values())
+    for part, title in TITLES.items():
+        run = [case for case in every if case.part == part]
+        assert [int(n) for n in summary[title][:2]] == [good[part], len(run)], part
+        blind = run[good[part] :] if part == "logits" else []
+        assert not too_many(run, blind), part

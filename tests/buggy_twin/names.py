@@ -104,7 +104,7 @@ REWRITINGS = (
 ROUNDINGS = ("router-bf16",)
 
 
-# What a checkpoint in use does not hold is planted in a copy of it: a scale byte for each of these.
+# What a checkpoint may lack is planted in a copy of it: a scale byte for each of these.
 PLANTED = {"scale-0": 0, "scale-134": 134, "scale-255": 255}
 
 
