@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import gptoss_ref
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 from gptoss_ref.trace import Trace
@@ -71,7 +72,8 @@ def page(
         producer, policy = source.producer, source.policy or source.dtype_name or ""
     else:
         tokens, tokenizer = model.checked(source), tokenizer_for(config, model)
-        producer, policy = f"{model.backend.name} backend", model.policy.name
+        producer = f"gptoss_ref {gptoss_ref.__version__} {model.backend.name}"
+        policy = model.policy.name
     count = len(tokens)
     if token is not None and not 0 <= token < count:
         raise GptOssError(f"token is {token}: expected a position from 0 to {count - 1}")
