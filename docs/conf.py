@@ -23,12 +23,12 @@ copyright = "2026, The gptoss_ref authors"
 version = release = gptoss_ref.__version__
 
 extensions = [
+    "docstrings",
     "names",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
-    "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build", "_ext", "README.md", "inventories/README.md", "**/solutions/**"]

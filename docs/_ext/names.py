@@ -3,8 +3,6 @@
 Autodoc shows types as Python evaluates them: ``Array`` would read ``ndarray[tuple[Any, …], …]``.
 Here a signature is read from the source, each name in it as the module that uses it understands it.
 
-What a docstring indents is a formula or code: it is shown as written, not flowed together.
-
 One object has several names (``gptoss_ref.load`` is ``gptoss_ref.model.load``) and is described
 once, under one of them. A reference by any other name leads there too: it resolves if it is the
 same object.
@@ -29,7 +27,6 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
@@ -39,9 +36,6 @@ PACKAGE = "gptoss_ref"
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-signature", signature_as_written)
-    app.connect("autodoc-process-docstring", formulas_as_written, priority=400)
-    app.connect("autodoc-process-docstring", one_sentence, priority=600)  # after napoleon
-    app.connect("autodoc-process-docstring", fields_in_common, priority=700)
     app.connect("doctree-read", without_long_values)
     app.connect("missing-reference", same_object)
     app.add_directive("remaining-modules", RemainingModules)
@@ -220,54 +214,6 @@ def without_long_values(app: Sphinx, page: nodes.document) -> None:
             text = part.astext() if isinstance(part, addnodes.desc_annotation) else ""
             if len(text) > LONGEST_VALUE and text.lstrip().startswith("="):
                 signature.remove(part)
-
-
-# Docstrings
-
-PLAIN: dict[str, list[str]] = {}
-
-
-def formulas_as_written(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Makes a literal block of an indented one that follows a paragraph and an empty line."""
-    shown: list[str] = []
-    inside = False
-    for before, line in zip(["", *lines], lines, strict=False):
-        indented = line.startswith("    ")
-        above = next(filter(None, reversed(shown)), " ")
-        if indented and not before and not inside and above[0] not in " ." and above[-2:] != "::":
-            shown += [".. code-block:: text", ""]
-            inside = True
-        elif line and not indented:
-            inside = False
-        shown.append(line)
-    lines[:] = shown
-    if what in ("attribute", "data", "property"):
-        PLAIN[name] = shown
-
-
-def one_sentence(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Undoes what napoleon makes of "Scores held at a time: 64 MiB": a type and a description.
-
-    Its sections are processed, as those of a method.
-    """
-    if name in PLAIN:
-        lines[:] = GoogleDocstring(
-            PLAIN.pop(name), app.config, app, "method", name, obj, options
-        ).lines()
-
-
-def fields_in_common(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Keeps "left, taken: …" from being read as a field ``taken`` of the type ``left``."""
-    lines[:] = [
-        re.sub(r"(?<=^:ivar )\w+(, \w+)+(?=:)", lambda m: m[0].replace(", ", ","), line)
-        for line in lines
-    ]
 
 
 # Modules
