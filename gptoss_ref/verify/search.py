@@ -100,12 +100,13 @@ class Search:
         while left := self._diverging():
             tap = left[0]
             self._steps.say(f"what explains {tap}?")
-            explained, nearest = self._explain(tap)
+            kind = split(tap)[1]
+            explained, nearest = self._explain(tap, two=kind not in tried)
             if explained:
                 continue
-            kind = split(tap)[1]
             tried[kind] = tried.get(kind, 0) + 1
-            # A stage that nothing explains in two blocks is not searched in the others.
+            # A stage that nothing explains in two blocks is not searched in the others; and pairs,
+            # of which there are many, not in the second one.
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
         self._steps.say("what hides below the yardstick?")
@@ -143,15 +144,17 @@ class Search:
 
     # --- one divergence ---
 
-    def _explain(self, tap: str) -> tuple[bool, tuple[str, float] | None]:
-        """Explain a divergence by as few bugs as will do, else say what comes nearest.
+    def _explain(self, tap: str, *, two: bool) -> tuple[bool, tuple[str, float] | None]:
+        """Explain a divergence by one bug, or by ``two``, else say what comes nearest.
 
         In turn: one bug; one, after an exchange of what was taken before; two; two after that.
         """
         judged, options = self._alone(tap)
         done = self._accept(tap, judged) or self._accept_otherwise(tap)
-        done = done or self._accept(tap, self._together(tap, options))
-        if done or self._accept_otherwise(tap, together=True):
+        if two and not done:
+            done = self._accept(tap, self._together(tap, options))
+            done = done or self._accept_otherwise(tap, together=True)
+        if done:
             return True, None
         best = min(judged, key=lambda e: e.local.excess, default=None)
         if best is None or best.local.excess >= self.locals[tap].excess:
