@@ -145,7 +145,7 @@
           text(tokens[i]));
         element.classList.toggle("special", special.has(tokens[i]));
         element.classList.toggle("header", "body" in message && i < message.body);
-        element.setAttribute("aria-label", `${i}: ${text(tokens[i])}`);
+        element.setAttribute("aria-label", `${i}: ${visible(tokens[i])}`);
         elements.push(element);
         said.append(element);
         if (text(tokens[i]).endsWith("↵")) said.append(make("br"));
@@ -426,8 +426,11 @@
 
   // --- once ------------------------------------------------------------------------------------
 
-  byId("about").textContent =
-    `${count} tokens · ${layers} layers · ${heads} heads · ${facts.experts} experts · ${facts.policy}`;
+  const sizes = { token: count, layer: layers, head: heads, expert: facts.experts };
+  byId("about").textContent = [
+    ...Object.entries(sizes).map(([name, n]) => `${n.toLocaleString("en")} ${name}${n === 1 ? "" : "s"}`),
+    facts.policy,
+  ].join(" · ");
   byId("exact").textContent = `Computed by ${facts.producer}. Attention weights are rounded to 1/255,`
     + ` other fractions to 1/65535; sinks are exact to that.`;
   buildTokens();
