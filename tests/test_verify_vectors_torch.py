@@ -77,6 +77,17 @@ def mxfp4_decode(v: dict[str, Any]) -> dict[str, Any]:
     return {"values": decode(v["blocks"], v["scales"], frozenset())}
 
 
+def sampling(v: dict[str, Any]) -> dict[str, Any]:
+    """By masks of the logits, as samplers on a GPU do it."""
+    logits = v["logits"] / v["temperature"]
+    if 0 < v["top_k"] < len(logits):
+        logits = logits.masked_fill(logits < torch.topk(logits, v["top_k"]).values[-1], -torch.inf)
+    largest, order = torch.softmax(logits, -1).sort(descending=True)
+    before = largest.cumsum(-1) - largest  # the mass ahead of each
+    gone = torch.zeros_like(before, dtype=torch.bool).scatter(0, order, before >= v["top_p"])
+    return {"probabilities": torch.softmax(logits.masked_fill(gone, -torch.inf), -1)}
+
+
 def model(v: dict[str, Any]) -> dict[str, Any]:
     config, taps = load_checkpoint("tiny").config, dict[str, Any]()
     weights = load(tiny(), torch.float64, frozenset())
