@@ -14,13 +14,14 @@ from strategies import as_weights, random_arrays, random_tokens
 import gptoss_ref as gr
 
 
-def long_case(count: int = 5000, vocab_size: int = 11) -> tuple[Any, list[int]]:
-    """The model, of one layer and one head, and so many tokens."""
-    config = gr.ModelConfig(
-        num_hidden_layers=1, num_experts=3, experts_per_token=2, vocab_size=vocab_size,
-        hidden_size=32, intermediate_size=64, num_attention_heads=1, num_key_value_heads=1,
-        max_position_embeddings=8192,
-    )  # fmt: skip
+def long_case(count: int = 5000, **sizes: int) -> tuple[Any, list[int]]:
+    """The model, of one layer and one head unless told otherwise, and so many tokens."""
+    few = {
+        "num_hidden_layers": 1, "num_experts": 3, "experts_per_token": 2, "vocab_size": 11,
+        "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "max_position_embeddings": 8192,
+    }  # fmt: skip
+    config = gr.ModelConfig(**{**few, **sizes})
     model = gr.Model(config, as_weights(random_arrays(config, seed=7)), backend="numpy")
     return model, random_tokens(config, count, 8)
 

@@ -265,6 +265,9 @@ def test_it_fits_the_screen_and_can_be_read(
     page.viewport(width, height, phone=width < 500)
     page.scheme(scheme)
     assert page.run("document.documentElement.scrollWidth") == width
+    assert page.run("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#tokens'))") == 0
+    widths = page.run("[...document.querySelectorAll('.said')].map(e => e.offsetWidth)")
+    assert min(widths) > 0.8 * width  # nearly all of it for the tokens
     for layer in (1, 3, 4):
         page.click(f"#layers > :nth-child({layer + 1})")
         worst = page.run(CONTRAST)
@@ -359,6 +362,28 @@ def test_a_browser_that_cannot_inflate_is_told_so(
     browser.open(case[1], ready="document.querySelector('#failed')?.checkVisibility()")
     browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
     assert "needs a browser of 2023 or later" in browser.run("document.body.innerText")
+
+
+def test_many_layers_and_heads_fit_on_a_phone(browser: chromium.Browser, tmp_path: Path) -> None:
+    model, tokens = long_case(
+        20, num_hidden_layers=36, num_attention_heads=64, num_key_value_heads=8, num_experts=128
+    )
+    path = tmp_path / "deep.html"
+    inspector.write(path, inspector.page(model, tokens))
+    browser.viewport(360, 740, phone=True)
+    browser.open(path)
+    assert browser.run("document.documentElement.scrollWidth") == 360
+    # what stays in sight leaves room for what it is about
+    assert browser.run("document.querySelector('#prompt').offsetHeight") < 0.6 * 740
+    browser.press("Tab", "Tab", "Tab", "End")
+    assert chosen(browser)[1] == 35
+    left, right = browser.run(
+        "(b => [b.left, b.right])(document.activeElement.getBoundingClientRect())"
+    )
+    assert 0 <= left < right <= 360
+    browser.press("Tab", "End")
+    assert chosen(browser)[2] == 63
+    assert browser.complaints() == []
 
 
 def test_5000_tokens_stay_quick_and_narrow(browser: chromium.Browser, tmp_path: Path) -> None:
