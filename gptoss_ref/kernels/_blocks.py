@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_ref.kernels._jit import jit, jit_dot
+from gptoss_ref.kernels._jit import (
+    jit_dot,
+    jit_inner,
+)
 from gptoss_ref.kernels._math import bits_float, float_bits
 
 BLOCK = 32
@@ -26,7 +29,7 @@ SCALE_255 = {"nan": 0, "exponent": 1, "error": 2}
 """The numbers by which kernels know the meanings of a scale byte 255."""
 
 
-@jit
+@jit_inner
 def half_scale(byte: Any, scale_255: int) -> Any:
     """Half of a block's scale, 2^(byte − 128), which float32 holds exactly for every byte."""
     if byte >= 2:
@@ -36,7 +39,7 @@ def half_scale(byte: Any, scale_255: int) -> Any:
     return bits_float(np.int32(np.int32(0x00200000) << np.int32(byte)))
 
 
-@jit
+@jit_inner
 def doubled(code: Any) -> Any:
     """Twice the E2M1 value of a code 0 … 15, as float32, by arithmetic."""
     m = np.int32(code & np.int32(7))
@@ -46,7 +49,7 @@ def doubled(code: Any) -> Any:
     return bits_float(np.int32(float_bits(np.float32(d)) | sign))
 
 
-@jit
+@jit_inner
 def decode_block(blocks: Any, block: int, half: Any, out: Any, to: int) -> None:
     """The 32 values of one block, in their order, to out[to]."""
     for j in range(16):
@@ -72,7 +75,7 @@ def dot_float(
     return total
 
 
-@jit
+@jit_inner
 def largest_scale(scales: Any, start: int, count: int) -> int:
     """The largest scale byte of ``count`` blocks from ``start``.
 
@@ -85,7 +88,7 @@ def largest_scale(scales: Any, start: int, count: int) -> int:
     return int(largest)
 
 
-@jit
+@jit_inner
 def largest_bits(x: Any, at: int) -> Any:
     """The bits of the largest magnitude of a block of activations; NaN is above infinity."""
     largest = np.int32(0)

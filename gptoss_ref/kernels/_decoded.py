@@ -25,7 +25,9 @@ from numba.extending import intrinsic
 from gptoss_ref.kernels import _ir, _tiles
 from gptoss_ref.kernels._blocks import BLOCK, largest_scale
 from gptoss_ref.kernels._ir import i8, i16, i32, index
-from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels._jit import (
+    jit_inner,
+)
 
 ROWS = 32
 """Rows decoded at a time."""
@@ -69,7 +71,7 @@ def _decode_row(
     return types.void(blocks, scales, n, n, out, n), generate
 
 
-@jit
+@jit_inner
 def scratch_of(groups: int) -> Any:
     """Room for decoded rows, from a cache line on."""
     size = ROWS * groups * BLOCK
@@ -78,7 +80,7 @@ def scratch_of(groups: int) -> Any:
     return room[start : start + size]
 
 
-@jit
+@jit_inner
 def decoded(
     blocks: Any,
     scales: Any,

@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels._jit import (
+    jit,
+    jit_inner,
+)
 from gptoss_ref.kernels._pairs import SPARE
 from gptoss_ref.kernels._tiles import ROWS as TILE
 from gptoss_ref.numerics import Array
@@ -58,7 +61,7 @@ def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
     return Plan(order, starts, active[:n], tokens, positions, tiles, tile_tokens, tile_positions)
 
 
-@jit
+@jit_inner
 def _group(chosen: Any, order: Any, starts: Any, active: Any) -> int:
     """Sort slots by expert into the last three arguments; number of active experts, 0 if wrong."""
     count = starts.size - 1

@@ -48,8 +48,9 @@ from gptoss_ref.errors import GptOssError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-"""Of every kernel: the GIL is released, and a division by zero gives an infinity, as in NumPy."""
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+"""Of every kernel: the GIL is released, a division by zero gives an infinity, as in NumPy, and none
+is called from C."""
 
 DOT_PRODUCT = {"contract", "reassoc"}
 """Liberties of a dot product: fused multiply-add, and several partial sums. Never ``nnan`` or
@@ -84,6 +85,19 @@ def jit(function: F) -> F:
 def jit_dot(function: F) -> F:
     """A leaf that may reorder and fuse its sums of products."""
     return _compiled_lazily(function, fastmath=DOT_PRODUCT)
+
+
+def jit_inner(function: F, **options: Any) -> F:
+    """A part of kernels that only they call: its entry for Python, long to compile, is left out.
+
+    It is kept on disk in the kernels that contain it, not by itself.
+    """
+    return cast(F, numba.njit(**OPTIONS, no_cpython_wrapper=True, **options)(function))
+
+
+def jit_parallel_inner(function: F) -> F:
+    """A ``prange`` loop that only kernels call."""
+    return jit_inner(function, parallel=True)
 
 
 def jit_parallel(function: F) -> F:

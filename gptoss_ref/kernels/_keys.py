@@ -24,7 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from gptoss_ref.kernels._jit import jit, jit_parallel
+from gptoss_ref.kernels._jit import (
+    jit,
+    jit_inner,
+    jit_parallel_inner,
+)
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import WIDEST, pack, panel_width, tile
 from gptoss_ref.kernels._softmax import MASKED, soften
@@ -47,7 +51,7 @@ class Keys(NamedTuple):
     window: Any
 
 
-@jit
+@jit_inner
 def keys_of(k: Any, v: Any, q_positions: Any, k_positions: Any, window: int) -> Keys:
     """Of keys and values (S, K, C)."""
     blocks, size = (k_positions.size + KEYS - 1) // KEYS, k_positions.size
@@ -62,7 +66,7 @@ def keys_of(k: Any, v: Any, q_positions: Any, k_positions: Any, window: int) -> 
     return Keys(flat[0], flat[1], k.shape[1], k.shape[2], *where)
 
 
-@jit
+@jit_inner
 def visible(
     k_positions: Any, b: int, low: int, high: int, earliest: int, latest: int, window: int
 ) -> tuple[int, int]:
@@ -80,20 +84,20 @@ def visible(
     return at, end - at
 
 
-@jit
+@jit_inner
 def absorb(
     path: Any,
     scaled: Any,
-    scaled_at: int,
+    scaled_at: Any,
     keys: Keys,
-    first: int,
-    count: int,
+    first: Any,
+    count: Any,
     group: int,
     head: int,
     at: int,
     n: int,
     hidden: bool,
-    ahead: int,
+    ahead: Any,
     padded: int,
     scores: Any,
     panel: Any,
@@ -101,7 +105,7 @@ def absorb(
     top: Any,
     total: Any,
     mixed: Any,
-    row_at: int,
+    row_at: Any,
 ) -> None:
     """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of ``count`` queries of key/value ``head``.
 
@@ -142,7 +146,7 @@ def absorb(
             )  # fmt: skip
 
 
-@jit
+@jit_inner
 def _hide(
     scores: Any,
     q_positions: Any,
@@ -207,7 +211,7 @@ def mix_parallel(
     _mix_parallel(path, q, keys, sinks, per_task, scale, out, tasks, n)
 
 
-@jit_parallel
+@jit_parallel_inner
 def _mix_parallel(
     path: Any,
     q: Any,
@@ -224,7 +228,7 @@ def _mix_parallel(
         _mix(path, q, keys, sinks, per_task, scale, out, start, stop)
 
 
-@jit
+@jit_inner
 def _mix(
     path: Any,
     q: Any,
@@ -240,6 +244,7 @@ def _mix(
     group, width = heads // keys.heads, panel_width(path)
     padded = -(-channels // WIDEST) * WIDEST  # channels of a row of results, rounded up to panels
     most, q_positions = per_task * group, keys.q_positions
+    none = np.int64(0)  # a literal would be a type of its own, and ``absorb`` compiled for it
     scaled = np.empty(most * channels, np.float32)
     scores = np.empty(most * KEYS, np.float32)
     panel = np.empty(channels * width, np.float32)
@@ -266,8 +271,8 @@ def _mix(
             if n:
                 hidden = high > earliest or latest - low >= keys.window
                 absorb(
-                    path, scaled, 0, keys, first, count, group, head, at, n, hidden, 0, padded,
-                    scores, panel, copied, top, total, mixed, 0,
+                    path, scaled, none, keys, first, count, group, head, at, n, hidden, none,
+                    padded, scores, panel, copied, top, total, mixed, none,
                 )  # fmt: skip
         for row in range(count * group):
             t, h = first + row // group, head * group + row % group

@@ -9,7 +9,11 @@ from numba import prange
 
 from gptoss_ref.kernels._blocks import BLOCK
 from gptoss_ref.kernels._groups import Plan, plan_of
-from gptoss_ref.kernels._jit import jit, jit_parallel
+from gptoss_ref.kernels._jit import (
+    jit,
+    jit_inner,
+    jit_parallel_inner,
+)
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._pairs import ROWS
 from gptoss_ref.kernels._product import (
@@ -69,7 +73,7 @@ def mixture_parallel(*arguments: Any) -> None:
     _stages_parallel(call, plan, first, second, given, hidden, rooms, arguments[-1])
 
 
-@jit
+@jit_inner
 def _begun(
     path: Any,
     mode: int,
@@ -107,7 +111,7 @@ def _begun(
     return call, plan, first, second, given, hidden, rooms
 
 
-@jit
+@jit_inner
 def _stage(
     stage: int,
     call: _Call,
@@ -121,17 +125,18 @@ def _stage(
     n: Any,
 ) -> None:
     """Part ``part`` of ``n`` of a stage: 1 and 3 are the sets of tasks, 0 and 2 ready them."""
-    if stage == 0:
-        split_tiles(call.path, call.mode, given.x, plan.tile_tokens, rooms.given, part, n)
-    elif stage == 1:
-        _first(call, plan, first, given, rooms.given, hidden, part, n)
-    elif stage == 2:
-        split_tiles(call.path, call.mode, hidden.x, plan.tile_positions, rooms.hidden, part, n)
+    last = stage >= 2  # the second matrices
+    inputs, split = (hidden, rooms.hidden) if last else (given, rooms.given)
+    if stage % 2 == 0:
+        of = plan.tile_positions if last else plan.tile_tokens
+        split_tiles(call.path, call.mode, inputs.x, of, split, part, n)
     else:
-        _second(call, plan, second, hidden, rooms.hidden, part, n)
+        of = plan.positions if last else plan.tokens
+        stored = second if last else first
+        _tasks(last, call, plan, stored, inputs, of, split, hidden, part, n)
 
 
-@jit_parallel
+@jit_parallel_inner
 def _stages_parallel(
     call: _Call,
     plan: Plan,
@@ -149,84 +154,77 @@ def _stages_parallel(
                 _stage(stage, call, plan, first, second, given, hidden, rooms, p, n)
 
 
-@jit
-def _first(
+@jit_inner
+def _tasks(
+    last: bool,
     call: _Call,
     plan: Plan,
     stored: Stored,
     inputs: Inputs,
+    of: Any,
     split: Any,
     hidden: Inputs,
     part: int,
     n: int,
 ) -> None:
-    """Part ``part`` of ``n`` of the tasks of the first matrices; ``hidden`` is written."""
-    bias, order = call.first_bias, plan.order
-    doubled = bias.shape[1]
-    inner, groups = doubled // 2, call.x.shape[1] // BLOCK
-    tasks = doubled // ROWS
-    sums, scratch = room(order.size, inputs, groups)
+    """Part ``part`` of ``n`` of the tasks of the first or the ``last`` matrices.
+
+    One function for both, so that the products are compiled once.
+    """
+    bias = call.second_bias if last else call.first_bias
+    outputs, groups = bias.shape[1], inputs.x.size // inputs.beyond.size // BLOCK
+    tasks = (outputs + ROWS - 1) // ROWS
+    sums, scratch = room(plan.order.size, inputs, groups)
+    begin, end = part * tasks // n * ROWS, min((part + 1) * tasks // n * ROWS, outputs)
+    if last:
+        call.out[:, begin:end] = np.float32(0.0)
     for e in plan.active:
         at, count = plan.starts[e], plan.starts[e + 1] - plan.starts[e]
-        for task in range(part * tasks // n, (part + 1) * tasks // n):
-            row = task * ROWS
+        for row in range(begin, end, ROWS):
+            rows = min(ROWS, outputs - row)
             if not product(
-                call.path, stored, (e * doubled + row) * groups, ROWS, groups, inputs,
-                plan.tokens, at, split, plan.tiles[e], count, sums, scratch,
+                call.path, stored, (e * outputs + row) * groups, rows, groups, inputs,
+                of, at, split, plan.tiles[e], count, sums, scratch,
             ):  # fmt: skip
                 call.state[0] = REFUSED
                 return
             for m in range(count):
-                to = (at + m) * inner + task * BLOCK
                 # slices: an index that is a sum might be negative, which LLVM does not vectorise
-                gate_up, block = sums[m * ROWS : (m + 1) * ROWS], hidden.x[to : to + BLOCK]
-                _add_bias(gate_up, bias[e, row : row + ROWS])
-                for j in range(BLOCK):
-                    gate, up = gate_up[2 * j], gate_up[2 * j + 1]
-                    block[j] = activated(gate, up, call.alpha, call.limit)
-                if call.shown.size:
-                    shown, column = call.shown[order[at + m]], doubled + task * BLOCK
-                    shown[row : row + ROWS] = gate_up
-                    shown[column : column + BLOCK] = block
-                keep(call.path, hidden, at + m, task, inner // BLOCK)
-
-
-@jit
-def _second(
-    call: _Call, plan: Plan, stored: Stored, inputs: Inputs, split: Any, part: int, n: int
-) -> None:
-    """Part ``part`` of ``n`` of the tasks of the second matrices; the result is written."""
-    bias, order, out = call.second_bias, plan.order, call.out
-    width = bias.shape[1]
-    groups = inputs.x.size // order.size // BLOCK
-    per_token = order.size // out.shape[0]
-    tasks = (width + ROWS - 1) // ROWS
-    sums, scratch = room(order.size, inputs, groups)
-    begin, end = part * tasks // n * ROWS, min((part + 1) * tasks // n * ROWS, width)
-    out[:, begin:end] = np.float32(0.0)
-    for e in plan.active:
-        at, count = plan.starts[e], plan.starts[e + 1] - plan.starts[e]
-        for first in range(begin, end, ROWS):
-            rows = min(ROWS, width - first)
-            if not product(
-                call.path, stored, (e * width + first) * groups, rows, groups, inputs,
-                plan.positions, at, split, plan.tiles[e], count, sums, scratch,
-            ):  # fmt: skip
-                call.state[0] = REFUSED
-                return
-            for m in range(count):
-                slot = order[at + m]
-                answer = sums[m * ROWS : m * ROWS + rows]
-                _add_bias(answer, bias[e, first : first + rows])
-                if call.shown.size:
-                    column = call.shown.shape[1] - width + first
-                    call.shown[slot, column : column + rows] = answer
-                weight, result = call.weights[slot], out[slot // per_token, first : first + rows]
+                total, b = sums[m * ROWS : m * ROWS + rows], bias[e, row : row + rows]
                 for r in range(rows):
-                    result[r] += weight * answer[r]
+                    total[r] += widen(b[r])
+                if last:
+                    _answer(call, plan.order[at + m], row, total)
+                else:
+                    _activate(call, plan.order[at + m], row, total, hidden, at + m)
 
 
-@jit
-def _add_bias(total: Any, bias: Any) -> None:
-    for i in range(total.size):
-        total[i] += widen(bias[i])
+@jit_inner
+def _activate(
+    call: _Call, slot: int, row: int, gate_up: Any, hidden: Inputs, position: int
+) -> None:
+    """Gate and up from ``row`` on: the activations that are one block of the second input."""
+    doubled = call.first_bias.shape[1]
+    inner, column = doubled // 2, row // 2
+    to = position * inner + column
+    block = hidden.x[to : to + BLOCK]
+    for j in range(BLOCK):
+        block[j] = activated(gate_up[2 * j], gate_up[2 * j + 1], call.alpha, call.limit)
+    if call.shown.size:
+        shown = call.shown[slot]
+        shown[row : row + ROWS] = gate_up
+        shown[doubled + column : doubled + column + BLOCK] = block
+    keep(call.path, hidden, position, column // BLOCK, inner // BLOCK)
+
+
+@jit_inner
+def _answer(call: _Call, slot: int, row: int, answer: Any) -> None:
+    """An expert's answer from ``row`` on, times its weight, onto the token's result."""
+    tokens, width = call.out.shape
+    if call.shown.size:
+        column = call.shown.shape[1] - width + row
+        call.shown[slot, column : column + answer.size] = answer
+    token, weight = slot // (call.weights.size // tokens), call.weights[slot]
+    result = call.out[token, row : row + answer.size]
+    for r in range(answer.size):
+        result[r] += weight * answer[r]

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from gptoss_ref.kernels._jit import jit, jit_parallel
+from gptoss_ref.kernels._jit import (
+    jit,
+    jit_inner,
+    jit_parallel_inner,
+)
 from gptoss_ref.kernels._keys import KEYS, Keys, absorb, keys_of, visible
 from gptoss_ref.kernels._math import exp, widen
 from gptoss_ref.kernels._panels import WIDEST, panel_width
@@ -27,7 +31,7 @@ class _Sums(NamedTuple):
     mixed: Any
 
 
-@jit
+@jit_inner
 def _one_begun(
     q: Any, k: Any, v: Any, q_positions: Any, k_positions: Any, window: int, scale: Any, size: int
 ) -> Any:
@@ -84,7 +88,7 @@ def mix_one_parallel(
     _merge(sinks, sums.top, sums.total, sums.mixed, out)
 
 
-@jit_parallel
+@jit_parallel_inner
 def _chunks_parallel(
     path: Any, scaled: Any, keys: Keys, size: int, sums: _Sums, tasks: int, n: int
 ) -> None:
@@ -93,7 +97,7 @@ def _chunks_parallel(
         _chunks(path, scaled, keys, size, sums, start, stop)
 
 
-@jit
+@jit_inner
 def _chunks(
     path: Any, scaled: Any, keys: Keys, size: int, sums: _Sums, start: Any, stop: Any
 ) -> None:
@@ -101,6 +105,7 @@ def _chunks(
     channels, p = keys.channels, keys.q_positions[0]
     heads, width = scaled.size // channels, panel_width(path)
     group, padded = heads // keys.heads, -(-channels // WIDEST) * WIDEST
+    first, one = np.int64(0), np.int64(1)  # no literals, as in ``_mix``
     scores = np.empty(group * KEYS, np.float32)
     panel = np.empty(channels * width, np.float32)
     copied = np.zeros(KEYS * padded if padded != channels else 0, np.float32)
@@ -115,13 +120,13 @@ def _chunks(
                 hidden = high > p or p - low >= keys.window
                 for head in range(keys.heads):
                     absorb(
-                        path, scaled, head * group * channels, keys, 0, 1, group, head, at, n,
+                        path, scaled, head * group * channels, keys, first, one, group, head, at, n,
                         hidden, KEYS * keys.heads * channels, padded, scores, panel, copied,
                         sums.top, sums.total, sums.mixed, chunk * heads + head * group,
                     )  # fmt: skip
 
 
-@jit
+@jit_inner
 def _merge(sinks: Any, top: Any, total: Any, mixed: Any, out: Any) -> None:
     """Fold the sums of all chunks, in order, and the sink into the result ``out`` (H·C)."""
     heads = sinks.size

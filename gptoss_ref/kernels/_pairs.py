@@ -28,7 +28,10 @@ from numba.extending import intrinsic
 from gptoss_ref.kernels import _ir
 from gptoss_ref.kernels._blocks import BLOCK
 from gptoss_ref.kernels._ir import f32, i8, i16, i32, index
-from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels._jit import (
+    jit,
+    jit_inner,
+)
 from gptoss_ref.kernels._math import bits_float, float_bits
 
 ROWS = 64
@@ -42,7 +45,7 @@ _UNIT = np.float32(1 / (32767 * 1024))  # 1024: 256 of the high byte, 2 of d, 2 
 _DOUBLED = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 
-@jit
+@jit_inner
 def pair_block(x: Any, at: int, largest: Any, q: Any, factors: Any, to: int) -> None:
     """Round the 32 activations at x[at] to int16, as block number ``to`` of ``q``.
 

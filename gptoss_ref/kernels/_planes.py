@@ -33,7 +33,10 @@ from numba.extending import intrinsic
 from gptoss_ref.kernels import _ir
 from gptoss_ref.kernels._blocks import BLOCK
 from gptoss_ref.kernels._ir import Value, f32, i8, i16, i32, index
-from gptoss_ref.kernels._jit import cpu_features, jit
+from gptoss_ref.kernels._jit import (
+    cpu_features,
+    jit_inner,
+)
 from gptoss_ref.kernels._math import bits_float
 
 PLANES = 3
@@ -53,7 +56,7 @@ def group_bytes(n: int) -> int:
     return 4 * vector_bytes(n) + 16 * n
 
 
-@jit
+@jit_inner
 def plane_block(n: int, x: Any, at: int, largest: Any, planes: Any, to: int, g: int) -> None:
     """Keep the 32 activations at x[at] as block ``g`` of the row that begins at planes[to].
 

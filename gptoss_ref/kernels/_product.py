@@ -38,6 +38,7 @@ from gptoss_ref.kernels._jit import (
     PATH_TYPES,
     cpu_features,
     jit,
+    jit_inner,
     path_name,
     tiles,
 )
@@ -128,7 +129,7 @@ def mode_of(tokens: int, width: int) -> int:
     return PAIRS if width >= WIDE else FEW
 
 
-@jit
+@jit_inner
 def inputs_of(path: Any, mode: int, x: Any, rows: int) -> Inputs:
     """Room for the rows ``x``, flat (R, M), to be filled by ``keep``: nothing is computed here."""
     groups = x.size // rows // BLOCK
@@ -171,7 +172,7 @@ def kept(path: Any, mode: int, x: Any, rows: int) -> Inputs:
     return inputs
 
 
-@jit
+@jit_inner
 def split_room(mode: int, rows: int, groups: int) -> Any:
     """Room for ``rows`` (whole tiles) of activations as ``split_tiles`` leaves them, if needed."""
     words = rows // _tiles.ROWS * groups * _tiles.STEP_WORDS if mode == TILES else 0
@@ -203,7 +204,7 @@ def _on_tiles(path: Any) -> bool:
     return path is PATH_TYPES["avx512"] and cpu_features() >= NEEDS["amx"]
 
 
-@jit
+@jit_inner
 def keep(path: Any, inputs: Inputs, row: int, g: int, groups: int) -> None:
     """Block ``g`` of row ``row``, of ``groups`` blocks, has its activations: keep their form."""
     at = (row * groups + g) * BLOCK
@@ -235,7 +236,7 @@ def _keep_planes_on(path: Any, *others: Any) -> Any:
     return vectors
 
 
-@jit
+@jit_inner
 def room(tokens: int, inputs: Inputs, groups: int) -> Any:
     """Scratch of ``product`` for up to so many tokens: sums, and decoded rows."""
     sums = np.empty((tokens + 32) * ROWS, np.float32)
@@ -289,7 +290,7 @@ def product(
     return True
 
 
-@jit
+@jit_inner
 def refused(stored: Stored, block: int, count: int) -> bool:
     """Whether ``count`` blocks have a scale byte 255, and it is an error."""
     refuse = stored.scale_255 == _REFUSE_255
@@ -349,7 +350,7 @@ def _product(path: Any, *others: Any) -> Any:
     return vectors
 
 
-@jit
+@jit_inner
 def _no_tiles(
     blocks: Any,
     scales: Any,

@@ -30,7 +30,13 @@ from numba import prange
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _tiles
 from gptoss_ref.kernels._arrays import EMPTY, check_policy, values, vector_of, weight_of
-from gptoss_ref.kernels._jit import current_path, jit, jit_parallel, tiles
+from gptoss_ref.kernels._jit import (
+    current_path,
+    jit,
+    jit_inner,
+    jit_parallel,
+    tiles,
+)
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import dot, pack, panel_width, tile
 from gptoss_ref.kernels.mxfp4 import matmul
@@ -227,7 +233,7 @@ def _rows(
     _some_rows(path, x, weight_3, bias_3, y_3, first - before, last - before)
 
 
-@jit
+@jit_inner
 def _some_rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, first: int, last: int) -> None:
     """y[n] of one matrix for ``first`` ≤ n < ``last``, where there are such rows."""
     inputs = x.size
@@ -313,7 +319,7 @@ def _panels_parallel(
         _panels(path, x, weight, by_column, bias, y, t * tasks // n, (t + 1) * tasks // n)
 
 
-@jit
+@jit_inner
 def _pack_columns(
     weight: Any, first: int, k: int, outputs: int, rows: int, depth: int, width: int, panel: Any
 ) -> None:
