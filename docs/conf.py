@@ -31,7 +31,14 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "_ext", "README.md", "inventories/README.md", "**/solutions/**"]
+exclude_patterns = [
+    "_build",
+    "jupyter_execute",
+    "_ext",
+    "README.md",
+    "inventories/README.md",
+    "**/solutions/**",
+]
 nitpicky = True
 default_role = "code"
 
