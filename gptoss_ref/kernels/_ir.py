@@ -113,7 +113,7 @@ NEAR, FAR = 1024, 4096
 """Bytes ahead of a row's reading that are asked for: into the first cache, and into the second.
 
 Requests into the first cache alone are too few at a time to keep the memory busy: a product read
-at 0.83 of what a plain reading loop reads, and with both at 0.98 (two cores, large pages)."""
+at 0.84 of what a plain reading loop reads, and with both at 0.98 (two cores, large pages)."""
 
 
 def prefetch_stream(builder: ir.IRBuilder, pointer: Value, offset: Value, size: int) -> None:
