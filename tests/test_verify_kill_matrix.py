@@ -80,6 +80,11 @@ def test_two_bugs_that_hide_each_other(pair: tuple[str, str]) -> None:
     check(Case("pair", pair, "random", "float32"))
 
 
+def test_one_bug_is_no_shadow_of_two() -> None:
+    """Sinks of 0 for all heads are near sinks that are scaled down, as far as bfloat16 tells."""
+    check(Case("pair", ("sinks-dropped", "padding-attended"), "random", "bfloat16"))
+
+
 @pytest.mark.parametrize("rewriting", HARMLESS)
 def test_rewritings_are_not_accused(rewriting: str) -> None:
     check(Case("rewriting", (rewriting,), "random", "float32"))

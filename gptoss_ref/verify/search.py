@@ -35,6 +35,10 @@ Item = TypeVar("Item")
 JUDGED = 12
 """Candidates that are judged with a yardstick of their own, the nearest ones."""
 
+SURE, CLEARLY = 0.4, 3.0
+"""A bug that leaves more of what rounding explains than so much may be the shadow of two others,
+which are looked for, and taken if they leave so many times less."""
+
 EXCHANGED = 3
 """Explanations taken before that are exchanged for their likes where nothing else will do."""
 
@@ -150,6 +154,10 @@ class Search:
         In turn: one bug; one, after an exchange of what was taken before; two; two after that.
         """
         judged, options = self._alone(tap)
+        least = min((e.local.excess for e in judged), default=1.0)
+        if two and SURE < least <= 1:
+            both = self._together(tap, options)
+            judged = [e for e in both if CLEARLY * e.local.excess < least] or judged
         done = self._accept(tap, judged) or self._accept_otherwise(tap)
         if two and not done:
             done = self._accept(tap, self._together(tap, options))
