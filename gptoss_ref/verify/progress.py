@@ -28,7 +28,7 @@ class Steps:
         self._done, self._ahead, self._what = 0, ahead, ""
 
     def expect(self, more: int) -> None:
-        """So many steps more are to come (fewer, if negative)."""
+        """So many steps more are to come."""
         self._ahead += more
 
     def say(self, what: str) -> None:
