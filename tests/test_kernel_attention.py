@@ -122,6 +122,25 @@ def test_nan_and_infinity_propagate(path: str, value: float, where: str) -> None
 
 
 @EVERY_PATH
+@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize("sink", [0.0, -np.inf])
+@pytest.mark.parametrize("where", ["query", "only key", "key in a block of its own"])
+def test_keys_that_score_nan_are_not_taken_for_unseen(
+    path: str, where: str, sink: float, queries: int
+) -> None:
+    q, k, v, _, q_at, k_at = case(9, queries, 257, (2, 3, 10))
+    sinks = np.full(6, sink, np.float32)
+    window = 1 if where == "only key" else None
+    (q if where == "query" else k)[-1, 1, 4] = np.nan
+    with instructions(path):
+        ours = kernels.attention(q, k, v, sinks, q_at, k_at, window)
+    with np.errstate(invalid="ignore"):
+        theirs = layers.attention(q, k, v, sinks, q_at, k_at, window, policy=FLOAT64)
+    assert np.isnan(theirs).any()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@EVERY_PATH
 def test_sink_of_minus_infinity_is_no_sink(path: str) -> None:
     q, k, v, _, q_at, k_at = case(4, 3, 140, (2, 3, 10))
     none = np.full(6, -np.inf, np.float32)

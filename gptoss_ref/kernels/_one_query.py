@@ -137,7 +137,7 @@ def _merge(sinks: Any, top: Any, total: Any, mixed: Any, out: Any) -> None:
         sum_ = np.float32(1.0 if most < np.inf else np.nan)
         out[h * channels : (h + 1) * channels] = np.float32(0.0)
         for row in range(h, top.size, heads):
-            if top[row] == MASKED:  # nothing was visible
+            if total[row] == 0:  # nothing was visible; where scores were NaN the total is NaN
                 continue
             after = most if most > top[row] else top[row]
             old, new = exp(np.float32(most - after)), exp(np.float32(top[row] - after))

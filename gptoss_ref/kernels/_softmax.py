@@ -44,7 +44,8 @@ def soften(
 
     With m the largest of top[row_at + r] and the row's scores: scores[r · stride + j] becomes
     e^(score − m); ``total`` and the row of ``mixed`` are multiplied by e^(top − m), and the weights
-    added to ``total``; ``top`` becomes m. All −∞: weights are 0.
+    added to ``total``; ``top`` becomes m. All −∞: weights are 0. NaN among them makes ``total``
+    NaN, and leaves ``top`` to the others.
 
     Args:
         stride: of the rows of scores, a multiple of 16; what is beyond ``n`` may be overwritten.
@@ -55,13 +56,11 @@ def soften(
         most = top[row]
         for j in range(at, at + n):
             most = scores[j] if scores[j] > most else most
-        if most == MASKED:
-            scores[at : at + n] = np.float32(0.0)
-            continue
-        factor = exp(np.float32(top[row] - most))
+        base = np.float32(0.0) if most == MASKED else most  # −∞ − 0: no weight; NaN stays NaN
+        factor = exp(np.float32(top[row] - base))
         sum_ = np.float32(0.0)
         for j in range(at, at + n):
-            scores[j] = exp(np.float32(scores[j] - most))
+            scores[j] = exp(np.float32(scores[j] - base))
             sum_ += scores[j]
         top[row], total[row] = most, total[row] * factor + sum_
         for c in range(row * width, (row + 1) * width):
