@@ -256,3 +256,24 @@ def test_an_exchanged_linear_layer_computes_several_too() -> None:
     x, weight = np.ones((1, 8), np.float32), np.ones((4, 8), np.float32)
     backend.linears(x, [(weight, None)] * 3, policy=FLOAT32)
     assert calls == [(4, 8)] * 3
+
+
+def test_mxfp4_blocks_that_do_not_fit_their_scales() -> None:
+    """Never read beyond their end, wherever they are used."""
+    x, one = np.ones((1, 32), np.float32), np.ones((1, 1))
+    blocks, scales = np.zeros((3, 1, 16), np.uint8), np.full((64, 1), 127, np.uint8)
+    fitting = MXFP4(np.zeros((64, 1, 16), np.uint8), scales)
+    for wrong, message in (
+        (MXFP4(blocks, scales, "mine"), r"mine.*\(3, 1, 16\).*\(64, 1\)"),
+        (MXFP4(blocks[::2], scales, "mine"), r"mine.*\(2, 1, 16\).*\(64, 1\)"),
+        (MXFP4(fitting.blocks.astype(np.int64), scales, "mine"), "mine.*int64.*uint8"),
+        (MXFP4(fitting.blocks, scales.astype(np.int16), "mine"), "mine.*int16.*uint8"),
+    ):
+        with pytest.raises(GptOssError, match=message):
+            kernels.linear(x, wrong)
+        w1, w2 = (MXFP4(w.blocks[None], w.scales[None], w.name) for w in (wrong, fitting))
+        with pytest.raises(GptOssError, match="mine"):
+            kernels.experts(
+                x, np.zeros((1, 1), np.int64), one, w1, np.zeros((1, 64)), w2[:, :32],
+                np.zeros((1, 32)),
+            )  # fmt: skip

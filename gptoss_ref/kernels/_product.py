@@ -59,6 +59,7 @@ _REFUSE_255 = SCALE_255["error"]
 _TOO_LARGE = np.float32(2.0**48).view(np.int32)
 _TOO_SMALL = np.float32(2.0**-60).view(np.int32)
 _INFINITY = np.float32(np.inf)
+_BYTE = np.dtype(np.uint8)
 _BLOCKS = {PATH_TYPES["avx512"]: 4, PATH_TYPES["avx2"]: 2}  # of a vector
 
 
@@ -85,9 +86,20 @@ def stored_of(weight: MXFP4) -> Stored | None:
     """``weight`` as kernels take it, or None if it is not contiguous.
 
     Raises:
-        GptOssError: an unknown ``scale_255``.
+        GptOssError: blocks that do not fit the scales, other arrays than of bytes, or an unknown
+            ``scale_255``.
     """
     blocks, scales = weight.blocks, weight.scales
+    if blocks.shape != (*scales.shape, BLOCK // 2):
+        raise GptOssError(
+            f"{weight.name}: MXFP4 blocks of shape {blocks.shape} do not fit scales of shape "
+            f"{scales.shape}: expected {(*scales.shape, BLOCK // 2)}"
+        )
+    if blocks.dtype != _BYTE or scales.dtype != _BYTE:
+        raise GptOssError(
+            f"{weight.name}: MXFP4 blocks of {blocks.dtype} and scales of {scales.dtype}: "
+            f"expected uint8"
+        )
     if not (blocks.flags.c_contiguous and scales.flags.c_contiguous):
         return None
     return Stored(_read_only(blocks), _read_only(scales), scale_255_code(weight.scale_255))
