@@ -168,6 +168,15 @@ def test_awkward_arrays_give_the_same(path: str) -> None:
         assert kernels.attention(q[:0], k, v, sinks, q_at[:0], k_at).shape == (0, 60)
 
 
+def test_a_window_of_no_keys_is_refused() -> None:
+    q, k, v, sinks, q_at, k_at = case(6, 3, 20, (2, 3, 10))
+    for window in (0, -3):
+        with pytest.raises(GptOssError, match=f"window of {window} keys: expected 1 or more"):
+            kernels.attention(q, k, v, sinks, q_at, k_at, window)
+        with pytest.raises(GptOssError, match="expected 1 or more"):
+            kernels.attention_weights(q, k, sinks, q_at, k_at, window)
+
+
 def test_errors() -> None:
     q, k, v, sinks, q_at, k_at = case(6, 3, 20, (2, 3, 10))
     with pytest.raises(GptOssError, match="positions"):

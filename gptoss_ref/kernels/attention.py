@@ -57,14 +57,14 @@ def attention(
         (T, H*C) float32.
 
     Raises:
-        GptOssError: another policy, or shapes that do not fit.
+        GptOssError: another policy, shapes that do not fit, or a window below 1.
     """
     q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
     if v.shape != k.shape:
         raise GptOssError(f"attention: values of shape {v.shape}: expected {k.shape}, as the keys")
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
     out = np.empty((queries, heads * channels), np.float32)
-    where = (k, values(v), sinks, q_positions, k_positions, window or _NO_WINDOW)
+    where = (k, values(v), sinks, q_positions, k_positions, _reach(window))
     scale = np.float32(1 / math.sqrt(channels))
     reach = keys if window is None else min(keys, window + queries)
     work = 2 * q.size * reach
@@ -80,6 +80,15 @@ def attention(
         many = (q, *where, per_task, scale, out)
         run(mix, mix_parallel, tasks, work, current_path(), *many)
     return out
+
+
+def _reach(window: int | None) -> int:
+    """The window as a number."""
+    if window is None:
+        return _NO_WINDOW
+    if window < 1:
+        raise GptOssError(f"attention: a window of {window} keys: expected 1 or more, or None")
+    return int(window)
 
 
 def _checked(
@@ -123,7 +132,7 @@ def attention_weights(
     weights = np.empty((q.shape[1], len(q), len(k)), np.float32)
     _weights(
         *(current_path(), q.reshape(-1), k.reshape(-1), k.shape[1], q.shape[2], sinks),
-        *(q_positions, k_positions, window or _NO_WINDOW, weights),
+        *(q_positions, k_positions, _reach(window), weights),
     )
     return weights
 
