@@ -277,3 +277,42 @@ def test_mxfp4_blocks_that_do_not_fit_their_scales() -> None:
                 x, np.zeros((1, 1), np.int64), one, w1, np.zeros((1, 64)), w2[:, :32],
                 np.zeros((1, 32)),
             )  # fmt: skip
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_infinite_weights(path: str, tokens: int) -> None:
+    """Infinities of either sign, as in the layer, also where activations are exact bfloat16."""
+    rng = np.random.default_rng(10)
+    x = gaussian(rng, tokens, 64)
+    x[tokens // 2] = np.round(x[tokens // 2] * 8) / 8 + 0.0625
+    w = gaussian(rng, 70, 64)
+    w[3, 5], w[40, 60], w[69, 0], w[50, :2] = np.inf, -np.inf, np.inf, [np.inf, -np.inf]
+    weight = bits(w)
+    with instructions(path):
+        ours = kernels.linear(x, weight)
+    with np.errstate(invalid="ignore"):
+        theirs = layers.linear(x, weight, policy=FLOAT64)
+    assert np.isinf(theirs).any()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_mxfp4_blocks_that_do_not_fit_their_scales() -> None:
+    """Never read beyond their end, wherever they are used."""
+    x, one = np.ones((1, 32), np.float32), np.ones((1, 1))
+    blocks, scales = np.zeros((3, 1, 16), np.uint8), np.full((64, 1), 127, np.uint8)
+    fitting = MXFP4(np.zeros((64, 1, 16), np.uint8), scales)
+    for wrong, message in (
+        (MXFP4(blocks, scales, "mine"), r"mine.*\(3, 1, 16\).*\(64, 1\)"),
+        (MXFP4(blocks[::2], scales, "mine"), r"mine.*\(2, 1, 16\).*\(64, 1\)"),
+        (MXFP4(fitting.blocks.astype(np.int64), scales, "mine"), "mine.*int64.*uint8"),
+        (MXFP4(fitting.blocks, scales.astype(np.int16), "mine"), "mine.*int16.*uint8"),
+    ):
+        with pytest.raises(GptOssError, match=message):
+            kernels.linear(x, wrong)
+        w1, w2 = (MXFP4(w.blocks[None], w.scales[None], w.name) for w in (wrong, fitting))
+        with pytest.raises(GptOssError, match="mine"):
+            kernels.experts(
+                x, np.zeros((1, 1), np.int64), one, w1, np.zeros((1, 64)), w2[:, :32],
+                np.zeros((1, 32)),
+            )  # fmt: skip

@@ -38,8 +38,20 @@ def values(x: Array) -> Array:
 
 
 def positions_of(positions: Array) -> Array:
-    """Positions or token ids as a contiguous, writable int64 array."""
+    """Positions or token ids as a contiguous, writable int64 array.
+
+    Raises:
+        GptOssError: they are not integers.
+    """
+    positions = np.asarray(positions)
+    if positions.dtype.kind not in "iu" and positions.size:
+        raise GptOssError(f"{positions.dtype} positions or token ids: expected integers")
     return np.require(positions, np.int64, ["C", "A", "W"])
+
+
+def is_bits(weight: Array) -> bool:
+    """Whether a stored array is of bfloat16 bits, in either order of bytes."""
+    return weight.dtype.kind == "u" and weight.dtype.itemsize == 2
 
 
 def weight_of(weight: Array) -> Array | None:
@@ -74,6 +86,6 @@ def matrix_of(matrix: Array) -> Array:
     """
     whole = weight_of(matrix)
     if whole is None:
-        whole = np.array(matrix, np.uint16 if matrix.dtype == np.uint16 else np.float32, order="C")
+        whole = np.array(matrix, np.uint16 if is_bits(matrix) else np.float32, order="C")
         whole.flags.writeable = False
     return whole

@@ -10,7 +10,8 @@ are split into **planes**, bfloat16 numbers that add up to the float32 number ex
 since each takes 8 of the 24 bits. Three products with exact factors take the place of one, so the
 error is that of a float32 sum: within n · 2⁻²⁴ of Σ |w·x|, below 1e-6 relative L2. Numbers below
 2⁻¹²⁶ count as zero, which costs x below 2⁻¹⁰⁸ some of its last bits. Infinities and NaN are in
-``hi``, with zeros behind them.
+``hi``, with zeros behind them. An infinite *weight* gives NaN where planes have other signs or are
+zero: ``linear`` computes again without tiles what has a NaN.
 
 ``configured`` tiles hold state of the thread: a kernel calls ``configure`` before its first product
 and ``release`` after the last. None of this runs where ``_jit.tiles()`` is False.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, positions_of, weight_of
+from gptoss_ref.kernels._arrays import check_policy, is_bits, positions_of, weight_of
 from gptoss_ref.kernels._jit import jit
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
@@ -21,7 +21,7 @@ def embedding(tokens: Array, weight: Array, *, policy: Policy = FLOAT32) -> Arra
     """Rows of ``weight`` (V, D) for ``tokens`` (T,) ints in [0, V): (T, D) float32.
 
     Raises:
-        GptOssError: another policy, or a token that is no row.
+        GptOssError: another policy, or a token that is no integer or no row.
     """
     check_policy(policy)
     tokens = positions_of(tokens)
@@ -31,8 +31,7 @@ def embedding(tokens: Array, weight: Array, *, policy: Policy = FLOAT32) -> Arra
         )
     stored = weight_of(weight)
     if stored is None:  # an awkward view: only the rows that are wanted are gathered
-        gathered = np.ascontiguousarray(weight[tokens])
-        stored = gathered if gathered.dtype == np.uint16 else gathered.astype(np.float32)
+        stored = weight[tokens].astype(np.uint16 if is_bits(weight) else np.float32, order="C")
         tokens = np.arange(len(tokens))
         stored.flags.writeable = False
     x = np.empty((len(tokens), weight.shape[1]), np.float32)

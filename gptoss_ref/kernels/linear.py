@@ -29,10 +29,11 @@ from numba import prange
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _tiles
-from gptoss_ref.kernels._arrays import EMPTY, check_policy, values, vector_of, weight_of
+from gptoss_ref.kernels._arrays import EMPTY, check_policy, is_bits, values, vector_of, weight_of
 from gptoss_ref.kernels._jit import (
     current_path,
     jit,
+    jit_dot,
     jit_inner,
     jit_parallel,
     tiles,
@@ -66,6 +67,8 @@ def linear(
         GptOssError: another policy, or shapes that do not fit.
     """
     check_policy(policy)
+    if len(weight.shape) != 2:
+        raise GptOssError(f"linear: a weight of shape {weight.shape}: expected (N, M)")
     outputs, inputs = weight.shape
     if x.shape[-1:] != (inputs,):
         raise GptOssError(
@@ -135,9 +138,7 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
         step = max(1, GATHERED_VALUES // max(1, inputs))
         for start in range(0, outputs, step):
             rows = slice(start, start + step)
-            gathered = weight[rows].copy()
-            if gathered.dtype != np.uint16:
-                gathered = gathered.astype(np.float32)
+            gathered = weight[rows].astype(np.uint16 if is_bits(weight) else np.float32, order="C")
             part = np.empty((tokens, len(gathered)), np.float32)
             product(x, gathered, bias[rows], part)
             y[:, rows] = part
@@ -151,7 +152,12 @@ def _tiled_product(x: Array, weight: Array, bias: Array, y: Array) -> None:
     if tasks:
         planes = _tiles.split(x, np.arange(tokens))
         work = tokens * done * inputs
-        run(_tiled, _tiled_parallel, tasks, work, planes, weight, bias, y)
+        nan = np.zeros(tasks, np.bool_)
+        run(_tiled, _tiled_parallel, tasks, work, planes, weight, bias, y, nan)
+        if nan.any():  # perhaps of an infinite weight, ∞ − ∞ of planes: summed whole instead
+            whole = (current_path(), x, weight, False, bias, y)
+            run(_panels, _panels_parallel, -(-outputs // ROWS_PER_TASK), work, *whole)
+            return
     if done < outputs:
         part = np.empty((tokens, outputs - done), np.float32)
         last = (weight[done * inputs :], False, bias[done:], part)
@@ -160,10 +166,11 @@ def _tiled_product(x: Array, weight: Array, bias: Array, y: Array) -> None:
 
 
 @jit
-def _tiled(planes: Any, weight: Any, bias: Any, y: Any, start: int, stop: int) -> None:
+def _tiled(planes: Any, weight: Any, bias: Any, y: Any, nan: Any, start: int, stop: int) -> None:
     """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1, some tokens at a time.
 
-    Their split activations stay in the second-level cache while the weights pass by.
+    Their split activations stay in the second-level cache while the weights pass by. ``nan`` is
+    set for tasks that have a NaN among their results.
     """
     tokens, outputs = y.shape
     inputs = weight.size // outputs
@@ -182,13 +189,26 @@ def _tiled(planes: Any, weight: Any, bias: Any, y: Any, start: int, stop: int) -
                     weight, first * inputs, planes, m // _tiles.ROWS, steps, min(32, tokens - m),
                     biases, sums, y_flat, m * outputs + first, outputs,
                 )  # fmt: skip
+                for token in range(m, min(m + 32, tokens)):
+                    if np.isnan(_sum(y_flat, token * outputs + first, TILED_ROWS)):
+                        nan[first // TILED_ROWS] = True
     _tiles.release()
 
 
+@jit_dot
+def _sum(x: Any, at: int, n: int) -> Any:
+    total = np.float32(0.0)
+    for value in x[at : at + n]:
+        total += value
+    return total
+
+
 @jit_parallel
-def _tiled_parallel(planes: Any, weight: Any, bias: Any, y: Any, tasks: int, n: int) -> None:
+def _tiled_parallel(
+    planes: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, n: int
+) -> None:
     for t in prange(n):
-        _tiled(planes, weight, bias, y, t * tasks // n, (t + 1) * tasks // n)
+        _tiled(planes, weight, bias, y, nan, t * tasks // n, (t + 1) * tasks // n)
 
 
 _Matrix = tuple[Array, Array, Array]
