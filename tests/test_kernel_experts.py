@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import (
+    COMPILED_ONLY,
     EVERY_PATH,
     EXAMPLES,
     INTERPRETED,
@@ -23,8 +24,13 @@ from kernel_cases import (
 from gptoss_ref import kernels, layers
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels._jit import instructions
+from gptoss_ref.kernels._product import FEW, PAIRS, TILES, mode_of
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
+
+WIDE = (576, 608)
+"""Model and expert width at which several tokens take the int16 way, or tiles."""
+SIZES = pytest.mark.parametrize("sizes", [(64, 96)] if INTERPRETED else [(64, 96), WIDE], ids=str)
 
 
 def case(
@@ -84,15 +90,30 @@ def test_mxfp4_equals_the_layer(
     assert relative_l2(ours, theirs) <= MXFP4_BOUND
 
 
+@COMPILED_ONLY
 @EVERY_PATH
+@pytest.mark.parametrize("tokens", [5, 23])
+def test_wide_experts_equal_the_layer(path: str, tokens: int) -> None:
+    """So wide that several tokens take the int16 way, or tiles, as in the released models."""
+    arguments = case(11, tokens, 4, 3, *WIDE)
+    with instructions(path):
+        assert mode_of(tokens, WIDE[0]) == {"amx": TILES, "plain": FEW}.get(path, PAIRS)
+        ours = kernels.experts(*arguments)
+    theirs = layers.experts(*arguments, policy=FLOAT64)
+    for t in range(tokens):
+        assert relative_l2(ours[t], theirs[t]) <= 2 * MXFP4_BOUND, t
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_each_product_on_heavy_tailed_activations(path: str, tokens: int) -> None:
+def test_each_product_on_heavy_tailed_activations(path: str, tokens: int, wide: bool) -> None:
     """Each matrix product is held to the bound, given its own input.
 
     Not the whole: SwiGLU clamps the rows that the outlier drives, so that its result no longer
     dwarfs the error of the others.
     """
-    sizes = (32, 64) if INTERPRETED else (96, 160)
+    sizes = (32, 64) if INTERPRETED else WIDE if wide else (96, 160)
     arguments = case(8, min(tokens, 2) if INTERPRETED else tokens, 5, 2, *sizes, heavy=True)
     x, indices, _, w1, b1, w2, b2 = arguments
     stages: dict[str, Any] = {}
@@ -145,10 +166,13 @@ def test_everyone_to_one_expert_nobody_to_others_and_no_token(path: str) -> None
 
 
 @EVERY_PATH
+@SIZES
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_nan_and_infinity_stay_with_their_token(path: str, tokens: int) -> None:
+def test_nan_and_infinity_stay_with_their_token(
+    path: str, tokens: int, sizes: tuple[int, int]
+) -> None:
     for value in (np.nan, np.inf, -np.inf):
-        arguments = case(4, tokens, 6, 2, 64, 96)
+        arguments = case(4, tokens, 6, 2, *sizes)
         arguments[0][tokens // 2, 5] = value
         with instructions(path):
             ours = kernels.experts(*arguments)
@@ -161,10 +185,11 @@ def test_nan_and_infinity_stay_with_their_token(path: str, tokens: int) -> None:
 
 
 @EVERY_PATH
+@SIZES
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_scale_255(path: str, tokens: int) -> None:
+def test_scale_255(path: str, tokens: int, sizes: tuple[int, int]) -> None:
     """An error that names tensor, expert and place; only if the expert is chosen; or NaN."""
-    arguments = case(5, tokens, 6, 2, 64, 96, scale_255="error")
+    arguments = case(5, tokens, 6, 2, *sizes, scale_255="error")
     chosen = int(arguments[1][0, 0])
     idle = next((e for e in range(6) if not (arguments[1] == e).any()), None)
     for place, name in ((3, "first"), (5, "second")):
