@@ -143,7 +143,7 @@ def measure(
 
     rng = random.Random(0)
     draw = [rng.randrange(vocabulary) for _ in range(max(prompts))]
-    append(restart(), draw[:8])  # whatever is set up once
+    append(restart(), draw[: prompts[0]])  # whatever is set up once
     found: Figures = {}
     for length in prompts:
         start = time.perf_counter()
@@ -200,7 +200,8 @@ def one(name: str, path: Path, prompts: Sequence[int]) -> Figures:
         [*command, "--prompts", *map(str, prompts)], capture_output=True, text=True, cwd=ROOT
     )
     if ended.returncode:
-        raise SystemExit(f"{name}: {ended.stderr.strip().splitlines()[-1]}")
+        said = ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"]
+        raise SystemExit(f"{name}: {said[-1]}")
     figures: Figures = json.loads(ended.stdout.splitlines()[-1])
     return figures
 
@@ -243,37 +244,45 @@ def table(whole: Mapping[str, Figures], few: Mapping[str, Figures], layers: int)
     us = whole["ours"]
     ceiling = us["read"] / us["bytes"]
     lines = [
-        "| tokens/s | decode | of the reading rate | prefill 128 | prefill 512 |",
-        "|---|---:|---:|---:|---:|",
-        f"| at most (reading {us['read'] / 1e9:.1f} GB/s) | {ceiling:.2f} | 1 | | |",
+        f"| tokens/s | decode after {PROMPTS[0]} | prefill {PROMPTS[1]} |",
+        "|---|---:|---:|",
+        f"| at most (reading {us['read'] / 1e9:.1f} GB/s) | {ceiling:.2f} | |",
     ]
 
-    def row(name: str, figures: Figures, most: float | None) -> str:
-        rate = 1 / figures["decode"]
-        share = "" if most is None else f"{rate / most:.2f}"
-        prefills = (f"{n / figures[f'prefill {n}']:.1f}" for n in PROMPTS)
-        return f"| {name} | {rate:.2f} | {share} | {' | '.join(prefills)} |"
+    def row(name: str, figures: Figures) -> str:
+        prefill = PROMPTS[1] / figures[f"prefill {PROMPTS[1]}"]
+        return f"| {name} | {1 / figures['decode']:.2f} | {prefill:.1f} |"
 
     for name, figures in whole.items():
         label = {"ours": "gptoss_ref", "llama.cpp": "llama.cpp, bfloat16 + MXFP4"}[name]
-        lines.append(row(f"{label}, {layers} layers", figures, ceiling))
+        lines.append(row(f"{label}, {layers} layers", figures))
     for name, figures in few.items():
         label = {"ours": "gptoss_ref", "transformers": "transformers, float32"}[name]
-        lines.append(row(f"{label}, {FEW_LAYERS} layers", figures, None))
+        lines.append(row(f"{label}, {FEW_LAYERS} layers", figures))
     return lines
 
 
-def ratios(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> list[str]:
-    """One line a peer: how many times as fast this project is."""
+def ratios(rounds: Mapping[str, Sequence[Figures]]) -> list[str]:
+    """One line a peer: how many times as fast this project is, each round's ratio by itself."""
     lines = []
-    for peers in (whole, few):
-        for name, figures in peers.items():
-            if name == "ours":
-                continue
-            decode = figures["decode"] / peers["ours"]["decode"]
-            prefill = figures["prefill 512"] / peers["ours"]["prefill 512"]
-            lines.append(f"- {decode:.2f} times {name} in decoding, {prefill:.1f} times in prefill")
+    for name in rounds:
+        if name == "ours":
+            continue
+        said = []
+        for key in ("decode", "prefill 512"):
+            pairs = zip(rounds[name], rounds["ours"], strict=True)
+            each = sorted(theirs[key] / us[key] for theirs, us in pairs)
+            said.append(f"{median(each):.2f} times ({each[0]:.2f} to {each[-1]:.2f}) in {key}")
+        lines.append(f"- as fast as {name}: {', '.join(said)}")
     return lines
+
+
+def share(ours: Sequence[Figures]) -> str:
+    """Decoding beside the reads between its tokens."""
+    each = sorted(figures["bytes"] / figures["decode"] / figures["read"] for figures in ours)
+    return (
+        f"- of the reading rate in decoding: {median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
+    )
 
 
 def machine() -> str:
@@ -305,7 +314,8 @@ def plot(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> None:
         axis.margins(x=0.15)
         axis.spines[["top", "right"]].set_visible(False)
     most = whole["ours"]["read"] / whole["ours"]["bytes"]
-    axes[0].axvline(most, color="0.4", linestyle=":")
+    rows = (-0.5, len(whole) - 0.5)  # of the whole model
+    axes[0].plot((most, most), rows, color="0.4", linestyle=":")
     axes[0].annotate("reading the weights once", (most, -0.6), fontsize=7, ha="center")
     figure.savefig(PLOT, metadata={"Date": None})
 
@@ -340,14 +350,16 @@ def main() -> None:
         runs = {"ours": checkpoint}
         if not missing("llama.cpp"):
             runs["llama.cpp"] = gguf_of(checkpoint)
-        whole = {n: medians(r) for n, r in take_turns(runs, PROMPTS, args.rounds).items()}
-        few: dict[str, Figures] = {}
+        rounds = take_turns(runs, PROMPTS, args.rounds)
+        few_rounds: dict[str, list[Figures]] = {}
         if not missing("transformers"):
             small = prepare(folder, FEW_LAYERS)
-            turns = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds)
-            few = {n: medians(r) for n, r in turns.items()}
+            few_rounds = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds)
+    whole = {name: medians(figures) for name, figures in rounds.items()}
+    few = {name: medians(figures) for name, figures in few_rounds.items()}
     lines = [f"{machine()}; medians of {args.rounds} rounds.", ""]
-    lines += [*table(whole, few, args.layers), "", "This project is", "", *ratios(whole, few)]
+    lines += [*table(whole, few, args.layers), "", "This project, ratios within a round:", ""]
+    lines += [*ratios(rounds), *ratios(few_rounds), share(rounds["ours"])]
     print("\n".join(lines))
     if args.write:
         plot(whole, few)
