@@ -8,6 +8,7 @@ import sys
 import threading
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from kernel_cases import COMPILED_ONLY, EVERY_PATH, bits, gaussian, random_mxfp4
@@ -80,9 +81,10 @@ def test_the_number_of_threads_is_checked_and_restored() -> None:
     for wrong in (0, -1, most + 1, 1.0, True):
         with pytest.raises(GptOssError, match=f"expected 1 to {most}"), threads(wrong):  # type: ignore[arg-type]
             pass
-    with threads(1):
-        assert current_threads() == 1
-    assert current_threads() == before
+    for one in (1, np.int64(1)):
+        with threads(one):  # type: ignore[arg-type]
+            assert current_threads() == 1
+        assert current_threads() == before
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -127,3 +129,52 @@ if child == 0:
 print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert run_python(code) == "True 0"
+
+
+@BUSY
+@COMPILED_ONLY
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("who", ["another kernel", "the doctor", "nobody"])
+def test_a_fork_after_threads_that_others_started(who: str) -> None:
+    """The child of a process with threads has one; of a process without any, threads of its own."""
+    code = f"""
+import os, numba, numpy as np
+import test_kernel_threads as t
+from gptoss_ref.kernels.doctor import bandwidth
+@numba.njit(parallel=True)
+def theirs(x):
+    for i in numba.prange(x.size):
+        x[i] = i
+if {who!r} == "another kernel": theirs(np.zeros(1000))
+if {who!r} == "the doctor": bandwidth(16, 0.01)
+child = os.fork()
+if child == 0:
+    threads = t.current_threads()
+    results = t.everything_threaded()
+    rates = bandwidth(16, 0.01)
+    os._exit(0 if (threads == 1) == ({who!r} != "nobody") and min(rates) > 0 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_python(code) == "0"
+
+
+@BUSY
+@COMPILED_ONLY
+def test_numbas_own_number_of_threads_is_the_callers() -> None:
+    """Kernels keep to it, unless told otherwise, and leave it as it was."""
+    most = numba.get_num_threads()
+    try:
+        for n in (1, 2):
+            numba.set_num_threads(n)
+            assert current_threads() == n
+            everything_threaded()
+            assert numba.get_num_threads() == n
+            with threads(available_threads()):
+                assert current_threads() == available_threads()
+                everything_threaded()
+            assert numba.get_num_threads() == n
+    finally:
+        numba.set_num_threads(most)
+    with threads(1):
+        everything_threaded()
+    assert numba.get_num_threads() == most

@@ -17,19 +17,22 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _ir
 from gptoss_ref.kernels._jit import (
     NEEDS,
     available_paths,
     cache_folder,
     cpu_features,
+    jit,
     jit_parallel,
     path_name,
 )
-from gptoss_ref.kernels.threads import current_threads, threading_layer
+from gptoss_ref.kernels.threads import SMALL, current_threads, run, threading_layer
+from gptoss_ref.numerics import Array
 
 MXFP4_BYTES = 17 / 32
 """Of one weight: half a byte, and its share of the scale byte."""
@@ -92,8 +95,18 @@ def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float
     """Gigabytes a second that all threads read together: plainly, and with prefetching.
 
     The median over several reads, taken in turns, of an array of that size.
+
+    Raises:
+        GptOssError: nothing is compiled (``NUMBA_DISABLE_JIT``), or there is not so much memory.
     """
-    words = np.ones(megabytes << 17, np.int64)
+    if config.DISABLE_JIT:
+        raise GptOssError(
+            "the doctor measures compiled kernels, and NUMBA_DISABLE_JIT is set: unset it"
+        )
+    try:
+        words = np.ones(megabytes << 17, np.int64)
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise GptOssError(f"no memory for an array of {megabytes} MB to read") from error
     n = current_threads()
     rates: tuple[list[float], list[float]] = ([], [])
     _read(words, False, n)  # compiled, and the pages are there
@@ -106,11 +119,18 @@ def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float
     return float(np.median(rates[0])), float(np.median(rates[1]))
 
 
-@jit_parallel
-def _read(words: Any, prefetching: bool, n: int) -> Any:
+def _read(words: Array, prefetching: bool, n: int) -> int:
     """Sum of all words, which is what makes them be read; ``n`` threads take equal parts."""
     total = np.zeros(n, np.int64)
-    for t in prange(n):
+    run(_read_parts, _read_parallel, n, max(words.size, SMALL + 1), words, prefetching, total)
+    return int(total.sum())
+
+
+@jit
+def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int) -> None:
+    """Parts ``first`` … ``last`` − 1 of the words, a sum each."""
+    n = total.size
+    for t in range(first, last):
         start, stop = t * words.size // n, (t + 1) * words.size // n
         if prefetching:
             total[t] = _sum_prefetching(words, start, (stop - start) // (4 * _LINE // 8))
@@ -119,7 +139,12 @@ def _read(words: Any, prefetching: bool, n: int) -> Any:
             for i in range(start, stop):
                 part += words[i]
             total[t] = part
-    return total.sum()
+
+
+@jit_parallel
+def _read_parallel(words: Any, prefetching: bool, total: Any, tasks: int, n: int) -> None:
+    for t in prange(n):
+        _read_parts(words, prefetching, total, t * tasks // n, (t + 1) * tasks // n)
 
 
 @intrinsic

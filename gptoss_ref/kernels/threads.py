@@ -6,8 +6,11 @@ depend on the number of threads.
 
 Two Python threads may run kernels at once: Numba's OpenMP and TBB layers allow it, and where only
 its ``workqueue`` layer is available, which would abort the process, parallel kernels take turns.
-After a ``fork`` Numba's threads are gone, and OpenMP would end the process: in the child every
-kernel runs on the calling thread.
+After a ``fork`` Numba's threads are gone, whoever had started them, and OpenMP would end the
+process: in the child of a process that had threads every kernel runs on the calling thread.
+
+``numba.set_num_threads`` belongs to the caller: kernels keep to it where :func:`threads` says
+nothing else, and leave it as it was.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import config
+from numba.np.ufunc import parallel as _numba_threads
 
 from gptoss_ref.errors import GptOssError
 
@@ -31,6 +36,7 @@ whose core another process has taken, for milliseconds: a kernel of some 50 us r
 
 _chosen = threading.local()
 _turns = threading.Lock()
+_NO_TURNS = nullcontext()
 _state = {"take_turns": True, "started": False, "forked": False}
 
 
@@ -47,7 +53,15 @@ def current_threads() -> int:
     """Threads that a large kernel called now, from this Python thread, will use."""
     if _state["forked"] or config.DISABLE_JIT:
         return 1
-    return getattr(_chosen, "n", 0) or available_threads()
+    if chosen := getattr(_chosen, "n", 0):
+        return int(chosen)
+    n = available_threads()
+    return min(n, numba.get_num_threads()) if _running() else n
+
+
+def _running() -> bool:
+    """Whether Numba's threads have been started, by kernels or by anybody else."""
+    return bool(getattr(_numba_threads, "_is_initialized", True))
 
 
 @contextmanager
@@ -59,12 +73,12 @@ def threads(n: int) -> Iterator[None]:
             would only slow one another down).
     """
     most = available_threads()
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= most:
         raise GptOssError(
             f"threads({n!r}): expected 1 to {most}, the cores that this process may use"
         )
     before = getattr(_chosen, "n", 0)
-    _chosen.n = n
+    _chosen.n = int(n)
     try:
         yield
     finally:
@@ -90,14 +104,15 @@ def run(
         return
     if not _state["started"]:
         _start()
-    if getattr(_chosen, "set", 0) != n:  # once a Python thread: it is slow
+    before = numba.get_num_threads()
+    if before != n:
         numba.set_num_threads(n)
-        _chosen.set = n
-    if _state["take_turns"]:
-        with _turns:
+    try:
+        with _turns if _state["take_turns"] else _NO_TURNS:
             parallel(*arguments, tasks, n)
-    else:
-        parallel(*arguments, tasks, n)
+    finally:
+        if before != n:
+            numba.set_num_threads(before)
 
 
 def threading_layer() -> str:
@@ -112,12 +127,14 @@ def _start() -> None:
         if not _state["started"]:
             numba.get_num_threads()  # starts them
             _state["take_turns"] = numba.threading_layer() not in ("omp", "tbb")
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=_after_fork)
             _state["started"] = True
 
 
 def _after_fork() -> None:
     global _turns
     _turns = threading.Lock()  # another thread may have held it
-    _state["forked"] = True
+    _state["forked"] = _running()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
