@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from kernel_cases import COMPILED_ONLY
 from test_kernel_threads import run_python
 
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._jit import available_paths
-from gptoss_ref.kernels.doctor import bytes_per_token, doctor
-from gptoss_ref.kernels.threads import current_threads
+from gptoss_ref.kernels.doctor import bandwidth, bytes_per_token, doctor
+from gptoss_ref.kernels.threads import available_threads, current_threads
 
 
 def test_bytes_of_one_token() -> None:
@@ -56,3 +58,35 @@ for tokens in (1, 5):
 print(seen == [(i, len(STEPS)) for i in range(len(STEPS) + 1)])
 """
     assert run_python(code) == "True"
+
+
+@COMPILED_ONLY
+def test_what_one_thread_compiled_is_not_warm_for_several(tmp_path: Path) -> None:
+    """On one core the kernels that start threads are left out."""
+    code = """
+from gptoss_ref.kernels import warmup
+warmup.STEPS = warmup.STEPS[:1]
+warmup.warmup()
+print(warmup.is_warm())
+"""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run_python(code, NUMBA_NUM_THREADS="1", **cache) == "True"
+    code = "from gptoss_ref.kernels import warmup; print(warmup.is_warm())"
+    assert run_python(code, NUMBA_NUM_THREADS="1", **cache) == "True"
+    if available_threads() > 1:
+        assert run_python(code, **cache) == "False"
+
+
+def test_doctor_needs_compiled_kernels() -> None:
+    code = """
+from gptoss_ref.cli import main
+print(main(["doctor", "--megabytes", "8"]))
+"""
+    assert run_python(code, NUMBA_DISABLE_JIT="1") == "2"
+
+
+@COMPILED_ONLY
+def test_doctor_without_the_memory() -> None:
+    for megabytes in (100_000_000_000, 1 << 60):
+        with pytest.raises(GptOssError, match="no memory"):
+            bandwidth(megabytes)

@@ -25,6 +25,7 @@ from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
+from gptoss_ref.kernels.threads import current_threads
 from gptoss_ref.weights import MXFP4
 
 Progress = Callable[[str, int, int], None]
@@ -101,9 +102,14 @@ def is_warm() -> bool:
 
 
 def _mark() -> str:
-    """File that tells of a finished warm-up, named by what Numba keeps compiled code apart by."""
+    """File that tells of a finished warm-up, named by what Numba keeps compiled code apart by.
+
+    And by whether there are threads: on one core kernels that start some are left uncompiled.
+    """
     cpu = config.CPU_NAME or get_host_cpu_name()
-    return f"warm-{path_name()}-{cpu}-numba{numba.__version__}-{sys.implementation.cache_tag}"
+    kind = "threads" if current_threads() > 1 else "one-thread"
+    python = sys.implementation.cache_tag
+    return f"warm-{path_name()}-{kind}-{cpu}-numba{numba.__version__}-{python}"
 
 
 def warmup(progress: Progress | None = None) -> None:
