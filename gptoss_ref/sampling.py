@@ -45,7 +45,7 @@ def token_probabilities(
 
 
 def log_softmax(logits: Array) -> Array:
-    """Natural logarithms of softmax(``logits``) over the last axis."""
+    """Natural logarithms of softmax(``logits``) over the last axis: (…, V) to (…, V)."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_probabilities: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return log_probabilities

@@ -140,7 +140,7 @@ class Trace(Mapping[str, Array]):
         return self._arrays[name].shape
 
     def rows(self, name: str, rows: slice, axis: int = 0) -> Array:
-        """Some rows of one array, without reading the others."""
+        """Entries ``rows`` of one array along ``axis``, other axes whole; the rest stays unread."""
         values = self._arrays[name][(slice(None),) * axis + (rows,)]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
