@@ -100,6 +100,7 @@ def test_the_list_of_operations(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = check(capsys)
     assert status == 0
     assert "rmsnorm(x, scale, eps) -> y" in said
+    assert "model(tokens) -> residual, logits" in said
 
 
 @pytest.mark.parametrize(

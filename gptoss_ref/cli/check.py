@@ -15,9 +15,8 @@ def run(args: argparse.Namespace) -> int:
     screen = output()
     if args.function is None or args.operation is None:
         for operation in OPERATIONS.values():
-            if operation.name != "model":
-                screen.line(f"{operation.signature} -> {', '.join(operation.outputs)}")
-                screen.line(f"    {operation.summary}", dim=True)
+            screen.line(f"{operation.signature} -> {', '.join(operation.outputs)}")
+            screen.line(f"    {operation.summary}", dim=True)
         return 0
     operation = find_operation(args.operation)
     judgement = check_function(load_function(args.function), operation.name)
