@@ -104,3 +104,8 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
     assert "did you mean 'lm_head'" in fails(capsys, "tiny", tmp_path / "a.npz", "--tokens", "1,2")
     np.savez(tmp_path / "a.npz", lm_head=np.zeros((2, 476)))
     assert "the prompt is missing" in fails(capsys, "tiny", tmp_path / "a.npz")
+    gr.trace(tiny, [1, 2, 3], path=tmp_path / "run.trace")
+    other = fails(capsys, "tiny", tmp_path / "run.trace", "--tokens", "1,2,4")
+    assert "3 tokens that are not the 3 expected ones" in other
+    empty = fails(capsys, "tiny", tmp_path / "run.trace", "--prompt", "")
+    assert "the prompt is empty" in empty

@@ -391,7 +391,7 @@ class TestFiles:
         (torch.tensor(TOKENS).bfloat16(), "no integers but torch.bfloat16"),
         (np.array(TOKENS) > 3, "dtype bool"),
         (["1", "2"], "expected numbers"),
-        ([], "no integers"),
+        ([], "the prompt is empty"),
         ([10**40], "expected numbers"),
     ],
 )

@@ -156,10 +156,11 @@ def test_a_server_that_is_down(prompt: list[int], observing: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://127.0.0.1", "http://", "http://127.0.0.1:notaport", "http://[::1", ""]
+    "url",
+    ["ftp://127.0.0.1", "http://", "http://127.0.0.1:notaport", "http://[::1", "", "http://a b/v1"],
 )
 def test_an_address_that_is_none(url: str, prompt: list[int], observing: Any) -> None:
-    with pytest.raises(EndpointError, match=r"expected an address|port|IPv6"):
+    with pytest.raises(EndpointError, match=r"expected an address|port|IPv6|control characters"):
         observing(url, prompt)
 
 

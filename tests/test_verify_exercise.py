@@ -27,6 +27,19 @@ def nothing(x, scale, eps):
 def broken(x, scale, eps):
     return x + scale[:3]
 
+def ragged(x, scale, eps):
+    return [[1.0], [1.0, 2.0]]
+
+def words(x, scale, eps):
+    return {"y": right(x, scale, eps)}
+
+def leaving(x, scale, eps):
+    raise SystemExit(0)
+
+def printing(x, scale, eps):
+    print("x is", x.shape)
+    return right(x, scale, eps)
+
 def swiglu(x, alpha, limit):
     gate, up = np.split(x, 2, axis=-1)
     gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
@@ -83,6 +96,9 @@ def test_a_known_bug_is_named(file: str, capsys: pytest.CaptureFixture[str]) -> 
         ("transposed", "with its axes in another order"),
         ("nothing", "returned None for y"),
         ("broken", "raised ValueError"),
+        ("ragged", "returned no array for y: ValueError"),
+        ("words", "y has dtype object: expected numbers"),
+        ("leaving", "raised SystemExit"),
     ],
 )
 def test_broken_functions(
@@ -96,11 +112,33 @@ def test_broken_functions(
         assert f"(line {line})" in printed
 
 
+def test_what_a_function_prints_is_no_result(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{file}:printing", "rmsnorm", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"]
+    assert "x is" in err
+
+
+def test_a_file_with_a_dataclass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose annotations are looked up in the module, by its name."""
+    path = tmp_path / "mine.py"
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    path.write_text(head + "@dataclass\nclass Norm:\n    eps: float\n" + RMSNORM)
+    status, said = check(capsys, f"{path}:right", "rmsnorm")
+    assert status == 0, said
+
+
 def test_the_list_of_operations(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = check(capsys)
     assert status == 0
     assert "rmsnorm(x, scale, eps) -> y" in said
     assert "model(tokens) -> residual, logits" in said
+
+
+def test_a_function_alone_is_not_judged(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said = check(capsys, f"{file}:right")
+    assert status == 2
+    assert "expected FILE.py:FUNCTION and OPERATION" in said
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 
 from gptoss_ref.verify.vectors import OPERATIONS, check_function, find_operation, load_function
 
 from .console import output
+from .parser import UsageError
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is right and what is not: 1 if something is wrong."""
     screen = output()
-    if args.function is None or args.operation is None:
+    if args.function is not None and args.operation is None:
+        raise UsageError("expected FILE.py:FUNCTION and OPERATION (see gptoss-ref check --help)")
+    if args.function is None:
         for operation in OPERATIONS.values():
             screen.line(f"{operation.signature} -> {', '.join(operation.outputs)}")
             screen.line(f"    {operation.summary}", dim=True)
         return 0
     operation = find_operation(args.operation)
-    judgement = check_function(load_function(args.function), operation.name)
+    with contextlib.redirect_stdout(sys.stderr):  # what the function itself prints is no result
+        judgement = check_function(load_function(args.function), operation.name)
     screen.line(json.dumps(judgement.to_json()) if args.json else str(judgement))
     return 0 if judgement.ok else 1

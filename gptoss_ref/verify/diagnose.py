@@ -16,6 +16,7 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.taps import names
 from gptoss_ref.trace import Trace
 from gptoss_ref.verify.adapters import from_arrays, read
+from gptoss_ref.verify.adapters.arrays import prompt_ids
 from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.explanations import Found, Unknown
 from gptoss_ref.verify.observation import LogprobObservation
@@ -43,14 +44,14 @@ def diagnose(
         other: a trace, a file of one, or arrays under anybody's names (see
             :func:`gptoss_ref.verify.adapters.from_arrays`), as many tap points as there are; or
             log-probabilities that a server shows.
-        tokens: (T,) of arrays that do not bring their own.
+        tokens: (T,) of arrays that do not bring their own; of others, they must be the same.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
             show, and bfloat16 for a server.
         progress: called with steps done, steps in all as far as known, and what is being done.
 
     Raises:
-        TraceError: no tap points, no tokens, another architecture, or a rounding that is unknown or
-            not to be told.
+        TraceError: no tap points, no tokens or other ones, another architecture, or a rounding that
+            is unknown or not to be told.
     """
     progress = progress or unwatched
     if isinstance(other, LogprobObservation):
@@ -93,12 +94,17 @@ def _as_trace(
     other: Trace | Mapping[str, Any] | str | Path,
     tokens: Iterable[int] | Array | None,
 ) -> Trace:
+    ids = None if tokens is None else prompt_ids(tokens)
     if isinstance(other, str | Path):
-        other = read(other, tokens=tokens, config=model.config)
+        other = read(other, tokens=ids, config=model.config)
     elif not isinstance(other, Trace):
-        if tokens is None:
+        if ids is None:
             raise TraceError("arrays without a prompt: expected tokens=, the ids they belong to")
-        other = from_arrays(other, tokens, model.config)
+        other = from_arrays(other, ids, model.config)
+    if ids is not None and not np.array_equal(ids, other.tokens):
+        raise TraceError(
+            f"the trace holds {len(other.tokens)} tokens that are not the {len(ids)} expected ones"
+        )
     if differences := model.config.differences(other.config):
         raise TraceError(f"the trace is of another model than this one: {'; '.join(differences)}")
     if not len(other):

@@ -59,7 +59,7 @@ def from_arrays(
             a shape that does not fit (the order of axes that would is named), half of a gate and up
             pair, or two arrays for one tap point that differ.
     """
-    ids = _prompt(tokens)
+    ids = prompt_ids(tokens)
     known = {**lookup(config), **_own(names or {}, config)}
     if not mapping:
         raise TraceError(f"{producer} holds no arrays: expected at least one tap point")
@@ -117,8 +117,8 @@ def read(
         arrays, metadata = _read_safetensors(path)
         if metadata.get("format") == FORMAT:
             return Trace.load(path)
-    given = None if tokens is None else _prompt(tokens)
-    own = next((_prompt(arrays.pop(name), path) for name in TOKENS if name in arrays), None)
+    given = None if tokens is None else prompt_ids(tokens)
+    own = next((prompt_ids(arrays.pop(name), path) for name in TOKENS if name in arrays), None)
     if own is None and "tokens" in metadata:
         own = _json_tokens(metadata["tokens"], path)
     if own is not None and given is not None and not np.array_equal(own, given):
@@ -136,10 +136,12 @@ def read(
         raise TraceError(f"{path}: {error}") from None
 
 
-def _prompt(tokens: Any, path: Path | None = None) -> Array:
+def prompt_ids(tokens: Any, path: Path | None = None) -> Array:
     """Ids (T,), out of (T,) or a batch of one prompt."""
     where = "" if path is None else f"{path}: "
     ids = as_array(tokens if hasattr(tokens, "__len__") else list(tokens), f"{where}tokens")
+    if not ids.size:
+        raise TraceError(f"{where}the prompt is empty: expected at least one token")
     floats = hasattr(tokens, "is_floating_point") and tokens.is_floating_point()  # of torch
     if floats or ids.dtype.kind not in "iu":
         raise TraceError(f"{where}tokens are no integers but {getattr(tokens, 'dtype', ids.dtype)}")

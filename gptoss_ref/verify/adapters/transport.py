@@ -61,7 +61,7 @@ def request(
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     try:
         connection = kind(parts.hostname, parts.port, timeout=timeout)
-    except ValueError as error:
+    except (ValueError, HTTPException) as error:  # the latter for a blank in the host's name
         raise EndpointError(f"{url}: {error}") from None
     headers = {"Accept": "application/json", "Connection": "close"}
     data = None

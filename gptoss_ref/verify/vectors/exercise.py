@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ def load_function(place: str) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up their annotations
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -82,7 +84,7 @@ def _try(function: Callable[..., Any], case: Case) -> Finding:
     try:
         with np.errstate(all="ignore"):
             returned = function(*given, *case.parameters.values())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         file = getattr(getattr(function, "__code__", None), "co_filename", "")
         return Finding(case, "wrong", note=f"raised {_what_happened(error, file)}")
     names = list(case.operation.outputs)
@@ -92,12 +94,17 @@ def _try(function: Callable[..., Any], case: Case) -> Finding:
             *(case, "wrong", None),
             f"returned {len(answers)} values: expected {len(names)} ({', '.join(names)})",
         )
-    outputs: dict[str, Any] = dict(zip(names, answers, strict=True))
-    for name, answer in outputs.items():
+    outputs: dict[str, Array] = {}
+    for name, answer in zip(names, answers, strict=True):
         if answer is None:
             return Finding(case, "wrong", note=f"returned None for {name}")
-        if case.operation.outputs[name] == "1":  # one number may come as a number
-            outputs[name] = np.atleast_1d(answer)
+        # one number may come as a number
+        as_array = np.atleast_1d if case.operation.outputs[name] == "1" else np.asarray
+        try:
+            outputs[name] = as_array(answer)
+        except Exception as error:  # a ragged list, somebody's tensor
+            note = f"returned no array for {name}: {_what_happened(error, '')}"
+            return Finding(case, "wrong", note=note)
     return judge_case(case, outputs)
 
 
@@ -111,4 +118,4 @@ def _what_happened(error: BaseException, file: str) -> str:
     """Type and message of an exception, and the last line of ``file`` that it passed."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     where = f" (line {lines[-1]})" if lines else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
