@@ -68,9 +68,9 @@ TABLES = (
         "Random pairs; both have to be named, and nothing else (`--pairs 75` tries 300). Left out "
         "are pairs in which one makes the other void, such as two values of one parameter (`VOID` "
         "in `tests/kill_matrix.py` lists them). `scale-0` and `scale-134` are therefore in no "
-        "pair: from the experts of the first block on they leave nothing but NaN to look at. What "
-        "goes wrong in the attention of that block could still be seen beside them, and is not "
-        "tried.",
+        "pair: from the output of the first block's experts on they leave nothing but NaN to look "
+        "at. What goes wrong in the attention of that block could still be seen beside them, and "
+        "is not tried.",
     ),
     (
         "rewriting",

@@ -6,11 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from buggy_twin import BUGS, why_unseen
-from kill_matrix import HARMLESS, OVERFLOW, PARTS, Case, cases, judge, main, pairs, too_many
+from buggy_twin import BUGS, PLANTED, why_unseen
+from kill_matrix import (
+    HARMLESS,
+    OVERFLOW,
+    PARTS,
+    VOID,
+    Case,
+    cases,
+    hides,
+    judge,
+    main,
+    pairs,
+    too_many,
+    trace_of,
+)
 from kill_matrix_page import COLUMNS, TABLES, TITLES, page
 
+import gptoss_ref as gr
 from gptoss_ref.verify.mutants import CATALOGUE
 
 pytestmark = [
@@ -80,9 +95,49 @@ def test_two_bugs_that_hide_each_other(pair: tuple[str, str]) -> None:
     check(Case("pair", pair, "random", "float32"))
 
 
+def test_a_chunk_longer_than_a_ring_that_rolls_early() -> None:
+    """On a prompt of less than three windows; on a longer one only the first of them shows."""
+    check(Case("pair", ("chunk-longer-than-ring", "ring-boundary"), "tiny", "float32"))
+
+
+def test_the_order_of_nibbles_is_wrong_twice() -> None:
+    check(Case("pair", ("nibbles-split", "nibbles-swapped"), "random", "bfloat16"))
+
+
 def test_one_bug_is_no_shadow_of_two() -> None:
     """Sinks of 0 for all heads are near sinks that are scaled down, as far as bfloat16 tells."""
     check(Case("pair", ("sinks-dropped", "padding-attended"), "random", "bfloat16"))
+
+
+@pytest.mark.parametrize("checkpoint", ["random", "tiny"])
+@pytest.mark.parametrize("one", sorted({*VOID} - {*PLANTED}))
+def test_pairs_are_left_out_for_cause(one: str, checkpoint: str) -> None:
+    """The model with both computes what it does with one of them, or with none."""
+    for other in BUGS:
+        short = (one, other, checkpoint) == ("chunk-longer-than-ring", "ring-boundary", "tiny")
+        if other == one or not hides(one, other) or short:
+            continue
+        both, *fewer = (
+            stream(trace_of(Case("pair", bugs, checkpoint, "float32")))
+            for bugs in ((one, other), (one,), (other,), ())
+        )
+        assert any(np.array_equal(both, few, equal_nan=True) for few in fewer), other
+
+
+def stream(trace: gr.Trace) -> np.ndarray:
+    """The residual stream after every block (L, T, D): what the model computes, up to its norm."""
+    return np.stack([trace[tap] for tap in trace if tap.endswith("mlp.residual")])
+
+
+@pytest.mark.parametrize("checkpoint", ["random", "tiny"])
+@pytest.mark.parametrize("one", sorted({*VOID} & {*PLANTED}))
+def test_some_bugs_leave_nothing_to_look_at(one: str, checkpoint: str) -> None:
+    """From the experts of the first block on."""
+    trace = trace_of(Case("pair", (one,), checkpoint, "float32"))
+    blind = list(trace)[list(trace).index("block.0.mlp.out") :]
+    choices = [tap for tap in blind if tap.endswith("expert_indices")]
+    assert len(blind) > 20
+    assert all(np.isnan(trace[tap]).all() for tap in blind if tap not in choices)
 
 
 @pytest.mark.parametrize("rewriting", HARMLESS)
