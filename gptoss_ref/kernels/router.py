@@ -3,7 +3,8 @@
 The logits are a linear layer (float32 sums; relative L2 below 1e-6); the choice is A scans for the
 largest logit not yet taken, where the layer sorts all. Comparisons are strict, so of equal logits
 the lower index wins; a NaN counts as +∞. The softmax over the chosen uses the kernels' own
-exponential: weights within 5e-7. No fast-math here: it may not assume that there are no NaNs.
+exponential: of its logits, weights are within 5e-7 relative and 2⁻²⁴ of the distance to the largest
+logit, which is rounded; below e⁻⁸⁷ they are 0. No fast-math here: it may not assume that there are no NaNs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def router(
     Raises:
         GptOssError: another policy, shapes that do not fit, or more choices than experts.
     """
+    if x.ndim != 2:
+        raise GptOssError(f"router: x of shape {x.shape}: expected (T, D)")
     logits = linear(x, weight, bias, policy=policy)  # (T, E)
     if not 1 <= experts_per_token <= len(weight):
         raise GptOssError(
