@@ -73,7 +73,9 @@ NUMPY = Backend(
 @cache
 def _numba() -> Backend:
     from gptoss_ref import kernels
+    from gptoss_ref.kernels._jit import path_name
 
+    path_name()  # raises if the environment asks for one that cannot run
     _SEVERAL[kernels.linear] = kernels.linears
     return Backend(
         name="numba",
@@ -99,7 +101,8 @@ def get_backend(backend: str | Backend, policy: Policy = FLOAT32) -> Backend:
     """The backend of that name, or the NumPy one where that does not follow the policy.
 
     Raises:
-        GptOssError: no backend has that name.
+        GptOssError: no backend has that name, or ``GPTOSS_REF_KERNELS`` asks for instructions that
+            there are not.
     """
     if isinstance(backend, Backend):
         return backend

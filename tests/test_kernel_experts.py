@@ -242,6 +242,8 @@ def test_errors() -> None:
         with pytest.raises(GptOssError, match="expected 0 to 5"):
             kernels.experts(*arguments)
     arguments[1][1, 1] = 0
+    with pytest.raises(GptOssError, match="expected integers"):
+        kernels.experts(arguments[0], arguments[1] + 0.5, *arguments[2:])
     with pytest.raises(GptOssError, match="do not fit"):
         kernels.experts(arguments[0][:, :32], *arguments[1:])
     with pytest.raises(GptOssError, match="bfloat16"):

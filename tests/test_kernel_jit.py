@@ -180,3 +180,13 @@ print("close")
 """
     generic = {"NUMBA_CPU_FEATURES": "", "NUMBA_CPU_NAME": "generic"}
     assert run_python(code, **generic) == "close"
+
+
+def test_a_path_that_cannot_run_is_refused_when_the_backend_is_chosen() -> None:
+    code = """
+from gptoss_ref.backend import get_backend
+from gptoss_ref.errors import GptOssError
+try: get_backend("numba")
+except GptOssError as error: print(error)
+"""
+    assert "GPTOSS_REF_KERNELS=mmx: expected" in run_python(code, GPTOSS_REF_KERNELS="mmx")

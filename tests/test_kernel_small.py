@@ -241,3 +241,42 @@ def test_greedy_takes_the_first_nan_as_argmax_does() -> None:
     for row in ([1.0, np.nan, 3.0], [np.nan, 1, 2], [1, 5, 5]):
         token, _ = kernels.sampling.greedy(np.array(row, np.float32))
         assert token == np.argmax(row)
+
+
+def test_wrong_shapes_and_types_are_refused() -> None:
+    x, table = np.ones((2, 4), np.float32), np.ones((2, 2), np.float32)
+    bits_ = bits(x)
+    for call in (
+        lambda: kernels.rope(x, table, table),
+        lambda: kernels.router(x[0], x, np.ones(2), 1),
+        lambda: kernels.router(x[None], x, np.ones(2), 1),
+        lambda: kernels.rmsnorm(x[:, :0], np.ones(0)),
+        lambda: kernels.linear(x, x[None]),
+        lambda: kernels.embedding(np.array([1.7]), bits_),
+        lambda: kernels.rope_tables(np.array([0.5]), np.ones(2), 1.0),
+        lambda: kernels.sampling.greedy(x),
+        lambda: kernels.sampling.greedy(x[0, :0]),
+        lambda: kernels.sampling.log_probability(np.arange(3), 0),
+    ):
+        with pytest.raises(GptOssError, match="expected"):
+            call()
+
+
+def test_bits_of_the_other_order_of_bytes() -> None:
+    rng = np.random.default_rng(3)
+    x, weight, bias = gaussian(rng, 2, 8), bits(gaussian(rng, 5, 8)), bits(gaussian(rng, 5))
+    other = weight.astype(weight.dtype.newbyteorder())
+    np.testing.assert_array_equal(
+        kernels.linear(x, other, bias.astype(other.dtype)), kernels.linear(x, weight, bias)
+    )
+    at = np.array([4, 0])
+    np.testing.assert_array_equal(kernels.embedding(at, other), kernels.embedding(at, weight))
+
+
+def test_logits_of_other_types() -> None:
+    logits = gaussian(np.random.default_rng(4), 9)
+    fixed = logits.copy()
+    fixed.flags.writeable = False
+    assert kernels.sampling.greedy(fixed) == kernels.sampling.greedy(logits)
+    half = logits.astype(np.float16)
+    assert kernels.sampling.greedy(half) == kernels.sampling.greedy(half.astype(np.float32))

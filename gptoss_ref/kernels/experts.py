@@ -24,7 +24,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, matrix_of, values
+from gptoss_ref.kernels._arrays import check_policy, matrix_of, positions_of, values
 from gptoss_ref.kernels._groups import plan_of, refuse_indices
 from gptoss_ref.kernels._jit import current_path
 from gptoss_ref.kernels._mixture import BAD_INDEX, REFUSED, mixture, mixture_parallel
@@ -84,7 +84,7 @@ def experts(
             f"(E, 2F), (E, D, F), (E, D)"
         )
     x, weights = values(x), values(weights)
-    chosen = np.array(indices, np.int64).reshape(-1)
+    chosen = positions_of(indices).reshape(-1)
     stages = _NOTHING
     if tap is not None:
         stages = np.empty((chosen.size, doubled + doubled // 2 + width), np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._arrays import check_policy, values, vector_of
 from gptoss_ref.kernels._jit import jit, jit_dot
 from gptoss_ref.kernels._math import widen
@@ -20,9 +21,11 @@ def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: Policy = FLOAT
     """Normalise ``x`` (T, D) over its last axis, times ``scale`` (D,): (T, D) float32.
 
     Raises:
-        GptOssError: another policy, or a scale that does not fit.
+        GptOssError: another policy, no values, or a scale that does not fit.
     """
     check_policy(policy)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise GptOssError(f"rmsnorm: x of shape {x.shape}: expected (T, D), with D of 1 or more")
     x = values(x)
     y = np.empty_like(x)
     _norm(x.reshape(-1), vector_of(scale, x.shape[-1]), np.float32(eps), y.reshape(-1))

@@ -89,11 +89,11 @@ def rope(x: Array, cos: Array, sin: Array, *, policy: Policy = FLOAT32) -> Array
         GptOssError: another policy, or tables that do not fit.
     """
     check_policy(policy)
-    half = (len(x), x.shape[-1] // 2)
-    if x.shape[-1] % 2 or cos.shape != half or sin.shape != half:
+    half = (len(x), x.shape[-1] // 2) if x.ndim else ()
+    if x.ndim != 3 or x.shape[-1] % 2 or cos.shape != half or sin.shape != half:
         raise GptOssError(
             f"rope: tables of shapes {cos.shape} and {sin.shape} for heads of shape {x.shape}: "
-            f"expected {half} and an even head size"
+            f"expected (T, C/2) and (T, H, C), with C even"
         )
     x = values(x)
     y = np.empty_like(x)

@@ -1,4 +1,4 @@
-"""Choosing a token from logits; mirrors the helpers of ``generate.py``.
+"""Choosing a token from logits; mirrors ``gptoss_ref/sampling.py``.
 
 Each is a few passes over the vocabulary without temporary arrays. The logits are float32 or float64
 and everything is summed in float64; log-probabilities are within 1e-12 of the largest logit's size.
@@ -12,8 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._jit import jit
 from gptoss_ref.numerics import Array
+
+
+def _checked(logits: Array) -> Array:
+    """Logits as the kernels take them: contiguous and writable, float32 or float64."""
+    logits = np.asarray(logits)
+    if logits.ndim != 1 or logits.dtype.kind != "f" or logits.size == 0:
+        raise GptOssError(
+            f"logits {logits.shape} of {logits.dtype}: expected (V,) floats, at least one"
+        )
+    return np.require(logits, np.float32 if logits.itemsize <= 4 else np.float64, ["C", "A", "W"])
 
 
 def greedy(logits: Array) -> tuple[int, float]:
@@ -21,7 +32,7 @@ def greedy(logits: Array) -> tuple[int, float]:
 
     A NaN counts as the largest, as in ``np.argmax``.
     """
-    token, log_probability = _greedy(np.ascontiguousarray(logits))
+    token, log_probability = _greedy(_checked(logits))
     return int(token), float(log_probability)
 
 
@@ -47,7 +58,7 @@ def _log_sum_exp(logits: Any, shift: float) -> float:
 
 def log_probability(logits: Array, token: int) -> float:
     """Natural logarithm of the softmax of ``logits`` (V,) at ``token``."""
-    logits = np.ascontiguousarray(logits)
+    logits = _checked(logits)
     largest = float(logits.max())
     return float(logits[token]) - largest - float(_log_sum_exp(logits, largest))
 
@@ -61,7 +72,7 @@ def token_probabilities(
     the fewest likeliest tokens whose probabilities sum to at least this, of equal ones the lowest
     ids first.
     """
-    logits = np.ascontiguousarray(logits)
+    logits = _checked(logits)
     floor = -np.inf
     if 0 < top_k < logits.size:
         floor = float(np.partition(logits, -top_k)[-top_k])
@@ -91,11 +102,13 @@ def _softmax(logits: Any, temperature: float, floor: float, probabilities: Any) 
 @jit
 def _cut(probabilities: Any, order: Any, top_p: float) -> None:
     """Drop what lies beyond the first ``top_p`` of probability mass, and renormalise."""
-    mass = 0.0
+    so_far = mass = 0.0
     for i in order:
-        if mass >= top_p:
+        p = probabilities[i]
+        so_far += p
+        if so_far - p >= top_p:  # rounded as the layer's cumulative sum is
             probabilities[i] = 0.0
         else:
-            mass += probabilities[i]
+            mass += p
     for i in range(probabilities.size):
         probabilities[i] /= mass
