@@ -89,7 +89,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "CacheBoundary": Flag(
         "Queries of a later chunk on keys of earlier ones, and keys in the order of a ring buffer: "
-        "visibility goes by absolute position, not by place in memory."
+        "visibility goes by absolute position, not by place in memory.",
+        ("prefill-skips-cache", "padding-attended"),
     ),
     "RouterNearTie": Flag(
         "Two logits differ by a few millionths: float32 must get the order right, and a bfloat16 "
@@ -125,7 +126,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "AllCodes": Flag("Every one of the sixteen codes."),
     "NegativeZero": Flag("Code 8 is −0, and keeps its sign."),
-    "ScaleBias": Flag("The scale is 2^(byte − 127).", ("scale-bias-128",)),
+    "ScaleBias": Flag("The scale is 2^(byte − 127).", ("scale-bias-126", "scale-bias-128")),
     "Scale0": Flag(
         "Scale byte 0 is 2^−127, a float32 subnormal: not 0, not −infinity. Flush-to-zero "
         "arithmetic fails here.",
