@@ -4,7 +4,8 @@ The logits are a linear layer (float32 sums; relative L2 below 1e-6); the choice
 largest logit not yet taken, where the layer sorts all. Comparisons are strict, so of equal logits
 the lower index wins; a NaN counts as +∞. The softmax over the chosen uses the kernels' own
 exponential: of its logits, weights are within 5e-7 relative and 2⁻²⁴ of the distance to the largest
-logit, which is rounded; below e⁻⁸⁷ they are 0. No fast-math here: it may not assume that there are no NaNs.
+logit, which is rounded; below e⁻⁸⁷ they are 0. No fast-math here: it may not assume that there are
+no NaNs.
 """
 
 from __future__ import annotations
