@@ -137,7 +137,11 @@ def read(
 
 
 def prompt_ids(tokens: Any, path: Path | None = None) -> Array:
-    """Ids (T,), out of (T,) or a batch of one prompt."""
+    """Ids (T,), out of (T,) or a batch of one prompt.
+
+    Raises:
+        TraceError: there are none, or they are no integers, or of several prompts.
+    """
     where = "" if path is None else f"{path}: "
     ids = as_array(tokens if hasattr(tokens, "__len__") else list(tokens), f"{where}tokens")
     if not ids.size:
