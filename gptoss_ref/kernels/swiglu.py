@@ -2,8 +2,9 @@
 
 One pass over the interleaved input, with the kernels' own exponential: the layer makes a dozen
 temporary arrays. No accumulator; error of each value below 4e-7 relative, and for a negative gate
-1.2e-7 · α · ``|gate|`` more, whose product is rounded before the exponential; beyond α · gate = −87 the
-result is 0. Inside ``experts`` the same leaf runs on tiles that are still in cache.
+1.2e-7 · α · ``|gate|`` more, whose product is rounded before the exponential; beyond
+α · gate = −87 the result is 0. Inside ``experts`` the same leaf runs on tiles that are still in
+cache.
 """
 
 from __future__ import annotations
