@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ._files import replacing
 from .checkpoint.reader import SafetensorsFile
 from .errors import CheckpointError, TraceError
 from .numerics import Array
@@ -138,19 +138,8 @@ def create(
     Raises:
         TraceError: the file cannot be written.
     """
-    staging = path.parent / f".{path.name}.{os.urandom(6).hex()}.partial"
-    try:
-        with staging.open("xb") as file:
-            yield TraceWriter(file, slots, metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise TraceError(f"{path}: cannot be written: {error.strerror or error}") from None
-    except BaseException:  # also Ctrl-C
-        staging.unlink(missing_ok=True)
-        raise
+    with replacing(path, TraceError) as file:
+        yield TraceWriter(file, slots, metadata)
 
 
 def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:

@@ -12,8 +12,8 @@ spread over several lanes, each below 2³⁰); a float32 for each result, in mem
 multiply-add adds a block.
 
 Error: each activation is off by at most 2⁻¹⁶ of its *block's* largest, so the relative L2 error is
-about 2e-5 on Gaussian activations and below 1e-4 where one is 1000 times the rest. Faster than
-float32 because one decoded block serves all activations, two products a lane.
+about 2e-5 on Gaussian activations and below 1e-4 where one is 1000 times the rest. One
+decoded block serves all activations, two products a lane.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Products of many activations with bfloat16 weights on AMX, the matrix unit of some x86 CPUs.
 
 A tile register holds 16 rows of 64 bytes. One instruction, ``tdpbf16ps``, multiplies 16 rows of 32
-bfloat16 weights with 16 activations' 32 values, and adds to 16 x 16 float32 sums: about 15 times
-what fused multiply-adds reach. Weights are loaded as they are stored. Activations are float32, and
-are split into **planes**, bfloat16 numbers that add up to the float32 number exactly:
+bfloat16 weights with 16 activations' 32 values, and adds to 16 x 16 float32 sums. Weights are
+loaded as they are stored. Activations are float32, and are split into **planes**, bfloat16 numbers
+that add up to the float32 number exactly:
 
     x = hi + mid + lo,   hi = bfloat16(x), mid = bfloat16(x − hi), lo = x − hi − mid
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gptoss_ref
+from gptoss_ref._files import replacing
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 from gptoss_ref.trace import Trace
@@ -136,20 +136,8 @@ def write(path: str | Path, text: str) -> None:
     Raises:
         GptOssError: the file cannot be written.
     """
-    path = Path(path)
-    staging = path.parent / f".{path.name}.{os.urandom(6).hex()}.partial"
-    try:
-        with staging.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise GptOssError(f"{path}: cannot be written: {error.strerror or error}") from None
-    except BaseException:  # also Ctrl-C
-        staging.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
 
 
 def attention_arrays(maps: Mapping[int, Sparse]) -> dict[str, Array]:

@@ -1,0 +1,35 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from gptoss_ref.errors import GptOssError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, error: type[GptOssError] = GptOssError) -> Iterator[IO[bytes]]:
+    """A temporary sibling of ``path``, which takes its name once the block succeeds.
+
+    A file that is already there is replaced then, and only then.
+
+    Raises:
+        GptOssError: the file cannot be written; of the kind ``error``.
+    """
+    staging = path.parent / f".{path.name}.{os.urandom(6).hex()}.partial"
+    try:
+        with staging.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    except OSError as failure:
+        staging.unlink(missing_ok=True)
+        raise error(f"{path}: cannot be written: {failure.strerror or failure}") from None
+    except BaseException:  # also Ctrl-C
+        staging.unlink(missing_ok=True)
+        raise
