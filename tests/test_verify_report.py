@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from gptoss_ref.config import GPT_OSS_120B
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.taps import names
 from gptoss_ref.verify.report import Flip, Report, Row, Section
 from gptoss_ref.verify.report_text import lines, number
@@ -216,6 +217,8 @@ def test_the_page_goes_to_a_file(tmp_path: Path) -> None:
     made = report()
     text = made.to_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == text
+    with pytest.raises(GptOssError, match="page.html: cannot be written: No such file"):
+        made.to_html(tmp_path / "no" / "page.html")
 
 
 @dataclasses.dataclass(frozen=True)

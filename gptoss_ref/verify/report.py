@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from gptoss_ref._files import replacing
+
 Verdict = Literal["ok", "diverges", "nan", "hidden", "rewritten", "follows", "tie", "unjudged"]
 """See :class:`Row`."""
 
@@ -190,12 +192,17 @@ class Report:
         return self.to_text()
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """The report as a self-contained page, which is also written to ``path`` if given."""
+        """The report as a self-contained page, which is also written to ``path`` if given.
+
+        Raises:
+            GptOssError: the file cannot be written; one that was there is kept.
+        """
         from gptoss_ref.verify.report_html import page
 
         text = page(self)
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            with replacing(Path(path)) as file:
+                file.write(text.encode())
         return text
 
 
