@@ -217,7 +217,7 @@ def test_the_page_goes_to_a_file(tmp_path: Path) -> None:
     made = report()
     text = made.to_html(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == text
-    with pytest.raises(GptOssError, match="page.html: cannot be written: No such file"):
+    with pytest.raises(GptOssError, match=r"page\.html: cannot be written: No such file"):
         made.to_html(tmp_path / "no" / "page.html")
 
 
