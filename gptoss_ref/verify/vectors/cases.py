@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,9 +42,12 @@ class Case:
 
     def answer(self, rules: Rules = SPECIFICATION) -> Values:
         """The outputs under ``rules``, in float64 (bytes and indices as integers)."""
-        given = SimpleNamespace(**self.inputs, **self.parameters)
+        return self.computed(partial(self.operation.compute, rules))
+
+    def computed(self, compute: Callable[[SimpleNamespace], Values]) -> Values:
+        """What ``compute`` makes of the inputs and parameters, which it gets as attributes."""
         with np.errstate(all="ignore"):
-            return self.operation.compute(rules, given)
+            return compute(SimpleNamespace(**self.inputs, **self.parameters))
 
 
 class Group:

@@ -111,22 +111,9 @@ def mxfp4_decode() -> Group:
     add("scale bytes 0 and 1", "Scale0 ScaleBias", np.concatenate([every, every], 1), [0, 1])
     small = np.array([0x12, 0xA9] * 8, np.uint8).reshape(1, 1, 16)  # 1, 1/2, −1/2, −1
     add("scale byte 254", "Scale254", small, [254])
-    halves = [1.0, 0.5, -0.5, -1.0] * 8
-    infinite = np.array([[2.0**127 * 2 * x for x in halves]])
-    add(
-        "scale byte 255",
-        "Scale255",
-        small,
-        [255],
-        (
-            {"values": infinite},
-            {
-                "values": np.where(
-                    np.abs(infinite) >= 2.0**128, np.copysign(np.inf, infinite), infinite
-                )
-            },
-        ),
-    )
+    exponent = 2.0**128 * np.array([[1.0, 0.5, -0.5, -1.0] * 8])  # ±2^128 is stored as infinity
+    add("scale byte 255", "Scale255", small, [255], ({"values": exponent},))
+    add("scale byte 134, which is 2^7", "Scale134", every, [134])
     return group
 
 

@@ -1,7 +1,8 @@
 """Flags of cases: what each is about, explained once, and the known bugs it catches.
 
-The names in ``catches`` are those of :mod:`gptoss_ref.verify.mutants`. The tests hold every line to
-it: some case with the flag gives another answer under each of these bugs.
+The names in ``catches`` are those of :mod:`gptoss_ref.verify.mutants` and of
+:mod:`~gptoss_ref.verify.vectors.mistakes`. The tests hold every line to it: some case with the flag
+gives another answer under each of these bugs.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ class Flag:
 
     Attributes:
         note: what to look at when such a case fails.
-        catches: names of known bugs.
+        catches: names of known bugs, at least one.
     """
 
     note: str
-    catches: tuple[str, ...] = ()
+    catches: tuple[str, ...]
 
 
 FLAGS: dict[str, Flag] = {
     "Ordinary": Flag(
         "Nothing special: random numbers, every dimension different. A failure here is in the "
-        "formula or in the order of the axes."
+        "formula or in the order of the axes.",
+        ("embedding-scaled", "norm-scale-after-cast", "experts-transposed", "shard-lost-rows"),
     ),
     "UnequalDimensions": Flag(
         "Released models have D = F and G = K, which hide transposed matrices and swapped axes; "
@@ -33,12 +35,16 @@ FLAGS: dict[str, Flag] = {
         ("gqa-axes-swapped",),
     ),
     "Epsilon": Flag(
-        "The values are so small that epsilon decides: it is 1e-5, inside the root.", ("norm-eps",)
+        "The values are so small that epsilon decides: it is 1e-5, inside the root.",
+        ("norm-eps", "eps-missing"),
     ),
-    "ZeroInput": Flag("Every input is zero: the answer is finite and made of biases alone."),
+    "ZeroInput": Flag(
+        "Every input is zero: the answer is finite and made of biases alone.", ("eps-missing",)
+    ),
     "HeavyTail": Flag(
         "One element is a thousand times the rest, as in real activations: eight-bit activations "
-        "lose the others."
+        "lose the others, and squares of 45,000 leave float16.",
+        ("activations-in-8-bits", "squares-in-float16"),
     ),
     "YarnRamp": Flag(
         "The ends of YaRN's ramp are not integers and must not be floored and ceiled; below "
@@ -63,7 +69,9 @@ FLAGS: dict[str, Flag] = {
         "left must not be rescaled to one.",
         ("sinks-dropped", "sinks-counted-twice", "sinks-scaled", "sinks-wrong-head"),
     ),
-    "SinkNegligible": Flag("The sink's logit is far below every score: rows sum to nearly one."),
+    "SinkNegligible": Flag(
+        "The sink's logit is far below every score: rows sum to nearly one.", ("sinks-scaled",)
+    ),
     "SinkEqual": Flag(
         "q·k = 0 and v = 1: the mix is n / (n + e^sink) for n visible keys. The probe to try first."
         "",
@@ -72,7 +80,10 @@ FLAGS: dict[str, Flag] = {
     "WindowEdge": Flag(
         "The context reaches one key beyond the window: a window of W shows W keys, the query's "
         "own included.",
-        ("window-plus-one", "window-minus-one", "window-nowhere", "window-scores-zero"),
+        (
+            *("window-plus-one", "window-minus-one", "window-nowhere", "window-scores-zero"),
+            *("ring-boundary", "chunk-longer-than-ring"),
+        ),
     ),
     "FullLayer": Flag(
         "No window: the first key is seen however far away.",
@@ -94,11 +105,14 @@ FLAGS: dict[str, Flag] = {
     ),
     "RouterNearTie": Flag(
         "Two logits differ by a few millionths: float32 must get the order right, and a bfloat16 "
-        "router may not. Judge a flip by its margin."
+        "router may not. Judge a flip by its margin.",
+        ("router-bf16",),
     ),
     "RouterTie": Flag(
         "Equal logits. The lower index first is this project's order; torch leaves it open, so any "
-        "choice among the tied is accepted."
+        "choice among the tied is accepted, but not one expert twice, nor a smaller logit before "
+        "one of the tied.",
+        ("tie-chosen-twice", "tie-struck-out"),
     ),
     "RouterSoftmax": Flag(
         "Weights are a softmax over the chosen logits only and sum to one.",
@@ -118,40 +132,68 @@ FLAGS: dict[str, Flag] = {
         "Both biases are present, and the router's weight multiplies the second one as well.",
         ("down-bias-unweighted", "down-bias-missing", "gate-up-bias-missing"),
     ),
-    "UnusedExpert": Flag("An expert that nobody chose, with weights that decode to NaN."),
+    "UnusedExpert": Flag(
+        "An expert that nobody chose, with weights that decode to NaN.", ("unchosen-times-zero",)
+    ),
     "OneExpert": Flag("Every token chooses the same experts.", ("experts-summed-twice",)),
     "NibbleOrder": Flag(
         "The low nibble is the earlier value, and values 2j and 2j + 1 share byte j.",
         ("nibbles-swapped", "nibbles-split"),
     ),
-    "AllCodes": Flag("Every one of the sixteen codes."),
-    "NegativeZero": Flag("Code 8 is −0, and keeps its sign."),
+    "AllCodes": Flag("Every one of the sixteen codes.", ("subnormal-codes-missing",)),
+    "NegativeZero": Flag(
+        "Code 8 is −0, and keeps its sign.", ("negative-zero-decoded", "negative-zero-encoded")
+    ),
     "ScaleBias": Flag("The scale is 2^(byte − 127).", ("scale-bias-126", "scale-bias-128")),
     "Scale0": Flag(
         "Scale byte 0 is 2^−127, a float32 subnormal: not 0, not −infinity. Flush-to-zero "
         "arithmetic fails here.",
-        ("scale-0",),
+        ("scale-0", "subnormals-flushed"),
     ),
-    "Scale254": Flag("The largest scale, 2^127, with codes that float32 can still hold."),
+    "Scale254": Flag(
+        "The largest scale, 2^127, with codes that float32 can still hold.",
+        ("scales-in-float16", "scales-signed"),
+    ),
     "Scale255": Flag(
-        "NaN by the MX specification. OpenAI's loader and llama.cpp take it for an exponent; "
-        "float32 infinities and the values times 2^128 are accepted.",
+        "NaN by the MX specification. OpenAI's loader and llama.cpp take it for an exponent, which "
+        "is accepted: codes times 2^128, those from 1 on infinite in float32.",
+        ("scale-255-saturated", "scale-255-infinite", "scales-signed"),
     ),
-    "RoundHalfEven": Flag("Values half-way between two codes go to the even code."),
-    "Saturates": Flag("Under the floor rule values above 6 · scale saturate at 6."),
+    "Scale134": Flag(
+        "An ordinary byte, worth 128: for NaN the byte is compared with 255, and not the decoded "
+        "scale with 128.",
+        ("scale-134",),
+    ),
+    "RoundHalfEven": Flag(
+        "Values half-way between two codes go to the even code.", ("half-away-from-zero",)
+    ),
+    "Saturates": Flag(
+        "Under the floor rule values above 6 · scale saturate at 6.", ("scale-fitted",)
+    ),
     "TopKTie": Flag(
         "Logits equal to the k-th: all of them are kept, as in transformers, so that the order of "
-        "the vocabulary decides nothing."
+        "the vocabulary decides nothing.",
+        ("top-k-cuts-ties",),
     ),
     "TopPCrossing": Flag(
         "The token that crosses top_p is kept: the fewest tokens whose probabilities sum to at "
-        "least top_p, and always one."
+        "least top_p, and always one.",
+        ("top-p-stops-short",),
     ),
     "SamplingOrder": Flag(
-        "Temperature, then top-k, then top-p, each on what the one before has left, renormalised."
+        "Temperature, then top-k, then top-p, each on what the one before has left, renormalised.",
+        ("top-p-before-the-rest",),
     ),
-    "LargeLogits": Flag("exp overflows unless the largest logit is subtracted first."),
-    "ModelShort": Flag("The tiny model on a prompt shorter than its window."),
+    "LargeLogits": Flag(
+        "exp overflows unless the largest logit is subtracted first.", ("exp-overflows",)
+    ),
+    "ModelShort": Flag(
+        "The tiny model on a prompt shorter than its window: how its parts are put together.",
+        (
+            *("qkv-order", "residual-missing", "unembedding-tied", "norm-eps"),
+            *("rope-skipped-on-window-layers", "rope-position-off-by-one"),
+        ),
+    ),
     "ModelWindow": Flag(
         "The tiny model on a prompt longer than its window of 24.",
         ("window-plus-one", "window-minus-one", "window-everywhere", "window-nowhere"),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.mutants import CATALOGUE, Mutant
-from gptoss_ref.verify.rules import Rules
+from gptoss_ref.verify.mutants import CATALOGUE, TIES, Mutant
 
 from .cases import Case
 from .flags import FLAGS
-from .operations import OPERATIONS
+from .mistakes import MISTAKES, Mistake
+from .operations import OPERATIONS, Operation, Values
 from .suite import expected, stored
 
 
@@ -35,7 +36,7 @@ class Finding:
     verdict: str
     error: float | None = None
     note: str = ""
-    causes: tuple[Mutant, ...] = ()
+    causes: tuple[Mutant | Mistake, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -115,16 +116,23 @@ def judge_case(case: Case, outputs: Mapping[str, Any], precision: str = "float32
     missing = [name for name in case.operation.outputs if name not in outputs]
     if missing:
         return Finding(case, "missing", note=f"no {', '.join(missing)}")
-    right = expected(case)
-    answers = [right, *({**right, **_stored(other)} for other in case.accepted)]
-    tried = [_compare(case, answer, outputs, tolerance) for answer in answers]
-    for error, note in tried:
-        if not note:
-            return Finding(case, "right", error)
-    error, note = tried[0]
+    error, note = difference(case, outputs, tolerance)
+    if not note:
+        return Finding(case, "right", error)
     return Finding(case, "wrong", error, note, causes(case, outputs, tolerance))
 
 
+def difference(
+    case: Case, outputs: Mapping[str, Any], tolerance: float
+) -> tuple[float | None, str]:
+    """The largest relative error of a case's outputs, and what is wrong; "" if they are right."""
+    right = expected(case)
+    answers = [right, *({**right, **_stored(other)} for other in case.accepted)]
+    tried = [_compare(case, answer, outputs, tolerance) for answer in answers]
+    return next((found for found in tried if not found[1]), tried[0])
+
+
+@np.errstate(over="ignore")
 def _compare(
     case: Case, right: Mapping[str, Array], outputs: Mapping[str, Any], tolerance: float
 ) -> tuple[float | None, str]:
@@ -150,6 +158,9 @@ def _difference(right: Array, values: Array, tolerance: float) -> tuple[float | 
         orders = (np.transpose(values, order).shape for order in permutations(range(values.ndim)))
         hint = ", with its axes in another order" if right.shape in orders else ""
         return None, f"has shape {values.shape}{hint}: expected {right.shape}"
+    if values.dtype.kind == "f":  # a wider number for what float32 stores as an infinity
+        beyond = np.isinf(right) & np.isinf(values.astype(np.float32))
+        values = np.where(beyond, np.copysign(np.inf, values), values)
     if right.dtype.kind != "f" or tolerance == 0:
         same = (values == right) | (np.isnan(right) if right.dtype.kind == "f" else False) & (
             values != values
@@ -160,8 +171,7 @@ def _difference(right: Array, values: Array, tolerance: float) -> tuple[float | 
         if same.all():
             return 0.0 if right.dtype.kind == "f" else None, ""
         return None, _first_difference(right, values, ~same)
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float64)
+    values = values.astype(np.float64)
     odd = ~np.isfinite(right) | ~np.isfinite(values)
     agree = (np.isnan(right) & np.isnan(values)) | (right == values)
     if (odd & ~agree).any():
@@ -185,23 +195,30 @@ def _stored(answer: Mapping[str, Array]) -> dict[str, Array]:
     return {name: stored(values) for name, values in answer.items()}
 
 
-def causes(case: Case, outputs: Mapping[str, Any], tolerance: float) -> tuple[Mutant, ...]:
+def causes(
+    case: Case, outputs: Mapping[str, Any], tolerance: float
+) -> tuple[Mutant | Mistake, ...]:
     """Known bugs under which this case has just these outputs."""
     if case.operation is OPERATIONS["model"]:
         return ()  # `diagnose` does that better, from a trace
-    found = []
-    for mutant in CATALOGUE:
-        wrong = _answer(case, mutant.apply)
-        if wrong is None or not _compare(case, expected(case), wrong, tolerance)[1]:
+    found: dict[str, Mutant | Mistake] = {}
+    for bug, compute in bugs_of(case.operation):
+        try:
+            wrong = _stored(case.computed(compute))
+        except (ValueError, IndexError):  # it cannot be computed on these shapes
             continue
-        if not _compare(case, wrong, outputs, tolerance)[1]:
-            found.append(mutant)
-    return tuple({mutant.name: mutant for mutant in found}.values())
+        if (
+            difference(case, wrong, tolerance)[1]
+            and not _compare(case, wrong, outputs, tolerance)[1]
+        ):
+            found[bug.name] = bug
+    return tuple(found.values())
 
 
-def _answer(case: Case, apply: Callable[[Rules], Rules]) -> dict[str, Array] | None:
-    """The case's answer under a bug; None where the bug cannot be computed on its shapes."""
-    try:
-        return _stored(case.answer(apply(Rules())))
-    except (ValueError, IndexError):
-        return None
+def bugs_of(operation: Operation) -> Iterator[tuple[Mutant | Mistake, Callable[..., Values]]]:
+    """What could be wrong with an operation, and how it is computed then."""
+    for mutant in (*CATALOGUE, *TIES):
+        yield mutant, partial(operation.compute, mutant.apply())
+    for mistake in MISTAKES:
+        if mistake.operation == operation.name:
+            yield mistake, mistake.compute

@@ -1,6 +1,6 @@
 """The conformance suite as files: a manifest, its schema, and the numbers.
 
-    manifest.json               operations, cases, flags, tolerances
+    manifest.json               operations, cases, tolerances, flags and the bugs they catch
     schema.json                 JSON Schema of the manifest
     README.md                   how to use the suite from any language
     <operation>.safetensors     "<case>/<name>" for every input and every expected output
@@ -23,14 +23,16 @@ from safetensors.numpy import save
 
 from gptoss_ref.checkpoint.writer import new_folder
 from gptoss_ref.numerics import Array
+from gptoss_ref.verify.mutants import CATALOGUE, TIES
 
 from .cases import Case, all_cases
 from .flags import FLAGS
+from .mistakes import MISTAKES
 from .operations import OPERATIONS, Operation
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "cacd3de58a612a40c08f18c8036de8a9c95f47117add0feff8995dd2948bd878"
+DIGEST = "733991d2b8591c4b4db0506b6a9e22d7f546c2f5eef74cbd65e9ca3c25af114e"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
@@ -87,11 +89,14 @@ def expected(case: Case) -> dict[str, Array]:
 
 def manifest() -> dict[str, Any]:
     """The manifest: see ``schema.json``."""
+    known = {mutant.name: mutant.summary for mutant in (*CATALOGUE, *TIES)}
+    known |= {mistake.name: mistake.summary for mistake in MISTAKES}
     return {
         "format": FORMAT,
         "flags": {
             name: {"note": flag.note, "catches": list(flag.catches)} for name, flag in FLAGS.items()
         },
+        "bugs": {name: known[name] for flag in FLAGS.values() for name in flag.catches},
         "operations": [_operation(operation) for operation in OPERATIONS.values()],
     }
 
