@@ -237,6 +237,24 @@ def test_sampling(
     assert kernels.sampling.log_probability(logits, 0) == pytest.approx(exact[0], abs=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_top_p_cuts_equal_tokens_where_the_layer_does(dtype: type) -> None:
+    """Probabilities that are multiples of one another, and a cut just where some of them end."""
+    from gptoss_ref.sampling import token_probabilities
+
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        kinds = int(rng.integers(1, 5))
+        logits = np.log(rng.integers(1, kinds + 1, rng.integers(2, 60))).astype(dtype)
+        temperature, top_k = float(rng.choice([0.5, 0.7, 1.0])), int(rng.choice([0, 0, 5]))
+        whole = token_probabilities(logits, temperature, top_k)
+        sums = np.cumsum(-np.sort(-whole))
+        for top_p in (0.1, 0.25, 0.5, 0.75, min(float(rng.choice(sums)), 0.999)):
+            kept = token_probabilities(logits, temperature, top_k, top_p) > 0
+            ours = kernels.sampling.token_probabilities(logits, temperature, top_k, top_p)
+            np.testing.assert_array_equal(ours > 0, kept)
+
+
 def test_greedy_takes_the_first_nan_as_argmax_does() -> None:
     for row in ([1.0, np.nan, 3.0], [np.nan, 1, 2], [1, 5, 5]):
         token, _ = kernels.sampling.greedy(np.array(row, np.float32))

@@ -1,7 +1,8 @@
 """Choosing a token from logits; mirrors ``gptoss_ref/sampling.py``.
 
-Each is a few passes over the vocabulary without temporary arrays. The logits are float32 or float64
-and everything is summed in float64; log-probabilities are within 1e-12 of the largest logit's size.
+Each is a few passes over the vocabulary, without temporary arrays except for top-p, which keeps
+exactly the tokens that the layer keeps. The logits are float32 or float64 and everything is summed
+in float64; log-probabilities are within 1e-12 of the largest logit's size.
 """
 
 from __future__ import annotations
@@ -76,11 +77,25 @@ def token_probabilities(
     floor = -np.inf
     if 0 < top_k < logits.size:
         floor = float(np.partition(logits, -top_k)[-top_k])
-    probabilities = np.empty(logits.size, np.float64)
-    _softmax(logits, float(temperature), floor, probabilities)
     if top_p < 1:
+        probabilities = _rounded_as_the_layer(logits, float(temperature), floor)
         order = np.argsort(-probabilities, kind="stable")
         _cut(probabilities, order, float(top_p))
+    else:
+        probabilities = np.empty(logits.size, np.float64)
+        _softmax(logits, float(temperature), floor, probabilities)
+    return probabilities
+
+
+def _rounded_as_the_layer(logits: Array, temperature: float, floor: float) -> NDArray[np.float64]:
+    """The probabilities to the last bit: of equal tokens it decides which top-p cuts off.
+
+    NumPy's exponential and its order of sums are not those of a compiled loop.
+    """
+    with np.errstate(over="ignore"):
+        shifted = (logits.astype(np.float64) - logits.max()) / temperature
+    shifted[logits < floor] = -np.inf
+    probabilities: NDArray[np.float64] = np.exp(shifted - np.log(np.exp(shifted).sum()))
     return probabilities
 
 
