@@ -235,6 +235,23 @@ def test_awkward_arrays_give_the_same(path: str) -> None:
             assert relative_l2(again, plain) <= MXFP4_BOUND  # few tokens an expert: another way
 
 
+@EVERY_PATH
+@pytest.mark.parametrize("storage", ["mxfp4", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_an_expert_twice_is_refused(path: str, storage: str, tokens: int) -> None:
+    """No router chooses so. Where it is several tokens' expert, once each, it is fine."""
+    arguments = case(9, tokens, 6, 3, 64, 96, storage)
+    arguments[1][:] = [4, 0, 2]
+    with instructions(path):
+        kernels.experts(*arguments)
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            arguments[1][:] = [4, 0, 2]
+            arguments[1][-1, a] = arguments[1][-1, b]
+            message = f"token {tokens - 1} chooses expert {arguments[1][-1, b]} twice"
+            with pytest.raises(GptOssError, match=message):
+                kernels.experts(*arguments)
+
+
 def test_errors() -> None:
     arguments = case(7, 3, 6, 2, 64, 96)
     for wrong in (-1, 6):

@@ -20,10 +20,16 @@ from gptoss_ref.kernels._tiles import ROWS as TILE
 from gptoss_ref.numerics import Array
 
 
-def refuse_indices(chosen: Array, count: int) -> None:
-    """Raise what a choice of an expert that is none of ``count`` deserves."""
+def refuse_indices(chosen: Array, per_token: int, count: int) -> None:
+    """Raise what choices of experts that are none of ``count``, or twice the same, deserve."""
+    if chosen.min() < 0 or chosen.max() >= count:
+        raise GptOssError(
+            f"expert indices range from {chosen.min()} to {chosen.max()}: expected 0 to {count - 1}"
+        )
+    ranked = np.sort(chosen.reshape(-1, per_token), axis=-1)
+    t, a = np.argwhere(ranked[:, 1:] == ranked[:, :-1])[0]
     raise GptOssError(
-        f"expert indices range from {chosen.min()} to {chosen.max()}: expected 0 to {count - 1}"
+        f"token {t} chooses expert {ranked[t, a]} twice: expected each expert once a token"
     )
 
 
@@ -32,7 +38,7 @@ class Plan(NamedTuple):
 
     order: Any  # the slot of each position
     starts: Any  # (E + 1,) where each expert's positions begin
-    active: Any  # experts that somebody chose; all empty if an index is of no expert
+    active: Any  # experts that somebody chose; none if ``refuse_indices`` would refuse
     tokens: Any  # the token of each position; like ``positions``, SPARE entries more
     positions: Any
     tiles: Any  # (E + 1,) each expert's first tile
@@ -45,7 +51,7 @@ def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
     """The plan of slots ``chosen`` among ``count`` experts."""
     order, starts = np.empty(chosen.size, np.int64), np.zeros(count + 1, np.int64)
     active = np.empty(count, np.int64)
-    n = _group(chosen, order, starts, active)
+    n = _group(chosen, per_token, order, starts, active)
     tokens, positions = np.zeros(order.size + SPARE, np.int64), np.arange(order.size + SPARE)
     tiles = np.zeros(count + 1, np.int64)
     for e in range(count):
@@ -62,7 +68,7 @@ def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
 
 
 @jit_inner
-def _group(chosen: Any, order: Any, starts: Any, active: Any) -> int:
+def _group(chosen: Any, per_token: int, order: Any, starts: Any, active: Any) -> int:
     """Sort slots by expert into the last three arguments; number of active experts, 0 if wrong."""
     count = starts.size - 1
     for e in chosen:
@@ -79,6 +85,9 @@ def _group(chosen: Any, order: Any, starts: Any, active: Any) -> int:
     filled = np.zeros(count, np.int64)
     for slot in range(chosen.size):
         e = chosen[slot]
-        order[starts[e] + filled[e]] = slot
+        at = starts[e] + filled[e]
+        order[at] = slot
+        if filled[e] and order[at - 1] // per_token == slot // per_token:
+            return 0
         filled[e] += 1
     return n

@@ -31,7 +31,7 @@ from gptoss_ref.kernels._product import (
 from gptoss_ref.kernels.swiglu import activated
 
 FINE, BAD_INDEX, REFUSED = 0, 1, 2
-"""How a pass ends: an index of no expert, or a scale byte 255 that is an error."""
+"""How a pass ends: indices that are refused, or a scale byte 255 that is an error."""
 
 
 class _Call(NamedTuple):

@@ -65,7 +65,8 @@ def experts(
 
     Raises:
         CheckpointError: a chosen expert has a scale byte 255, and ``scale_255`` is ``"error"``.
-        GptOssError: another policy, shapes that do not fit, or an index of no expert.
+        GptOssError: another policy, shapes that do not fit, an index of no expert, or a token that
+            chooses an expert twice.
     """
     check_policy(policy)
     count, doubled, width = mlp1_weight.shape
@@ -95,7 +96,7 @@ def experts(
         out = np.empty(x.shape, np.float32)
         state = _pass(x, chosen, weights, first, second, biases, limits, stages, out)
         if state == BAD_INDEX:
-            refuse_indices(chosen, count)
+            refuse_indices(chosen, indices.shape[1], count)
         if state == REFUSED:
             for weight in (mlp1_weight, mlp2_weight):
                 assert isinstance(weight, MXFP4)
@@ -154,7 +155,7 @@ def _by_expert(
     count, per_token = mlp1_weight.shape[0], chosen.size // len(x)
     plan = plan_of(chosen, per_token, count)
     if plan.active.size == 0:
-        refuse_indices(chosen, count)
+        refuse_indices(chosen, per_token, count)
     for e in plan.active:
         slots = plan.order[plan.starts[e] : plan.starts[e + 1]]
         t = slots // per_token
