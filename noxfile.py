@@ -43,6 +43,14 @@ def bounds(session: nox.Session) -> None:
 
 
 @nox.session
+def generic(session: nox.Session) -> None:
+    """The kernel tests compiled for the least CPU of this architecture: without AVX2."""
+    session.install(".[test]")
+    least = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    session.run("python", "-m", "pytest", *KERNEL_TESTS, env=least)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: every cell is executed, and warnings are errors."""
     session.install(".[docs]")
