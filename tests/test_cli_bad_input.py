@@ -90,7 +90,8 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
         (["convert", "tiny", "out", "--experts", "int4"], "invalid choice: 'int4'"),
         (["selfcheck"], "MODEL"),
         (["warmup", "now"], "unrecognized arguments: now"),
-        (["doctor", "--megabytes", "0"], "--megabytes: expected an integer of 1 or more, not '0'"),
+        (["doctor", "--megabytes", "63"], "--megabytes: expected an integer of 64 or more"),
+        (["doctor", "--megabytes", "x"], "--megabytes: expected an integer of 64 or more"),
     ],
 )
 def test_command_line(fails: Callable[..., str], argv: list[str], message: str) -> None:

@@ -146,12 +146,12 @@ def theirs(x):
     for i in numba.prange(x.size):
         x[i] = i
 if {who!r} == "another kernel": theirs(np.zeros(1000))
-if {who!r} == "the doctor": bandwidth(16, 0.01)
+if {who!r} == "the doctor": bandwidth(64, 0.01)
 child = os.fork()
 if child == 0:
     threads = t.current_threads()
     results = t.everything_threaded()
-    rates = bandwidth(16, 0.01)
+    rates = bandwidth(64, 0.01)
     os._exit(0 if (threads == 1) == ({who!r} != "nobody") and min(rates) > 0 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

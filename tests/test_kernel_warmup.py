@@ -9,10 +9,11 @@ import pytest
 from kernel_cases import COMPILED_ONLY
 from test_kernel_threads import run_python
 
+from gptoss_ref.cli.parser import build_parser
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._jit import available_paths
-from gptoss_ref.kernels.doctor import bandwidth, bytes_per_token, doctor
+from gptoss_ref.kernels.doctor import LEAST_MEGABYTES, bandwidth, bytes_per_token, doctor
 from gptoss_ref.kernels.threads import available_threads, current_threads
 
 
@@ -26,7 +27,7 @@ def test_bytes_of_one_token() -> None:
 
 @COMPILED_ONLY
 def test_doctor_gives_plain_values() -> None:
-    report = doctor({"20b": GPT_OSS_20B}, megabytes=16, seconds=0.01)
+    report = doctor({"20b": GPT_OSS_20B}, megabytes=64, seconds=0.01)
     assert json.loads(json.dumps(report)) == report
     assert report["instruction_path"] == available_paths()[0]
     assert report["threads"] == current_threads()
@@ -80,9 +81,21 @@ print(warmup.is_warm())
 def test_doctor_needs_compiled_kernels() -> None:
     code = """
 from gptoss_ref.cli import main
-print(main(["doctor", "--megabytes", "8"]))
+print(main(["doctor", "--megabytes", "64"]))
 """
     assert run_python(code, NUMBA_DISABLE_JIT="1") == "2"
+
+
+@COMPILED_ONLY
+def test_doctor_does_not_measure_the_caches() -> None:
+    """The command line refuses the same, before anything compiles."""
+    for megabytes in (-1, 0, LEAST_MEGABYTES - 1):
+        with pytest.raises(GptOssError, match=f"expected {LEAST_MEGABYTES} or more"):
+            doctor({}, megabytes=megabytes)
+        with pytest.raises(GptOssError, match=f"expected an integer of {LEAST_MEGABYTES} or more"):
+            build_parser().parse_args(["doctor", "--megabytes", str(megabytes)])
+    least = str(LEAST_MEGABYTES)
+    assert build_parser().parse_args(["doctor", "--megabytes", least]).megabytes == LEAST_MEGABYTES
 
 
 @COMPILED_ONLY

@@ -37,6 +37,9 @@ from gptoss_ref.numerics import Array
 MXFP4_BYTES = 17 / 32
 """Of one weight: half a byte, and its share of the scale byte."""
 
+LEAST_MEGABYTES = 64
+"""Fewer may lie in the caches, whose rate is several times the memory's."""
+
 _LINE = 64
 """Bytes of a cache line."""
 
@@ -48,8 +51,11 @@ def doctor(
 
     Args:
         configs: models (:class:`gptoss_ref.config.ModelConfig`) whose speed is predicted, by name.
-        megabytes: read at a time by the measurement; more than the caches hold.
+        megabytes: read at a time by the measurement, 64 or more; more than the caches hold.
         seconds: spent on each of the two measurements, about.
+
+    Raises:
+        GptOssError: what :func:`bandwidth` refuses.
     """
     plain, prefetching = bandwidth(megabytes, seconds)
     best = max(plain, prefetching)
@@ -97,11 +103,16 @@ def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float
     The median over several reads, taken in turns, of an array of that size.
 
     Raises:
-        GptOssError: nothing is compiled (``NUMBA_DISABLE_JIT``), or there is not so much memory.
+        GptOssError: nothing is compiled (``NUMBA_DISABLE_JIT``), the array would fit into caches,
+            or there is not so much memory.
     """
     if config.DISABLE_JIT:
         raise GptOssError(
             "the doctor measures compiled kernels, and NUMBA_DISABLE_JIT is set: unset it"
+        )
+    if megabytes < LEAST_MEGABYTES:
+        raise GptOssError(
+            f"{megabytes} MB lie in the caches: expected {LEAST_MEGABYTES} or more, to read memory"
         )
     try:
         words = np.ones(megabytes << 17, np.int64)
