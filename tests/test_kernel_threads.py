@@ -89,6 +89,15 @@ def test_the_number_of_threads_is_checked_and_restored() -> None:
 
 def run_python(code: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
+    return _run(code, environment).stdout.strip()
+
+
+def standard_error(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints there."""
+    return _run(code, environment).stderr
+
+
+def _run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path]), **environment},
@@ -98,7 +107,7 @@ def run_python(code: str, **environment: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done
 
 
 @BUSY

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 from kernel_cases import COMPILED_ONLY
-from test_kernel_threads import run_python
+from test_kernel_threads import run_python, standard_error
 
 from gptoss_ref.cli.parser import build_parser
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B
@@ -15,6 +18,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._jit import available_paths
 from gptoss_ref.kernels.doctor import LEAST_MEGABYTES, bandwidth, bytes_per_token, doctor
 from gptoss_ref.kernels.threads import available_threads, current_threads
+from gptoss_ref.kernels.warmup import drop_unused
 
 
 def test_bytes_of_one_token() -> None:
@@ -76,6 +80,144 @@ print(warmup.is_warm())
     assert run_python(code, NUMBA_NUM_THREADS="1", **cache) == "True"
     if available_threads() > 1:
         assert run_python(code, **cache) == "False"
+
+
+FIRST_CALLS = """
+import sys, warnings
+import numpy as np
+from gptoss_ref import kernels
+warnings.simplefilter("ignore")
+for size in (3, 5):
+    kernels.rmsnorm(np.ones((1, size), np.float32), np.ones(size, np.float32))
+    kernels.swiglu(np.ones((1, 2), np.float32))
+"""
+
+
+@COMPILED_ONLY
+def test_the_first_call_from_python_says_why_it_takes_long(tmp_path: Path) -> None:
+    """One line a process, and only where something compiles."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    line = "gptoss_ref: compiling kernels, once (ahead of time: gptoss-ref warmup)\n"
+    assert standard_error(FIRST_CALLS, **cache) == line
+    assert standard_error(FIRST_CALLS, **cache) == ""
+    assert standard_error(FIRST_CALLS, NUMBA_DISABLE_JIT="1", **cache) == ""
+
+
+@COMPILED_ONLY
+def test_where_nothing_can_be_kept_it_is_not_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = "gptoss_ref: compiling kernels (ahead of time: gptoss-ref warmup)\n"
+    assert standard_error(FIRST_CALLS, NUMBA_CACHE_DIR=str(tmp_path / "file" / "below")) == line
+
+
+@COMPILED_ONLY
+@pytest.mark.parametrize("before", ["sys.stderr = None", "sys.stderr.close()"])
+def test_nothing_is_said_where_nobody_listens(before: str, tmp_path: Path) -> None:
+    code = f"import sys; {before}{FIRST_CALLS}print('computed')"
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "computed"
+
+
+@COMPILED_ONLY
+def test_who_shows_progress_says_it_alone(tmp_path: Path) -> None:
+    """As the command line does, with a spinner."""
+    code = """
+from gptoss_ref.kernels import warmup
+warmup.STEPS = warmup.STEPS[:1]
+warmup.warmup(lambda *_: None)
+(warmup.cache_folder() / warmup._mark()).unlink()
+"""
+    code += FIRST_CALLS
+    assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""
+
+
+@COMPILED_ONLY
+def test_warm_kernels_say_nothing_about_one_of_other_types(tmp_path: Path) -> None:
+    code = """
+from gptoss_ref.kernels import warmup
+import numpy as np
+(warmup.cache_folder() / warmup._mark()).touch()
+warmup.sampling.greedy(np.ones(3))
+"""
+    assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""
+
+
+def test_folders_of_other_versions_go_when_nobody_uses_them(tmp_path: Path) -> None:
+    def folder(name: str, days: float) -> Path:
+        path = tmp_path / name
+        (path / "kernels_1").mkdir(parents=True)
+        (path / "kernels_1" / "f.nbc").write_bytes(b"code")
+        then = time.time() - days * 86400
+        os.utime(path, (then, then))
+        return path
+
+    ours = folder("kernels-0123456789ab", 90)
+    gone = [folder("kernels-00000000000a", 31), folder("kernels-ffffffffffff", 4000)]
+    kept = [
+        ours,
+        folder("kernels-00000000000b", 29),
+        folder("kernels-00000000000c", -5),
+        folder("kernels-0123456789abc", 90),
+        folder("kernels-0123456789AB", 90),
+        folder("kernels-mine", 90),
+        folder("mykernels-00000000000d", 90),
+        folder("elsewhere", 90),
+    ]
+    link = tmp_path / "kernels-00000000000e"
+    link.symlink_to(tmp_path / "elsewhere")
+    (file := tmp_path / "kernels-00000000000f").write_text("a file")
+    for path in (link, file):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    drop_unused(ours)
+    assert not any(path.exists() for path in gone)
+    assert all((path / "kernels_1" / "f.nbc").exists() for path in kept)
+    assert link.is_symlink()
+    assert file.exists()
+    drop_unused(tmp_path / "nowhere" / ours.name)
+
+
+def test_a_folder_that_cannot_be_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another that goes at the same time is none to stumble over."""
+    for n in range(3):
+        path = tmp_path / f"kernels-00000000000{n}"
+        path.mkdir()
+        os.utime(path, (0, 0))
+    removed: list[str] = []
+
+    def remove(path: Path) -> None:
+        removed.append(path.name)
+        if len(removed) == 1:
+            raise PermissionError(13, "somebody else's", str(path))
+        path.rmdir()
+        if len(removed) == 2:
+            raise FileNotFoundError(2, "another process was faster", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    drop_unused(tmp_path / "kernels-0123456789ab")
+    assert len(removed) == 3
+    assert [path.name for path in tmp_path.iterdir()] == removed[:1]
+
+
+@COMPILED_ONLY
+def test_a_process_that_uses_a_folder_dates_it_and_warming_drops_the_others(tmp_path: Path) -> None:
+    old = tmp_path / "kernels-00000000000a"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    code = """
+import os, time
+from gptoss_ref.kernels import _jit, warmup
+folder = warmup.cache_folder()
+os.utime(folder, (0, 0))
+_jit.cache_folder.cache_clear()
+warmup.cache_folder()
+warmup.STEPS = ()
+print(time.time() - folder.stat().st_mtime < 600)
+for _ in range(2):
+    warmup.warmup()
+    print(sorted(path.name for path in folder.parent.iterdir()) == [folder.name])
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == 3 * ["True"]
 
 
 def test_doctor_needs_compiled_kernels() -> None:

@@ -141,7 +141,12 @@ class _LazyCache(caching.NullCache):
         return self._open().cache_path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        return self._open().load_overload(sig, target_context)
+        kept = self._open().load_overload(sig, target_context)
+        if kept is None:
+            from gptoss_ref.kernels.warmup import announce  # which imports every kernel
+
+            announce()
+        return kept
 
     def save_overload(self, sig: Any, data: Any) -> None:
         self._open().save_overload(sig, data)
@@ -167,6 +172,7 @@ def cache_folder() -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        os.utime(folder)  # when it was last used, for ``warmup.drop_unused``
     except OSError as error:
         warnings.warn(
             f"cannot write to the kernel cache {folder} ({error.strerror}): kernels are compiled "

@@ -3,12 +3,19 @@
 A kernel compiles when it is first called; :func:`warmup` calls each of those that a chat uses
 with small arrays of the types that a checkpoint gives, for one token and for several, below and
 above the size from which threads are used. What is in the cache folder is loaded instead.
+
+Who calls kernels without it waits at the first call, and is told why: :func:`announce`.
 """
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -30,6 +37,13 @@ from gptoss_ref.weights import MXFP4
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being compiled, the steps done and the number of steps."""
+
+
+UNUSED = 30 * 24 * 3600
+"""Seconds after which the folder of another version is removed, if no process has used it."""
+
+_FOLDER = re.compile("kernels-[0-9a-f]{12}")
+_told = {"compiling": False}
 
 
 def _bits(*shape: int) -> Any:
@@ -65,7 +79,8 @@ def _small() -> None:
     logits = np.ones(8, np.float32)
     sampling.greedy(logits)
     sampling.log_probability(logits, 0)
-    sampling.token_probabilities(logits, 1.0, 0, 0.5)
+    for top_p in (0.5, 1.0):
+        sampling.token_probabilities(logits, top_p=top_p)
 
 
 def _linear(tokens: int, size: int) -> None:
@@ -111,8 +126,32 @@ def _mark() -> str:
     return f"warm-{path_name()}-{kind}-{cpu}-numba{numba.__version__}-{python}"
 
 
+def announce() -> None:
+    """Say on standard error that kernels compile: one line, the first time in this process.
+
+    Nothing is said where :func:`is_warm`: then it is one kernel, of types that no chat uses.
+    """
+    if _told["compiling"] or is_warm():
+        return
+    _told["compiling"] = True
+    if sys.stderr is not None:  # as under pythonw, or in a service
+        once = ", once" if cache_folder() else ""
+        line = f"gptoss_ref: compiling kernels{once} (ahead of time: gptoss-ref warmup)\n"
+        with suppress(OSError, ValueError):  # a full disk, a closed stream
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
 def warmup(progress: Progress | None = None) -> None:
-    """Compile or load every kernel of a chat, for the instruction path and threads in effect."""
+    """Compile or load every kernel of a chat, for the instruction path and threads in effect.
+
+    The first time, folders of versions that nobody uses any more are removed.
+
+    Args:
+        progress: told what compiles, in the place of :func:`announce`.
+    """
+    if progress is not None:
+        _told["compiling"] = True
     for done, (name, step) in enumerate(STEPS):
         if progress is not None:
             progress(name, done, len(STEPS))
@@ -120,5 +159,21 @@ def warmup(progress: Progress | None = None) -> None:
     if progress is not None:
         progress("done", len(STEPS), len(STEPS))
     folder = cache_folder()
-    if folder is not None:
+    if folder is not None and not (folder / _mark()).exists():
         (folder / _mark()).touch()
+        drop_unused(folder)
+
+
+def drop_unused(folder: Path) -> None:
+    """Remove the folders beside ``folder`` whose kernels no process has used for 30 days.
+
+    They are of other versions of this package, whose sources differ; who runs one of these again
+    compiles again. Only folders named as :func:`~gptoss_ref.kernels._jit.cache_folder` names them
+    are looked at, no links; what cannot be removed stays.
+    """
+    with suppress(OSError):
+        for other in list(folder.parent.iterdir()):
+            if _FOLDER.fullmatch(other.name) and other != folder:
+                with suppress(OSError):  # another process removes it, or it is somebody else's
+                    if time.time() - other.lstat().st_mtime > UNUSED:
+                        shutil.rmtree(other)  # an error for a link
