@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,10 +12,17 @@ from kernel_cases import EXAMPLES, FLOAT_BOUND, bits, gaussian, relative_l2
 
 from gptoss_ref import kernels, layers
 from gptoss_ref.kernels import _tiles
-from gptoss_ref.kernels._jit import available_paths
+from gptoss_ref.kernels._jit import available_paths, instructions
 from gptoss_ref.numerics import FLOAT64
 
 pytestmark = pytest.mark.skipif("amx" not in available_paths(), reason="needs AMX")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_tiles() -> Iterator[None]:
+    """Whatever path is the default."""
+    with instructions("amx"):
+        yield
 
 
 def planes_of(x: np.ndarray, of: np.ndarray) -> np.ndarray:

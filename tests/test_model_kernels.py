@@ -170,6 +170,28 @@ def large_model() -> tuple[Any, list[int]]:
     return build(config, arrays, "float32"), random_tokens(config, 90, 0)
 
 
+@COMPILED_ONLY
+def test_after_warmup_a_larger_model_needs_no_other_kernel() -> None:
+    """One whose products are worth threads."""
+    code = """
+import gptoss_ref as gr
+from gptoss_ref.kernels import _jit
+from gptoss_ref.kernels.warmup import warmup
+from test_model_kernels import large_model
+warmup()
+def refuse(self, signature, context):
+    raise SystemExit(f"{self._function.__name__}{signature} is not warm")
+_jit._LazyCache.load_overload = refuse
+model, tokens = large_model()
+for length in (1, 2, 5, 90, 700):
+    for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5, "top_p": 0.5}):
+        list(gr.generate(model, (8 * tokens)[:length], 3, **options))
+    model((8 * tokens)[:length])
+print("warm")
+"""
+    assert run_python(code) == "warm"
+
+
 @BUSY
 @COMPILED_ONLY
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
