@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import EVERY_PATH, EXAMPLES, bits, gaussian, misaligned, relative_l2, spread
 
-from gptoss_ref import kernels, layers
+from gptoss_ref import kernels, layers, sampling
 from gptoss_ref.errors import ConfigError, GptOssError
 from gptoss_ref.kernels._jit import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
@@ -19,6 +23,31 @@ STORAGES = ("bfloat16", "float32", "float64")
 
 def stored(x: np.ndarray, storage: str) -> np.ndarray:
     return bits(x) if storage == "bfloat16" else x.astype(storage)
+
+
+def signatures(module: Any, names: Iterable[str]) -> dict[str, inspect.Signature]:
+    """Of the functions among these names: parameters, defaults and types."""
+    functions = ((name, getattr(module, name)) for name in names)
+    return {
+        name: inspect.signature(function, eval_str=True)
+        for name, function in functions
+        if inspect.isfunction(function)
+    }
+
+
+def test_kernels_have_the_signatures_of_their_layers() -> None:
+    """So that a backend may take either; the names without a layer are those of the docstring."""
+    expected = signatures(layers, layers.__all__)
+    ours = signatures(kernels, kernels.__all__)
+    assert set(ours) - set(expected) == {"linears", "threads"}
+    assert {name: ours[name] for name in expected} == expected
+    assert len(expected) >= 10
+    for names, kernel, layer in (
+        (("decode", "encode"), kernels.mxfp4, layers.mxfp4),
+        (("greedy", "log_probability", "token_probabilities"), kernels.sampling, sampling),
+    ):
+        assert signatures(kernel, names) == signatures(layer, names)
+        assert len(signatures(kernel, names)) == len(names)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -222,15 +251,13 @@ def test_swiglu_extremes() -> None:
 def test_sampling(
     seed: int, size: int, temperature: float, top_k: int, top_p: float, ties: bool
 ) -> None:
-    from gptoss_ref.sampling import log_softmax, token_probabilities
-
     logits = gaussian(np.random.default_rng(seed), size) * 3
     if ties:
         logits = np.round(logits)
-    expected = token_probabilities(logits, temperature, top_k, top_p)
+    expected = sampling.token_probabilities(logits, temperature, top_k, top_p)
     ours = kernels.sampling.token_probabilities(logits, temperature, top_k, top_p)
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-15)
-    exact = log_softmax(logits.astype(np.float64))
+    exact = sampling.log_softmax(logits.astype(np.float64))
     token, log_probability = kernels.sampling.greedy(logits)
     assert token == np.argmax(logits)
     assert log_probability == pytest.approx(exact[token], abs=1e-12)
@@ -240,17 +267,15 @@ def test_sampling(
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_top_p_cuts_equal_tokens_where_the_layer_does(dtype: type) -> None:
     """Probabilities that are multiples of one another, and a cut just where some of them end."""
-    from gptoss_ref.sampling import token_probabilities
-
     rng = np.random.default_rng(5)
     for _ in range(300):
         kinds = int(rng.integers(1, 5))
         logits = np.log(rng.integers(1, kinds + 1, rng.integers(2, 60))).astype(dtype)
         temperature, top_k = float(rng.choice([0.5, 0.7, 1.0])), int(rng.choice([0, 0, 5]))
-        whole = token_probabilities(logits, temperature, top_k)
+        whole = sampling.token_probabilities(logits, temperature, top_k)
         sums = np.cumsum(-np.sort(-whole))
         for top_p in (0.1, 0.25, 0.5, 0.75, min(float(rng.choice(sums)), 0.999)):
-            kept = token_probabilities(logits, temperature, top_k, top_p) > 0
+            kept = sampling.token_probabilities(logits, temperature, top_k, top_p) > 0
             ours = kernels.sampling.token_probabilities(logits, temperature, top_k, top_p)
             np.testing.assert_array_equal(ours > 0, kept)
 

@@ -1,7 +1,8 @@
 """The hot path: every layer of gpt-oss as a Numba kernel, named as in :mod:`gptoss_ref.layers`.
 
-A kernel equals its layer under the float32 policy, within the bound that its file states. It
-shares no computation with it. Importing this package compiles nothing: see
+A kernel has the signature of its layer and equals it under the float32 policy, within the bound
+that its file states. It shares no computation with it. Only ``linears`` (several matrices of one
+input), ``threads`` and ``sampling`` are no layers. Importing this package compiles nothing: see
 :mod:`gptoss_ref.kernels._jit`.
 """
 
