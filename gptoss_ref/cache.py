@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array, Policy
 
 FIRST_ROOM = 64
@@ -89,6 +90,10 @@ class KVCache:
 
     A copy made by ``copy.deepcopy`` goes its own way.
 
+    A cache is for one pass at a time. Two at once, from two threads, write their keys into the same
+    rows: either may see the other's, and the one that ends last is an error, because the cache no
+    longer ends where it began. Give each thread a cache of its own; a model may be shared.
+
     Attributes:
         length: positions stored, which is the position of the next token.
         layers: in the order of the blocks.
@@ -106,6 +111,15 @@ class KVCache:
         """Bytes allocated for keys and values."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
-    def commit(self, layers: list[LayerCache], length: int) -> None:
-        """Take over what a pass has left: each layer extended, up to ``length`` positions."""
+    def commit(self, layers: list[LayerCache], start: int, length: int) -> None:
+        """Take over what a pass from ``start`` on has left: layers of ``length`` positions.
+
+        Raises:
+            GptOssError: another pass has been taken over since this one began.
+        """
+        if self.length != start:
+            raise GptOssError(
+                f"the cache grew from {start} to {self.length} positions while a pass used it: "
+                f"expected one pass at a time, and a cache for each thread"
+            )
         self.layers, self.length = layers, length  # no interrupt comes between two plain stores

@@ -130,6 +130,7 @@ class Model:
         Raises:
             TokenError: no tokens, an id out of range, or more positions than the context has.
             CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
+            GptOssError: another pass, of another thread, has extended the cache meanwhile.
         """
         keep = cache
         cache = self.new_cache() if cache is None else cache
@@ -166,7 +167,7 @@ class Model:
         logits = backend.linear(x, weights.unembedding, policy=policy)  # (T, V)
         tap("logits", logits)
         if keep is not None:
-            keep.commit(layers, start + len(ids))
+            keep.commit(layers, start, start + len(ids))
         return logits
 
     def _attention(
@@ -279,6 +280,9 @@ def load(
     scale_255: Scale255 = "error",
 ) -> Model:
     """Load a checkpoint without copying or decoding its weights.
+
+    The first pass on a machine compiles the ``"numba"`` backend's kernels, for about half a minute;
+    ``gptoss-ref warmup`` does that ahead of time.
 
     Args:
         path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -35,7 +36,7 @@ from strategies import (
 from gptoss_ref import cache as cache_module
 from gptoss_ref.cache import KVCache
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.errors import TokenError
+from gptoss_ref.errors import GptOssError, TokenError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32
 
@@ -333,3 +334,24 @@ def test_an_interrupt_anywhere_leaves_the_cache_as_it_was(
             break
         point += 1
     assert point > 10  # the interrupts did happen
+
+
+def test_two_passes_at_once_on_one_cache_are_an_error() -> None:
+    """The one that ends last says so; what the other left stays."""
+    config = small_config()
+    model = build_model(config, random_arrays(config, 0), "float32")
+    cache, sound = model.new_cache(), model.new_cache()
+    for each in (cache, sound):
+        model([1, 2, 3], cache=each)
+
+    def meanwhile(name: str, _: Any) -> None:
+        if name == "logits":
+            other = threading.Thread(target=model, args=([5, 6], cache))
+            other.start()
+            other.join()
+
+    with pytest.raises(GptOssError, match="from 3 to 5 positions"):
+        model([4], cache=cache, tap=meanwhile)
+    assert cache.length == 5
+    model([5, 6], cache=sound)
+    np.testing.assert_array_equal(model([7], cache=cache), model([7], cache=sound))
