@@ -12,7 +12,7 @@ from gptoss_ref.numerics import Array, Policy
 from gptoss_ref.verify.rules import At, Rules
 from gptoss_ref.weights import BlockWeights, ExpertMatrix, ModelWeights
 
-_DENSE_BYTES = 1 << 28  # decoded expert matrices kept for the next replay of the same block
+_DENSE_BYTES = 1 << 28  # decoded expert matrices kept for the other runs of the same block
 
 
 class Site:
@@ -60,19 +60,15 @@ class Site:
 
 
 class Decoded:
-    """Expert matrices decoded for one block, kept up to a limit for the next replay of it."""
+    """Expert matrices decoded for one block, kept up to a limit for its other runs."""
 
     def __init__(self) -> None:
-        self._layer: int | None = None
         self._bytes = 0
         self._kept: dict[object, tuple[ExpertMatrix, Array]] = {}
 
     def get(self, rule: Callable[..., Array], at: At, stored: ExpertMatrix) -> Array:
         """Values of expert ``at.expert`` of ``stored`` by ``rule``."""
         assert at.expert is not None
-        if at.layer != self._layer:
-            self._layer, self._bytes = at.layer, 0
-            self._kept.clear()
         key = (rule, id(stored), at.tap, at.expert, at.policy.dtype)
         if key not in self._kept:
             values = rule(at, stored[at.expert])

@@ -176,12 +176,13 @@ def walk(
     wanted = frozenset(wanted)
     path = needed(config, given, wanted)
     last_use = {tap: i for i, node in enumerate(path) for tap in node.inputs}
-    tokens, decoded = np.asarray(tokens), Decoded()
+    tokens = np.asarray(tokens)
     live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and still to be used
     lent = _Lent(given)
     sites: list[Site] = []
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
+            decoded = Decoded()  # the last block's matrices go with its sites
             sites = [
                 Site(config, policy, rules, tokens, weights, node.layer, decoded)
                 for rules, policy in runs
