@@ -95,11 +95,6 @@ def jit_inner(function: F, **options: Any) -> F:
     return cast(F, numba.njit(**OPTIONS, no_cpython_wrapper=True, **options)(function))
 
 
-def jit_parallel_inner(function: F) -> F:
-    """A ``prange`` loop that only kernels call."""
-    return jit_inner(function, parallel=True)
-
-
 def jit_parallel(function: F) -> F:
     """A kernel whose ``prange`` loop runs on Numba's threads."""
     return _compiled_lazily(function, parallel=True)

@@ -23,16 +23,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from gptoss_ref.kernels._jit import (
-    jit,
-    jit_inner,
-    jit_parallel_inner,
-)
+from gptoss_ref.kernels._jit import jit, jit_inner
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import WIDEST, pack, panel_width, tile
 from gptoss_ref.kernels._softmax import MASKED, soften
+from gptoss_ref.kernels._tasks import Team, jit_tasks
 
 KEYS = 64
 """Keys of a block; a multiple of every panel's width."""
@@ -184,52 +180,15 @@ def mix(
     per_task: int,
     scale: Any,
     out: Any,
-    start: int,
-    stop: int,
-) -> None:
-    """Tasks ``start`` … ``stop`` − 1; task n is queries n // K · per_task … of head n % K."""
-    keys = keys_of(k, v, q_positions, k_positions, window)
-    _mix(path, q, keys, sinks, per_task, scale, out, start, stop)
-
-
-@jit
-def mix_parallel(
-    path: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    sinks: Any,
-    q_positions: Any,
-    k_positions: Any,
-    window: int,
-    per_task: int,
-    scale: Any,
-    out: Any,
     tasks: int,
-    n: int,
+    team: Team,
 ) -> None:
+    """Many queries; task n is queries n // K · ``per_task`` … of key/value head n % K."""
     keys = keys_of(k, v, q_positions, k_positions, window)
-    _mix_parallel(path, q, keys, sinks, per_task, scale, out, tasks, n)
+    _mix(path, q, keys, sinks, per_task, scale, out, tasks, team)
 
 
-@jit_parallel_inner
-def _mix_parallel(
-    path: Any,
-    q: Any,
-    keys: Keys,
-    sinks: Any,
-    per_task: int,
-    scale: Any,
-    out: Any,
-    tasks: int,
-    n: int,
-) -> None:
-    for t in prange(n):
-        start, stop = np.int64(t * tasks // n), np.int64((t + 1) * tasks // n)
-        _mix(path, q, keys, sinks, per_task, scale, out, start, stop)
-
-
-@jit_inner
+@jit_tasks
 def _mix(
     path: Any,
     q: Any,

@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from gptoss_ref.kernels._blocks import BLOCK
 from gptoss_ref.kernels._groups import Plan, plan_of
-from gptoss_ref.kernels._jit import (
-    jit,
-    jit_inner,
-    jit_parallel_inner,
-)
+from gptoss_ref.kernels._jit import jit, jit_inner
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._pairs import ROWS
 from gptoss_ref.kernels._product import (
-    TILES,
     Inputs,
     Stored,
     inputs_of,
@@ -28,6 +22,7 @@ from gptoss_ref.kernels._product import (
     split_room,
     split_tiles,
 )
+from gptoss_ref.kernels._tasks import jit_tasks
 from gptoss_ref.kernels.swiglu import activated
 
 FINE, BAD_INDEX, REFUSED = 0, 1, 2
@@ -59,18 +54,14 @@ class _Rooms(NamedTuple):
 
 @jit
 def mixture(*arguments: Any) -> None:
-    """All stages, on the calling thread: arguments of :func:`_begun`, and two that are not used."""
+    """Both sets of tasks: arguments of :func:`_begun`, how many the first set has, and a team."""
     call, plan, first, second, given, hidden, rooms = _begun(*arguments[:-2])
-    for stage in range(4):
-        part, n = np.int64(0), np.int64(1)  # no literals: they would be types of their own
-        _stage(stage, call, plan, first, second, given, hidden, rooms, part, n)
-
-
-@jit
-def mixture_parallel(*arguments: Any) -> None:
-    """The same on threads: the last argument is how many."""
-    call, plan, first, second, given, hidden, rooms = _begun(*arguments[:-2])
-    _stages_parallel(call, plan, first, second, given, hidden, rooms, arguments[-1])
+    tasks, team = arguments[-2], arguments[-1]
+    split_tiles(call.path, call.mode, given.x, plan.tile_tokens, rooms.given, team)
+    _tasks(False, call, plan, first, given, plan.tokens, rooms.given, hidden, tasks, team)
+    tasks = (call.second_bias.shape[1] + ROWS - 1) // ROWS
+    split_tiles(call.path, call.mode, hidden.x, plan.tile_positions, rooms.hidden, team)
+    _tasks(True, call, plan, second, hidden, plan.positions, rooms.hidden, hidden, tasks, team)
 
 
 @jit_inner
@@ -111,50 +102,7 @@ def _begun(
     return call, plan, first, second, given, hidden, rooms
 
 
-@jit_inner
-def _stage(
-    stage: int,
-    call: _Call,
-    plan: Plan,
-    first: Stored,
-    second: Stored,
-    given: Inputs,
-    hidden: Inputs,
-    rooms: _Rooms,
-    part: Any,
-    n: Any,
-) -> None:
-    """Part ``part`` of ``n`` of a stage: 1 and 3 are the sets of tasks, 0 and 2 ready them."""
-    last = stage >= 2  # the second matrices
-    inputs, split = (hidden, rooms.hidden) if last else (given, rooms.given)
-    if stage % 2 == 0:
-        of = plan.tile_positions if last else plan.tile_tokens
-        split_tiles(call.path, call.mode, inputs.x, of, split, part, n)
-    else:
-        of = plan.positions if last else plan.tokens
-        stored = second if last else first
-        _tasks(last, call, plan, stored, inputs, of, split, hidden, part, n)
-
-
-@jit_parallel_inner
-def _stages_parallel(
-    call: _Call,
-    plan: Plan,
-    first: Stored,
-    second: Stored,
-    given: Inputs,
-    hidden: Inputs,
-    rooms: _Rooms,
-    n: int,
-) -> None:
-    for stage in range(4):
-        if stage % 2 or call.mode == TILES:
-            for part in prange(n):
-                p = np.int64(part)  # a prange counts in uint64, another type to compile for
-                _stage(stage, call, plan, first, second, given, hidden, rooms, p, n)
-
-
-@jit_inner
+@jit_tasks
 def _tasks(
     last: bool,
     call: _Call,
@@ -164,18 +112,17 @@ def _tasks(
     of: Any,
     split: Any,
     hidden: Inputs,
-    part: int,
-    n: int,
+    start: int,
+    stop: int,
 ) -> None:
-    """Part ``part`` of ``n`` of the tasks of the first or the ``last`` matrices.
+    """Tasks ``start`` … ``stop`` − 1 of the first or the ``last`` matrices.
 
     One function for both, so that the products are compiled once.
     """
     bias = call.second_bias if last else call.first_bias
     outputs, groups = bias.shape[1], inputs.x.size // inputs.beyond.size // BLOCK
-    tasks = (outputs + ROWS - 1) // ROWS
     sums, scratch = room(plan.order.size, inputs, groups)
-    begin, end = part * tasks // n * ROWS, min((part + 1) * tasks // n * ROWS, outputs)
+    begin, end = start * ROWS, min(stop * ROWS, outputs)
     if last:
         call.out[:, begin:end] = np.float32(0.0)
     for e in plan.active:
@@ -212,8 +159,10 @@ def _activate(
         block[j] = activated(gate_up[2 * j], gate_up[2 * j + 1], call.alpha, call.limit)
     if call.shown.size:
         shown = call.shown[slot]
-        shown[row : row + ROWS] = gate_up
-        shown[doubled + column : doubled + column + BLOCK] = block
+        for r in range(ROWS):
+            shown[row + r] = gate_up[r]
+        for j in range(BLOCK):
+            shown[doubled + column + j] = block[j]
     keep(call.path, hidden, position, column // BLOCK, inner // BLOCK)
 
 
@@ -223,7 +172,8 @@ def _answer(call: _Call, slot: int, row: int, answer: Any) -> None:
     tokens, width = call.out.shape
     if call.shown.size:
         column = call.shown.shape[1] - width + row
-        call.shown[slot, column : column + answer.size] = answer
+        for r in range(answer.size):
+            call.shown[slot, column + r] = answer[r]
     token, weight = slot // (call.weights.size // tokens), call.weights[slot]
     result = call.out[token, row : row + answer.size]
     for r in range(answer.size):

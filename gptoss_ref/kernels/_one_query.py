@@ -10,17 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from gptoss_ref.kernels._jit import (
-    jit,
-    jit_inner,
-    jit_parallel_inner,
-)
+from gptoss_ref.kernels._jit import jit, jit_inner
 from gptoss_ref.kernels._keys import KEYS, Keys, absorb, keys_of, visible
 from gptoss_ref.kernels._math import exp, widen
 from gptoss_ref.kernels._panels import WIDEST, panel_width
 from gptoss_ref.kernels._softmax import MASKED
+from gptoss_ref.kernels._tasks import Team, jit_tasks
 
 
 class _Sums(NamedTuple):
@@ -58,46 +54,16 @@ def mix_one(
     scale: Any,
     size: int,
     out: Any,
-    start: int,
-    stop: int,
-) -> None:
-    """One query, chunks of ``size`` blocks of keys being tasks; all of them are done."""
-    scaled, keys, sums = _one_begun(q, k, v, q_positions, k_positions, window, scale, size)
-    _chunks(path, scaled, keys, size, sums, start, stop)
-    _merge(sinks, sums.top, sums.total, sums.mixed, out)
-
-
-@jit
-def mix_one_parallel(
-    path: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    sinks: Any,
-    q_positions: Any,
-    k_positions: Any,
-    window: int,
-    scale: Any,
-    size: int,
-    out: Any,
     tasks: int,
-    n: int,
+    team: Team,
 ) -> None:
+    """One query, chunks of ``size`` blocks of keys being tasks."""
     scaled, keys, sums = _one_begun(q, k, v, q_positions, k_positions, window, scale, size)
-    _chunks_parallel(path, scaled, keys, size, sums, tasks, n)
+    _chunks(path, scaled, keys, size, sums, tasks, team)
     _merge(sinks, sums.top, sums.total, sums.mixed, out)
 
 
-@jit_parallel_inner
-def _chunks_parallel(
-    path: Any, scaled: Any, keys: Keys, size: int, sums: _Sums, tasks: int, n: int
-) -> None:
-    for t in prange(n):
-        start, stop = np.int64(t * tasks // n), np.int64((t + 1) * tasks // n)
-        _chunks(path, scaled, keys, size, sums, start, stop)
-
-
-@jit_inner
+@jit_tasks
 def _chunks(
     path: Any, scaled: Any, keys: Keys, size: int, sums: _Sums, start: Any, stop: Any
 ) -> None:

@@ -45,6 +45,7 @@ from gptoss_ref.kernels._jit import (
 from gptoss_ref.kernels._pairs import ROWS, SPARE, pair_block, pairs_of
 from gptoss_ref.kernels._panels import dot
 from gptoss_ref.kernels._planes import dot_planes_of, group_bytes, plane_block
+from gptoss_ref.kernels._tasks import Team
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
@@ -193,20 +194,19 @@ def split_room(mode: int, rows: int, groups: int) -> Any:
     return buffer[start : start + words]
 
 
-def split_tiles(path: Any, mode: int, x: Any, of: Any, planes: Any, part: int, n: int) -> None:
-    """Part ``part`` of ``n`` of splitting rows ``of`` of ``x``, flat, as ``TILES`` needs them."""
+def split_tiles(path: Any, mode: int, x: Any, of: Any, planes: Any, team: Team) -> None:
+    """Split rows ``of`` (whole tiles) of ``x``, flat, as ``TILES`` needs them, if it is that."""
 
 
 @overload(split_tiles, strict=False)
 def _split_tiles(path: Any, *others: Any) -> Any:
     if not _on_tiles(path):
         return split_tiles
-    split_some = _tiles.split_some
+    split_rows = _tiles.split_rows
 
-    def vectors(path, mode, x, of, planes, part, n):  # type: ignore[no-untyped-def]
+    def vectors(path, mode, x, of, planes, team):  # type: ignore[no-untyped-def]
         if mode == TILES:
-            tiles = of.size // _tiles.ROWS
-            split_some(x, of, planes, part * tiles // n, (part + 1) * tiles // n)
+            split_rows(x, of, planes, of.size // _tiles.ROWS, team)
 
     return vectors
 

@@ -28,13 +28,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gptoss_ref.kernels import _ir
 from gptoss_ref.kernels._ir import Value, f32, i8, i32, index
-from gptoss_ref.kernels._jit import jit, jit_parallel
+from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels._tasks import jit_tasks
 from gptoss_ref.kernels.threads import run
 from gptoss_ref.numerics import Array
 
@@ -60,12 +61,17 @@ def split(x: Array, of: Array) -> Array:
     buffer = np.empty(tiles * words + 16, np.uint32)
     start = -buffer.ctypes.data // 4 % 16  # words to the next cache line
     planes = buffer[start : start + tiles * words]
-    run(split_some, _split_parallel, tiles, of.size * x.shape[1], x.reshape(-1), of, planes)
+    run(_split, tiles, of.size * x.shape[1], x.reshape(-1), of, planes)
     return planes
 
 
 @jit
-def split_some(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
+def _split(*arguments: Any) -> None:
+    split_rows(*arguments)
+
+
+@jit_tasks
+def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
     """Tiles ``start`` … ``stop`` − 1."""
     tiles = -(-of.size // ROWS)
     steps = planes.size // tiles // STEP_WORDS
@@ -74,12 +80,6 @@ def split_some(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
         for s in range(steps):
             to = (tile * steps + s) * STEP_WORDS
             split_step(x, s * STEP, steps * STEP, of, tile * ROWS, last, planes, to)
-
-
-@jit_parallel
-def _split_parallel(x: Any, of: Any, planes: Any, tasks: int, n: int) -> None:
-    for t in prange(n):
-        split_some(x, of, planes, t * tasks // n, (t + 1) * tasks // n)
 
 
 def _instruction(builder: ir.IRBuilder, name: str, *arguments: Value | int) -> None:

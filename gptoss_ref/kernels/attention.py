@@ -16,9 +16,9 @@ import numpy as np
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._arrays import check_policy, positions_of, values, vector_of
 from gptoss_ref.kernels._jit import current_path, jit
-from gptoss_ref.kernels._keys import KEYS, mix, mix_parallel
+from gptoss_ref.kernels._keys import KEYS, mix
 from gptoss_ref.kernels._math import exp, widen
-from gptoss_ref.kernels._one_query import mix_one, mix_one_parallel
+from gptoss_ref.kernels._one_query import mix_one
 from gptoss_ref.kernels._panels import dot
 from gptoss_ref.kernels._softmax import MASKED
 from gptoss_ref.kernels.threads import run
@@ -73,12 +73,12 @@ def attention(
         size = CHUNK if blocks > FEW * CHUNK else 1
         chunks = -(-blocks // size)
         one = (q, *where, scale, size, out[0])
-        run(mix_one, mix_one_parallel, chunks, work, current_path(), *one)
+        run(mix_one, chunks, work, current_path(), *one)
     else:
         per_task = max(1, ROWS * kv_heads // heads)  # queries
         tasks = kv_heads * -(-queries // per_task)
         many = (q, *where, per_task, scale, out)
-        run(mix, mix_parallel, tasks, work, current_path(), *many)
+        run(mix, tasks, work, current_path(), *many)
     return out
 
 

@@ -16,7 +16,7 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
@@ -28,9 +28,9 @@ from gptoss_ref.kernels._jit import (
     cache_folder,
     cpu_features,
     jit,
-    jit_parallel,
     path_name,
 )
+from gptoss_ref.kernels._tasks import jit_tasks
 from gptoss_ref.kernels.threads import SMALL, current_threads, run, threading_layer
 from gptoss_ref.numerics import Array
 
@@ -133,11 +133,16 @@ def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float
 def _read(words: Array, prefetching: bool, n: int) -> int:
     """Sum of all words, which is what makes them be read; ``n`` threads take equal parts."""
     total = np.zeros(n, np.int64)
-    run(_read_parts, _read_parallel, n, max(words.size, SMALL + 1), words, prefetching, total)
+    run(_read_words, n, max(words.size, SMALL + 1), words, prefetching, total)
     return int(total.sum())
 
 
 @jit
+def _read_words(*arguments: Any) -> None:
+    _read_parts(*arguments)
+
+
+@jit_tasks
 def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int) -> None:
     """Parts ``first`` … ``last`` − 1 of the words, a sum each."""
     n = total.size
@@ -150,12 +155,6 @@ def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int
             for i in range(start, stop):
                 part += words[i]
             total[t] = part
-
-
-@jit_parallel
-def _read_parallel(words: Any, prefetching: bool, total: Any, tasks: int, n: int) -> None:
-    for t in prange(n):
-        _read_parts(words, prefetching, total, t * tasks // n, (t + 1) * tasks // n)
 
 
 @intrinsic

@@ -27,7 +27,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels._arrays import check_policy, matrix_of, positions_of, values
 from gptoss_ref.kernels._groups import plan_of, refuse_indices
 from gptoss_ref.kernels._jit import current_path
-from gptoss_ref.kernels._mixture import BAD_INDEX, REFUSED, mixture, mixture_parallel
+from gptoss_ref.kernels._mixture import BAD_INDEX, REFUSED, mixture
 from gptoss_ref.kernels._pairs import ROWS
 from gptoss_ref.kernels._product import Stored, mode_of, refuse_255, stored_of
 from gptoss_ref.kernels.linear import linear
@@ -128,7 +128,6 @@ def _pass(
     state = np.zeros(1, np.int64)
     run(
         mixture,
-        mixture_parallel,
         biases[0].shape[1] // ROWS,
         3 * chosen.size * x.shape[1] * (biases[0].shape[1] // 2),
         *(current_path(), mode_of(*x.shape), x, chosen, weights.reshape(-1)),

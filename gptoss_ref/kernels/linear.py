@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _tiles
@@ -35,11 +34,11 @@ from gptoss_ref.kernels._jit import (
     jit,
     jit_dot,
     jit_inner,
-    jit_parallel,
     tiles,
 )
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import dot, pack, panel_width, tile
+from gptoss_ref.kernels._tasks import jit_tasks
 from gptoss_ref.kernels.mxfp4 import matmul
 from gptoss_ref.kernels.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
@@ -130,10 +129,10 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
         elif tiles() and stored.dtype == np.uint16 and inputs % _tiles.STEP == 0 < inputs:
             _tiled_product(x, flat, bias, y)
         else:
-            run(_panels, _panels_parallel, tasks, work, path, x, flat, False, bias, y)
+            run(_panels, tasks, work, path, x, flat, False, bias, y)
     elif (stored := weight_of(weight.T)) is not None:
         flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
-        run(_panels, _panels_parallel, tasks, work, path, x, flat, True, bias, y)
+        run(_panels, tasks, work, path, x, flat, True, bias, y)
     else:
         step = max(1, GATHERED_VALUES // max(1, inputs))
         for start in range(0, outputs, step):
@@ -153,20 +152,27 @@ def _tiled_product(x: Array, weight: Array, bias: Array, y: Array) -> None:
         planes = _tiles.split(x, np.arange(tokens))
         work = tokens * done * inputs
         nan = np.zeros(tasks, np.bool_)
-        run(_tiled, _tiled_parallel, tasks, work, planes, weight, bias, y, nan)
+        run(_tiled, tasks, work, planes, weight, bias, y, nan)
         if nan.any():  # perhaps of an infinite weight, ∞ − ∞ of planes: summed whole instead
             whole = (current_path(), x, weight, False, bias, y)
-            run(_panels, _panels_parallel, -(-outputs // ROWS_PER_TASK), work, *whole)
+            run(_panels, -(-outputs // ROWS_PER_TASK), work, *whole)
             return
     if done < outputs:
         part = np.empty((tokens, outputs - done), np.float32)
         last = (weight[done * inputs :], False, bias[done:], part)
-        run(_panels, _panels_parallel, 1, 0, current_path(), x, *last)
+        run(_panels, 1, 0, current_path(), x, *last)
         y[:, done:] = part
 
 
 @jit
-def _tiled(planes: Any, weight: Any, bias: Any, y: Any, nan: Any, start: int, stop: int) -> None:
+def _tiled(*arguments: Any) -> None:
+    _tiled_tasks(*arguments)
+
+
+@jit_tasks
+def _tiled_tasks(
+    planes: Any, weight: Any, bias: Any, y: Any, nan: Any, start: int, stop: int
+) -> None:
     """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1, some tokens at a time.
 
     Their split activations stay in the second-level cache while the weights pass by. ``nan`` is
@@ -203,14 +209,6 @@ def _sum(x: Any, at: int, n: int) -> Any:
     return total
 
 
-@jit_parallel
-def _tiled_parallel(
-    planes: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, n: int
-) -> None:
-    for t in prange(n):
-        _tiled(planes, weight, bias, y, nan, t * tasks // n, (t + 1) * tasks // n)
-
-
 _Matrix = tuple[Array, Array, Array]
 """Flat weight, bias or nothing, and the result of one token."""
 
@@ -226,11 +224,16 @@ def _one_token(x: Array, matrices: tuple[_Matrix, _Matrix, _Matrix]) -> None:
     rows = sum(y.size for _, _, y in matrices)
     first, second, third = matrices
     tasks, path = -(-rows // ROWS_PER_TASK), current_path()
-    run(_rows, _rows_parallel, tasks, rows * x.size, path, x[0], *first, *second, *third)
+    run(_rows, tasks, rows * x.size, path, x[0], *first, *second, *third)
 
 
 @jit
-def _rows(
+def _rows(*arguments: Any) -> None:
+    _rows_tasks(*arguments)
+
+
+@jit_tasks
+def _rows_tasks(
     path: Any,
     x: Any,
     weight: Any,
@@ -262,31 +265,13 @@ def _some_rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, first: int, la
         y[n] = total + widen(bias[n]) if bias.size else total
 
 
-@jit_parallel
-def _rows_parallel(
-    path: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    y: Any,
-    weight_2: Any,
-    bias_2: Any,
-    y_2: Any,
-    weight_3: Any,
-    bias_3: Any,
-    y_3: Any,
-    tasks: int,
-    n: int,
-) -> None:
-    for t in prange(n):
-        _rows(
-            path, x, weight, bias, y, weight_2, bias_2, y_2, weight_3, bias_3, y_3,
-            t * tasks // n, (t + 1) * tasks // n,
-        )  # fmt: skip
-
-
 @jit
-def _panels(
+def _panels(*arguments: Any) -> None:
+    _panels_tasks(*arguments)
+
+
+@jit_tasks
+def _panels_tasks(
     path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, start: int, stop: int
 ) -> None:
     """Several tokens: columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1.
@@ -329,14 +314,6 @@ def _panels(
                 for m in range(count):
                     for l in range(rows):
                         y[t + m, first + l] += edge[m * width + l]
-
-
-@jit_parallel
-def _panels_parallel(
-    path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, tasks: int, n: int
-) -> None:
-    for t in prange(n):
-        _panels(path, x, weight, by_column, bias, y, t * tasks // n, (t + 1) * tasks // n)
 
 
 @jit_inner

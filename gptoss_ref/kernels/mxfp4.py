@@ -12,13 +12,12 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import DTypeLike, NDArray
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _tiles
 from gptoss_ref.kernels._blocks import BLOCK, SCALE_255, doubled
-from gptoss_ref.kernels._jit import current_path, jit, jit_parallel
+from gptoss_ref.kernels._jit import current_path, jit
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._pairs import ROWS, SPARE
 from gptoss_ref.kernels._product import (
@@ -33,6 +32,7 @@ from gptoss_ref.kernels._product import (
     scale_255_code,
     stored_of,
 )
+from gptoss_ref.kernels._tasks import jit_tasks
 from gptoss_ref.kernels.threads import run
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK
@@ -179,7 +179,7 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
     inputs = kept(current_path(), mode, x.reshape(-1), tokens)
     work = _Work(current_path(), of, planes, bias, y, failed)
     tasks = -(-outputs // ROWS)
-    run(_matmul, _matmul_parallel, tasks, x.size * outputs, work, stored, inputs)
+    run(_matmul, tasks, x.size * outputs, work, stored, inputs)
     if failed[0]:
         refuse_255(weight.scales, weight.name)
 
@@ -196,7 +196,12 @@ class _Work(NamedTuple):
 
 
 @jit
-def _matmul(work: _Work, stored: Stored, inputs: Inputs, start: int, stop: int) -> None:
+def _matmul(*arguments: Any) -> None:
+    _matmul_tasks(*arguments)
+
+
+@jit_tasks
+def _matmul_tasks(work: _Work, stored: Stored, inputs: Inputs, start: int, stop: int) -> None:
     """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
     bias, y = work.bias, work.y
     tokens, outputs = y.shape
@@ -214,9 +219,3 @@ def _matmul(work: _Work, stored: Stored, inputs: Inputs, start: int, stop: int) 
             for r in range(rows):
                 total = sums[t * ROWS + r]
                 y[t, first + r] = total + widen(bias[first + r]) if bias.size else total
-
-
-@jit_parallel
-def _matmul_parallel(work: _Work, stored: Stored, inputs: Inputs, tasks: int, n: int) -> None:
-    for t in prange(n):
-        _matmul(work, stored, inputs, t * tasks // n, (t + 1) * tasks // n)

@@ -27,6 +27,7 @@ from numba.core import config
 from numba.np.ufunc import parallel as _numba_threads
 
 from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels._tasks import ALONE, team_of
 
 SMALL = 1 << 20
 """Multiply-adds below which starting threads would cost more than it saves.
@@ -85,22 +86,15 @@ def threads(n: int) -> Iterator[None]:
         _chosen.n = before
 
 
-def run(
-    serial: Callable[..., Any],
-    parallel: Callable[..., Any],
-    tasks: int,
-    multiply_adds: int,
-    *arguments: Any,
-) -> None:
+def run(kernel: Callable[..., Any], tasks: int, multiply_adds: int, *arguments: Any) -> None:
     """Run a kernel's ``tasks``, on threads if they are worth it.
 
     Args:
-        serial: called with the arguments, the first task and one past the last.
-        parallel: called with the arguments, the number of tasks and the number of threads.
+        kernel: called with the arguments, the number of tasks and a team (``_tasks.py``).
     """
     n = min(current_threads(), tasks) if multiply_adds > SMALL else 1
     if n <= 1:
-        serial(*arguments, 0, tasks)
+        kernel(*arguments, tasks, ALONE)
         return
     if not _state["started"]:
         _start()
@@ -109,7 +103,7 @@ def run(
         numba.set_num_threads(n)
     try:
         with _turns if _state["take_turns"] else _NO_TURNS:
-            parallel(*arguments, tasks, n)
+            kernel(*arguments, tasks, team_of(n))
     finally:
         if before != n:
             numba.set_num_threads(before)
