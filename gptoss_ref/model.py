@@ -39,7 +39,7 @@ one, says beforehand whether a costly tap (the attention weights) is wanted."""
 
 CHUNK = 512
 """Tokens that go through a block at a time. With 512 a pass of 4,096 tokens of the 20b allocates
-450 MB, 214 of them keys and values (``benches/bench_model.py --memory``)."""
+470 MB, 214 of them keys and values (``benches/bench_model.py --memory``)."""
 
 
 class Model:
