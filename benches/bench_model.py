@@ -69,7 +69,7 @@ def filled(model: gr.Model, length: int) -> KVCache:
     shape = (length, config.num_key_value_heads, config.head_dim)
     k, v = (rng.standard_normal(shape, np.float32) for _ in range(2))
     layers = [layer.extended(k, v, 0)[0] for layer in cache.layers]
-    cache.commit(layers, length)
+    cache.commit(layers, 0, length)
     return cache
 
 
