@@ -100,6 +100,29 @@ def test_command_line(fails: Callable[..., str], argv: list[str], message: str) 
     assert "--help" in line
 
 
+NINES = 5000 * "9"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["generate", "hello", "--max-tokens", NINES], "--max-tokens: invalid int value:"),
+        (["chat", "hello", "--temperature", NINES + "x"], "--temperature: invalid float value:"),
+        (["chat", "hello", "--seed", NINES], "--seed: expected an integer of 0 or more"),
+        (["trace", "tiny", "-o", "x", "--tokens", NINES], "--tokens: expected token ids such as"),
+        (["doctor", "--megabytes", NINES], "--megabytes: expected an integer of 64 or more"),
+        (["generate", "hello", "--model", NINES], "File name too long"),
+    ],
+)
+def test_a_very_long_number_is_cut(
+    fails: Callable[..., str], argv: list[str], message: str
+) -> None:
+    line = fails(*argv)
+    assert message in line
+    assert "999999999999… (5000 digits)" in line
+    assert len(line) < 300
+
+
 @pytest.mark.parametrize("command", ["chat", "generate"])
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -92,12 +92,18 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
         at = ("tiny", "--endpoint", url)
         assert "offers no log-probabilities" in fails(capsys, *at, "--prompt", TEXT)
         assert "needs a prompt" in fails(capsys, *at)
+        other = "token 476 at position 1 is out of range: expected 0 to 475"
+        assert other in fails(capsys, *at, "--tokens", "1,476")
+        assert "3000 positions exceed the context" in fails(capsys, *at, "--tokens", "1 " * 3000)
+        assert "expected the name of a file, not ''" in fails(capsys, *at, "--html", "")
         missing = fails(capsys, *at, "--prompt", TEXT, "--api-key-env", "NO_SUCH_KEY")
         assert "NO_SUCH_KEY is not set" in missing
         both = fails(capsys, "tiny", "other.npz", "--endpoint", url)
         assert "either OTHER or --endpoint" in both
         assert "more than 0" in fails(capsys, *at, "--timeout", "soon")
-    assert "no server there" in fails(capsys, "tiny", "--endpoint", url, "--prompt", TEXT)
+    gone = ("tiny", "--endpoint", url)
+    assert "no server there" in fails(capsys, *gone, "--prompt", TEXT)
+    assert other in fails(capsys, *gone, "--tokens", "1,476")
     assert "either OTHER or --endpoint" in fails(capsys, "tiny")
     assert "no such file" in fails(capsys, "tiny", tmp_path / "absent.npz", "--tokens", "1,2")
     np.savez(tmp_path / "a.npz", lm_heat=np.zeros((2, 476)))

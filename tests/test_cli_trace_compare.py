@@ -72,6 +72,8 @@ def test_trace_bad_input(tmp_path: Path, capsys: Captured) -> None:
     assert "did you mean 'norm'" in fails(capsys, *start, "--tokens", "1", "--taps", "nrm")
     there = ["trace", "tiny", "--policy", "float64", "--tokens", "1", "-o", tmp_path / "no" / "x"]
     assert "cannot be written" in fails(capsys, *there)
+    nameless = ["trace", "tiny", "--tokens", "1", "-o", ""]
+    assert "-o/--output: expected the name of a file, not ''" in fails(capsys, *nameless)
     assert not list(tmp_path.iterdir())
 
 

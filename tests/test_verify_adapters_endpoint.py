@@ -164,11 +164,13 @@ def test_an_address_that_is_none(url: str, prompt: list[int], observing: Any) ->
         observing(url, prompt)
 
 
-def test_an_empty_prompt_is_not_sent(tiny: Model, observing: Any) -> None:
-    with serving(tiny, tiny.tokenizer) as server:
-        with pytest.raises(TokenError, match="prompt is empty"):
-            observing(server.url, [])
-        assert not server.asked
+@pytest.mark.parametrize(
+    ("prompt", "said"), [([], "prompt is empty"), ([1, 99999], "99999"), ([-1], "-1")]
+)
+def test_a_prompt_that_is_none_is_not_sent(prompt: list[int], said: str, observing: Any) -> None:
+    """It is looked at before a server is: there is none."""
+    with pytest.raises(TokenError, match=said):
+        observing("http://127.0.0.1:9", prompt)
 
 
 @pytest.mark.parametrize("behaviour", ["openai-text", "llama.cpp"])

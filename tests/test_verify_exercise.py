@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ def transposed(x, scale, eps):
 def nothing(x, scale, eps):
     pass
 
+def two(x, scale, eps):
+    return right(x, scale, eps), eps
+
 def broken(x, scale, eps):
     return x + scale[:3]
 
@@ -39,6 +43,9 @@ def leaving(x, scale, eps):
 def printing(x, scale, eps):
     print("x is", x.shape)
     return right(x, scale, eps)
+
+def first(x, weight, bias, experts_per_token):
+    return x @ weight.T + bias
 
 def swiglu(x, alpha, limit):
     gate, up = np.split(x, 2, axis=-1)
@@ -96,6 +103,7 @@ def test_a_known_bug_is_named(file: str, capsys: pytest.CaptureFixture[str]) -> 
         ("transposed", "with its axes in another order"),
         ("nothing", "returned None for y"),
         ("broken", "raised ValueError"),
+        ("two", "returned 2 values: expected 1 (y)"),
         ("ragged", "returned no array for y: ValueError"),
         ("words", "y has dtype object: expected numbers"),
         ("leaving", "raised SystemExit"),
@@ -110,6 +118,32 @@ def test_broken_functions(
     if name == "broken":
         line = RMSNORM.splitlines().index("    return x + scale[:3]") + 1
         assert f"(line {line})" in printed
+
+
+def test_one_value_where_there_are_more(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said = check(capsys, f"{file}:first", "router")
+    assert status == 1
+    assert "returned 1 value: expected 3 (logits, indices, weights)" in said
+
+
+@pytest.mark.parametrize("when", ["import helper\n", ""])
+def test_a_module_beside_the_file(
+    when: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Imported with the file or when the function runs; the next folder has one of its own."""
+    before = list(sys.path)
+    for name, eps in (("one", "eps"), ("two", "0.5")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "helper.py").write_text(f"def least(eps):\n    return {eps}\n")
+        text = RMSNORM.replace("+ eps)", "+ helper.least(eps))")
+        text = text.replace("):\n    return x", "):\n    import helper\n    return x", 1)
+        (folder / "mine.py").write_text(when + text)
+        status, said = check(capsys, f"{folder / 'mine.py'}:right", "rmsnorm")
+        assert status == (name == "two"), said
+    assert "No module" not in said
+    assert sys.path == before
+    assert "helper" not in sys.modules
 
 
 def test_what_a_function_prints_is_no_result(file: str, capsys: pytest.CaptureFixture[str]) -> None:

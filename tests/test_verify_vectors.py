@@ -273,6 +273,13 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["ok"] is False
     assert main(["vectors", str(tmp_path / "suite")]) == 2
     assert "already exists" in capsys.readouterr().err
+    assert main(["vectors", str(tmp_path / "new"), "--precision", "bfloat16"]) == 2
+    assert "--precision goes with --check" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["vectors", str(tmp_path / "suite"), "--check", "--precision", "bfloat16"]) == 0
+    capsys.readouterr()
+    assert main(["vectors", str(tmp_path / "suite"), "--check", "--precision", "float8"]) == 2
+    assert "unknown precision 'float8'" in capsys.readouterr().err
 
 
 # --- flags about odd values, by both commands ---

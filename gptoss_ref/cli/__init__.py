@@ -7,6 +7,7 @@ Ctrl-C, 141 the reader of the output has gone.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _bad_input(message: str) -> int:
-    print("gptoss-ref: error:", " ".join(message.split()), file=sys.stderr)
+    line = re.sub(r"\d{41,}", lambda m: f"{m[0][:12]}… ({len(m[0])} digits)", message)
+    print("gptoss-ref: error:", " ".join(line.split()), file=sys.stderr)
     return BAD_INPUT
 
 

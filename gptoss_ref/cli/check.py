@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 
-from gptoss_ref.verify.vectors import OPERATIONS, check_function, find_operation, load_function
+from gptoss_ref.verify.vectors import OPERATIONS, check_file
 
 from .console import output
 from .parser import UsageError
@@ -23,8 +23,7 @@ def run(args: argparse.Namespace) -> int:
             screen.line(f"{operation.signature} -> {', '.join(operation.outputs)}")
             screen.line(f"    {operation.summary}", dim=True)
         return 0
-    operation = find_operation(args.operation)
     with contextlib.redirect_stdout(sys.stderr):  # what the function itself prints is no result
-        judgement = check_function(load_function(args.function), operation.name)
+        judgement = check_file(args.function, args.operation)
     screen.line(json.dumps(judgement.to_json()) if args.json else str(judgement))
     return 0 if judgement.ok else 1

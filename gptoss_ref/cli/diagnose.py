@@ -46,7 +46,7 @@ def _observed(
             raise UsageError(f"the environment variable {args.api_key_env} is not set")
     return observe(
         args.endpoint,
-        tokens,
+        model.checked(tokens),
         tokenizer=model.tokenizer,
         config=model.config,
         model=args.served_model,

@@ -107,7 +107,7 @@ def _add_vectors(commands: Any) -> None:
     command.add_argument("folder", metavar="DIR", help="a new folder; with --check, your results")
     command.add_argument("--check", action="store_true", help="judge the results in DIR")
     command.add_argument(
-        "--precision", default="float32", metavar="NAME", help="yours: float32 or bfloat16"
+        "--precision", metavar="NAME", help="yours, with --check: float32 (the default) or bfloat16"
     )
     _add_json_option(command)
 
@@ -142,7 +142,9 @@ def _add_doctor(commands: Any) -> None:
 def _add_trace(commands: Any) -> None:
     command = _command(commands, "trace", "write what a model computes at every tap point")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the trace")
+    command.add_argument(
+        "-o", "--output", type=_file_name, required=True, metavar="FILE", help="the trace"
+    )
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="a text, with no chat format around it")
     prompt.add_argument("--tokens", type=_token_ids, metavar="IDS", help="such as 17,4,250")
@@ -165,7 +167,9 @@ def _add_compare(commands: Any) -> None:
     command.add_argument(
         "--rounding", metavar="NAME", help="of OTHER: float64, float32, bfloat16 or float16"
     )
-    command.add_argument("--html", metavar="FILE", help="also write a page with a plot")
+    command.add_argument(
+        "--html", type=_file_name, metavar="FILE", help="also write a page with a plot"
+    )
     command.add_argument("--verbose", action="store_true", help="list every tap point")
     _add_json_option(command)
 
@@ -192,7 +196,9 @@ def _add_diagnose(commands: Any) -> None:
     command.add_argument(
         "--api-key-env", metavar="VARIABLE", help="environment variable that holds the server's key"
     )
-    command.add_argument("--html", metavar="FILE", help="also write a page with a plot")
+    command.add_argument(
+        "--html", type=_file_name, metavar="FILE", help="also write a page with a plot"
+    )
     command.add_argument("--verbose", action="store_true", help="list every tap point")
     _add_download_option(command)
     _add_json_option(command)
@@ -202,7 +208,9 @@ def _add_inspect(commands: Any) -> None:
     command = _command(commands, "inspect", "write one page to look inside the pass of a prompt")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument("prompt", metavar="PROMPT", help="what the user says in a Harmony chat")
-    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the page, HTML")
+    command.add_argument(
+        "-o", "--output", type=_file_name, required=True, metavar="FILE", help="the page, HTML"
+    )
     command.add_argument("--raw", action="store_true", help="PROMPT with no chat around it")
     command.add_argument("--reasoning", metavar="low|medium|high", help="effort; default: medium")
     command.add_argument("--instructions", metavar="TEXT", help="the developer message")
@@ -274,8 +282,14 @@ def _add_json_option(command: Parser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _file_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file, not ''")
+    return text
+
+
 def _megabytes(text: str) -> int:
-    if not text.isdecimal() or int(text) < 64:  # kernels.doctor.LEAST_MEGABYTES, not imported here
+    if not _whole(text) or int(text) < 64:  # kernels.doctor.LEAST_MEGABYTES, not imported here
         raise argparse.ArgumentTypeError(f"expected an integer of 64 or more, not {text!r}")
     return int(text)
 
@@ -291,13 +305,18 @@ def _seconds(text: str) -> float:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
+    if not _whole(text):
         raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, not {text!r}")
     return int(text)
 
 
 def _token_ids(text: str) -> list[int]:
     ids = text.replace(",", " ").split()
-    if not ids or not all(part.isdecimal() for part in ids):
+    if not ids or not all(map(_whole, ids)):
         raise argparse.ArgumentTypeError(f"expected token ids such as 17,4,250, not {text!r}")
     return [int(part) for part in ids]
+
+
+def _whole(text: str) -> bool:
+    """Whether it is a number without sign that Python converts: of at most 4300 digits."""
+    return text.isdecimal() and len(text) <= 4300

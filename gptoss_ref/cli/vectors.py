@@ -10,13 +10,16 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.suite import cases_of
 
 from .console import output
+from .parser import UsageError
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes, or with `--check` judges: 1 if something is wrong or missing."""
     screen = output()
+    if args.precision is not None and not args.check:
+        raise UsageError("--precision goes with --check (see gptoss-ref vectors --help)")
     if args.check:
-        judgement = check_vectors(args.folder, args.precision)
+        judgement = check_vectors(args.folder, args.precision or "float32")
         screen.line(json.dumps(judgement.to_json()) if args.json else str(judgement))
         return 0 if judgement.ok else 1
     digest = write_vectors(args.folder)

@@ -65,10 +65,11 @@ def observe(
     ids = [int(token) for token in np.asarray(list(tokens)).ravel()]
     if not ids:
         raise TokenError("the prompt is empty: expected at least one token")
+    text = tokenizer.decode(ids)
     server = _Server(url, model, timeout, api_key, top)
     texts = Texts(tokenizer, config.vocab_size)
     refusals: list[str] = []
-    for prompt in (ids, tokenizer.decode(ids)):
+    for prompt in (ids, text):
         answer = server.complete(prompt, echo=True, max_tokens=1)
         if answer.ok:
             reply = parse(answer.value, server.url)

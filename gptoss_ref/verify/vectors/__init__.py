@@ -1,7 +1,7 @@
 """Conformance vectors: questions with right answers, for implementations in any language."""
 
 from .cases import Case, all_cases
-from .exercise import check_function, find_operation, load_function
+from .exercise import check_file, check_function, find_operation, load_function
 from .flags import FLAGS, Flag
 from .judge import Finding, Judgement, judge_case
 from .operations import OPERATIONS, Operation
@@ -18,6 +18,7 @@ __all__ = [
     "Judgement",
     "Operation",
     "all_cases",
+    "check_file",
     "check_function",
     "check_vectors",
     "digest",

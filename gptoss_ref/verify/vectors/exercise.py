@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,34 @@ def check_function(function: Callable[..., Any], operation: str) -> Judgement:
     """
     wanted = find_operation(operation)
     return Judgement(tuple(_try(function, case) for case in cases_of(wanted)))
+
+
+def check_file(place: str, operation: str) -> Judgement:
+    """:func:`check_function` of the function that ``FILE.py:FUNCTION`` names.
+
+    The file finds modules that lie beside it, as it does when it is run by itself.
+
+    Raises:
+        GptOssError: no operation, file or function has that name, or the file does not run.
+    """
+    find_operation(operation)
+    with _importing_from(Path(place.rpartition(":")[0]).resolve().parent):
+        return check_function(load_function(place), operation)
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """``folder`` first on the path of imports; it and what was imported from it are gone after."""
+    path, modules = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in sys.modules.keys() - modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and folder in Path(file).parents:
+                del sys.modules[name]
 
 
 def find_operation(name: str) -> Operation:
@@ -92,7 +121,8 @@ def _try(function: Callable[..., Any], case: Case) -> Finding:
     if len(answers) != len(names):
         return Finding(
             *(case, "wrong", None),
-            f"returned {len(answers)} values: expected {len(names)} ({', '.join(names)})",
+            f"returned {len(answers)} {'value' if len(answers) == 1 else 'values'}: "
+            f"expected {len(names)} ({', '.join(names)})",
         )
     outputs: dict[str, Array] = {}
     for name, answer in zip(names, answers, strict=True):
