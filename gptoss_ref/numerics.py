@@ -104,10 +104,10 @@ def get_policy(policy: str | Policy) -> Policy:
     """The policy of that name.
 
     Raises:
-        GptOssError: no policy has that name.
+        GptOssError: it is neither a policy nor the name of one.
     """
     if isinstance(policy, Policy):
         return policy
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise GptOssError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
     return POLICIES[policy]

@@ -10,19 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.numerics import Array, Policy
+from gptoss_ref.numerics import Array, Policy, get_policy
 
 _BITS, _FLOAT = np.dtype(np.uint16), np.dtype(np.float32)
 EMPTY = np.empty(0, _BITS)
 EMPTY.flags.writeable = False
 
 
-def check_policy(policy: Policy) -> None:
+def check_policy(policy: str | Policy) -> None:
     """Refuse policies whose rounding the kernels do not follow.
 
     Raises:
-        GptOssError: the policy is not float32.
+        GptOssError: the policy is not float32, or no policy.
     """
+    policy = get_policy(policy)
     if policy.name != "float32":
         raise GptOssError(
             f"kernels compute in float32: policy {policy.name} needs the numpy backend"

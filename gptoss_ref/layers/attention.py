@@ -12,7 +12,7 @@ Source: OpenAI gpt-oss reference, ``sdpa``; Xiao et al. 2023, arXiv 2309.17453 (
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
 
 TILE_SCORES = 1 << 24
 """Scores held at a time: 64 MiB of float32."""
@@ -26,7 +26,7 @@ def attention_weights(
     k_positions: Array,
     window: int | None = None,
     *,
-    policy: Policy = FLOAT32,
+    policy: str | Policy = FLOAT32,
 ) -> Array:
     """Weights of keys ``k`` (S, K, C) for queries ``q`` (T, H, C), sink column dropped: (H, T, S).
 
@@ -41,6 +41,7 @@ def attention_weights(
     >>> attention_weights(q, k, sink, np.array([2]), np.arange(3), window=2).round(3)
     array([[[0.  , 0.25, 0.25]]], dtype=float32)
     """
+    policy = get_policy(policy)
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
     group = heads // kv_heads
     q = q.reshape(queries, kv_heads, group, channels).transpose(1, 2, 0, 3)  # (K, G, T, C)
@@ -68,7 +69,7 @@ def attention(
     k_positions: Array,
     window: int | None = None,
     *,
-    policy: Policy = FLOAT32,
+    policy: str | Policy = FLOAT32,
 ) -> Array:
     """Mix of values ``v`` (S, K, C) that queries ``q`` (T, H, C) find by keys ``k`` (S, K, C).
 
@@ -81,6 +82,7 @@ def attention(
     array([[4.],
            [4.]], dtype=float32)
     """
+    policy = get_policy(policy)
     queries, heads, channels = q.shape
     mix = np.empty((queries, heads * channels), policy.dtype)
     reach = np.inf if window is None else window

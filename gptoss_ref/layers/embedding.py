@@ -6,10 +6,10 @@ gpt-oss does not scale the rows, adds no position to them, and does not share th
 unembedding. Source: OpenAI gpt-oss reference, ``Transformer.embedding``.
 """
 
-from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
 
 
-def embedding(tokens: Array, weight: Array, *, policy: Policy = FLOAT32) -> Array:
+def embedding(tokens: Array, weight: Array, *, policy: str | Policy = FLOAT32) -> Array:
     """Rows of ``weight`` (V, D) for ``tokens`` (T,) ints in [0, V): (T, D) in ``policy.dtype``.
 
     Token ids are not checked here (NumPy would wrap a negative one); the model checks them.
@@ -21,4 +21,5 @@ def embedding(tokens: Array, weight: Array, *, policy: Policy = FLOAT32) -> Arra
            [ 0.,  1.],
            [ 2., -2.]], dtype=float32)
     """
+    policy = get_policy(policy)
     return policy.round(widen(weight[tokens], policy.dtype))  # (T, D)

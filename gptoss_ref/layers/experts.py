@@ -15,7 +15,7 @@ import numpy as np
 
 from gptoss_ref.layers.linear import matmul
 from gptoss_ref.layers.swiglu import swiglu
-from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
 from gptoss_ref.weights import ExpertMatrix
 
 
@@ -30,7 +30,7 @@ def experts(
     *,
     alpha: float = 1.702,
     limit: float = 7.0,
-    policy: Policy = FLOAT32,
+    policy: str | Policy = FLOAT32,
     tap: Callable[[str, Array], None] | None = None,
 ) -> Array:
     """Send ``x`` (T, D) through its experts ``indices`` (T, A) with ``weights`` (T, A): (T, D).
@@ -49,6 +49,7 @@ def experts(
     array([[5.],
            [7.]], dtype=float32)
     """
+    policy = get_policy(policy)
     r = policy.round
     (tokens, width), active = x.shape, indices.shape[1]
     out = np.zeros((tokens, width), policy.dtype)

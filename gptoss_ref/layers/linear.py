@@ -8,7 +8,7 @@ together, once. Source: OpenAI gpt-oss reference, ``torch.nn.Linear`` in bfloat1
 import numpy as np
 
 from gptoss_ref.layers import mxfp4
-from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
 from gptoss_ref.weights import MXFP4, ExpertMatrix
 
 TILE_VALUES = 1 << 22
@@ -16,7 +16,7 @@ TILE_VALUES = 1 << 22
 
 
 def linear(
-    x: Array, weight: ExpertMatrix, bias: Array | None = None, *, policy: Policy = FLOAT32
+    x: Array, weight: ExpertMatrix, bias: Array | None = None, *, policy: str | Policy = FLOAT32
 ) -> Array:
     """``x`` (…, M) times ``weight`` (N, M) transposed, plus ``bias`` (N,): (…, N).
 
@@ -24,6 +24,7 @@ def linear(
     >>> linear(x, np.array([[1.0, 1.0], [0.0, -1.0], [2.0, 0.5]]), np.array([0.0, 10.0, 0.0]))
     array([3., 8., 3.], dtype=float32)
     """
+    policy = get_policy(policy)
     y = matmul(x, weight, policy=policy)  # (…, N)
     return policy.round(y if bias is None else y + widen(bias, policy.dtype))
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.errors import ConfigError
-from gptoss_ref.numerics import FLOAT32, Array, Policy
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
 
 
 def yarn(
@@ -69,7 +69,7 @@ def yarn(
 
 
 def rope_tables(
-    positions: Array, inv_freq: Array, concentration: float, *, policy: Policy = FLOAT32
+    positions: Array, inv_freq: Array, concentration: float, *, policy: str | Policy = FLOAT32
 ) -> tuple[Array, Array]:
     """Cosines and sines, times the concentration, for ``positions`` (T,): two arrays (T, C/2).
 
@@ -81,13 +81,14 @@ def rope_tables(
     >>> cos.round(6).tolist(), sin.round(6).tolist()
     ([[1.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [1.0, 0.0]])
     """
+    policy = get_policy(policy)
     dtype = policy.angle_dtype
     angles = np.outer(positions.astype(dtype), inv_freq.astype(dtype))  # (T, C/2)
     scale = dtype.type(concentration)
     return policy.round(np.cos(angles) * scale), policy.round(np.sin(angles) * scale)
 
 
-def rope(x: Array, cos: Array, sin: Array, *, policy: Policy = FLOAT32) -> Array:
+def rope(x: Array, cos: Array, sin: Array, *, policy: str | Policy = FLOAT32) -> Array:
     """Turn the heads ``x`` (T, H, C) by the tables ``cos``, ``sin`` (T, C/2): (T, H, C).
 
     >>> x = np.array([[[1.0, 2.0, 3.0, 4.0]]], np.float32)
@@ -95,6 +96,7 @@ def rope(x: Array, cos: Array, sin: Array, *, policy: Policy = FLOAT32) -> Array
     >>> rope(x, *quarter_turn)
     array([[[-3.,  2.,  1.,  4.]]], dtype=float32)
     """
+    policy = get_policy(policy)
     x1, x2 = np.split(x, 2, axis=-1)  # (T, H, C/2) each
     cos, sin = cos[:, None, :], sin[:, None, :]  # (T, 1, C/2)
     r = policy.round

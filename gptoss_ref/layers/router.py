@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.layers.linear import linear
-from gptoss_ref.numerics import FLOAT32, Array, Policy
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
 from gptoss_ref.routing import RouterOutput
 
 
 def router(
-    x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: Policy = FLOAT32
+    x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: str | Policy = FLOAT32
 ) -> RouterOutput:
     """Route ``x`` (T, D) by ``weight`` (E, D) and ``bias`` (E,).
 
@@ -30,6 +30,7 @@ def router(
     >>> indices, weights.round(3)
     (array([[1, 2, 3]]), array([[0.4, 0.4, 0.2]], dtype=float32))
     """
+    policy = get_policy(policy)
     logits = linear(x, weight, bias, policy=policy)  # (T, E)
     indices = top_k(logits, experts_per_token)  # (T, A)
     return RouterOutput(logits, indices, shares(logits, indices, policy=policy))

@@ -10,17 +10,18 @@ The 1.702 makes gate · sigmoid a close stand-in for GELU. Source: OpenAI gpt-os
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT32, Array, Policy
+from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
 
 
 def swiglu(
-    x: Array, alpha: float = 1.702, limit: float = 7.0, *, policy: Policy = FLOAT32
+    x: Array, alpha: float = 1.702, limit: float = 7.0, *, policy: str | Policy = FLOAT32
 ) -> Array:
     """Activate ``x`` (…, 2F), gates at even and ups at odd entries: (…, F).
 
     >>> swiglu(np.array([0.0, 5.0, 1.0, 0.0, 100.0, -100.0]))  # 0, sigmoid(1.702), 7·1·(−7 + 1)
     array([  0.       ,   0.8457958, -41.999718 ], dtype=float32)
     """
+    policy = get_policy(policy)
     r, real = policy.round, policy.dtype.type
     gate = np.minimum(x[..., 0::2].astype(policy.dtype), real(limit))  # (…, F)
     up = np.clip(x[..., 1::2].astype(policy.dtype), real(-limit), real(limit))  # (…, F)
