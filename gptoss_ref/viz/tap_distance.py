@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from gptoss_ref.verify.report import Report
 
-_MARKS = {
-    "ok": ("o", INK), "diverges": ("X", "black"), "nan": ("P", "black"), "follows": ("x", SOFT),
-    "tie": ("^", INK), "rewritten": ("D", SOFT), "unjudged": (".", SOFT),
+MARKS = {
+    "ok": ("o", INK), "diverges": ("X", "black"), "nan": ("P", "black"), "hidden": ("v", "black"),
+    "follows": ("x", SOFT), "tie": ("^", INK), "rewritten": ("D", SOFT), "unjudged": (".", SOFT),
 }  # fmt: skip
+"""Marker and colour of every verdict."""
 
 
 @drawing
@@ -45,7 +46,7 @@ def tap_errors(report: Report) -> Figure:
     axes = figure.subplots()
     bound = np.where(allowed > 0, allowed, np.nan)
     axes.step(x, bound, color=SOFT, where="mid", linestyle="--", label="allowed by rounding")
-    for verdict, (marker, colour) in _MARKS.items():
+    for verdict, (marker, colour) in MARKS.items():
         those = np.array([row.verdict == verdict for row in report.rows])
         if those.any():
             axes.plot(x[those], y[those], marker, color=colour, markersize=5, label=verdict)
