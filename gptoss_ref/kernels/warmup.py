@@ -168,8 +168,8 @@ def drop_unused(folder: Path) -> None:
     """Remove the folders beside ``folder`` whose kernels no process has used for 30 days.
 
     They are of other versions of this package, whose sources differ; who runs one of these again
-    compiles again. Only folders named as :func:`~gptoss_ref.kernels._jit.cache_folder` names them
-    are looked at, no links; what cannot be removed stays.
+    compiles again. Only folders with the names of ours are looked at, no links; what cannot be
+    removed stays.
     """
     with suppress(OSError):
         for other in list(folder.parent.iterdir()):
