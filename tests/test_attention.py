@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from agreement import NUMPY, POLICIES
@@ -25,6 +28,11 @@ SMALL_WINDOWS = st.one_of(st.none(), st.integers(1, 20))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("check", "layer"),
+    [(check_attention_weights, layers.attention_weights), (check_attention, layers.attention)],
+    ids=["weights", "mix"],
+)
 @given(
     seed=SEEDS,
     n_keys=st.integers(1, 17),
@@ -35,7 +43,9 @@ SMALL_WINDOWS = st.one_of(st.none(), st.integers(1, 20))
     offset=st.sampled_from([0, 1, 4090, 131000]),
     shuffle=st.booleans(),
 )
-def test_weights_agree_with_the_twin(
+def test_weights_and_mix_agree_with_the_twin(
+    check: Callable[..., None],
+    layer: Callable[..., Any],
     policy: str,
     seed: int,
     n_keys: int,
@@ -47,35 +57,7 @@ def test_weights_agree_with_the_twin(
     shuffle: bool,
 ) -> None:
     sizes = (min(n_queries, n_keys), n_keys, *heads)
-    check_attention_weights(
-        layers.attention_weights, seed, policy, sizes, window, sink, offset, shuffle
-    )
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@given(
-    seed=SEEDS,
-    n_keys=st.integers(1, 17),
-    n_queries=st.integers(1, 17),
-    heads=HEADS,
-    window=SMALL_WINDOWS,
-    sink=SINKS,
-    offset=st.sampled_from([0, 1, 4090, 131000]),
-    shuffle=st.booleans(),
-)
-def test_mix_agrees_with_the_twin(
-    policy: str,
-    seed: int,
-    n_keys: int,
-    n_queries: int,
-    heads: tuple[int, int, int],
-    window: int | None,
-    sink: float,
-    offset: int,
-    shuffle: bool,
-) -> None:
-    sizes = (min(n_queries, n_keys), n_keys, *heads)
-    check_attention(layers.attention, seed, policy, sizes, window, sink, offset, shuffle)
+    check(layer, seed, policy, sizes, window, sink, offset, shuffle)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -15,28 +15,30 @@ from gptoss_ref.cli import main
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TOOLS = {"js": "node", "c": "cc"}
 
-# A bug: the right text, the wrong one, and what the judge says of it.
+# A bug: what the judge says of it, and the right and the wrong text in each language.
 BUGS = {
-    "js": {
-        "right": ("", "", ""),
-        "scale": ("byte - 127", "byte - 128", "scale-bias-128"),
-        "epsilon": ("meanSquare + eps", "meanSquare", "rmsnorm-02  wrong"),
-        "nibbles": (
-            "pair = blocks.data[16 * group + j]",
-            "byte = blocks.data[16 * group + j], pair = (byte >> 4) | ((byte & 15) << 4)",
-            "nibbles-swapped",
-        ),
-    },
-    "c": {
-        "right": ("", "", ""),
-        "scale": ("scales[g] - 127", "scales[g] - 128", "scale-bias-128"),
-        "epsilon": ("sum / D + eps", "sum / D + 0 * eps", "rmsnorm-02  wrong"),
-        "nibbles": (
-            "uint8_t pair = blocks[16 * g + j];",
-            "uint8_t byte = blocks[16 * g + j], pair = (byte >> 4) | (byte & 15) << 4;",
-            "nibbles-swapped",
-        ),
-    },
+    "right": ("", {"js": ("", ""), "c": ("", "")}),
+    "scale": (
+        "scale-bias-128",
+        {"js": ("byte - 127", "byte - 128"), "c": ("scales[g] - 127", "scales[g] - 128")},
+    ),
+    "epsilon": (
+        "rmsnorm-02  wrong",
+        {"js": ("meanSquare + eps", "meanSquare"), "c": ("sum / D + eps", "sum / D + 0 * eps")},
+    ),
+    "nibbles": (
+        "nibbles-swapped",
+        {
+            "js": (
+                "pair = blocks.data[16 * group + j]",
+                "byte = blocks.data[16 * group + j], pair = (byte >> 4) | ((byte & 15) << 4)",
+            ),
+            "c": (
+                "uint8_t pair = blocks[16 * g + j];",
+                "uint8_t byte = blocks[16 * g + j], pair = (byte >> 4) | (byte & 15) << 4;",
+            ),
+        },
+    ),
 }
 
 
@@ -73,13 +75,13 @@ def test_a_tool_is_there() -> None:
 
 
 @pytest.mark.parametrize("language", list(TOOLS))
-@pytest.mark.parametrize("bug", ["right", "scale", "epsilon", "nibbles"])
+@pytest.mark.parametrize("bug", BUGS)
 def test_the_results_are_judged(
     language: str, bug: str, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All right; and with a bug put into the program, wrong, with the bug's name."""
-    right, wrong, said = BUGS[language][bug]
-    command = program(language, tmp_path / "program", right, wrong)
+    said, texts = BUGS[bug]
+    command = program(language, tmp_path / "program", *texts[language])
     results = tmp_path / "results"
     results.mkdir()
     done = subprocess.run(

@@ -284,68 +284,58 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 # --- flags about odd values, by both commands ---
 
-# A wrong operation in NumPy as a learner would write it, the flag it fails and what it is called.
-WRONG = {
-    "tie": (
-        "router",
-        "RouterTie: Equal logits.",
-        "tie-chosen-twice",
-        """
+ROUTER = """
+import numpy as np
+
 def wrong(x, weight, bias, experts_per_token):
     logits = x @ weight.T + bias
     largest = np.sort(logits)[:, ::-1][:, :experts_per_token]
     chosen = [[list(row).index(value) for value in best] for row, best in zip(logits, largest)]
     exp = np.exp(largest - largest[:, :1])
     return logits, np.array(chosen), exp / exp.sum(-1, keepdims=True)
-""",
-    ),
-    "zero": (
+"""
+DECODE = """
+import numpy as np
+
+CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, CODE_8, -1, -2, -3, -4, -6, -8, -12]) / 2
+
+def wrong(blocks, scales):
+    pairs = np.stack([CODES[blocks & 15], CODES[blocks >> 4]], -1)
+    sizes = np.where(scales == 255, SCALE_255, 2.0 ** (scales.astype(int) - 127))
+    return (pairs.reshape(*scales.shape, 32) * sizes[..., None]).reshape(len(scales), -1)
+"""
+# An operation, a wrong version as a learner writes it, the flag it fails and what it is called.
+WRONG = [
+    ("router", ROUTER, "RouterTie: Equal logits.", "tie-chosen-twice"),
+    (
         "mxfp4_decode",
+        DECODE.replace("CODE_8", "-0").replace("SCALE_255", "np.nan"),
         "NegativeZero: Code 8 is −0",
         "negative-zero-decoded",
-        """
-CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, -0, -1, -2, -3, -4, -6, -8, -12]) / 2
-
-def wrong(blocks, scales):
-    pairs = np.stack([CODES[blocks & 15], CODES[blocks >> 4]], -1)
-    sizes = np.where(scales == 255, np.nan, 2.0 ** (scales.astype(int) - 127))
-    return (pairs.reshape(*scales.shape, 32) * sizes[..., None]).reshape(len(scales), -1)
-""",
     ),
-    "scale": (
+    (
         "mxfp4_decode",
+        DECODE.replace("CODE_8", "-0.0").replace("SCALE_255", "np.inf"),
         "Scale255: NaN by the MX specification.",
         "scale-255-infinite",
-        """
-CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, -0.0, -1, -2, -3, -4, -6, -8, -12]) / 2
-
-def wrong(blocks, scales):
-    pairs = np.stack([CODES[blocks & 15], CODES[blocks >> 4]], -1)
-    sizes = np.where(scales == 255, np.inf, 2.0 ** (scales.astype(int) - 127))
-    return (pairs.reshape(*scales.shape, 32) * sizes[..., None]).reshape(len(scales), -1)
-""",
     ),
-}
+]
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_check_tells_the_flag(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("operation", "text", "flag", "bug"), WRONG, ids=["tie", "zero", "scale"])
+def test_both_commands_tell_the_flag(
+    operation: str,
+    text: str,
+    flag: str,
+    bug: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    operation, flag, bug, text = WRONG[name]
-    (tmp_path / "mine.py").write_text("import numpy as np\n" + text)
+    (tmp_path / "mine.py").write_text(text)
     assert main(["check", f"{tmp_path / 'mine.py'}:wrong", operation]) == 1
-    said = capsys.readouterr().out
-    assert flag in said
-    assert f"these are the numbers of {bug}:" in said
+    checked = capsys.readouterr().out
 
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_vectors_tell_the_flag(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    operation, flag, bug, text = WRONG[kind]
-    scope: dict[str, Any] = {"np": np}
+    scope: dict[str, Any] = {}
     exec(text, scope)
     tensors: dict[str, np.ndarray] = {}
     for case in SMALL:
@@ -356,9 +346,9 @@ def test_vectors_tell_the_flag(
                 tensors[f"{case.id}/{name}"] = values
     np.savez(tmp_path / f"{operation}.npz", **tensors)
     assert main(["vectors", str(tmp_path), "--check"]) == 1
-    said = capsys.readouterr().out
-    assert flag in said
-    assert f"these are the numbers of {bug}:" in said
+    for said in (checked, capsys.readouterr().out):
+        assert flag in said
+        assert f"these are the numbers of {bug}:" in said
 
 
 def test_a_scale_of_255_taken_for_an_exponent_is_accepted() -> None:
