@@ -41,8 +41,9 @@ def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:
 
 
 def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
-    """Nearest bfloat16 of each value, ties to even, as uint16 bits; NaN stays a (quiet) NaN.
+    """Nearest bfloat16 of each value, ties to even, as uint16 bits of the same shape.
 
+    NaN stays a (quiet) NaN.
     A float64 input is rounded once: the float32 in between is rounded to odd, which cannot tie.
 
     >>> [hex(b) for b in float_to_bfloat16(np.array([1.0, 1.00390625, 1.01171875, np.inf]))]
@@ -65,7 +66,7 @@ def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
 
 
 def widen(weight: Array, dtype: DTypeLike) -> Array:
-    """A stored weight as floating point: uint16 is bfloat16 bits, floats are only cast."""
+    """A stored weight of any shape as floats: uint16 is bfloat16 bits, floats are only cast."""
     if weight.dtype == np.uint16:
         return bfloat16_to_float(weight, dtype)
     return weight.astype(dtype, copy=False)
@@ -88,7 +89,10 @@ class Policy:
     angle_dtype: np.dtype[Any]
 
     def round(self, x: Array) -> Array:
-        """``x`` as this policy stores it: rounded to bfloat16's grid, or only cast to ``dtype``."""
+        """``x``, of any shape, as this policy stores it.
+
+        That is, rounded to bfloat16's grid, or only cast to ``dtype``.
+        """
         if self.name == "bfloat16":
             return bfloat16_to_float(float_to_bfloat16(x))
         return np.asarray(x, dtype=self.dtype)

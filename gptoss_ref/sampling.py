@@ -24,7 +24,9 @@ def token_probabilities(
 ) -> NDArray[np.float64]:
     """Distribution (V,) that is drawn from: temperature, then top-k, then top-p, renormalised.
 
-    ``logits`` (V,) are natural log-probabilities but for a constant.
+    ``logits`` (V,) are natural log-probabilities but for a constant. ``temperature`` divides them;
+    ``top_k`` > 0 keeps the k largest and their equals; ``top_p`` < 1 keeps the likeliest, up to the
+    one with which their sum reaches it.
 
     >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
     array([0.625, 0.   , 0.375])

@@ -162,5 +162,5 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def text_of(values: Sequence[int] | Array) -> str:
-    """Integers as a JSON list without spaces."""
+    """Integers (N,) as a JSON list without spaces."""
     return json.dumps([int(value) for value in values], separators=(",", ":"))

@@ -78,7 +78,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
     def array(self, name: str, dtypes: Mapping[str, DTypeLike] = ARRAY_DTYPES) -> NDArray[Any]:
-        """The tensor as a read-only view of the mapping, bfloat16 as uint16 bits.
+        """The tensor, in the shape of its header, as a read-only view; bfloat16 as uint16 bits.
 
         The view is unaligned where the file is; NumPy reads it correctly all the same.
         Raises CheckpointError for a dtype not among `dtypes`: those of a gpt-oss checkpoint.

@@ -33,7 +33,7 @@ def attention_weights(
     Args:
         sinks: (H,) logits.
         q_positions: (T,) absolute positions.
-        k_positions: (S,) absolute positions.
+        k_positions: (S,) absolute positions, in any order.
         window: keys a query sees, itself included; None for all.
 
     >>> q, k = np.zeros((1, 1, 2)), np.zeros((3, 1, 2))  # all scores are 0
@@ -73,8 +73,17 @@ def attention(
 ) -> Array:
     """Mix of values ``v`` (S, K, C) that queries ``q`` (T, H, C) find by keys ``k`` (S, K, C).
 
-    Returns (T, H*C); other arguments as :func:`attention_weights`. Queries are taken a tile at a
-    time, with the keys that the tile can see, so that memory does not grow with T·S.
+    Queries are taken a tile at a time, with the keys that the tile can see, so that memory does not
+    grow with T·S.
+
+    Args:
+        sinks: (H,) logits.
+        q_positions: (T,) absolute positions.
+        k_positions: (S,) absolute positions, in any order.
+        window: keys a query sees, itself included; None for all.
+
+    Returns:
+        (T, H*C).
 
     >>> v = np.array([[[8.0]], [[4.0]]])  # two keys that score 0, and a sink that scores 0
     >>> zero = np.zeros((2, 1, 1))

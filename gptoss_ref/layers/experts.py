@@ -40,6 +40,7 @@ def experts(
         mlp1_bias: (E, 2F).
         mlp2_weight: (E, D, F).
         mlp2_bias: (E, D).
+        alpha, limit: of :func:`gptoss_ref.layers.swiglu`.
         tap: called with ``gate_up`` (T, A, 2F), ``swiglu`` (T, A, F) and ``expert_out`` (T, A, D).
 
     >>> one = np.ones((2, 2, 1))  # two experts, D = F = 1: gate = up = x

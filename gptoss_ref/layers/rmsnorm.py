@@ -16,6 +16,8 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
 def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: str | Policy = FLOAT32) -> Array:
     """Normalise ``x`` (T, D) over its last axis, times ``scale`` (D,): (T, D).
 
+    ``eps`` is added to the mean square.
+
     >>> x = np.array([[3.0, 4.0]], np.float32)  # mean square 12.5, root 3.5355
     >>> rmsnorm(x, np.array([1.0, 10.0], np.float32)).round(4)
     array([[ 0.8485, 11.3137]], dtype=float32)

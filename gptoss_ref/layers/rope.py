@@ -35,7 +35,13 @@ def yarn(
 ) -> tuple[NDArray[np.float64], float]:
     """Angular frequencies ω (C/2,) in radians per position, and the concentration.
 
-    ``factor`` ≤ 1 is plain RoPE.
+    Args:
+        head_dim: C, even.
+        theta: the base θ.
+        factor: by which the context is stretched; 1 or less is plain RoPE.
+        original_length: tokens of the context that the frequencies were made for.
+        beta_fast: turns within it from which on a pair is left as it is.
+        beta_slow: turns within it up to which a pair is slowed by the whole factor.
 
     Raises:
         ConfigError: the ramp's ends do not satisfy 0 < i(beta_fast) < i(beta_slow) < C/2 − 1, which

@@ -21,9 +21,10 @@ from gptoss_ref.routing import RouterOutput
 def router(
     x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: str | Policy = FLOAT32
 ) -> RouterOutput:
-    """Route ``x`` (T, D) by ``weight`` (E, D) and ``bias`` (E,).
+    """Route ``x`` (T, D) by ``weight`` (E, D) and ``bias`` (E,) to ``experts_per_token``, A.
 
-    A NaN logit counts as the largest, as in torch, so that it reaches the result.
+    Returns logits (T, E), the chosen indices (T, A) and their weights (T, A), largest first. A NaN
+    logit counts as the largest, as in torch, so that it reaches the result.
 
     >>> x, weight, bias = np.ones((1, 1)), np.log([[1], [4], [4], [2]]), np.zeros(4)
     >>> logits, indices, weights = router(x, weight, bias, 3)

@@ -152,7 +152,7 @@ def predict_each(
     given: Mapping[str, Array],
     wanted: Iterable[str],
 ) -> list[dict[str, Array]]:
-    """:func:`predict` for each of several runs."""
+    """:func:`predict` of ``tokens`` (T,) for each of several runs."""
     found: list[dict[str, Array]] = [{} for _ in runs]
     for tap, arrays in walk(weights, config, runs, tokens, given, wanted):
         for results, values in zip(found, arrays, strict=True):
@@ -168,7 +168,7 @@ def walk(
     given: Mapping[str, Array],
     wanted: Iterable[str],
 ) -> Iterator[tuple[str, list[Array]]]:
-    """The wanted tap points one after the other, each with its values in every run.
+    """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
 
     The runs go side by side, so that each block's weights are met once. Nothing is held longer
     than the stages that follow need it; arguments and errors as for :func:`predict`.

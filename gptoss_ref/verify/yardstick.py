@@ -141,7 +141,7 @@ def follow(
 ) -> Iterator[Array]:
     """The wanted tap points, in order, of the specification run along somebody's routes.
 
-    In a precision next to which ``rounding`` is coarse.
+    ``tokens`` (T,); in a precision next to which ``rounding`` is coarse.
     """
     policy = FLOAT64 if rounding in ("float64", "float32") else FLOAT32
     given = {name: routes[name] for name in routes if name.endswith("expert_indices")}

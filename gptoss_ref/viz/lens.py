@@ -106,7 +106,7 @@ def read_out(model: Model, stream: Array) -> Array:
 
 
 def chances(logits: Array) -> Array:
-    """Softmax over the last axis, in the dtype of ``logits``, summed in float64.
+    """Softmax of ``logits`` (T, V) over V, in their dtype, summed in float64: (T, V).
 
     >>> chances(np.log([[1.0, 3.0]])).round(6)
     array([[0.25, 0.75]])

@@ -83,7 +83,7 @@ def fits(shape: tuple[int, ...], form: str, sizes: dict[str, int]) -> bool:
 def to_tap(
     tap: str, values: Array, config: ModelConfig, length: int, *, form: str | None = None
 ) -> Array:
-    """``values`` in the tap point's own form; a leading batch axis of one is dropped.
+    """``values`` in the tap point's own form, such as (T, H, C); a batch axis of one is dropped.
 
     Args:
         tap: which tap point this is.

@@ -14,27 +14,27 @@ STEPS = 512
 
 
 class Numbers:
-    """Draws arrays; the seed is the case's place in the suite."""
+    """Draws arrays of a given shape; the seed is the case's place in the suite."""
 
     def __init__(self, seed: int) -> None:
         self._state = np.random.RandomState(seed)
 
     def uniform(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
-        """Uniform on the multiples of ``scale`` / 512 in [−scale, scale]."""
+        """Of this shape, uniform on the multiples of ``scale`` / 512 in [−scale, scale]."""
         drawn = self._state.randint(-STEPS, STEPS + 1, shape)
         return np.asarray(drawn / STEPS * scale, np.float32)
 
     def bell(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
-        """Nearly Gaussian, standard deviation about ``scale``: the sum of three uniforms."""
+        """Of this shape, nearly Gaussian: the sum of three uniforms, deviation about ``scale``."""
         drawn = self._state.randint(-STEPS, STEPS + 1, (3, *shape)).sum(axis=0)
         return np.asarray(drawn / STEPS * scale, np.float32)
 
     def integers(self, low: int, high: int, *shape: int) -> NDArray[np.int32]:
-        """Integers in [low, high)."""
+        """Of this shape, integers in [low, high)."""
         return self._state.randint(low, high, shape).astype(np.int32)
 
     def bytes(self, *shape: int) -> NDArray[np.uint8]:
-        """Uniform bytes."""
+        """Of this shape, uniform bytes."""
         return self._state.randint(0, 256, shape).astype(np.uint8)
 
     def choices(self, tokens: int, experts: int, active: int) -> NDArray[np.int32]:

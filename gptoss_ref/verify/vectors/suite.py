@@ -69,7 +69,7 @@ def digest(contents: dict[str, bytes]) -> str:
 
 
 def stored(values: Array) -> Array:
-    """As the suite stores an array: float32, int32 or uint8."""
+    """As the suite stores an array of any shape: float32, int32 or uint8."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):
             return np.ascontiguousarray(values, np.float32)
