@@ -43,7 +43,10 @@ class Backend:
     def linears(
         self, x: Array, layers: Sequence[tuple[Array, Array | None]], *, policy: Policy
     ) -> list[Array]:
-        """Several linear layers of the same ``x``, each a weight and a bias."""
+        """Several linear layers of the same ``x`` (…, M), each a weight (N, M) and a bias (N,).
+
+        Returns (…, N) for each.
+        """
         several = _SEVERAL.get(self.linear)
         if several is not None:
             return several(x, layers, policy=policy)

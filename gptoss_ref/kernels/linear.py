@@ -89,9 +89,15 @@ def linear(
 def linears(
     x: Array, layers: Sequence[tuple[ExpertMatrix, Array | None]], *, policy: Policy = FLOAT32
 ) -> list[Array]:
-    """Several linear layers, each a weight and a bias, of the same ``x``: what each would give.
+    """Several linear layers of the same ``x`` (…, M): what each would give, (…, N) float32 each.
 
     For one token and up to three of bfloat16 or float32, threads start once for all of them.
+
+    Args:
+        layers: for each a weight (N, M) and a bias (N,) or None.
+
+    Raises:
+        GptOssError: another policy, or shapes that do not fit.
     """
     count = x.size // max(1, x.shape[-1])
     stored = [_stored(weight, x.shape[-1]) for weight, _ in layers]
