@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -115,6 +117,64 @@ def without_docstring(body: list[ast.stmt], path: str) -> list[str]:
 def test_every_described_function_says_what_it_does_and_raises() -> None:
     silent = [name for module, tree in trees() for name in without_docstring(tree.body, module)]
     assert not silent
+
+
+ARRAY = re.compile(r"(Array|NDArray\[.*\]|ExpertMatrix)( \| None)?")
+SHAPE = re.compile(
+    r"\((…|\d?[A-Z](/\d+|\*[A-Z])?)(, [^()]*|,)?\)"  # (T, D), (…, M/32, 16), (V,)
+    r"|(any|same|its own|this) shape|shape of"
+)
+
+
+def arrays_of(node: ast.FunctionDef) -> dict[str, str]:
+    """The arguments that are arrays, and ``return`` where the result is one."""
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    types = {given.arg: given.annotation for given in arguments} | {"return": node.returns}
+    written = {name: ast.unparse(kind) for name, kind in types.items() if kind is not None}
+    return {name: kind for name, kind in written.items() if ARRAY.fullmatch(kind)}
+
+
+def without_shape(body: list[ast.stmt], path: str) -> list[str]:
+    """Public functions of arrays whose docstring names no shape."""
+    found = []
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += without_shape(node.body, f"{path}.{node.name}")
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        if arrays_of(node) and not SHAPE.search(ast.get_docstring(node) or ""):
+            found.append(f"{path}.{node.name}")
+    return found
+
+
+def test_every_described_function_of_arrays_says_their_shapes() -> None:
+    silent = [name for module, tree in trees() for name in without_shape(tree.body, module)]
+    assert not silent
+
+
+def test_a_missing_shape_is_found() -> None:
+    said = ast.parse('def f(x: Array) -> Array:\n    """Half of ``x`` (T, D): (T, D/2)."""')
+    unsaid = ast.parse('def f(x: Array | None = None) -> int:\n    """Of ``x`` (see NumPy)."""')
+    assert not without_shape(said.body, "m")
+    assert without_shape(unsaid.body, "m") == ["m.f"]
+
+
+@pytest.mark.parametrize("room", ["layers", "kernels"])
+def test_every_array_of_a_layer_is_named_with_its_shape(room: str) -> None:
+    package = import_module(f"gptoss_ref.{room}")
+    for name in package.__all__:
+        function = getattr(package, name)
+        if not inspect.isfunction(function):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        assert isinstance(tree, ast.FunctionDef)
+        text = ast.get_docstring(tree) or ""
+        if "rguments as :func:" in text:  # of another, which is read here too
+            continue
+        for array in arrays_of(tree).keys() - {"return"}:
+            named = re.search(rf"``{array}``|^ +(\w+, )*{array}(, \w+)*:", text, re.MULTILINE)
+            assert named, f"{room}.{name} says nothing of {array}"
+            assert SHAPE.search(text, named.end()), f"{room}.{name}: {array} of what shape?"
 
 
 def test_pages_keep_no_outputs_and_load_nothing_from_elsewhere() -> None:
