@@ -70,8 +70,8 @@ class Trace(Mapping[str, Array]):
     float32 then.
 
     Args:
-        arrays: some or all of the tap points, in the shapes of :data:`gptoss_ref.taps.TAPS`; float16,
-            float32 or float64, or uint16 for bfloat16 bits; expert indices are integers.
+        arrays: some or all of the tap points, in the shapes of :data:`gptoss_ref.taps.TAPS`;
+            float16, float32 or float64, or uint16 for bfloat16 bits; expert indices are integers.
         tokens: (T,), the whole prompt, which starts at position 0.
         config: of the model.
         producer: who computed this, in words.
