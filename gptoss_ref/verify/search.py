@@ -37,7 +37,13 @@ JUDGED = 12
 
 SURE, CLEARLY = 0.4, 3.0
 """A bug that leaves more of what rounding explains than so much may be the shadow of two others,
-which are looked for, and taken if they leave so many times less."""
+which are looked for, and taken if they leave so many times less.
+
+Measured over 411 cases of the kill matrix's parts ``single``, ``variant`` and ``pair``, with 40
+random pairs on each checkpoint in each dtype: a right one leaves up to 0.20 (0.52 at the router's
+logits, where it costs a search for two that finds none), and two beside it never leave 1.2 times
+less. The one shadow among them (``sinks-scaled``, where sinks are dropped and padding is attended
+to) leaves 0.56, and the two behind it 5.2 times less."""
 
 EXCHANGED = 3
 """Explanations taken before that are exchanged for their likes where nothing else will do."""
@@ -279,31 +285,32 @@ class Search:
 
         Where it spoils some blocks, it is also weighed in the other ones alone.
         """
-        weighed = [self._on_trace(option, taps)]
+        whole, under = self._on_trace(option, taps)
         blocks = {split(t)[0] for t in self._diverging() if t in taps}
-        if weighed[0].left and None not in blocks and len(option.candidates) == 1:
+        if whole.left and None not in blocks and len(option.candidates) == 1:
             (candidate,) = option.candidates
             spoilt = {
-                split(t)[0]
-                for t, local in self._last.items()
-                if local.excess > 1 and self.locals[t].excess <= 1
+                split(local.tap)[0]
+                for local in under
+                if local.excess > 1 and self.locals[local.tap].excess <= 1
             }
             some = frozenset(b for b in blocks - spoilt if b is not None)
             if spoilt and some and split(option.local.tap)[0] in some:
                 placed = Explanation((candidate.within(some),), option.local)
-                weighed.append(self._on_trace(placed, taps))
-        return weighed
+                return [whole, self._on_trace(placed, taps)[0]]
+        return [whole]
 
-    def _on_trace(self, option: Explanation, taps: frozenset[str]) -> Explanation:
-        rules = self._with(option.candidates)
-        self._last = {local.tap: local for local in self._replayed(rules, taps)}
+    def _on_trace(
+        self, option: Explanation, taps: frozenset[str]
+    ) -> tuple[Explanation, list[Local]]:
+        """An explanation with what it leaves of the whole trace, and these tap points under it."""
+        under = list(self._replayed(self._with(option.candidates), taps))
         elsewhere = [t for t in self._diverging() if t not in taps]
-        left = len(elsewhere) + sum(local.excess > 1 for local in self._last.values())
-        tokens = sum(int(local.wrong_rows.sum()) for local in self._last.values())
-        squares = [local.distance**2 for local in self._last.values()]
+        left = len(elsewhere) + sum(local.excess > 1 for local in under)
+        tokens = sum(int(local.wrong_rows.sum()) for local in under)
+        distance = float(np.sqrt(np.sum([local.distance**2 for local in under])))
         self._steps.tick()
-        distance = float(np.sqrt(np.sum(squares)))
-        return Explanation(option.candidates, option.local, left, tokens, distance)
+        return replace(option, left=left, tokens=tokens, distance=distance), under
 
     # --- bugs too small for the yardstick ---
 
