@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
-from gptoss_ref.taps import axes, split
+from gptoss_ref.numerics import FLOAT64
+from gptoss_ref.taps import split
 from gptoss_ref.trace import Trace
-from gptoss_ref.verify.candidates import AT_ONCE, Candidate, catalogue
+from gptoss_ref.verify.candidates import Candidate, catalogue
+from gptoss_ref.verify.distances import distances
 from gptoss_ref.verify.explanations import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.hidden import most_votes
-from gptoss_ref.verify.measure import Errors, measure_arrays
 from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay import Local, replay
 from gptoss_ref.verify.rules import SPECIFICATION, Rules
@@ -29,8 +28,6 @@ from gptoss_ref.verify.stages import DISCRETE
 from gptoss_ref.verify.walk import predict_each, segments
 from gptoss_ref.verify.whereabouts import tokens_of, whereabouts
 from gptoss_ref.weights import ModelWeights
-
-Item = TypeVar("Item")
 
 JUDGED = 12
 """Candidates that are judged with a yardstick of their own, the nearest ones."""
@@ -47,9 +44,6 @@ to) leaves 0.56, and the two behind it 5.2 times less."""
 
 EXCHANGED = 3
 """Explanations taken before that are exchanged for their likes where nothing else will do."""
-
-TINY = 2.0**-60
-"""Relative error below which a row counts as equal."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +176,14 @@ class Search:
         relevant = [
             (e.candidate,) for e in self.entries if e.rules & used and e.candidate.name not in taken
         ]
-        base, singles = self._scored(tap, relevant)
+        base, singles = self._distances(tap, relevant)
         nearer = [option for score, option in singles if score < base]
         return self._judged(tap, nearer), [option for _, option in singles]
 
     def _together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
-        _, scored = self._scored(tap, pairs(options))
-        return self._judged(tap, [option for _, option in scored])
+        _, ordered = self._distances(tap, pairs(options))
+        return self._judged(tap, [option for _, option in ordered])
 
     def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
         """Take the best of what explains a tap point into the rules, if anything does."""
@@ -241,33 +235,13 @@ class Search:
         found.sort(key=lambda pair: not self._accepted[pair[0]].best.harmless)
         return found[:EXCHANGED]
 
-    def _scored(
+    def _distances(
         self, tap: str, options: Sequence[Option]
     ) -> tuple[float, list[tuple[float, Option]]]:
-        """How far the other's numbers are from the rules', and from each option that alters them.
-
-        The distance is the mean logarithm of the rows' errors, in one quick pass; nearest first.
-        """
-        if split(tap)[1] in DISCRETE:
-            return 1.0, [(0.0, option) for option in options]
-        other, axis = self.trace[tap], axes(tap).index("T")
-        policy = FLOAT64 if self.rounding == "float64" else FLOAT32
-        config, tokens = self.trace.config, self.trace.tokens
-        plain: Array | None = None
-        base, altered = 0.0, []
-        batches = list(_batches([(), *options], AT_ONCE))
-        self._steps.expect(len(batches))
-        for some in batches:
-            runs = [(self._with(candidates), policy) for candidates in some]
-            results = predict_each(self.weights, config, runs, tokens, self.trace, [tap])
-            for option, result in zip(some, results, strict=True):
-                score = _score(measure_arrays(other, result[tap], axis))
-                if plain is None:
-                    plain, base = result[tap], score
-                elif not _same(plain, result[tap]):
-                    altered.append((score, option))
-            self._steps.tick()
-        return base, sorted(altered, key=lambda pair: pair[0])
+        """How far the rules are from the other's numbers, and each option that alters them."""
+        tried = [(option, self._with(option)) for option in options]
+        where = self.weights, self.trace, self.rounding
+        return distances(*where, tap, self.rules, tried, self._steps)
 
     def _judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
         """The first few of some options, each with a yardstick of its own."""
@@ -375,20 +349,3 @@ class Search:
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local
-
-
-def _score(errors: Errors) -> float:
-    """Mean logarithm of the rows' errors; a row that is not finite alike counts for very far."""
-    broken = float(np.mean(errors.broken > 0))
-    return float(np.mean(np.log(errors.rows() + TINY))) - broken * float(np.log(TINY))
-
-
-def _same(one: Array, other: Array) -> bool:
-    """Whether two arrays are equal, NaN included, which is looked at only if need be."""
-    return np.array_equal(one, other) or (
-        bool(np.isnan(one).any()) and np.array_equal(one, other, equal_nan=True)
-    )
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
