@@ -43,7 +43,7 @@ def attention(
     k_positions: Array,
     window: int | None = None,
     *,
-    policy: Policy = FLOAT32,
+    policy: str | Policy = FLOAT32,
 ) -> Array:
     """Mix of values ``v`` (S, K, C) that queries ``q`` (T, H, C) find by keys ``k`` (S, K, C).
 
@@ -92,7 +92,7 @@ def _reach(window: int | None) -> int:
 
 
 def _checked(
-    q: Array, k: Array, sinks: Array, q_positions: Array, k_positions: Array, policy: Policy
+    q: Array, k: Array, sinks: Array, q_positions: Array, k_positions: Array, policy: str | Policy
 ) -> tuple[Array, Array, Array, Array, Array]:
     """The arguments as the kernels take them."""
     check_policy(policy)
@@ -122,7 +122,7 @@ def attention_weights(
     k_positions: Array,
     window: int | None = None,
     *,
-    policy: Policy = FLOAT32,
+    policy: str | Policy = FLOAT32,
 ) -> Array:
     """Weights of keys ``k`` (S, K, C) for queries ``q`` (T, H, C), sink column dropped: (H, T, S).
 

@@ -17,7 +17,7 @@ from gptoss_ref.kernels._math import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
-def embedding(tokens: Array, weight: Array, *, policy: Policy = FLOAT32) -> Array:
+def embedding(tokens: Array, weight: Array, *, policy: str | Policy = FLOAT32) -> Array:
     """Rows of ``weight`` (V, D) for ``tokens`` (T,) ints in [0, V): (T, D) float32.
 
     Raises:

@@ -51,7 +51,7 @@ def experts(
     *,
     alpha: float = 1.702,
     limit: float = 7.0,
-    policy: Policy = FLOAT32,
+    policy: str | Policy = FLOAT32,
     tap: Tap | None = None,
 ) -> Array:
     """Send ``x`` (T, D) through its experts ``indices`` (T, A) with ``weights`` (T, A): (T, D).

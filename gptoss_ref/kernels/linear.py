@@ -58,7 +58,7 @@ GATHERED_VALUES = 1 << 22
 
 
 def linear(
-    x: Array, weight: ExpertMatrix, bias: Array | None = None, *, policy: Policy = FLOAT32
+    x: Array, weight: ExpertMatrix, bias: Array | None = None, *, policy: str | Policy = FLOAT32
 ) -> Array:
     """``x`` (…, M) times ``weight`` (N, M) transposed, plus ``bias`` (N,): (…, N) float32.
 

@@ -17,7 +17,7 @@ from gptoss_ref.kernels._math import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
-def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: Policy = FLOAT32) -> Array:
+def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: str | Policy = FLOAT32) -> Array:
     """Normalise ``x`` (T, D) over its last axis, times ``scale`` (D,): (T, D) float32.
 
     Raises:

@@ -55,7 +55,7 @@ def yarn(
 
 
 def rope_tables(
-    positions: Array, inv_freq: Array, concentration: float, *, policy: Policy = FLOAT32
+    positions: Array, inv_freq: Array, concentration: float, *, policy: str | Policy = FLOAT32
 ) -> tuple[Array, Array]:
     """Cosines and sines, times the concentration, for ``positions`` (T,): two arrays (T, C/2).
 
@@ -82,7 +82,7 @@ def _tables(positions: Any, inv_freq: Any, concentration: float, cos: Any, sin: 
             sin[t, i] = math.sin(angle) * concentration
 
 
-def rope(x: Array, cos: Array, sin: Array, *, policy: Policy = FLOAT32) -> Array:
+def rope(x: Array, cos: Array, sin: Array, *, policy: str | Policy = FLOAT32) -> Array:
     """Turn the heads ``x`` (T, H, C) by the tables ``cos``, ``sin`` (T, C/2): (T, H, C) float32.
 
     Raises:

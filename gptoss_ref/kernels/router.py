@@ -23,7 +23,7 @@ from gptoss_ref.routing import RouterOutput
 
 
 def router(
-    x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: Policy = FLOAT32
+    x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: str | Policy = FLOAT32
 ) -> RouterOutput:
     """Route ``x`` (T, D) by ``weight`` (E, D) and ``bias`` (E,).
 

@@ -21,7 +21,7 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
 def swiglu(
-    x: Array, alpha: float = 1.702, limit: float = 7.0, *, policy: Policy = FLOAT32
+    x: Array, alpha: float = 1.702, limit: float = 7.0, *, policy: str | Policy = FLOAT32
 ) -> Array:
     """Activate ``x`` (…, 2F), gates at even and ups at odd entries: (…, F) float32.
 
