@@ -20,6 +20,8 @@ def replacing(path: Path, error: type[GptOssError] = GptOssError) -> Iterator[IO
     Raises:
         GptOssError: the file cannot be written; of the kind ``error``.
     """
+    if path.is_dir():  # asked now: at the end all that was written would be lost
+        raise error(f"{path}: cannot be written: it is a folder")
     staging = path.parent / f".{path.name}.{os.urandom(6).hex()}.partial"
     try:
         with staging.open("xb") as file:

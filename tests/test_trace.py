@@ -238,6 +238,15 @@ def test_a_pass_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_folder_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model ran")
+
+    for path in (tmp_path, ""):
+        with pytest.raises(TraceError, match="cannot be written: it is a folder"):
+            trace(model(experts=fails), TOKENS, path=path)
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     for path in (tmp_path / "no" / "run.trace", tmp_path):
         with pytest.raises(TraceError, match="cannot be written"):
