@@ -9,14 +9,16 @@ under the float32 policy; numba itself is imported when that backend is first as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 from gptoss_ref import layers, sampling
+from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.routing import RouterOutput
+from gptoss_ref.weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,16 @@ class Backend:
     log_probability: Callable[[Array, int], float]
     token_probabilities: Callable[[Array, float, int, float], Array]
 
-    def linears(
-        self, x: Array, layers: Sequence[tuple[Array, Array | None]], *, policy: Policy
-    ) -> list[Array]:
-        """Several linear layers of the same ``x`` (…, M), each a weight (N, M) and a bias (N,).
+    def blocks(self, config: ModelConfig, weights: ModelWeights) -> Callable[..., None] | None:
+        """All blocks for one token at once, if this backend has that for such weights.
 
-        Returns (…, N) for each.
+        A backend of which a layer has been exchanged has not. See ``kernels/_block.py``.
         """
-        several = _SEVERAL.get(self.linear)
-        if several is not None:
-            return several(x, layers, policy=policy)
-        return [self.linear(x, weight, bias, policy=policy) for weight, bias in layers]
+        make = _BLOCKS.get(self)
+        return None if make is None else make(config, weights)
 
 
-_SEVERAL: dict[Callable[..., Array], Callable[..., list[Array]]] = {}
-"""For a ``linear`` that has one: what computes several layers of the same input at once."""
+_BLOCKS: dict[Backend, Callable[..., Callable[..., None] | None]] = {}
 
 NUMPY = Backend(
     name="numpy",
@@ -76,11 +73,11 @@ NUMPY = Backend(
 @cache
 def _numba() -> Backend:
     from gptoss_ref import kernels
+    from gptoss_ref.kernels._block import blocks_of
     from gptoss_ref.kernels._jit import path_name
 
     path_name()  # raises if the environment asks for one that cannot run
-    _SEVERAL[kernels.linear] = kernels.linears
-    return Backend(
+    backend = Backend(
         name="numba",
         embedding=kernels.embedding,
         rmsnorm=kernels.rmsnorm,
@@ -95,6 +92,8 @@ def _numba() -> Backend:
         log_probability=kernels.sampling.log_probability,
         token_probabilities=kernels.sampling.token_probabilities,
     )
+    _BLOCKS[backend] = blocks_of
+    return backend
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"numba": _numba, "numpy": lambda: NUMPY}

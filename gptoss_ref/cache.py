@@ -61,16 +61,26 @@ class LayerCache:
             the layer that holds them all, itself if it has the room; keys (S, K, C) that queries
             of the new positions can see; their values (S, K, C); their positions (S,), ascending.
         """
+        layer, keys, values, first = self.reserved(length, len(k))
         end = length + len(k)
-        first = 0 if self.window is None else max(0, length - self.window + 1)
-        layer = self if end - self.origin <= len(self.keys) else self._moved(first, length, end)
-        new = slice(length - layer.origin, end - layer.origin)
-        layer.keys[new], layer.values[new] = k, v
-        seen = slice(first - layer.origin, end - layer.origin)
-        keys, values = layer.keys[seen], layer.values[seen]
+        keys[length - first :], values[length - first :] = k, v
         if self.window is not None and len(layer.keys) > windowed_room(self.window):
             layer = layer._moved(end - self.window + 1, end, end)
         return layer, keys, values, np.arange(first, end)
+
+    def reserved(self, length: int, count: int) -> tuple[LayerCache, Array, Array, int]:
+        """Room for ``count`` positions after the ``length`` stored ones, to be written by a kernel.
+
+        Returns:
+            the layer that has the room, itself if it can; keys (S, K, C) that queries of the new
+            positions can see, the last ``count`` not yet set; their values (S, K, C); the position
+            of the first.
+        """
+        end = length + count
+        first = 0 if self.window is None else max(0, length - self.window + 1)
+        layer = self if end - self.origin <= len(self.keys) else self._moved(first, length, end)
+        seen = slice(first - layer.origin, end - layer.origin)
+        return layer, layer.keys[seen], layer.values[seen], first
 
     def _moved(self, first: int, length: int, end: int) -> LayerCache:
         """A copy with positions ``first`` … ``length − 1`` and room up to ``end``, and for more."""

@@ -69,6 +69,7 @@ class Model:
         self.policy = get_policy(policy)
         self.backend = get_backend(backend, self.policy)
         self.checkpoint = checkpoint
+        self._prepared: tuple[object, object, Callable[..., None] | None] = (None, None, None)
         self._inv_freq, self._concentration = yarn(
             config.head_dim,
             config.rope_theta,
@@ -148,7 +149,10 @@ class Model:
 
         x = backend.embedding(ids, weights.embedding, policy=policy)  # (T, D)
         tap("embedding", x)
-        for n, block in enumerate(weights.blocks):
+        one_token = self._one_token() if len(ids) == 1 and tap is _no_tap else None
+        if one_token is not None:
+            one_token(x, cos, sin, start, layers)
+        for n, block in enumerate(weights.blocks if one_token is None else ()):
             parts = []
             for rows in chunks:
                 where = (positions[rows], (cos[rows], sin[rows]))
@@ -170,6 +174,13 @@ class Model:
             keep.commit(layers, start, start + len(ids))
         return logits
 
+    def _one_token(self) -> Callable[..., None] | None:
+        """All blocks for one token, where the backend has that; made again for other weights."""
+        backend, weights = self.backend, self.weights
+        if self._prepared[0] is not backend or self._prepared[1] is not weights:
+            self._prepared = (backend, weights, backend.blocks(self.config, weights))
+        return self._prepared[2]
+
     def _attention(
         self,
         x: Array,
@@ -187,7 +198,7 @@ class Model:
         projections = ((w.q_weight, w.q_bias), (w.k_weight, w.k_bias), (w.v_weight, w.v_bias))
         q, k, v = (
             projected.reshape(len(x), -1, self.config.head_dim)
-            for projected in backend.linears(norm, projections, policy=policy)
+            for projected in (backend.linear(norm, *pair, policy=policy) for pair in projections)
         )  # (T, H, C), (T, K, C), (T, K, C)
         tap(name + "q", q)
         tap(name + "k", k)

@@ -57,9 +57,9 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path: pathlib.Path) 
     code = (
         SMALL
         + """
-from gptoss_ref.kernels.rmsnorm import _norm
+from gptoss_ref.kernels.rmsnorm import normalised
 kernels.rmsnorm(x, np.ones(3, np.float32))
-print(sum(_norm.stats.cache_hits.values()), sum(_norm.stats.cache_misses.values()))
+print(sum(normalised.stats.cache_hits.values()), sum(normalised.stats.cache_misses.values()))
 """
     )
     assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,11 +21,10 @@ from kernel_cases import (
 )
 
 from gptoss_ref import kernels, layers
-from gptoss_ref.backend import get_backend
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels._jit import instructions
 from gptoss_ref.kernels._product import FEW, PAIRS, TILES, mode_of
-from gptoss_ref.numerics import BFLOAT16, FLOAT32, FLOAT64
+from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
 
 LAYOUTS = {
@@ -249,53 +246,6 @@ def test_errors_name_what_was_expected() -> None:
     for policy in (FLOAT64, BFLOAT16):
         with pytest.raises(GptOssError, match=policy.name):
             kernels.linear(x, weight, policy=policy)
-
-
-@EVERY_PATH
-@EXAMPLES
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    tokens=st.sampled_from([1, 2]),
-    inputs=st.sampled_from([1, 31, 129]),
-    storages=st.lists(
-        st.sampled_from(["bfloat16", "float32", "spread", "MXFP4"]), min_size=1, max_size=4
-    ),
-)
-def test_several_layers_equal_each(
-    path: str, seed: int, tokens: int, inputs: int, storages: list[str]
-) -> None:
-    """Whatever they are stored as, bit for bit; three of a kind is what attention asks for."""
-    rng = np.random.default_rng(seed)
-    inputs = 32 if "MXFP4" in storages else inputs
-    x = gaussian(rng, tokens, inputs)
-    layers_ = []
-    for n, storage in enumerate(storages):
-        outputs = (65, 3, 130, 64)[n]
-        weight = gaussian(rng, outputs, inputs)
-        stored = {
-            "bfloat16": lambda w=weight: bits(w),
-            "float32": lambda w=weight: w,
-            "spread": lambda w=weight: spread(w),
-            "MXFP4": lambda n=outputs: random_mxfp4(rng, n, inputs),
-        }[storage]()
-        layers_.append((stored, bits(gaussian(rng, outputs)) if n % 2 else None))
-    with instructions(path):
-        together = kernels.linears(x, layers_)
-        for y, (weight, bias) in zip(together, layers_, strict=True):
-            np.testing.assert_array_equal(y, kernels.linear(x, weight, bias))
-
-
-def test_an_exchanged_linear_layer_computes_several_too() -> None:
-    calls: list[tuple[int, ...]] = []
-
-    def mine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, **_: object) -> np.ndarray:
-        calls.append(weight.shape)
-        return layers.linear(x, weight, bias)
-
-    backend = dataclasses.replace(get_backend("numba"), linear=mine)
-    x, weight = np.ones((1, 8), np.float32), np.ones((4, 8), np.float32)
-    backend.linears(x, [(weight, None)] * 3, policy=FLOAT32)
-    assert calls == [(4, 8)] * 3
 
 
 def test_mxfp4_blocks_that_do_not_fit_their_scales() -> None:

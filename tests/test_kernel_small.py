@@ -39,7 +39,7 @@ def test_kernels_have_the_signatures_of_their_layers() -> None:
     """So that a backend may take either; the names without a layer are those of the docstring."""
     expected = signatures(layers, layers.__all__)
     ours = signatures(kernels, kernels.__all__)
-    assert set(ours) - set(expected) == {"linears", "threads"}
+    assert set(ours) - set(expected) == {"threads"}
     assert {name: ours[name] for name in expected} == expected
     assert len(expected) >= 10
     for names, kernel, layer in (

@@ -25,7 +25,6 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "embedding": (AT, X),
     "experts": (X, np.array([[0, 1], [4, 2], [2, 1]]), np.full((T, A), 0.5, np.float32), *WEIGHTS),
     "linear": (X, normal(RNG, E, D), np.ones(E)),
-    "linears": (X, [(normal(RNG, E, D), None), (normal(RNG, A, D), np.ones(A))]),
     "rmsnorm": (X, np.ones(D)),
     "rope": (HEADS, np.ones((T, 2)), np.zeros((T, 2))),
     "rope_tables": (AT, np.array([1.0, 0.1]), 1.3),

@@ -1,16 +1,15 @@
 """The hot path: every layer of gpt-oss as a Numba kernel, named as in :mod:`gptoss_ref.layers`.
 
 A kernel has the signature of its layer and equals it under the float32 policy, within the bound
-that its file states. It shares no computation with it. Only ``linears`` (several matrices of one
-input), ``threads`` and ``sampling`` are no layers. Importing this package compiles nothing: see
-:mod:`gptoss_ref.kernels._jit`.
+that its file states. It shares no computation with it. Only ``threads`` and ``sampling`` are no
+layers. Importing this package compiles nothing: see :mod:`gptoss_ref.kernels._jit`.
 """
 
 from gptoss_ref.kernels import mxfp4, sampling
 from gptoss_ref.kernels.attention import attention, attention_weights
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
-from gptoss_ref.kernels.linear import linear, linears
+from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables, yarn
 from gptoss_ref.kernels.router import router
@@ -25,7 +24,6 @@ __all__ = [
     "embedding",
     "experts",
     "linear",
-    "linears",
     "mxfp4",
     "rmsnorm",
     "rope",

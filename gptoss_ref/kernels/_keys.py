@@ -28,7 +28,7 @@ from gptoss_ref.kernels._jit import jit, jit_inner
 from gptoss_ref.kernels._math import widen
 from gptoss_ref.kernels._panels import WIDEST, pack, panel_width, tile
 from gptoss_ref.kernels._softmax import MASKED, soften
-from gptoss_ref.kernels._tasks import Team, jit_tasks
+from gptoss_ref.kernels._tasks import jit_tasks
 
 KEYS = 64
 """Keys of a block; a multiple of every panel's width."""
@@ -181,7 +181,7 @@ def mix(
     scale: Any,
     out: Any,
     tasks: int,
-    team: Team,
+    team: Any,
 ) -> None:
     """Many queries; task n is queries n // K · ``per_task`` … of key/value head n % K."""
     keys = keys_of(k, v, q_positions, k_positions, window)

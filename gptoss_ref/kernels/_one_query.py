@@ -16,7 +16,7 @@ from gptoss_ref.kernels._keys import KEYS, Keys, absorb, keys_of, visible
 from gptoss_ref.kernels._math import exp, widen
 from gptoss_ref.kernels._panels import WIDEST, panel_width
 from gptoss_ref.kernels._softmax import MASKED
-from gptoss_ref.kernels._tasks import Team, jit_tasks
+from gptoss_ref.kernels._tasks import jit_tasks
 
 
 class _Sums(NamedTuple):
@@ -55,7 +55,7 @@ def mix_one(
     size: int,
     out: Any,
     tasks: int,
-    team: Team,
+    team: Any,
 ) -> None:
     """One query, chunks of ``size`` blocks of keys being tasks."""
     scaled, keys, sums = _one_begun(q, k, v, q_positions, k_positions, window, scale, size)

@@ -45,7 +45,6 @@ from gptoss_ref.kernels._jit import (
 from gptoss_ref.kernels._pairs import ROWS, SPARE, pair_block, pairs_of
 from gptoss_ref.kernels._panels import dot
 from gptoss_ref.kernels._planes import dot_planes_of, group_bytes, plane_block
-from gptoss_ref.kernels._tasks import Team
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
@@ -194,7 +193,7 @@ def split_room(mode: int, rows: int, groups: int) -> Any:
     return buffer[start : start + words]
 
 
-def split_tiles(path: Any, mode: int, x: Any, of: Any, planes: Any, team: Team) -> None:
+def split_tiles(path: Any, mode: int, x: Any, of: Any, planes: Any, team: Any) -> None:
     """Split rows ``of`` (whole tiles) of ``x``, flat, as ``TILES`` needs them, if it is that."""
 
 

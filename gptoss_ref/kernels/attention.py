@@ -64,14 +64,12 @@ def attention(
         raise GptOssError(f"attention: values of shape {v.shape}: expected {k.shape}, as the keys")
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
     out = np.empty((queries, heads * channels), np.float32)
-    where = (k, values(v), sinks, q_positions, k_positions, _reach(window))
+    where = (k, values(v), sinks, q_positions, k_positions, reach(window))
     scale = np.float32(1 / math.sqrt(channels))
-    reach = keys if window is None else min(keys, window + queries)
-    work = 2 * q.size * reach
+    seen = keys if window is None else min(keys, window + queries)
+    work = 2 * q.size * seen
     if queries == 1:
-        blocks = -(-keys // KEYS)
-        size = CHUNK if blocks > FEW * CHUNK else 1
-        chunks = -(-blocks // size)
+        size, chunks = chunks_of(keys)
         one = (q, *where, scale, size, out[0])
         run(mix_one, chunks, work, current_path(), *one)
     else:
@@ -82,8 +80,19 @@ def attention(
     return out
 
 
-def _reach(window: int | None) -> int:
-    """The window as a number."""
+def chunks_of(keys: int) -> tuple[int, int]:
+    """For one query: blocks of keys of a task, and tasks."""
+    blocks = -(-keys // KEYS)
+    size = CHUNK if blocks > FEW * CHUNK else 1
+    return size, -(-blocks // size)
+
+
+def reach(window: int | None) -> int:
+    """The window as a number.
+
+    Raises:
+        GptOssError: it is below 1.
+    """
     if window is None:
         return _NO_WINDOW
     if window < 1:
@@ -132,7 +141,7 @@ def attention_weights(
     weights = np.empty((q.shape[1], len(q), len(k)), np.float32)
     _weights(
         *(current_path(), q.reshape(-1), k.reshape(-1), k.shape[1], q.shape[2], sinks),
-        *(q_positions, k_positions, _reach(window), weights),
+        *(q_positions, k_positions, reach(window), weights),
     )
     return weights
 

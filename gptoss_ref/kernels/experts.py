@@ -98,10 +98,7 @@ def experts(
         if state == BAD_INDEX:
             refuse_indices(chosen, indices.shape[1], count)
         if state == REFUSED:
-            for weight in (mlp1_weight, mlp2_weight):
-                assert isinstance(weight, MXFP4)
-                for e in np.unique(chosen):
-                    refuse_255(weight.scales[e], f"{weight.name}[{e}]")
+            refuse_chosen(chosen, mlp1_weight, mlp2_weight)
     else:
         out = _by_expert(x, chosen, weights, mlp1_weight, mlp2_weight, biases, limits, stages)
     if tap is not None:
@@ -111,6 +108,18 @@ def experts(
             tap(name, stage.reshape(*indices.shape, size))
             start += size
     return out
+
+
+def refuse_chosen(chosen: Array, *matrices: ExpertMatrix) -> None:
+    """Raise a CheckpointError for the first of the experts ``chosen`` (A,) with a scale byte 255.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    for weight in matrices:
+        assert isinstance(weight, MXFP4)
+        for e in np.unique(chosen):
+            refuse_255(weight.scales[e], f"{weight.name}[{e}]")
 
 
 def _pass(

@@ -21,14 +21,13 @@ a tile of rows at a time: correct, not fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import _tiles
-from gptoss_ref.kernels._arrays import EMPTY, check_policy, is_bits, values, vector_of, weight_of
+from gptoss_ref.kernels._arrays import check_policy, is_bits, values, vector_of, weight_of
 from gptoss_ref.kernels._jit import (
     current_path,
     jit,
@@ -86,44 +85,6 @@ def linear(
     return y.reshape(*x.shape[:-1], outputs)
 
 
-def linears(
-    x: Array, layers: Sequence[tuple[ExpertMatrix, Array | None]], *, policy: Policy = FLOAT32
-) -> list[Array]:
-    """Several linear layers of the same ``x`` (…, M): what each would give, (…, N) float32 each.
-
-    For one token and up to three of bfloat16 or float32, threads start once for all of them.
-
-    Args:
-        layers: for each a weight (N, M) and a bias (N,) or None.
-
-    Raises:
-        GptOssError: another policy, or shapes that do not fit.
-    """
-    count = x.size // max(1, x.shape[-1])
-    stored = [_stored(weight, x.shape[-1]) for weight, _ in layers]
-    kinds = {None if weight is None else weight.dtype for weight in stored}
-    if count != 1 or len(layers) > 3 or len(kinds) != 1 or None in kinds:
-        return [linear(x, weight, bias, policy=policy) for weight, bias in layers]
-    check_policy(policy)
-    results, matrices = [], []
-    for weight, (_, bias) in zip(stored, layers, strict=True):
-        assert weight is not None
-        y = np.empty(len(weight), np.float32)
-        results.append(y.reshape(*x.shape[:-1], y.size))
-        matrices.append((weight.reshape(-1), vector_of(bias, y.size), y))
-    matrices += [_none(matrices[0][0])] * (3 - len(matrices))
-    first, second, third = matrices
-    _one_token(values(x).reshape(1, -1), (first, second, third))
-    return results
-
-
-def _stored(weight: ExpertMatrix, inputs: int) -> Array | None:
-    """The weight as it is stored, if that is contiguous rows of so many floats."""
-    if isinstance(weight, MXFP4) or weight.ndim != 2 or weight.shape[1] != inputs:
-        return None
-    return weight_of(weight)
-
-
 def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
     """y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias`` ((N,) or empty)."""
     (tokens, inputs), outputs = x.shape, weight.shape[0]
@@ -131,7 +92,7 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
     if (stored := weight_of(weight)) is not None:
         flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
         if tokens == 1:
-            _one_token(x, ((flat, bias, y[0]), _none(flat), _none(flat)))
+            run(rows, tasks, work, path, x[0], flat, bias, y[0])
         elif tiles() and stored.dtype == np.uint16 and inputs % _tiles.STEP == 0 < inputs:
             _tiled_product(x, flat, bias, y)
         else:
@@ -142,11 +103,11 @@ def product(x: Array, weight: Array, bias: Array, y: Array) -> None:
     else:
         step = max(1, GATHERED_VALUES // max(1, inputs))
         for start in range(0, outputs, step):
-            rows = slice(start, start + step)
-            gathered = weight[rows].astype(np.uint16 if is_bits(weight) else np.float32, order="C")
+            some = slice(start, start + step)
+            gathered = weight[some].astype(np.uint16 if is_bits(weight) else np.float32, order="C")
             part = np.empty((tokens, len(gathered)), np.float32)
-            product(x, gathered, bias[rows], part)
-            y[:, rows] = part
+            product(x, gathered, bias[some], part)
+            y[:, some] = part
 
 
 def _tiled_product(x: Array, weight: Array, bias: Array, y: Array) -> None:
@@ -215,31 +176,15 @@ def _sum(x: Any, at: int, n: int) -> Any:
     return total
 
 
-_Matrix = tuple[Array, Array, Array]
-"""Flat weight, bias or nothing, and the result of one token."""
-
-_NO_RESULT = np.empty(0, np.float32)
-
-
-def _none(like: Array) -> _Matrix:
-    return like[:0], EMPTY, _NO_RESULT
-
-
-def _one_token(x: Array, matrices: tuple[_Matrix, _Matrix, _Matrix]) -> None:
-    """Up to three matrices, times ``x`` (1, M); their rows are numbered through."""
-    rows = sum(y.size for _, _, y in matrices)
-    first, second, third = matrices
-    tasks, path = -(-rows // ROWS_PER_TASK), current_path()
-    run(_rows, tasks, rows * x.size, path, x[0], *first, *second, *third)
-
-
 @jit
-def _rows(*arguments: Any) -> None:
-    _rows_tasks(*arguments)
+def rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, tasks: int, team: Any) -> None:
+    """One token: y (N,) = flat ``weight`` (N, M) times x (M,), plus ``bias`` ((N,) or empty)."""
+    none = (weight[:0], bias[:0], y[:0])
+    row_tasks(path, x, weight, bias, y, *none, *none, tasks, team)
 
 
 @jit_tasks
-def _rows_tasks(
+def row_tasks(
     path: Any,
     x: Any,
     weight: Any,
@@ -254,16 +199,19 @@ def _rows_tasks(
     start: int,
     stop: int,
 ) -> None:
-    """One token: the rows of tasks ``start`` … ``stop`` − 1."""
+    """One token, up to three matrices of which rows are numbered through: those of some tasks.
+
+    So threads start once for queries, keys and values.
+    """
     first, last = start * ROWS_PER_TASK, stop * ROWS_PER_TASK
-    _some_rows(path, x, weight, bias, y, first, last)
-    _some_rows(path, x, weight_2, bias_2, y_2, first - y.size, last - y.size)
+    some_rows(path, x, weight, bias, y, first, last)
+    some_rows(path, x, weight_2, bias_2, y_2, first - y.size, last - y.size)
     before = y.size + y_2.size
-    _some_rows(path, x, weight_3, bias_3, y_3, first - before, last - before)
+    some_rows(path, x, weight_3, bias_3, y_3, first - before, last - before)
 
 
 @jit_inner
-def _some_rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, first: int, last: int) -> None:
+def some_rows(path: Any, x: Any, weight: Any, bias: Any, y: Any, first: int, last: int) -> None:
     """y[n] of one matrix for ``first`` ≤ n < ``last``, where there are such rows."""
     inputs = x.size
     for n in range(max(first, 0), min(last, y.size)):

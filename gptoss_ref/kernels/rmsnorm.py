@@ -28,12 +28,13 @@ def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: str | Policy =
         raise GptOssError(f"rmsnorm: x of shape {x.shape}: expected (T, D), with D of 1 or more")
     x = values(x)
     y = np.empty_like(x)
-    _norm(x.reshape(-1), vector_of(scale, x.shape[-1]), np.float32(eps), y.reshape(-1))
+    normalised(x.reshape(-1), vector_of(scale, x.shape[-1]), np.float32(eps), y.reshape(-1))
     return y
 
 
 @jit
-def _norm(x: Any, scale: Any, eps: Any, y: Any) -> None:
+def normalised(x: Any, scale: Any, eps: Any, y: Any) -> None:
+    """y (T·D,) = x (T·D,), normalised over each D, times ``scale`` (D,)."""
     width = scale.size
     for at in range(0, x.size, width):
         mean = _sum_of_squares(x, at, width) / np.float32(width)

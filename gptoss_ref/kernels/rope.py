@@ -97,12 +97,13 @@ def rope(x: Array, cos: Array, sin: Array, *, policy: str | Policy = FLOAT32) ->
         )
     x = values(x)
     y = np.empty_like(x)
-    _turn(x, values(cos), values(sin), y)
+    turned(x, values(cos), values(sin), y)
     return y
 
 
 @jit
-def _turn(x: Any, cos: Any, sin: Any, y: Any) -> None:
+def turned(x: Any, cos: Any, sin: Any, y: Any) -> None:
+    """y (T, H, C) = the heads x (T, H, C), turned by ``cos`` and ``sin`` (T, C/2)."""
     half = cos.shape[1]
     for t in range(x.shape[0]):
         for h in range(x.shape[1]):

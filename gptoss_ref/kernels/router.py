@@ -39,12 +39,13 @@ def router(
         )
     indices = np.empty((len(x), experts_per_token), np.int64)
     weights = np.empty(indices.shape, np.float32)
-    _choose(logits, indices, weights)
+    choose(logits, indices, weights)
     return RouterOutput(logits, indices, weights)
 
 
 @jit
-def _choose(logits: Any, indices: Any, weights: Any) -> None:
+def choose(logits: Any, indices: Any, weights: Any) -> None:
+    """Into ``indices`` and ``weights`` (T, A): the largest A of ``logits`` (T, E), and softmax."""
     (tokens, active), count = indices.shape, logits.shape[1]
     infinity = np.float32(np.inf)
     for t in range(tokens):
