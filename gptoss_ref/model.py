@@ -292,7 +292,7 @@ def load(
 ) -> Model:
     """Load a checkpoint without copying or decoding its weights.
 
-    The first pass on a machine compiles the ``"numba"`` backend's kernels, for about half a minute;
+    The first pass on a machine compiles the ``"numba"`` backend's kernels, for some twenty seconds;
     ``gptoss-ref warmup`` does that ahead of time.
 
     Args:
