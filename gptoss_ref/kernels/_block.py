@@ -26,7 +26,7 @@ from gptoss_ref.kernels.linear import ROWS_PER_TASK, row_tasks, rows, some_rows
 from gptoss_ref.kernels.rmsnorm import normalised
 from gptoss_ref.kernels.rope import turned
 from gptoss_ref.kernels.router import choose
-from gptoss_ref.kernels.threads import SMALL, run
+from gptoss_ref.kernels.threads import SMALL, team
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
@@ -68,17 +68,20 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
 
     def blocks(x: Array, cos: Array, sin: Array, position: int, layers: list[Any]) -> None:
         path, chosen, state = current_path(), np.empty(active, np.int64), np.zeros(1, np.int64)
+        common = (path, x.reshape(-1), chosen, state, *constants, cos, sin)
+        # what Python does comes first, before the weights sweep the caches
+        calls: list[list[Any]] = []
         for n, arguments in enumerate(prepared):
             assert arguments is not None
             layers[n], keys, values, first = layers[n].reserved(position, 1)
-            size, chunks = chunks_of(len(keys))
-            run(
-                *(_block, tasks, work, path, x.reshape(-1), *constants, cos, sin, keys, values),
-                *(first, reach(layers[n].window), size, chunks, *arguments, chosen, state),
-            )
-            if state[0] != FINE:
-                mlp = weights.blocks[n].mlp
-                refuse_chosen(chosen, mlp.mlp1_weight, mlp.mlp2_weight)
+            where = (keys, values, first, reach(layers[n].window), *chunks_of(len(keys)))
+            calls.append([*common, *where, *arguments, tasks])
+        with team(tasks, work) as of:
+            for n, call in enumerate(calls):
+                _block(*(*call, of))
+                if state[0] != FINE:
+                    mlp = weights.blocks[n].mlp
+                    refuse_chosen(chosen, mlp.mlp1_weight, mlp.mlp2_weight)
 
     return None if None in prepared else blocks
 
@@ -127,6 +130,8 @@ def _sized(team: Any, multiply_adds: int) -> Team:
 def _block(
     path: Any,
     x: Any,
+    chosen: Any,
+    state: Any,
     eps: Any,
     scale: Any,
     alpha: Any,
@@ -160,8 +165,6 @@ def _block(
     scales_2: Any,
     scale_255_2: int,
     bias_2: Any,
-    chosen: Any,
-    state: Any,
     tasks: int,
     team: Any,
 ) -> None:

@@ -27,7 +27,7 @@ from numba.core import config
 from numba.np.ufunc import parallel as _numba_threads
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._tasks import ALONE, team_of
+from gptoss_ref.kernels._tasks import ALONE, Team, team_of
 
 SMALL = 1 << 20
 """Multiply-adds below which starting threads would cost more than it saves.
@@ -92,9 +92,16 @@ def run(kernel: Callable[..., Any], tasks: int, multiply_adds: int, *arguments: 
     Args:
         kernel: called with the arguments, the number of tasks and a team (``_tasks.py``).
     """
+    with team(tasks, multiply_adds) as of:
+        kernel(*arguments, tasks, of)
+
+
+@contextmanager
+def team(tasks: int, multiply_adds: int) -> Iterator[Team]:
+    """Within this context, a team for kernels of up to that many tasks and so much work."""
     n = min(current_threads(), tasks) if multiply_adds > SMALL else 1
     if n <= 1:
-        kernel(*arguments, tasks, ALONE)
+        yield ALONE
         return
     if not _state["started"]:
         _start()
@@ -103,7 +110,7 @@ def run(kernel: Callable[..., Any], tasks: int, multiply_adds: int, *arguments: 
         numba.set_num_threads(n)
     try:
         with _turns if _state["take_turns"] else _NO_TURNS:
-            kernel(*arguments, tasks, team_of(n))
+            yield team_of(n)
     finally:
         if before != n:
             numba.set_num_threads(before)
