@@ -47,11 +47,13 @@ class Backend:
 
         A backend of which a layer has been exchanged has not. See ``kernels/_block.py``.
         """
-        make = _BLOCKS.get(self)
-        return None if make is None else make(config, weights)
+        for backend, make in _BLOCKS:
+            if backend == self:
+                return make(config, weights)
+        return None
 
 
-_BLOCKS: dict[Backend, Callable[..., Callable[..., None] | None]] = {}
+_BLOCKS: list[tuple[Backend, Callable[..., Callable[..., None] | None]]] = []
 
 NUMPY = Backend(
     name="numpy",
@@ -92,7 +94,7 @@ def _numba() -> Backend:
         log_probability=kernels.sampling.log_probability,
         token_probabilities=kernels.sampling.token_probabilities,
     )
-    _BLOCKS[backend] = blocks_of
+    _BLOCKS.append((backend, blocks_of))
     return backend
 
 

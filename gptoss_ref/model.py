@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class Model:
         self.policy = get_policy(policy)
         self.backend = get_backend(backend, self.policy)
         self.checkpoint = checkpoint
-        self._prepared: tuple[object, object, Callable[..., None] | None] = (None, None, None)
+        self._prepared: tuple[tuple[Any, ...], Callable[..., None] | None] = ((), None)
         self._inv_freq, self._concentration = yarn(
             config.head_dim,
             config.rope_theta,
@@ -131,10 +131,12 @@ class Model:
         Raises:
             TokenError: no tokens, an id out of range, or more positions than the context has.
             CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
-            GptOssError: another pass, of another thread, has extended the cache meanwhile.
+            GptOssError: a cache of another model's shape, or one that another pass, of another
+                thread, has extended meanwhile.
         """
         keep = cache
         cache = self.new_cache() if cache is None else cache
+        self._check_cache(cache)
         start = cache.length
         ids = self.checked(tokens, start)
         backend, weights, policy = self.backend, self.weights, self.policy
@@ -176,10 +178,16 @@ class Model:
 
     def _one_token(self) -> Callable[..., None] | None:
         """All blocks for one token, where the backend has that; made again for other weights."""
-        backend, weights = self.backend, self.weights
-        if self._prepared[0] is not backend or self._prepared[1] is not weights:
-            self._prepared = (backend, weights, backend.blocks(self.config, weights))
-        return self._prepared[2]
+        of, blocks = self._prepared
+        now = (self.config, self.backend, self.weights)
+        if len(of) != len(now) or any(a is not b for a, b in zip(of, now, strict=True)):
+            blocks = self.backend.blocks(self.config, self.weights)
+            self._prepared = (now, blocks)
+        return blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own :meth:`_one_token`, of its own weights."""
+        return self.__dict__ | {"_prepared": ((), None)}
 
     def _attention(
         self,
@@ -247,6 +255,17 @@ class Model:
         )
         tap(name + "out", out)
         return out
+
+    def _check_cache(self, cache: KVCache) -> None:
+        """Refuse a cache that was made for other shapes."""
+        config = self.config
+        expected = (config.num_key_value_heads, config.head_dim)
+        shapes = {layer.keys.shape[1:] for layer in cache.layers}
+        if len(cache.layers) != config.num_hidden_layers or shapes != {expected}:
+            raise GptOssError(
+                f"a cache of {len(cache.layers)} layers with (K, C) of {sorted(shapes)}: expected "
+                f"{config.num_hidden_layers} layers and {expected}, as model.new_cache() gives"
+            )
 
     def checked(self, tokens: Iterable[int] | Array, start: int = 0) -> Array:
         """``tokens`` as an int64 array (T,), or a TokenError."""

@@ -56,6 +56,8 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
     None if some weights are not stored as the released ones are: those are contiguous
     bfloat16, and contiguous MXFP4 for the experts.
     """
+    if weights.embedding.shape[1:] != (config.hidden_size,):
+        return None
     prepared = [_prepared(config, block) for block in weights.blocks]
     inner, active = config.intermediate_size, config.experts_per_token
     tasks, work = -(-2 * inner // ROWS), 3 * active * config.hidden_size * inner
@@ -82,6 +84,7 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
                 if state[0] != FINE:
                     mlp = weights.blocks[n].mlp
                     refuse_chosen(chosen, mlp.mlp1_weight, mlp.mlp2_weight)
+                    raise AssertionError(f"block {n}: the experts end with state {state[0]}")
 
     return None if None in prepared else blocks
 
@@ -111,7 +114,9 @@ def _prepared(config: Any, block: BlockWeights) -> tuple[Any, ...] | None:
 
 def _bits(weight: Matrix, *shape: int) -> Array | None:
     """A weight of that shape, if it is contiguous bfloat16."""
-    stored = weight_of(weight) if weight.shape == shape else None
+    if not isinstance(weight, np.ndarray) or weight.shape != shape:  # another kind, or no bias
+        return None
+    stored = weight_of(weight)
     return None if stored is None or stored.dtype != np.uint16 else stored
 
 

@@ -3,6 +3,9 @@
 A kernel's body is compiled once, whatever the number of threads: it is reached by its address. So
 is the one ``prange`` loop that there is; it knows nothing but addresses and numbers, and serves all
 kernels. (A ``prange`` loop that contained a body would have Numba compile it five times over.)
+
+What a task raises on several threads is lost, as in any ``prange`` loop: kernels do not raise, they
+set what Python looks at afterwards. An error of ``NUMBA_BOUNDSCHECK`` shows on one thread only.
 """
 
 from __future__ import annotations
@@ -134,7 +137,7 @@ def _cast(context: Any, builder: Any, packed: Any, from_: Any, to: Any) -> list[
 
 
 def _call_checked(context: Any, builder: Any, callee: Any, given: Any, values: Any) -> None:
-    """Call a compiled function that returns nothing; what it raises is raised."""
+    """Call a compiled function that returns nothing, and pass on what it raises."""
     status, _ = context.call_conv.call_function(builder, callee, types.none, given, values)
     with cgutils.if_unlikely(builder, status.is_error):
         context.call_conv.return_status_propagate(builder, status)

@@ -106,9 +106,9 @@ def team(tasks: int, multiply_adds: int) -> Iterator[Team]:
     if not _state["started"]:
         _start()
     before = numba.get_num_threads()
-    if before != n:
-        numba.set_num_threads(n)
     try:
+        if before != n:
+            numba.set_num_threads(n)
         with _turns if _state["take_turns"] else _NO_TURNS:
             yield team_of(n)
     finally:
