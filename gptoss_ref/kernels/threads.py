@@ -27,7 +27,7 @@ from numba.core import config
 from numba.np.ufunc import parallel as _numba_threads
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._tasks import ALONE, Team, team_of
+from gptoss_ref.kernels._tasks import ALONE, team_of
 
 SMALL = 1 << 20
 """Multiply-adds below which starting threads would cost more than it saves.
@@ -97,7 +97,7 @@ def run(kernel: Callable[..., Any], tasks: int, multiply_adds: int, *arguments: 
 
 
 @contextmanager
-def team(tasks: int, multiply_adds: int) -> Iterator[Team]:
+def team(tasks: int, multiply_adds: int) -> Iterator[tuple[int, int]]:
     """Within this context, a team for kernels of up to that many tasks and so much work."""
     n = min(current_threads(), tasks) if multiply_adds > SMALL else 1
     if n <= 1:
