@@ -76,6 +76,9 @@ def _in_ranges(part: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             context.add_linking_libs((compiled.library,))
             *values, tasks, team = _cast(context, builder, args[0], arguments, to)
+            values = [
+                _borrowed(context, builder, *each) for each in zip(given, values, strict=True)
+            ]
             n, on_threads = cgutils.unpack_tuple(builder, team)
             room = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, values))
             packed = builder.ptrtoint(room, ir.IntType(64))
@@ -95,6 +98,20 @@ def _in_ranges(part: Any) -> Any:
         return types.none(types.StarArgTuple(arguments)), generate
 
     return in_ranges
+
+
+def _borrowed(context: Any, builder: Any, type_: Any, value: Any) -> Any:
+    """Arrays without their reference counts, for which threads would fight; the caller has them."""
+    if isinstance(type_, types.BaseTuple):
+        for i, element in enumerate(type_):
+            lent = _borrowed(context, builder, element, builder.extract_value(value, i))
+            value = builder.insert_value(value, lent, i)
+    elif isinstance(type_, types.Array):
+        array = context.make_array(type_)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        value = array._getvalue()
+    return value
 
 
 def _task(context: Any, module: Any, part: Any, given: Any, pointer: Any) -> Any:
