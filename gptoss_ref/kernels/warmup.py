@@ -152,7 +152,7 @@ def is_warm() -> bool:
 def _mark() -> str:
     """File that tells of a finished warm-up, named by what Numba keeps compiled code apart by.
 
-    And by whether there are threads: on one core kernels that start some are left uncompiled.
+    And by whether there are threads: on one core the loop over them is left uncompiled.
     """
     cpu = config.CPU_NAME or get_host_cpu_name()
     kind = "threads" if current_threads() > 1 else "one-thread"
