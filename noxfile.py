@@ -1,15 +1,10 @@
 """The checks on several Python versions: `pipx run nox`, or `nox -s lint`. CI runs `.ci/run`."""
 
-from pathlib import Path
-
 import nox
 
 nox.options.sessions = ["tests", "lint"]
 
-KERNEL_TESTS = (
-    *sorted(map(str, Path("tests").glob("test_kernel_*.py"))),
-    "tests/test_model_kernels.py",
-)
+KERNEL_TESTS = ("tests/kernels", "tests/model/test_backends.py")
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
@@ -61,7 +56,7 @@ def docs(session: nox.Session) -> None:
 def kill_matrix(session: nox.Session) -> None:
     """Every bug of the torch twin through `diagnose`; the tests run a fast part of it."""
     session.install(".[test]")
-    session.run("python", "tests/kill_matrix.py", *session.posargs)
+    session.run("python", "-m", "docs._generate.kill_matrix", *session.posargs)
 
 
 @nox.session

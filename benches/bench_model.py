@@ -25,7 +25,7 @@ from rates import NumpyProduct, Reading
 
 import gptoss_ref as gr
 from gptoss_ref.cache import KVCache
-from gptoss_ref.info import describe
+from gptoss_ref.checkpoint.summary import describe
 from gptoss_ref.kernels.doctor import bytes_per_token
 
 TINY_TOKENS_PER_SECOND = 1000

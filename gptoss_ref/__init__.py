@@ -19,19 +19,19 @@ _HOMES: dict[str, str | None] = {
     "Model": "model",
     "ModelConfig": "config",
     "Reply": "chat",
-    "Token": "generate",
-    "Trace": "trace",
+    "Token": "generation",
+    "Trace": "tracing",
     "compare": "verify",
     "convert": "checkpoint",
     "diagnose": "verify",
-    "generate": "generate",
+    "generate": "generation",
     "kernels": None,
     "layers": None,
     "load": "model",
     "load_checkpoint": "checkpoint",
     "respond": "chat",
     "threads": "kernels.threads",
-    "trace": "trace",
+    "trace": "tracing",
     "verify": None,
     "viz": None,
 }
@@ -62,18 +62,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import kernels, layers, verify, viz
-    from .chat import Reply, respond
-    from .checkpoint import load_checkpoint
-    from .checkpoint.convert import convert
-    from .config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
-    from .errors import GptOssError
-    from .generate import Token, generate
-    from .kernels.threads import threads
-    from .model import Model, load
-    from .trace import Trace, trace
-    from .verify.compare import compare
-    from .verify.diagnose import diagnose
+    from gptoss_ref import kernels, layers, verify, viz
+    from gptoss_ref.chat import Reply, respond
+    from gptoss_ref.checkpoint import load_checkpoint
+    from gptoss_ref.checkpoint.convert import convert
+    from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
+    from gptoss_ref.errors import GptOssError
+    from gptoss_ref.generation import Token, generate
+    from gptoss_ref.kernels.threads import threads
+    from gptoss_ref.model import Model, load
+    from gptoss_ref.tracing.trace import Trace, trace
+    from gptoss_ref.verify.compare import compare
+    from gptoss_ref.verify.diagnose import diagnose
 
 
 def __getattr__(name: str) -> Any:
@@ -90,17 +90,26 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
-class _Package(ModuleType):
-    """Keeps a function that is named like its module: `generate` stays the function.
-
-    Importing a submodule sets the package's attribute of that name; without this, `gr.generate`
-    would turn into the module as soon as anything had imported it.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if _HOMES.get(name) == name and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+def _former(name: str, home: str) -> None:
+    """Keeps ``from gptoss_ref.<name> import …`` working for a module that has moved to ``home``."""
+    module = ModuleType(f"{__name__}.{name}", f"Moved to {__name__}.{home}.")
+    module.__getattr__ = lambda attribute: getattr(  # type: ignore[method-assign]
+        import_module(f".{home}", __name__), attribute
+    )
+    sys.modules[module.__name__] = module
 
 
-sys.modules[__name__].__class__ = _Package
+for _name, _home in (
+    ("dialects", "config_json"),
+    ("generate", "generation"),
+    ("info", "checkpoint.summary"),
+    ("routing", "weights"),
+    ("selfcheck", "verify.published"),
+    ("taps", "tracing.taps"),
+    ("trace", "tracing.trace"),
+    ("tracefile", "tracing.file"),
+    ("verify.adapters", "verify.observe.adapters"),
+    ("verify.rules", "verify.replay.ops"),
+    ("verify.walk", "verify.replay.evaluate"),
+):
+    _former(_name, _home)

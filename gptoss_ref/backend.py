@@ -17,8 +17,7 @@ from gptoss_ref import layers, sampling
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import FLOAT32, Array, Policy
-from gptoss_ref.routing import RouterOutput
-from gptoss_ref.weights import ModelWeights
+from gptoss_ref.weights import ModelWeights, RouterOutput
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The numbers that fix one gpt-oss architecture, checked once.
 
 `ModelConfig` is shared by every other module; the two `config.json` dialects that carry it are
-in `dialects.py`. Axis letters: D hidden_size, H num_attention_heads, K num_key_value_heads,
+in `config_json.py`. Axis letters: D hidden_size, H num_attention_heads, K num_key_value_heads,
 G = H / K, C head_dim, E num_experts, A experts_per_token, F intermediate_size, V vocab_size.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from . import dialects
-from .errors import ConfigError
+from gptoss_ref import config_json
+from gptoss_ref.errors import ConfigError
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -85,12 +85,12 @@ class ModelConfig:
         for name in _POSITIVE_INTS:
             value = getattr(self, name)
             number = isinstance(value, int) and not isinstance(value, bool)
-            if not number or not 0 < value < dialects.MAX_INT:
+            if not number or not 0 < value < config_json.MAX_INT:
                 raise ConfigError(f"{name} must be a positive integer below 2^31, not {value!r}")
         for name in _POSITIVE_FLOATS:
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 < value < dialects.MAX_FLOAT:
+            if not number or not 0 < value < config_json.MAX_FLOAT:
                 raise ConfigError(f"{name} must be a positive finite number, not {value!r}")
             object.__setattr__(self, name, float(value))
         self._check_shapes()
@@ -211,8 +211,8 @@ class ModelConfig:
             path = Path(source)
             if path.is_dir() and path.name != "config.json":
                 path = path / "config.json"
-            name, raw = str(path), dialects.read_object(path)
-        values = dialects.parse(raw, name)
+            name, raw = str(path), config_json.read_object(path)
+        values = config_json.parse(raw, name)
         try:
             return cls(**values)
         except ConfigError as error:
@@ -231,9 +231,9 @@ class ModelConfig:
         the released pattern, another rms_norm_eps or another swiglu_alpha than the released one.
         """
         if dialect == "openai":
-            return dialects.to_openai(self)
+            return config_json.to_openai(self)
         if dialect == "hf":
-            return dialects.to_hf(self, experts)
+            return config_json.to_hf(self, experts)
         raise ConfigError(f"dialect must be 'openai' or 'hf', not {dialect!r}")
 
     def differences(self, other: ModelConfig) -> list[str]:

@@ -91,7 +91,7 @@ class Model:
         Raises:
             TokenError: the model was built from bare weights, or its folder has no tokenizer.
         """
-        from gptoss_ref.chat.tokenizer import load_tokenizer
+        from gptoss_ref.chat.hf_tokenizer import load_tokenizer
 
         if self.checkpoint is None:
             raise TokenError("this model was built from bare weights and has no tokenizer")

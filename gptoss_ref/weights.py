@@ -1,4 +1,6 @@
-"""Containers of the weights, as views of the checkpoint's bytes; nothing here computes.
+"""Containers of the weights, as views of the checkpoint's bytes, and the router's result.
+
+Nothing here computes.
 
 Fields carry the names of the OpenAI checkpoint. Axis letters: D hidden size, H query heads,
 K key/value heads, C head size, E experts, F expert intermediate size, V vocabulary.
@@ -8,10 +10,12 @@ A weight is bfloat16 bits (uint16), a float32 or float64 array, or, for experts,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gptoss_ref.numerics import Array
 
 Matrix = NDArray[Any]
 """A matrix or vector of floats, or of bfloat16 bits (uint16)."""
@@ -97,3 +101,11 @@ class ModelWeights:
     blocks: tuple[BlockWeights, ...]
     norm_scale: Matrix  # (D,)
     unembedding: Matrix  # (V, D)
+
+
+class RouterOutput(NamedTuple):
+    """What a router decided for T tokens, A of E experts each."""
+
+    logits: Array  # (T, E)
+    indices: NDArray[np.int64]  # (T, A), largest logit first
+    weights: Array  # (T, A), each row sums to one

@@ -40,7 +40,7 @@ def one_torch_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def long_case() -> Any:
     """A context past 4096 positions with the twin's logits, which take some seconds."""
-    from checks_model import long_context_case
+    from tests.support.checks_model import long_context_case
 
     return long_context_case()
 

@@ -81,9 +81,9 @@ def test_unknown_names_are_attribute_errors() -> None:
     [
         "import gptoss_ref.generate",
         "import gptoss_ref; gptoss_ref.respond",
-        "from gptoss_ref.generate import Token",
+        "from gptoss_ref.generation import Token",
         "import gptoss_ref; gptoss_ref.generate",
-        "from gptoss_ref.trace import Trace",
+        "from gptoss_ref.tracing.trace import Trace",
         "from gptoss_ref.kernels.threads import available_threads",
     ],
 )

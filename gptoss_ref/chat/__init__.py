@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "Tokenizer": "tokenizer",
     "harmony_specials": "tokenizer",
-    "load_tokenizer": "tokenizer",
+    "load_tokenizer": "hf_tokenizer",
     "o200k_harmony": "tokenizer",
     "small_harmony": "tokenizer",
     "read_tokenizer_json": "hf_tokenizer",
@@ -84,11 +84,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .conversation import Chat, PrefixCache, build_conversation, respond, stream
-    from .header import Header
-    from .hf_tokenizer import read_tokenizer_json, tokenizer_json
-    from .messages import DeveloperContent, Message, SystemContent
-    from .parser import (
+    from gptoss_ref.chat.conversation import Chat, PrefixCache, build_conversation, respond, stream
+    from gptoss_ref.chat.header import Header
+    from gptoss_ref.chat.hf_tokenizer import load_tokenizer, read_tokenizer_json, tokenizer_json
+    from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
+    from gptoss_ref.chat.parser import (
         Event,
         HarmonyParser,
         MessageEnd,
@@ -97,21 +97,27 @@ if TYPE_CHECKING:
         TextDelta,
         parse,
     )
-    from .render import (
+    from gptoss_ref.chat.render import (
         drop_analysis,
         render_conversation,
         render_conversation_for_training,
         render_message,
     )
-    from .reply import Reply, ToolCall
-    from .tokenizer import (
+    from gptoss_ref.chat.reply import Reply, ToolCall
+    from gptoss_ref.chat.tokenizer import (
         Tokenizer,
         harmony_specials,
-        load_tokenizer,
         o200k_harmony,
         small_harmony,
     )
-    from .tools import Tool, ToolNamespace, browser, python, tool_from_dict, tools_from_data
+    from gptoss_ref.chat.tools import (
+        Tool,
+        ToolNamespace,
+        browser,
+        python,
+        tool_from_dict,
+        tools_from_data,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HarmonyError
-from ..generate import generate
-from .messages import DeveloperContent, Message, SystemContent
-from .parser import Event, HarmonyParser, MessageEnd
-from .render import render_conversation
-from .reply import Reply, channel_text, tool_calls
-from .tools import Tool, tool_from_dict
+from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
+from gptoss_ref.chat.parser import Event, HarmonyParser, MessageEnd
+from gptoss_ref.chat.render import render_conversation
+from gptoss_ref.chat.reply import Reply, channel_text, tool_calls
+from gptoss_ref.chat.tools import Tool, tool_from_dict
+from gptoss_ref.errors import HarmonyError
+from gptoss_ref.generation import generate
 
 if TYPE_CHECKING:
-    from ..cache import KVCache
-    from ..model import Model
+    from gptoss_ref.cache import KVCache
+    from gptoss_ref.model import Model
 
 MAX_NEW_TOKENS = 1024
 

@@ -21,8 +21,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .messages import CHANNELS, ROLES, Message
-from .render import CONSTRAIN
+from gptoss_ref.chat.messages import CHANNELS, ROLES, Message
+from gptoss_ref.chat.render import CONSTRAIN
 
 Report = Callable[[str, str], None]
 """Called with what is wrong, and what is done about it."""

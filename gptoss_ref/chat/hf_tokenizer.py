@@ -18,8 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import TokenError
-from .tokenizer import Tokenizer
+from gptoss_ref.chat.tokenizer import (
+    HARMONY_TOKENS,
+    LAST_SPECIAL,
+    Tokenizer,
+    o200k_harmony,
+)
+from gptoss_ref.errors import TokenError
 
 
 def _byte_table() -> dict[str, int]:
@@ -294,3 +299,24 @@ def _split_pattern(path: Path, pre_tokenizer: Mapping[str, Any]) -> str:
             f"{path}: pre_tokenizer.ByteLevel: expected add_prefix_space and use_regex to be false"
         )
     return str(_field(path, pattern, "pre_tokenizer.Split.pattern.Regex", str))
+
+
+def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`, and nothing in
+    the folder is read. Any other is built from its tokenizer.json (Hugging Face, byte-level BPE).
+    Raises TokenError when that file is missing, is of another kind, or does not fit the vocabulary.
+    """
+    if config.vocab_size == LAST_SPECIAL + 1:
+        return o200k_harmony()
+    path = Path(folder) / "tokenizer.json"
+    tokenizer = read_tokenizer_json(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenError(
+            f"{path}: largest token id is {tokenizer.vocab_size - 1}, "
+            f"expected less than the configuration's vocab_size, {config.vocab_size}"
+        )
+    for name in HARMONY_TOKENS:
+        tokenizer.special_id(name)
+    return tokenizer

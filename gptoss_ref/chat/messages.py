@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from ..errors import HarmonyError
-from .tools import Tool, ToolNamespace, namespace_from_dict
+from gptoss_ref.chat.tools import Tool, ToolNamespace, namespace_from_dict
+from gptoss_ref.errors import HarmonyError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")

@@ -24,7 +24,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from ..errors import GptOssError, TokenError
+from gptoss_ref.errors import GptOssError, TokenError
 
 RANKS_FILE = Path(__file__).resolve().parent.parent / "data" / "o200k_base.ranks.xz"
 RELEASED_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"

@@ -27,10 +27,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from ..errors import HarmonyError
-from .header import Header, parse_header, parse_unfinished
-from .messages import ROLES, Message
-from .tokenizer import Tokenizer
+from gptoss_ref.chat.header import Header, parse_header, parse_unfinished
+from gptoss_ref.chat.messages import ROLES, Message
+from gptoss_ref.chat.tokenizer import Tokenizer
+from gptoss_ref.errors import HarmonyError
 
 
 @dataclass(frozen=True)

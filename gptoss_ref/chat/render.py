@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ..errors import HarmonyError
-from .messages import Content, DeveloperContent, Message, SystemContent
-from .tokenizer import Tokenizer
-from .tools import tools_section
+from gptoss_ref.chat.messages import Content, DeveloperContent, Message, SystemContent
+from gptoss_ref.chat.tokenizer import Tokenizer
+from gptoss_ref.chat.tools import tools_section
+from gptoss_ref.errors import HarmonyError
 
 CONSTRAIN = "<|constrain|>"
 

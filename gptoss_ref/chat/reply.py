@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .messages import Message
-from .parser import MessageEnd, Repair
+from gptoss_ref.chat.messages import Message
+from gptoss_ref.chat.parser import MessageEnd, Repair
 
 # Recipients that are not tools: a message to one of these is talk.
 _NOT_TOOLS = ("all", "assistant", "user")

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import TokenError
-from .pack_ranks import O200K_TOKENS, shipped_tokens
+from gptoss_ref.chat.pack_ranks import O200K_TOKENS, shipped_tokens
+from gptoss_ref.errors import TokenError
 
 if TYPE_CHECKING:
     import tiktoken
@@ -209,26 +208,3 @@ def small_harmony(ranks: int, *, last: int = 200_018, pattern: str = O200K_PATTE
         pattern=pattern,
         name=f"o200k_harmony[:{ranks}]",
     )
-
-
-def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
-    """The tokenizer of a checkpoint.
-
-    The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`, and nothing in
-    the folder is read. Any other is built from its tokenizer.json (Hugging Face, byte-level BPE).
-    Raises TokenError when that file is missing, is of another kind, or does not fit the vocabulary.
-    """
-    if config.vocab_size == LAST_SPECIAL + 1:
-        return o200k_harmony()
-    from .hf_tokenizer import read_tokenizer_json
-
-    path = Path(folder) / "tokenizer.json"
-    tokenizer = read_tokenizer_json(path)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise TokenError(
-            f"{path}: largest token id is {tokenizer.vocab_size - 1}, "
-            f"expected less than the configuration's vocab_size, {config.vocab_size}"
-        )
-    for name in HARMONY_TOKENS:
-        tokenizer.special_id(name)
-    return tokenizer

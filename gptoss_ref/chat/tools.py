@@ -27,8 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import HarmonyError
-from .typescript import typescript
+from gptoss_ref.chat.typescript import typescript
+from gptoss_ref.errors import HarmonyError
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 

@@ -1,10 +1,10 @@
 """Checkpoints: find, check and map them; convert between layouts."""
 
-from .convert import Conversion, convert
-from .load import Checkpoint, load_checkpoint
-from .locate import cache_folder, cached, download, locate
-from .names import LAYOUTS, Layout
-from .shards import Shards
+from gptoss_ref.checkpoint.convert import Conversion, convert
+from gptoss_ref.checkpoint.load import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint.locate import cache_folder, cached, download, locate
+from gptoss_ref.checkpoint.names import LAYOUTS, Layout
+from gptoss_ref.checkpoint.shards import Shards
 
 __all__ = [
     "LAYOUTS",

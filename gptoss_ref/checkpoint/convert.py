@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dialects import read_object
-from ..errors import CheckpointError, ConfigError, GptOssError
-from ..layers import mxfp4
-from ..numerics import float_to_bfloat16, widen
-from ..weights import MXFP4_BLOCK
-from .load import Checkpoint, load_checkpoint
-from .names import Layout, Place, places
-from .writer import Output, Progress, new_folder, write_json, write_shards
+from gptoss_ref.checkpoint.load import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint.names import Layout, Place, places
+from gptoss_ref.checkpoint.writer import Output, Progress, new_folder, write_json, write_shards
+from gptoss_ref.config_json import read_object
+from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
+from gptoss_ref.layers import mxfp4
+from gptoss_ref.numerics import float_to_bfloat16, widen
+from gptoss_ref.weights import MXFP4_BLOCK
 
 _COPY_VALUES = 1 << 23  # values a plain copy reads at a time
 _TILE_VALUES = 1 << 20  # values decoded or encoded at a time; encoding takes ~50 B of each

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
-from ..dialects import read_object
-from ..errors import CheckpointError, ConfigError
-from ..weights import (
+from gptoss_ref.checkpoint.locate import locate
+from gptoss_ref.checkpoint.names import Layout, Place, detect_layout, places
+from gptoss_ref.checkpoint.shards import Shards
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.config_json import read_object
+from gptoss_ref.errors import CheckpointError, ConfigError
+from gptoss_ref.weights import (
     MXFP4,
     MXFP4_BLOCK,
     AttentionWeights,
@@ -21,9 +24,6 @@ from ..weights import (
     MLPWeights,
     ModelWeights,
 )
-from .locate import locate
-from .names import Layout, Place, detect_layout, places
-from .shards import Shards
 
 _FLOATS = ("BF16", "F32", "F64")
 

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import CheckpointError
+from gptoss_ref.errors import CheckpointError
 
 TINY = "tiny"
 _EXPECTED = "expected a checkpoint folder, 'tiny', or a Hub id like openai/gpt-oss-20b"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import ModelConfig
-from ..weights import MXFP4_BLOCK
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.weights import MXFP4_BLOCK
 
 Layout = Literal["openai", "hf", "hf-bfloat16"]
 """OpenAI's names, Hugging Face's, or the latter with dequantised and transposed experts."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import CheckpointError
+from gptoss_ref.errors import CheckpointError
 
 # Bits per value of every dtype the format defines: any of them may appear in a valid header.
 DTYPE_BITS = {

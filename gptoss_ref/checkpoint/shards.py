@@ -12,9 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..dialects import read_object
-from ..errors import CheckpointError, ConfigError
-from .reader import SafetensorsFile, TensorInfo
+from gptoss_ref.checkpoint.reader import SafetensorsFile, TensorInfo
+from gptoss_ref.config_json import read_object
+from gptoss_ref.errors import CheckpointError, ConfigError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError
-from .reader import DTYPE_BITS
-from .shards import INDEX, SINGLE
+from gptoss_ref.checkpoint.reader import DTYPE_BITS
+from gptoss_ref.checkpoint.shards import INDEX, SINGLE
+from gptoss_ref.errors import CheckpointError
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes written so far, bytes in all, and the tensor being written."""

@@ -11,9 +11,8 @@ import re
 import sys
 from typing import NoReturn
 
+from gptoss_ref.cli.parser import build_parser
 from gptoss_ref.errors import GptOssError
-
-from .parser import build_parser
 
 BAD_INPUT, INTERRUPTED, NO_READER = 2, 130, 141
 

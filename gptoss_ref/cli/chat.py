@@ -12,11 +12,10 @@ from pathlib import Path
 
 from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
 from gptoss_ref.chat.parser import Event, MessageEnd, TextDelta
+from gptoss_ref.cli.console import Screen, notes, output
+from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError, HarmonyError
-from gptoss_ref.generate import check_parameters
-
-from .console import Screen, notes, output
-from .sources import load_model
+from gptoss_ref.generation import check_parameters
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,10 +7,9 @@ import contextlib
 import json
 import sys
 
+from gptoss_ref.cli.console import output
+from gptoss_ref.cli.parser import UsageError
 from gptoss_ref.verify.vectors import OPERATIONS, check_file
-
-from .console import output
-from .parser import UsageError
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from gptoss_ref.cli.reports import show
+from gptoss_ref.cli.sources import source
 from gptoss_ref.model import load
-from gptoss_ref.trace import Trace
-from gptoss_ref.verify.adapters import read
+from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.compare import compare
-from gptoss_ref.verify.yardstick import made_by
-
-from .reports import show
-from .sources import source
+from gptoss_ref.verify.noise.noise_floor import made_by
+from gptoss_ref.verify.observe.adapters import read
 
 if TYPE_CHECKING:
     from gptoss_ref.model import Model

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 
+from gptoss_ref.cli.console import notes
 from gptoss_ref.kernels._jit import cache_folder
 from gptoss_ref.kernels.warmup import is_warm, warmup
-
-from .console import notes
 
 
 def compile_once() -> bool:

@@ -6,9 +6,8 @@ import argparse
 import json
 
 from gptoss_ref.checkpoint import convert
-
-from .console import notes, output
-from .sources import source
+from gptoss_ref.cli.console import notes, output
+from gptoss_ref.cli.sources import source
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,17 +6,16 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from gptoss_ref.cli.console import notes
+from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.cli.reports import show
+from gptoss_ref.cli.sources import source
 from gptoss_ref.model import load
 from gptoss_ref.verify import diagnose, observe
 
-from .console import notes
-from .parser import UsageError
-from .reports import show
-from .sources import source
-
 if TYPE_CHECKING:
     from gptoss_ref.model import Model
-    from gptoss_ref.verify.observation import LogprobObservation
+    from gptoss_ref.verify.observe.observation import LogprobObservation
 
 
 def run(args: argparse.Namespace) -> int:

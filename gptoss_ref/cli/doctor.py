@@ -6,11 +6,10 @@ import argparse
 import json
 from typing import Any
 
+from gptoss_ref.cli.compiling import compile_once
+from gptoss_ref.cli.console import output
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B
 from gptoss_ref.kernels.doctor import doctor
-
-from .compiling import compile_once
-from .console import output
 
 CONFIGS = {"20b": GPT_OSS_20B, "120b": GPT_OSS_120B}
 

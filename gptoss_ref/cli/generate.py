@@ -7,10 +7,9 @@ import codecs
 import json
 import time
 
-from gptoss_ref.generate import Token, check_parameters, generate
-
-from .console import output
-from .sources import load_model
+from gptoss_ref.cli.console import output
+from gptoss_ref.cli.sources import load_model
+from gptoss_ref.generation import Token, check_parameters, generate
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from gptoss_ref.info import Component, describe
-
-from .console import output
-from .sources import source
+from gptoss_ref.checkpoint.summary import Component, describe
+from gptoss_ref.cli.console import output
+from gptoss_ref.cli.sources import source
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_ref.chat import build_conversation, render_conversation
+from gptoss_ref.cli.chat import read_tools
+from gptoss_ref.cli.console import output
+from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError, HarmonyError
-from gptoss_ref.generate import check_parameters, generate
+from gptoss_ref.generation import check_parameters, generate
 from gptoss_ref.viz import inspector
-
-from .chat import read_tools
-from .console import output
-from .sources import load_model
 
 if TYPE_CHECKING:
     from gptoss_ref.model import Model

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from gptoss_ref.verify.report import Report
-from gptoss_ref.verify.report_text import lines
-
-from .console import notes, output
+from gptoss_ref.cli.console import notes, output
+from gptoss_ref.verify.report.report import Report
+from gptoss_ref.verify.report.text import lines
 
 NEGATIVE = 1
 

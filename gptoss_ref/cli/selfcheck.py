@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from gptoss_ref.selfcheck import selfcheck
-
-from .console import notes, output
-from .sources import load_model
+from gptoss_ref.cli.console import notes, output
+from gptoss_ref.cli.sources import load_model
+from gptoss_ref.verify.published import selfcheck
 
 NEGATIVE = 1
 

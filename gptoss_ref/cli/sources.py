@@ -24,7 +24,7 @@ def load_model(args: argparse.Namespace) -> Model:
 
     model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
     if model.backend.name == "numba":
-        from .compiling import compile_once
+        from gptoss_ref.cli.compiling import compile_once
 
         compile_once()
     return model

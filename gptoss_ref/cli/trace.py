@@ -6,10 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from gptoss_ref.trace import trace
-
-from .console import output
-from .sources import load_model
+from gptoss_ref.cli.console import output
+from gptoss_ref.cli.sources import load_model
+from gptoss_ref.tracing.trace import trace
 
 
 def run(args: argparse.Namespace) -> int:

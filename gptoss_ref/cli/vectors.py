@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
+from gptoss_ref.cli.console import output
+from gptoss_ref.cli.parser import UsageError
 from gptoss_ref.verify.vectors import check_vectors, write_vectors
 from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.suite import cases_of
-
-from .console import output
-from .parser import UsageError
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,10 +6,9 @@ import argparse
 import json
 import time
 
+from gptoss_ref.cli.compiling import compile_once
+from gptoss_ref.cli.console import output
 from gptoss_ref.kernels._jit import cache_folder, path_name
-
-from .compiling import compile_once
-from .console import output
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from gptoss_ref.kernels.rope import rope, rope_tables, yarn
 from gptoss_ref.kernels.router import router
 from gptoss_ref.kernels.swiglu import swiglu
 from gptoss_ref.kernels.threads import threads
-from gptoss_ref.routing import RouterOutput
+from gptoss_ref.weights import RouterOutput
 
 __all__ = [
     "RouterOutput",

@@ -19,7 +19,7 @@ from gptoss_ref.kernels._jit import jit
 from gptoss_ref.kernels._math import exp
 from gptoss_ref.kernels.linear import linear
 from gptoss_ref.numerics import FLOAT32, Array, Policy
-from gptoss_ref.routing import RouterOutput
+from gptoss_ref.weights import RouterOutput
 
 
 def router(

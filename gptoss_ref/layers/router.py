@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.layers.linear import linear
 from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
-from gptoss_ref.routing import RouterOutput
+from gptoss_ref.weights import RouterOutput
 
 
 def router(

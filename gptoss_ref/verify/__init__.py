@@ -1,7 +1,7 @@
 """Find the first wrong number in somebody else's gpt-oss, and name the bug."""
 
-from gptoss_ref.verify.adapters import capture, from_arrays, from_llama, observe, read
 from gptoss_ref.verify.compare import compare
 from gptoss_ref.verify.diagnose import diagnose
+from gptoss_ref.verify.observe.adapters import capture, from_arrays, from_llama, observe, read
 
 __all__ = ["capture", "compare", "diagnose", "from_arrays", "from_llama", "observe", "read"]

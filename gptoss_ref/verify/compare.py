@@ -1,8 +1,8 @@
 """Two traces of the same model and prompt, tap by tap: where do they part?
 
 The *first divergence* is the first tap point whose error exceeds what rounding explains. What
-rounding explains is measured with the model (:mod:`~gptoss_ref.verify.yardstick`) or, where none is
-at hand, estimated from tap to tap (:mod:`~gptoss_ref.verify.propagate`).
+rounding explains is measured with the model (:mod:`~gptoss_ref.verify.noise.noise_floor`) or,
+where none is at hand, estimated from tap to tap (:mod:`~gptoss_ref.verify.noise.error_bounds`).
 
 A token that was sent to other experts within rounding's margin is a tie. With a model, what follows
 is compared with the model run along the other's routes; without one, what follows a tie is set
@@ -19,15 +19,15 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.taps import axes, names, split
-from gptoss_ref.trace import Trace, rounding_of
-from gptoss_ref.verify.measure import Rows, measure
-from gptoss_ref.verify.propagate import Propagation
-from gptoss_ref.verify.report import Flip, Report, Row
-from gptoss_ref.verify.rounding import FINEST_FIRST, UNITS, known
-from gptoss_ref.verify.routes import alignment, compare_choices, flips, near_ties
-from gptoss_ref.verify.rows import Place, choice_row, float_row, logit_figures, settle
-from gptoss_ref.verify.yardstick import Level, Yardstick, follow, made_by, measure_yardstick
+from gptoss_ref.tracing.taps import axes, names, split
+from gptoss_ref.tracing.trace import Trace, rounding_of
+from gptoss_ref.verify.noise.error_bounds import Propagation
+from gptoss_ref.verify.noise.metrics import Rows, measure
+from gptoss_ref.verify.noise.noise_floor import Level, Yardstick, follow, made_by, measure_yardstick
+from gptoss_ref.verify.noise.rounding import FINEST_FIRST, UNITS, known
+from gptoss_ref.verify.noise.routing_ties import alignment, compare_choices, flips, near_ties
+from gptoss_ref.verify.report.report import Flip, Report, Row
+from gptoss_ref.verify.report.rows import Place, choice_row, float_row, logit_figures, settle
 
 BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
 """Stages with an axis A, whose order is that of the experts chosen."""

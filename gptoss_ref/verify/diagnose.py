@@ -13,19 +13,19 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.taps import names
-from gptoss_ref.trace import Trace
-from gptoss_ref.verify.adapters import from_arrays, read
-from gptoss_ref.verify.adapters.arrays import prompt_ids
-from gptoss_ref.verify.diagnosis import Cause, Diagnosis, Unexplained
-from gptoss_ref.verify.explanations import Found, Unknown
-from gptoss_ref.verify.observation import LogprobObservation
-from gptoss_ref.verify.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
-from gptoss_ref.verify.progress import Progress, unwatched
-from gptoss_ref.verify.replay import Local
-from gptoss_ref.verify.report import ALL_LOST, Row, Verdict
-from gptoss_ref.verify.rounding import UNITS, known
-from gptoss_ref.verify.search import Search
+from gptoss_ref.tracing.taps import names
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.rounding import UNITS, known
+from gptoss_ref.verify.noise.tap_check import Local
+from gptoss_ref.verify.observe.adapters import from_arrays, read
+from gptoss_ref.verify.observe.adapters.arrays import prompt_ids
+from gptoss_ref.verify.observe.observation import LogprobObservation
+from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
+from gptoss_ref.verify.report.progress import Progress, unwatched
+from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
+from gptoss_ref.verify.search.fit import Found, Unknown
+from gptoss_ref.verify.search.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
+from gptoss_ref.verify.search.per_tap import Search
 
 
 def diagnose(
@@ -42,8 +42,8 @@ def diagnose(
         model: the same architecture and weights; only its weights are used, in float64 and in the
             other's rounding.
         other: a trace, a file of one, or arrays under anybody's names (see
-            :func:`gptoss_ref.verify.adapters.from_arrays`), as many tap points as there are; or
-            log-probabilities that a server shows.
+            :func:`gptoss_ref.verify.observe.adapters.from_arrays`), as many tap points as there
+            are; or log-probabilities that a server shows.
         tokens: (T,) of arrays that do not bring their own; of others, they must be the same.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
             show, and bfloat16 for a server.

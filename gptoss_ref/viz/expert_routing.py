@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gptoss_ref.chat.tokenizer import Tokenizer
-    from gptoss_ref.trace import Trace
+    from gptoss_ref.tracing.trace import Trace
 
 
 @drawing

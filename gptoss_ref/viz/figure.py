@@ -14,7 +14,7 @@ from gptoss_ref.numerics import Array
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gptoss_ref.trace import Trace
+    from gptoss_ref.tracing.trace import Trace
 
 P = ParamSpec("P")
 

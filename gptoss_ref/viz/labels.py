@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
     from gptoss_ref.config import ModelConfig
     from gptoss_ref.model import Model
-    from gptoss_ref.trace import Trace
+    from gptoss_ref.tracing.trace import Trace
 
 _SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥"}
 LEFT_TO_RIGHT = "\u200e"  # a label's own direction, whatever its first letter

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gptoss_ref.chat.tokenizer import Tokenizer
     from gptoss_ref.model import Model
-    from gptoss_ref.trace import Trace
+    from gptoss_ref.tracing.trace import Trace
 
 POSITIONS = 12
 

@@ -11,7 +11,7 @@ from gptoss_ref.viz.figure import INK, SOFT, drawing, need, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gptoss_ref.trace import Trace
+    from gptoss_ref.tracing.trace import Trace
 
 
 @drawing

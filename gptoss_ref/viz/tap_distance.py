@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.taps import split
+from gptoss_ref.tracing.taps import split
 from gptoss_ref.viz.figure import INK, SOFT, drawing, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gptoss_ref.verify.report import Report
+    from gptoss_ref.verify.report.report import Report
 
 MARKS = {
     "ok": ("o", INK), "diverges": ("X", "black"), "nan": ("P", "black"), "hidden": ("v", "black"),

@@ -18,7 +18,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.rules import At, Rules
+from gptoss_ref.verify.replay.ops import At, Rules
 
 WEIGHTS = "attn.weights"
 

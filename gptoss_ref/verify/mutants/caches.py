@@ -25,7 +25,7 @@ from gptoss_ref.verify.mutants.mutant import (
     usual_chunks,
     wide,
 )
-from gptoss_ref.verify.rules import At
+from gptoss_ref.verify.replay.ops import At
 
 WEIGHTS = "attn.weights"
 POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks

@@ -23,7 +23,7 @@ from gptoss_ref.verify.mutants.mutant import (
     not_mxfp4,
     replacing,
 )
-from gptoss_ref.verify.rules import At
+from gptoss_ref.verify.replay.ops import At
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK, BlockWeights, ExpertMatrix, ModelWeights
 
 DECODED = "mlp.gate_up"

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT64, Array, widen
-from gptoss_ref.verify.rules import SPECIFICATION, At, Rules
+from gptoss_ref.verify.replay.ops import SPECIFICATION, At, Rules
 from gptoss_ref.weights import MXFP4, ModelWeights
 
 Right = Callable[..., Any]

@@ -24,8 +24,8 @@ from gptoss_ref.verify.mutants.mutant import (
     stretched,
     usual_chunks,
 )
-from gptoss_ref.verify.rules import At, Rules
-from gptoss_ref.verify.yarn import RIGHT, Parts
+from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.yarn import RIGHT, Parts
 
 
 def _concentrated_from_the_start(config: ModelConfig) -> int:

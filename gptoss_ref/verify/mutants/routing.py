@@ -7,7 +7,7 @@ import numpy as np
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, widen
 from gptoss_ref.verify.mutants.mutant import Mutant, Right, bug, replacing, rewriting
-from gptoss_ref.verify.rules import At, Rules
+from gptoss_ref.verify.replay.ops import At, Rules
 from gptoss_ref.weights import Matrix, ModelWeights
 
 

@@ -18,7 +18,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     wide,
 )
-from gptoss_ref.verify.rules import At
+from gptoss_ref.verify.replay.ops import At
 from gptoss_ref.weights import ModelWeights
 
 WEIGHTS = "attn.weights"

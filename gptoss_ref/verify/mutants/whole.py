@@ -20,7 +20,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.rules import At, Rules
+from gptoss_ref.verify.replay.ops import At, Rules
 from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
 USUAL_EPS = 1e-6

@@ -20,7 +20,7 @@ from gptoss_ref.verify.mutants.mutant import (
     one_past_the_window,
     replacing,
 )
-from gptoss_ref.verify.rules import SPECIFICATION, At
+from gptoss_ref.verify.replay.ops import SPECIFICATION, At
 
 WEIGHTS = "attn.weights"
 

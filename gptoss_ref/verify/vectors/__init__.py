@@ -1,12 +1,17 @@
 """Conformance vectors: questions with right answers, for implementations in any language."""
 
-from .cases import Case, all_cases
-from .exercise import check_file, check_function, find_operation, load_function
-from .flags import FLAGS, Flag
-from .judge import Finding, Judgement, judge_case
-from .operations import OPERATIONS, Operation
-from .results import check_vectors
-from .suite import DIGEST, digest, suite_files, write_vectors
+from gptoss_ref.verify.vectors.cases import Case, all_cases
+from gptoss_ref.verify.vectors.exercise import (
+    check_file,
+    check_function,
+    find_operation,
+    load_function,
+)
+from gptoss_ref.verify.vectors.flags import FLAGS, Flag
+from gptoss_ref.verify.vectors.judge import Finding, Judgement, judge_case
+from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
+from gptoss_ref.verify.vectors.results import check_vectors
+from gptoss_ref.verify.vectors.suite import DIGEST, digest, suite_files, write_vectors
 
 __all__ = [
     "DIGEST",

@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.rules import SPECIFICATION, Rules
-
-from .operations import OPERATIONS, Operation, Values
+from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
+from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation, Values
 
 Parameter = float | int | None
 """A scalar input of an operation."""
@@ -78,7 +77,13 @@ class Group:
 @cache
 def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of :data:`OPERATIONS`."""
-    from . import cases_experts, cases_model, cases_positions, cases_rows, cases_sampling
+    from gptoss_ref.verify.vectors import (
+        cases_experts,
+        cases_model,
+        cases_positions,
+        cases_rows,
+        cases_sampling,
+    )
 
     groups = [
         *(cases_rows.embedding(), cases_rows.rmsnorm(), cases_rows.linear()),

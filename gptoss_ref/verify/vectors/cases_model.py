@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cases import Group
-from .numbers import Numbers
-from .operations import tiny
+from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.numbers import Numbers
+from gptoss_ref.verify.vectors.operations import tiny
 
 
 def model() -> Group:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cases import Group
-from .numbers import Numbers
+from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.numbers import Numbers
 
 
 def embedding() -> Group:

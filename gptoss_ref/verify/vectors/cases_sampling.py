@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .cases import Group
-from .numbers import Numbers
+from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.numbers import Numbers
 
 FIVE = [0.5, 2.0, -1.0, 1.25, -2.0]
 """Logits of the probabilities 0.13, 0.57, 0.03, 0.27 and 0.01."""

@@ -15,11 +15,10 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-
-from .cases import Case
-from .judge import Finding, Judgement, judge_case
-from .operations import OPERATIONS, Operation
-from .suite import cases_of, stored
+from gptoss_ref.verify.vectors.cases import Case
+from gptoss_ref.verify.vectors.judge import Finding, Judgement, judge_case
+from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
+from gptoss_ref.verify.vectors.suite import cases_of, stored
 
 
 def check_function(function: Callable[..., Any], operation: str) -> Judgement:

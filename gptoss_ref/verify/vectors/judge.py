@@ -12,12 +12,11 @@ import numpy as np
 
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants import CATALOGUE, TIES, Mutant
-
-from .cases import Case
-from .flags import FLAGS
-from .mistakes import MISTAKES, Mistake
-from .operations import OPERATIONS, Operation, Values
-from .suite import expected, stored
+from gptoss_ref.verify.vectors.cases import Case
+from gptoss_ref.verify.vectors.flags import FLAGS
+from gptoss_ref.verify.vectors.mistakes import MISTAKES, Mistake
+from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation, Values
+from gptoss_ref.verify.vectors.suite import expected, stored
 
 
 @dataclass(frozen=True)

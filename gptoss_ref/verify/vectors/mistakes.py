@@ -18,10 +18,9 @@ from gptoss_ref.layers import mxfp4
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.sampling import token_probabilities
 from gptoss_ref.verify.mutants.mutant import Right, replacing
-from gptoss_ref.verify.rules import SPECIFICATION, At
+from gptoss_ref.verify.replay.ops import SPECIFICATION, At
+from gptoss_ref.verify.vectors.operations import OPERATIONS, Values
 from gptoss_ref.weights import MXFP4_BLOCK
-
-from .operations import OPERATIONS, Values
 
 Given = SimpleNamespace
 """Inputs and parameters of a case, as attributes."""

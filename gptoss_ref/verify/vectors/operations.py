@@ -1,8 +1,8 @@
 """The operations of the suite: what goes in, what comes out, and the specification's answer.
 
-An operation is computed from a set of :class:`~gptoss_ref.verify.rules.Rules` in float64, so that
-one table gives the expected values (the rules are the specification) and shows which known bugs a
-case would catch (the rules are a mutant's).
+An operation is computed from a set of :class:`~gptoss_ref.verify.replay.ops.Rules` in float64, so
+that one table gives the expected values (the rules are the specification) and shows which known
+bugs a case would catch (the rules are a mutant's).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gptoss_ref.config import FULL, SLIDING, ModelConfig
 from gptoss_ref.layers import mxfp4
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.sampling import token_probabilities
-from gptoss_ref.verify.rules import At, Rules
-from gptoss_ref.verify.walk import predict
+from gptoss_ref.verify.replay.evaluate import predict
+from gptoss_ref.verify.replay.ops import At, Rules
 from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
 
 Values = dict[str, Array]

@@ -15,11 +15,10 @@ from safetensors.numpy import load as load_safetensors
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.npz import load_npz
-
-from .judge import Judgement, judge_case
-from .operations import OPERATIONS
-from .suite import cases_of
+from gptoss_ref.verify.observe.npz import load_npz
+from gptoss_ref.verify.vectors.judge import Judgement, judge_case
+from gptoss_ref.verify.vectors.operations import OPERATIONS
+from gptoss_ref.verify.vectors.suite import cases_of
 
 SUFFIXES = (".safetensors", ".npz", ".json")
 

@@ -24,11 +24,10 @@ from safetensors.numpy import save
 from gptoss_ref.checkpoint.writer import new_folder
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants import CATALOGUE, TIES
-
-from .cases import Case, all_cases
-from .flags import FLAGS
-from .mistakes import MISTAKES
-from .operations import OPERATIONS, Operation
+from gptoss_ref.verify.vectors.cases import Case, all_cases
+from gptoss_ref.verify.vectors.flags import FLAGS
+from gptoss_ref.verify.vectors.mistakes import MISTAKES
+from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"

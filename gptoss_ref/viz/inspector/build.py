@@ -19,7 +19,7 @@ import gptoss_ref
 from gptoss_ref._files import replacing
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-from gptoss_ref.trace import Trace
+from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.viz.figure import need
 from gptoss_ref.viz.inspector.conversation import messages, texts
 from gptoss_ref.viz.inspector.recording import TAPS, Recording, Sparse

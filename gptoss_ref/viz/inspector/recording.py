@@ -21,7 +21,7 @@ import numpy as np
 
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
-from gptoss_ref.taps import select, split
+from gptoss_ref.tracing.taps import select, split
 from gptoss_ref.viz.lens import chances, likeliest, read_out
 
 if TYPE_CHECKING:

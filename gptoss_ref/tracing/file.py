@@ -1,0 +1,166 @@
+"""Trace files: safetensors whose layout is known before the first array is.
+
+Names, shapes and dtypes of a trace follow from the configuration, the number of tokens and the
+policy, so the header is written first and each array, or each run of its rows, straight to its
+place. What is not written stays zero, which is what attention weights of later keys are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gptoss_ref._files import replacing
+from gptoss_ref.checkpoint.reader import SafetensorsFile
+from gptoss_ref.errors import CheckpointError, TraceError
+from gptoss_ref.numerics import Array
+
+FORMAT = "gptoss-trace-1"
+
+# What a trace may hold; bfloat16 as its bits, like everywhere in the package.
+FILE_DTYPES: dict[str, DTypeLike] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in FILE_DTYPES.items()}
+
+
+def file_dtype(dtype: np.dtype[Any]) -> str:
+    """The name under which a file stores arrays of this dtype; uint16 is bfloat16 bits."""
+    return _NAMES[dtype.newbyteorder("<")]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one array will lie.
+
+    Attributes:
+        dtype: one of FILE_DTYPES.
+        shape: of the whole array.
+        begin: offset of its first byte in the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one value."""
+        return np.dtype(FILE_DTYPES[self.dtype]).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array in the file."""
+        return math.prod(self.shape) * self.itemsize
+
+
+class TraceWriter:
+    """Writes arrays, whole or by rows, into a file whose layout is planned; see :func:`create`."""
+
+    def __init__(
+        self, file: IO[bytes], slots: Mapping[str, Slot], metadata: Mapping[str, str]
+    ) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": FORMAT, **metadata}}
+        # Wide dtypes come first, so that every array is aligned to its dtype.
+        order = sorted(slots, key=lambda name: -slots[name].itemsize)
+        at = 0
+        for name in order:
+            slot = slots[name]
+            header[name] = {
+                "dtype": slot.dtype,
+                "shape": list(slot.shape),
+                "data_offsets": [at, at + slot.nbytes],
+            }
+            at += slot.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        start = 8 + len(text)
+        self.slots = {
+            name: Slot(
+                slots[name].dtype, slots[name].shape, start + header[name]["data_offsets"][0]
+            )
+            for name in order
+        }
+        self._file = file
+        self._written = dict.fromkeys(order, 0)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.truncate(start + at)
+
+    def write(self, name: str, values: Array, row: int = 0, *, axis: int = 0) -> None:
+        """Store ``values`` as the rows from ``row`` on, along ``axis``, of one array.
+
+        Attention weights (H, t, s) are rows along axis 1; their s keys are the last ones that the
+        rows from ``row`` to ``row + t`` can see.
+        """
+        slot = self.slots[name]
+        values = values.astype(FILE_DTYPES[slot.dtype], copy=False)
+        end = row + values.shape[axis]
+        if axis == 0:
+            self._put(slot, row * math.prod(slot.shape[1:]), values)
+        else:
+            _, rows, keys = slot.shape
+            block = np.zeros((values.shape[1], keys), values.dtype)
+            for head, weights in enumerate(values):
+                block[:, end - weights.shape[1] : end] = weights
+                self._put(slot, (head * rows + row) * keys, block)
+        self._written[name] += values.shape[axis]
+
+    def _put(self, slot: Slot, first: int, values: Array) -> None:
+        self._file.seek(slot.begin + first * slot.itemsize)
+        self._file.write(np.ascontiguousarray(values).data)
+
+    def unwritten(self) -> list[str]:
+        """Arrays of which nothing has been written."""
+        return [name for name, rows in self._written.items() if not rows]
+
+
+@contextlib.contextmanager
+def create(
+    path: Path, slots: Mapping[str, Slot], metadata: Mapping[str, str]
+) -> Iterator[TraceWriter]:
+    """A writer to a temporary sibling of ``path``, which takes its name once the block succeeds.
+
+    A file that is already there is replaced then, and only then.
+
+    Raises:
+        TraceError: the file cannot be written.
+    """
+    with replacing(path, TraceError) as file:
+        yield TraceWriter(file, slots, metadata)
+
+
+def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """The arrays of a trace file, as views that are read when used, and its metadata.
+
+    Raises:
+        TraceError: the file is absent, damaged, or no trace.
+    """
+    try:
+        file = SafetensorsFile(path)
+        if file.metadata.get("format") != FORMAT:
+            raise TraceError(
+                f"{path}: not a trace: its metadata has format "
+                f"{file.metadata.get('format')!r}, expected {FORMAT!r}"
+            )
+        arrays = {name: file.array(name, FILE_DTYPES) for name in file.tensors}
+    except CheckpointError as error:
+        raise TraceError(str(error)) from None
+    return arrays, {key: value for key, value in file.metadata.items() if key != "format"}
+
+
+def text_of(values: Sequence[int] | Array) -> str:
+    """Integers (N,) as a JSON list without spaces."""
+    return json.dumps([int(value) for value in values], separators=(",", ":"))

@@ -1,0 +1,218 @@
+"""The yardstick: how far from float64 rounding alone carries a correct run, measured.
+
+The specification is run in float64 and, in step with it, under the rounding of the implementation
+that is to be judged. The distance between the two at a tap point is what rounding explains there.
+Both runs follow the *same routes*, those of the implementation to be judged, so that a choice
+between two nearly equal experts, which is nobody's error, does not enter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array, widen
+from gptoss_ref.tracing.taps import axes, names
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
+from gptoss_ref.verify.noise.rounding import UNITS, dithered, known
+from gptoss_ref.verify.replay.evaluate import Run, predict, walk
+from gptoss_ref.verify.replay.ops import Rules
+
+WHOLE = 5.0
+"""How many times the measured distance a whole array may be off."""
+
+ROW = 16.0
+"""And a single row, which has fewer values to average over."""
+
+FLOOR = 4.0
+"""Roundings that are always allowed: another implementation may round where this one does not."""
+
+MEASURED = 256
+"""Tokens that the yardstick is measured on; those after them are held to the worst of these."""
+
+SAMPLE_ROWS = 64
+"""Rows that the yardstick is measured on at least; shorter prompts are run several times."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The yardstick at one tap point.
+
+    Attributes:
+        whole: relative L2 distance of the whole array.
+        rows: (T,) relative distance of each row.
+        unit: unit roundoff of the rounding.
+    """
+
+    whole: float
+    rows: NDArray[np.float64]
+    unit: float
+
+    def extended(self, length: int, rounding: str) -> Level:
+        """The same for a longer prompt than it was measured on.
+
+        Later rows are held to the worst row measured. Rotary angles that are computed in float32
+        grow less exact with the position, which shows where nothing rounds more coarsely.
+        """
+        have = len(self.rows)
+        if length <= have:
+            return Level(self.whole, self.rows[:length], self.unit)
+        position = np.arange(have, length)
+        growth = position / have if rounding in ("float32", "float64") else np.ones(length - have)
+        rows = np.concatenate([self.rows, self.rows.max() * growth])
+        return Level(self.whole * max(1.0, float(growth.max())), rows, self.unit)
+
+    @staticmethod
+    def allowing(error: float, length: int, unit: float) -> Level:
+        """A yardstick that allows this relative error of the whole array and of any row."""
+        return Level(error / WHOLE, np.full(length, error / ROW), unit)
+
+    @property
+    def allowed(self) -> float:
+        """Relative L2 distance up to which a whole array is explained by rounding."""
+        return max(WHOLE * self.whole, FLOOR * self.unit)
+
+    @property
+    def allowed_rows(self) -> NDArray[np.float64]:
+        """(T,) the same for each row, which is never held to less than the usual row's."""
+        usual = float(np.sqrt(np.mean(self.rows**2)))
+        return np.maximum(ROW * np.maximum(self.rows, usual), FLOOR * self.unit)
+
+
+def level(samples: Iterable[Errors], rounding: str) -> Level:
+    """The yardstick of a tap point from one or several rounded runs' distances to float64."""
+    samples = list(samples)
+    rows = np.max([sample.rows() for sample in samples], axis=0)
+    whole = max(sample.rel_l2 for sample in samples)
+    scale = 1.0
+    if rounding == "float64":  # nothing is exacter: float32's distance, as much smaller
+        scale = UNITS["float64"] / UNITS["float32"]
+    return Level(whole * scale, rows * scale, UNITS[rounding])
+
+
+def runs_of(rules: Rules, rounding: str, length: int) -> list[Run]:
+    """The runs that a yardstick needs: one in float64, then one or several as the other rounds."""
+    imitated = "float32" if rounding == "float64" else rounding
+    samples = min(8, math.ceil(SAMPLE_ROWS / length))
+    return [(rules, FLOAT64), *((rules, dithered(imitated, seed)) for seed in range(samples))]
+
+
+def measured(
+    model: Model,
+    tokens: Array,
+    rounding: str,
+    *,
+    wanted: Iterable[str],
+    given: Mapping[str, Array] | None = None,
+) -> Iterator[tuple[str, Array, Level]]:
+    """Each wanted tap point in order: its name, its values in float64, and the yardstick there.
+
+    Nothing is kept: a trace of any length passes through one array at a time.
+
+    Args:
+        tokens: (T,), from position 0.
+        rounding: one of UNITS.
+        given: tap points that replace the computed ones in both runs. The other implementation's
+            expert indices make both follow its routes; all of its tap points make every stage a
+            local one, computed from the other implementation's own inputs.
+
+    Raises:
+        TraceError: an unknown rounding.
+    """
+    runs = runs_of(Rules(), known(rounding), len(tokens))
+    weights, config = model.weights, model.config
+    for name, (exact, *rounded) in walk(weights, config, runs, tokens, given or {}, wanted):
+        axis = axes(name).index("T")
+        if exact.dtype.kind in "iu":
+            yield name, exact, Level(0.0, np.zeros(len(tokens)), UNITS[rounding])
+        else:
+            samples = (measure_arrays(exact, sample, axis) for sample in rounded)
+            yield name, exact, level(samples, rounding)
+
+
+def follow(
+    model: Model, tokens: Array, rounding: str, wanted: Iterable[str], routes: Trace
+) -> Iterator[Array]:
+    """The wanted tap points, in order, of the specification run along somebody's routes.
+
+    ``tokens`` (T,); in a precision next to which ``rounding`` is coarse.
+    """
+    policy = FLOAT64 if rounding in ("float64", "float32") else FLOAT32
+    given = {name: routes[name] for name in routes if name.endswith("expert_indices")}
+    runs: list[Run] = [(Rules(), policy)]
+    for _, (values,) in walk(model.weights, model.config, runs, tokens, given, wanted):
+        yield values
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The yardsticks of a model on one prompt, by tap point.
+
+    Attributes:
+        rounding: whose errors these are.
+        levels: of the first ``length`` tokens.
+        length: tokens measured on.
+    """
+
+    rounding: str
+    levels: Mapping[str, Level]
+    length: int
+
+    def level(self, name: str, length: int) -> Level:
+        """The yardstick of a tap point for a prompt of ``length`` tokens."""
+        return self.levels[name].extended(length, self.rounding)
+
+    def __str__(self) -> str:
+        return f"{self.rounding}, measured on the first {self.length} tokens"
+
+
+def measure_yardstick(
+    model: Model,
+    tokens: Array,
+    rounding: str,
+    *,
+    wanted: Iterable[str] | None = None,
+    routes: Trace | None = None,
+) -> Yardstick:
+    """Measure what a rounding explains, on the beginning of a prompt.
+
+    Args:
+        tokens: (T,).
+        rounding: one of UNITS.
+        wanted: tap points; None: all. Router logits are always measured.
+        routes: whose choices of experts to follow, where it holds them; else the specification's.
+    """
+    config = model.config
+    start = np.asarray(tokens)[:MEASURED]
+    wanted = set(names(config) if wanted is None else wanted)
+    chosen = [f"block.{n}.mlp.expert_indices" for n in range(config.num_hidden_layers)]
+    wanted |= {f"block.{n}.mlp.router_logits" for n in range(config.num_hidden_layers)}
+    given = {name: routes[name][: len(start)] for name in chosen if routes and name in routes}
+    if len(given) < len(chosen):
+        unknown = [name for name in chosen if name not in given]
+        given |= predict(model.weights, config, Rules(), start, given, unknown)
+    levels = {
+        name: found
+        for name, _, found in measured(model, start, rounding, wanted=wanted, given=given)
+    }
+    return Yardstick(rounding, levels, len(start))
+
+
+def made_by(model: Model, trace: Trace) -> bool:
+    """Whether a trace can be of this model: its configuration, and its embeddings if it has them.
+
+    Embeddings are rows of the model's table, rounded to the trace's dtype.
+    """
+    if model.config.differences(trace.config):
+        return False
+    if "embedding" not in trace:
+        return True
+    table = widen(model.weights.embedding[trace.tokens], np.float64)
+    unit = UNITS[trace.dtype_name or "bfloat16"]
+    return measure_arrays(table, trace["embedding"]).rel_l2 <= FLOOR * unit

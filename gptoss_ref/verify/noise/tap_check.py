@@ -1,0 +1,313 @@
+"""Local replay: each of somebody's tap points recomputed from their own nearest ones before it.
+
+    for local in replay(model.weights, trace, Rules(), "bfloat16"):
+        print(local.tap, local.excess)       # above 1: more than rounding explains
+
+Because every stage starts from the other implementation's own numbers, an early error does not
+smear over everything after it, and drift never adds up. What rounding explains is measured in the
+same way: the same stage, from the same inputs, in float64 and under the other's rounding.
+
+A choice of experts that rounding can turn is a **tie**, not an error. Where the other's choice is
+known it is followed. Where it is not, the rows that may have gone another way are set aside, and
+with them what depends on them, up to the next tap point that is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.layers.router import top_k
+from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import (
+    Errors,
+    measure_arrays,
+    over,
+    usual_excess,
+    usually_allowed,
+)
+from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, level, runs_of
+from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk
+from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.report.report import Flip
+from gptoss_ref.verify.report.rows import logit_figures
+from gptoss_ref.weights import ModelWeights
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+FEW = 0.5
+"""A tap point is judged row by row if at least this share of its rows is free of ties, else by its
+usual rows."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """One tap point against its recomputation from the other's own numbers.
+
+    Attributes:
+        tap: its name.
+        inputs: the given tap points it was recomputed from; empty: from the tokens alone.
+        shape: of the array.
+        error: (T,) relative error of each row; of a choice of experts, by how much (in logits) an
+            expert that was left out exceeds one that was taken.
+        allowed: (T,) how much of it rounding explains.
+        whole, whole_allowed: the same for the array, over the rows without ties.
+        tied: (T,) rows that depend on a choice of experts that rounding may have turned.
+        broken: (T,) values that are NaN or infinite in one of the two only.
+        lost: whether all are in both, so that nothing can be judged.
+        max_abs, cosine: of the whole array.
+        noise: (T,) relative error of the same stage where rounding is all that differs.
+        distance: relative L2 distance to the replay that rounds as the other does; of a choice of
+            experts, the share of rows that choose otherwise.
+        flips: rows whose choice of experts differs within its tie.
+        extra: of logits, how alike they are as predictions.
+    """
+
+    tap: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    error: Floats
+    allowed: Floats
+    whole: float
+    whole_allowed: float
+    tied: Mask
+    broken: NDArray[np.int64]
+    lost: bool = False
+    max_abs: float = 0.0
+    cosine: float = math.nan
+    noise: Floats = field(default_factory=lambda: np.empty(0))
+    distance: float = 0.0
+    flips: tuple[Flip, ...] = ()
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> bool:
+        """Whether enough rows are free of ties to judge each by itself."""
+        return bool(np.mean(self.tied) <= 1 - FEW)
+
+    @property
+    def excess(self) -> float:
+        """Error over what rounding explains: above 1 something is wrong.
+
+        Where most rows hang on ties, rounding moves whole rows about at random; then only the
+        usual rows are compared: the quartiles of the error with those of rounding's.
+        """
+        if not self.judged:
+            return usual_excess(self.error, usually_allowed([self.noise]))
+        free = ~self.tied
+        if (self.broken[free] > 0).any():
+            return math.inf
+        rows = over(self.error[free], self.allowed[free]).max(initial=0.0)
+        return float(max(rows, over(self.whole, self.whole_allowed)))
+
+    @property
+    def wrong_rows(self) -> Mask:
+        """(T,) rows without ties whose error rounding does not explain."""
+        if not self.judged:
+            return np.zeros_like(self.tied)
+        return ~self.tied & ((self.error > self.allowed) | (self.broken > 0))
+
+
+def replay(
+    weights: ModelWeights,
+    trace: Trace,
+    rules: Rules,
+    rounding: str,
+    wanted: Iterable[str] | None = None,
+) -> Iterator[Local]:
+    """Each tap point of ``trace`` in the order of computation, recomputed by ``rules``.
+
+    Args:
+        rounding: of the other implementation, one of
+        :data:`~gptoss_ref.verify.noise.rounding.UNITS`. wanted: only these tap points, which the
+        trace must hold; None: all it holds.
+    """
+    wanted = frozenset(trace if wanted is None else wanted)
+    origins = segments(trace.config, trace)
+    path = needed(trace.config, trace, wanted)
+    ties = _Ties(trace, path, rounding)
+    ways = runs_of(rules, rounding, len(trace.tokens))
+    asked = wanted | ties.logits
+    values = walk(weights, trace.config, ways, trace.tokens, trace, asked)
+    for node in path:
+        arrays = next(values)[1] if node.tap in asked else []
+        tied = ties.pass_through(node, arrays)
+        if node.tap not in wanted:
+            continue
+        inputs = origins[node.tap].inputs
+        if node.stage.name in DISCRETE:
+            yield _judge_choice(node.tap, inputs, trace, ties, tied)
+        else:
+            yield judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+
+
+def judge(
+    tap: str,
+    inputs: tuple[str, ...],
+    arrays: Sequence[Array],
+    other: Array,
+    rounding: str,
+    tied: Mask,
+) -> Local:
+    """The other's array against the runs of :func:`runs_of`; ties take no part in the yardstick."""
+    axis = axes(tap).index("T")
+    exact, *rounded = arrays
+    errors = measure_arrays(exact, other, axis)
+    samples = [measure_arrays(exact, sample, axis) for sample in rounded]
+    free = ~tied if not tied.all() else np.ones_like(tied)
+    measured = level([_of_rows(sample, free) for sample in samples], rounding)
+    usual = float(np.sqrt(np.mean(measured.rows**2)))
+    own = np.max([sample.rows() for sample in samples], axis=0)
+    allowed = np.maximum(ROW * np.maximum(own, usual), FLOOR * UNITS[rounding])
+    allowed[free] = measured.allowed_rows
+    return Local(
+        tap=tap,
+        inputs=inputs,
+        shape=other.shape,
+        error=errors.rows(),
+        allowed=allowed,
+        whole=_of_rows(errors, free).rel_l2,
+        whole_allowed=measured.allowed,
+        tied=tied,
+        broken=errors.broken,
+        lost=int(errors.lost.sum()) == other.size,
+        max_abs=errors.max_abs,
+        cosine=errors.cosine,
+        noise=np.mean([sample.rows() for sample in samples], axis=0),
+        distance=_distance(_of_rows(measure_arrays(rounded[0], other, axis), free)),
+        extra=_figures(exact, other) if tap == "logits" else {},
+    )
+
+
+def _figures(exact: Array, other: Array) -> dict[str, float]:
+    length, vocabulary = exact.shape
+    return logit_figures(lambda rows: exact[rows], lambda rows: other[rows], length, vocabulary)
+
+
+def _distance(errors: Errors) -> float:
+    return math.inf if errors.broken.any() else errors.rel_l2
+
+
+def _of_rows(errors: Errors, rows: Mask) -> Errors:
+    """The same of some rows only."""
+    return replace(
+        errors,
+        error=errors.error[rows],
+        norm=errors.norm[rows],
+        other_norm=errors.other_norm[rows],
+        peak=errors.peak[rows],
+        broken=errors.broken[rows],
+    )
+
+
+class _Ties:
+    """Which rows depend on a choice of experts that rounding may have turned.
+
+    Attributes:
+        logits: the router logits that must be computed to know.
+    """
+
+    def __init__(self, trace: Trace, path: Iterable[Node], rounding: str) -> None:
+        self._trace, self._unit = trace, UNITS[rounding]
+        self._scale = UNITS["float64"] / UNITS["float32"] if rounding == "float64" else 1.0
+        chosen = [node for node in path if node.stage.name in DISCRETE]
+        self.logits = frozenset(tap for node in chosen for tap in node.inputs if tap not in trace)
+        self._tied: dict[str, Mask] = {}
+        self.router: Array = np.empty(0)  # (T, E) the latest router logits ...
+        self.slack: Floats = np.empty(0)  # (T,) ... and by how much two of them may be misjudged
+
+    def pass_through(self, node: Node, arrays: Sequence[Array]) -> Mask:
+        """(T,) rows of this tap point that depend on a tie since the last given tap point."""
+        tied = np.zeros(len(self._trace.tokens), bool)
+        for tap in node.inputs:
+            if tap not in self._trace:
+                before = self._tied[tap]
+                mixes = node.stage.name in ("attn.weights", "attn.mix")
+                tied |= np.logical_or.accumulate(before) if mixes else before
+        if node.tap in self.logits:
+            self._see_logits(arrays)
+        if node.stage.name in DISCRETE:
+            (source,) = node.inputs
+            if source in self._trace:
+                self._take_logits(self._trace[source])
+            margin = _margin(self.router, self._trace.config.experts_per_token)
+            if node.tap not in self._trace:
+                tied |= margin <= self.slack
+        self._tied[node.tap] = tied
+        return tied
+
+    def _see_logits(self, arrays: Sequence[Array]) -> None:
+        exact, *rounded = arrays
+        noise = np.max([np.abs(sample - exact).max(axis=1) for sample in rounded], axis=0)
+        self.router = exact
+        usual = np.median(noise) if noise.size else 0.0
+        self.slack = ROW * self._scale * np.maximum(noise, usual) + self._least(exact)
+
+    def _take_logits(self, given: Array) -> None:
+        self.router = np.asarray(given, np.float64)
+        self.slack = self._least(self.router)
+
+    def _least(self, logits: Array) -> Floats:
+        """A choice may have been made before the logits were rounded, or after."""
+        least: Floats = 2 * FLOOR * self._unit * np.abs(logits).max(axis=1)
+        return least
+
+
+def _margin(logits: Array, chosen: int) -> Floats:
+    """(T,) by how much the last chosen logit exceeds the next one."""
+    if chosen >= logits.shape[1]:
+        return np.full(len(logits), np.inf)
+    ordered = -np.partition(-logits, (chosen - 1, chosen), axis=1)
+    margin: Floats = ordered[:, chosen - 1] - ordered[:, chosen]
+    return margin
+
+
+def _judge_choice(
+    tap: str, inputs: tuple[str, ...], trace: Trace, ties: _Ties, tied: Mask
+) -> Local:
+    """The other's choice of experts against the router logits: wrong only beyond the margin."""
+    indices, logits = trace[tap], ties.router
+    taken = np.zeros(logits.shape, bool)
+    np.put_along_axis(taken, indices, True, axis=1)
+    repeated = taken.sum(axis=1) < indices.shape[1]
+    least = np.where(taken, logits, np.inf).min(axis=1)
+    most = np.where(taken, -np.inf, logits).max(axis=1)
+    violation = np.where(repeated, np.inf, np.maximum(0.0, most - least))
+    violation = np.where(np.isnan(logits).any(axis=1), 0.0, violation)
+    block, _ = split(tap)
+    chosen = top_k(logits, indices.shape[1])
+    differs = ~np.take_along_axis(taken, chosen, axis=1).all(axis=1)
+    flips = [
+        Flip(
+            block=-1 if block is None else block,
+            token=int(t),
+            left=tuple(sorted({*chosen[t].tolist()} - {*indices[t].tolist()})),
+            taken=tuple(sorted({*indices[t].tolist()} - {*chosen[t].tolist()})),
+            margin=float(violation[t]),
+            allowed=float(ties.slack[t]),
+        )
+        for t in np.flatnonzero(differs & (violation <= ties.slack))
+    ]
+    return Local(
+        tap=tap,
+        inputs=inputs,
+        shape=indices.shape,
+        error=violation,
+        allowed=np.where(np.isfinite(ties.slack), ties.slack, 0.0),
+        whole=0.0,
+        whole_allowed=0.0,
+        tied=tied,
+        broken=np.zeros(len(indices), np.int64),
+        max_abs=float(violation.max(initial=0.0)),
+        distance=float(np.mean(differs)),
+        flips=tuple(flips),
+    )

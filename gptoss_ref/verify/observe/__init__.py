@@ -1,0 +1,1 @@
+"""What somebody's implementation computed: adapters, arrays, and what a server shows."""

@@ -1,0 +1,150 @@
+"""What `capture` watches in a module with the names of OpenAI's reference.
+
+Modules by hooks; between them ``swiglu`` by standing in for it, and what ``topk``, ``softmax`` and
+``einsum`` of torch return. Source: openai/gpt-oss gpt_oss/torch/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from typing import Any
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.verify.observe.adapters.watching import (
+    Caught,
+    Hook,
+    item_of,
+    namespace_of,
+    on_entry,
+    on_exit,
+    part_of,
+    replaced,
+)
+
+
+def watch_openai(
+    stack: ExitStack, root: Any, caught: Caught, config: ModelConfig, length: int
+) -> None:
+    """Hooks of OpenAI's names, and a watch on the torch functions between the modules."""
+    on_exit(stack, root.embedding, caught.output("embedding"))
+    on_exit(stack, root.norm, caught.output("norm"))
+    on_exit(stack, root.unembedding, caught.output("unembedding"))
+    between = _Between(caught, config, length)
+    for n, block in enumerate(root.block):
+        at, mlp = f"block.{n}", part_of(block, "mlp")
+        on_exit(stack, part_of(block, "attn"), caught.rounding)
+        for name in ("attn.norm", "attn.qkv", "attn.out", "attn", "mlp.norm", "mlp.gate", "mlp"):
+            on_exit(stack, part_of(block, name), caught.output(f"{at}.{name}"))
+        on_entry(stack, part_of(block, "attn.out"), caught.input(f"{at}.attn.out.input"))
+        on_exit(stack, part_of(block, "attn.rope"), _rotated(caught, f"{at}.attn."))
+        on_exit(stack, mlp, between.leaves_mlp)
+        for part in ("attn", "mlp"):
+            on_entry(stack, part_of(block, part), between.at(n, part))
+            on_exit(stack, part_of(block, part), between.at(None, ""))
+        if mlp is not None:
+            between.watch_swiglu(stack, namespace_of(mlp))
+    stack.enter_context(between.mode())
+
+
+def _rotated(caught: Caught, at: str) -> Hook:
+    """A forward hook on OpenAI's RotaryEmbedding, which returns q (T, K, G, C) and k (T, K, C)."""
+
+    def hook(_module: Any, _args: Any, value: Any) -> None:
+        q = item_of(value, 0)
+        layout = "T K G C" if getattr(q, "ndim", 0) == 4 else ""
+        caught.keep(f"{at}rotated q", q, at + "q_rope", layout)
+        caught.keep(f"{at}rotated k", item_of(value, 1), at + "k_rope")
+
+    return hook
+
+
+class _Between:
+    """Sees what torch's functions return inside OpenAI's attention and expert modules.
+
+    They are told apart by what they are given: the softmax over T + 1 columns gives the attention
+    weights, the topk over E logits the experts, and the einsum of (T, A, D) with (T, A) sums the
+    experts' outputs with their weights. That sum is what the experts add only if the module then
+    returns just its input and it; else a bias, say, comes later, and both are left out.
+    """
+
+    def __init__(self, caught: Caught, config: ModelConfig, length: int) -> None:
+        self.caught, self.config, self.length = caught, config, length
+        self.block: int | None = None
+        self.part = ""
+        self._sum: Any = None
+        self._seen: set[int] = set()
+
+    def at(self, n: int | None, part: str) -> Hook:
+        def hook(*_: Any) -> None:
+            self.block, self.part, self._sum = n, part, None
+
+        return hook
+
+    def watch_swiglu(self, stack: ExitStack, namespace: dict[str, Any]) -> None:
+        original = namespace.get("swiglu")
+        if original is None or id(namespace) in self._seen:
+            return
+        self._seen.add(id(namespace))
+
+        def stand_in(x: Any, *args: Any, **kwargs: Any) -> Any:
+            self._keep("gate_up", x)
+            act = original(x, *args, **kwargs)
+            self._keep("swiglu", act)
+            return act
+
+        stack.enter_context(replaced(namespace, "swiglu", stand_in))
+
+    def mode(self) -> Any:
+        """A context in which every function of torch is shown to ``_called`` with its result."""
+        base: Any = import_module("torch.overrides").TorchFunctionMode
+
+        def torch_function(
+            _mode: Any, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if self.part:
+                self._called(getattr(function, "__name__", ""), args, result)
+            return result
+
+        return type("Watch", (base,), {"__torch_function__": torch_function})()
+
+    def _called(self, function: str, args: Any, result: Any) -> None:
+        tokens, chosen = self.length, self.config.experts_per_token
+        if self.part == "attn" and function == "softmax" and result.shape[-1] == tokens + 1:
+            layout = "K G T S+1" if result.ndim == 4 else "KG T S+1"
+            self._keep("weights", result, layout)
+        elif self.part == "mlp" and function == "topk":
+            if tuple(result[1].shape) == (tokens, chosen):
+                self._keep("expert_indices", result[1])
+        elif self.part == "mlp" and function == "einsum":
+            operands = [x for x in _flat(args) if hasattr(x, "detach")]
+            by_shape = {tuple(x.shape): x for x in operands}
+            outputs = by_shape.get((tokens, chosen, self.config.hidden_size))
+            weights = by_shape.get((tokens, chosen))
+            if len(operands) == 2 and outputs is not None and weights is not None:
+                self._sum = result.detach().clone()
+                self._keep("expert_out", outputs)
+                self._keep("expert_weights", weights)
+                self._keep("out", result)
+
+    def leaves_mlp(self, _module: Any, args: tuple[Any, ...], value: Any) -> None:
+        """A forward hook on the expert module, before it counts as left."""
+        total = args[0] + self._sum if self._sum is not None and args else None
+        added = total is not None and ((total == value) | (total != total)).all()
+        if not added:
+            for stage in ("expert_out", "out"):
+                self.caught.drop(f"block.{self.block}.mlp.{stage} of a function")
+
+    def _keep(self, stage: str, value: Any, layout: str = "") -> None:
+        tap = f"block.{self.block}.{self.part}.{stage}"
+        self.caught.keep(f"{tap} of a function", value, tap, layout)
+
+
+def _flat(args: Iterable[Any]) -> Iterator[Any]:
+    for arg in args:
+        if isinstance(arg, tuple | list):
+            yield from _flat(arg)
+        else:
+            yield arg

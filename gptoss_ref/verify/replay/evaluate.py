@@ -1,0 +1,227 @@
+"""Computing the wanted tap points of a model from the nearest given ones.
+
+With nothing given that is a pass of the whole model; with another implementation's own tap points
+it is a *local replay*, in which an early error does not smear over everything after it.
+
+One block's weights are touched at a time, and only the matrices of experts that were chosen are
+decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import TraceError
+from gptoss_ref.numerics import FLOAT64, Array, Policy
+from gptoss_ref.verify.replay.context import Decoded, Site
+from gptoss_ref.verify.replay.graph import (
+    BLOCK,
+    DISCRETE,
+    FIRST,
+    LAST,
+    MIX_FROM_WEIGHTS,
+    STREAM,
+    Stage,
+)
+from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.weights import ModelWeights
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage at its place in a model: ``tap`` is computed from the tap points ``inputs``."""
+
+    tap: str
+    layer: int | None
+    stage: Stage
+    inputs: tuple[str, ...]
+
+
+def nodes(config: ModelConfig, given: Iterable[str] = ()) -> tuple[Node, ...]:
+    """The whole graph in the order of computation, as it is where the taps ``given`` are known."""
+    given = frozenset(given)
+    layers = range(config.num_hidden_layers)
+    return _graph(tuple(f"block.{n}.attn.weights" in given for n in layers))
+
+
+@lru_cache(maxsize=8)
+def _graph(weights_given: tuple[bool, ...]) -> tuple[Node, ...]:
+    graph = [Node("embedding", None, FIRST, ())]
+    stream = "embedding"
+    for layer, known in enumerate(weights_given):
+        prefix = f"block.{layer}."
+        for name, stage in BLOCK.items():
+            if name == "attn.mix" and known:
+                stage = MIX_FROM_WEIGHTS
+            inputs = tuple(stream if i == STREAM else prefix + i for i in stage.inputs)
+            graph.append(Node(prefix + name, layer, stage, inputs))
+        stream = prefix + "mlp.residual"
+    for name, stage in LAST.items():
+        inputs = tuple(stream if i == STREAM else i for i in stage.inputs)
+        graph.append(Node(name, None, stage, inputs))
+    return tuple(graph)
+
+
+def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> list[Node]:
+    """The stages that must be computed for the taps ``wanted``, in the order of computation.
+
+    A wanted tap is computed from its inputs even where it is given itself.
+
+    Raises:
+        TraceError: there is no such tap point.
+    """
+    given, missing = frozenset(given), set(wanted)
+    graph = nodes(config, given)
+    known = {node.tap for node in graph}
+    for tap in sorted((missing | given) - known):
+        raise TraceError(f"there is no tap point {tap!r} in this model")
+    chosen = []
+    for node in reversed(graph):
+        if node.tap in missing:
+            chosen.append(node)
+            missing.update(tap for tap in node.inputs if tap not in given)
+    return chosen[::-1]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What lies between a tap point and the given ones before it.
+
+    Attributes:
+        inputs: the given tap points it is computed from.
+        rules: names of the fields of :class:`Rules` that are used on the way.
+    """
+
+    inputs: tuple[str, ...]
+    rules: frozenset[str]
+
+
+def segments(config: ModelConfig, given: Iterable[str]) -> dict[str, Segment]:
+    """The segment that ends at each tap point of a model."""
+    given = frozenset(given)
+    found: dict[str, Segment] = {}
+    for node in nodes(config, given):
+        inputs = dict.fromkeys(
+            source
+            for tap in node.inputs
+            for source in ([tap] if tap in given else found[tap].inputs)
+        )
+        open_ends = [found[tap].rules for tap in node.inputs if tap not in given]
+        found[node.tap] = Segment(tuple(inputs), node.stage.rules.union(*open_ends))
+    return found
+
+
+def predict(
+    weights: ModelWeights,
+    config: ModelConfig,
+    rules: Rules,
+    tokens: Array,
+    given: Mapping[str, Array],
+    wanted: Iterable[str],
+    policy: Policy = FLOAT64,
+) -> dict[str, Array]:
+    """Each wanted tap point, computed by ``rules`` from the nearest given ones.
+
+    Args:
+        tokens: (T,), at positions 0 to T − 1.
+        given: tap points of whatever origin; each *replaces* the computed one for everything
+            downstream. Read one at a time, when it is first needed.
+        wanted: names of tap points.
+        policy: in which to compute; the given ones enter as they are, unrounded.
+
+    Raises:
+        TraceError: there is no such tap point.
+    """
+    return predict_each(weights, config, [(rules, policy)], tokens, given, wanted)[0]
+
+
+Run = tuple[Rules, Policy]
+"""What to compute by, and where to round."""
+
+
+def predict_each(
+    weights: ModelWeights,
+    config: ModelConfig,
+    runs: Sequence[Run],
+    tokens: Array,
+    given: Mapping[str, Array],
+    wanted: Iterable[str],
+) -> list[dict[str, Array]]:
+    """:func:`predict` of ``tokens`` (T,) for each of several runs."""
+    found: list[dict[str, Array]] = [{} for _ in runs]
+    for tap, arrays in walk(weights, config, runs, tokens, given, wanted):
+        for results, values in zip(found, arrays, strict=True):
+            results[tap] = values
+    return found
+
+
+def walk(
+    weights: ModelWeights,
+    config: ModelConfig,
+    runs: Sequence[Run],
+    tokens: Array,
+    given: Mapping[str, Array],
+    wanted: Iterable[str],
+) -> Iterator[tuple[str, list[Array]]]:
+    """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
+
+    The runs go side by side, so that each block's weights are met once. Nothing is held longer
+    than the stages that follow need it; arguments and errors as for :func:`predict`.
+    """
+    wanted = frozenset(wanted)
+    path = needed(config, given, wanted)
+    last_use = {tap: i for i, node in enumerate(path) for tap in node.inputs}
+    tokens = np.asarray(tokens)
+    live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and still to be used
+    lent = _Lent(given)
+    sites: list[Site] = []
+    for i, node in enumerate(path):
+        if not sites or sites[0].layer != node.layer:
+            decoded = Decoded()  # the last block's matrices go with its sites
+            sites = [
+                Site(config, policy, rules, tokens, weights, node.layer, decoded)
+                for rules, policy in runs
+            ]
+        out = []
+        for site, values in zip(sites, live, strict=True):
+            at_hand = {
+                name: lent.get(tap, site.policy) if tap in given else values[tap]
+                for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
+            }
+            with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
+                out.append(node.stage.compute(site, at_hand))
+            if node.tap not in given and last_use.get(node.tap, -1) > i:
+                values[node.tap] = out[-1]
+        del at_hand
+        for tap in node.inputs:
+            if last_use[tap] == i:
+                lent.drop(tap)
+                for values in live:
+                    values.pop(tap, None)
+        if node.tap in wanted:
+            yield node.tap, out
+
+
+class _Lent:
+    """Given tap points that are still to be used, each in the dtypes of the runs."""
+
+    def __init__(self, given: Mapping[str, Array]) -> None:
+        self._given = given
+        self._held: dict[str, dict[object, Array]] = {}
+
+    def get(self, tap: str, policy: Policy) -> Array:
+        """The values as the stages of ``policy`` take them; nothing is rounded to its grid."""
+        dtype = np.dtype(np.int64) if tap.endswith(tuple(DISCRETE)) else policy.dtype
+        held = self._held.setdefault(tap, {})
+        if dtype not in held:
+            values = held[None] if None in held else np.asarray(self._given[tap])
+            held[None], held[dtype] = values, values.astype(dtype, copy=False)
+        return held[dtype]
+
+    def drop(self, tap: str) -> None:
+        self._held.pop(tap, None)

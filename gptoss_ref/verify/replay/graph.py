@@ -1,0 +1,255 @@
+"""The stages of a block: for each tap point, what it is computed from and how.
+
+What a stage computes is said by :class:`~gptoss_ref.verify.replay.ops.Rules`; which stages are
+computed, and from whose values, by :mod:`gptoss_ref.verify.replay.evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.replay.context import Site
+from gptoss_ref.weights import ExpertMatrix
+
+STREAM = "stream"
+"""Input of a stage: the residual stream as it enters the block."""
+
+TILE_SCORES = 1 << 24
+"""Attention weights held at a time where they are not wanted: 128 MiB of float64."""
+
+Values = Mapping[str, Array]
+"""Arrays by tap point."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one tap point is computed.
+
+    Attributes:
+        name: of the tap point, without its block.
+        inputs: tap points of the same block, or STREAM.
+        rules: names of the fields of :class:`~gptoss_ref.verify.replay.ops.Rules` that it uses.
+        compute: from its site and the values of its inputs.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    rules: frozenset[str]
+    compute: Callable[[Site, Values], Array]
+
+
+def _embedding(site: Site, _: Values) -> Array:
+    return site.rules.embedding(site.at("embedding"), site.tokens, site.ends.embedding)
+
+
+def _attn_norm(site: Site, values: Values) -> Array:
+    return site.rules.rmsnorm(site.at("attn.norm"), values[STREAM], site.block.attn.norm_scale)
+
+
+def _heads(name: str) -> Callable[[Site, Values], Array]:
+    def compute(site: Site, values: Values) -> Array:
+        x, attn = values["attn.norm"], site.block.attn
+        weight, bias = getattr(attn, f"{name}_weight"), getattr(attn, f"{name}_bias")
+        y = site.rules.linear(site.at(f"attn.{name}"), x, weight, bias)
+        return y.reshape(len(x), -1, site.config.head_dim)  # (T, H or K, C)
+
+    return compute
+
+
+def _rope(name: str) -> Callable[[Site, Values], Array]:
+    def compute(site: Site, values: Values) -> Array:
+        return site.rules.rope(site.at(f"attn.{name}_rope"), values[f"attn.{name}"], *site.tables)
+
+    return compute
+
+
+def _weights_of(site: Site, values: Values, rows: slice) -> Array:
+    """Attention weights (H, t, S) of some queries."""
+    at, p = site.at("attn.weights"), site.positions
+    q, k, sinks = values["attn.q_rope"], values["attn.k_rope"], site.block.attn.sinks
+    where = (p[rows], p, site.rules.window(at))
+    return site.rules.attention_weights(at, q[rows], k, sinks, *where)
+
+
+def _attn_weights(site: Site, values: Values) -> Array:
+    return _weights_of(site, values, slice(None))
+
+
+def _mix_of(site: Site, weights: Array, v: Array, rows: slice) -> Array:
+    at, p = site.at("attn.mix"), site.positions
+    where = (p[rows], p, site.rules.window(at))
+    return site.rules.attention_mix(at, weights, v, *where)
+
+
+def _mix_from_weights(site: Site, values: Values) -> Array:
+    return _mix_of(site, values["attn.weights"], values["attn.v"], slice(None))
+
+
+def _mix_from_heads(site: Site, values: Values) -> Array:
+    """The weights of some queries at a time, so that memory does not grow with T²."""
+    count, heads, _ = values["attn.q_rope"].shape
+    tile = max(1, TILE_SCORES // (heads * count))
+    tiles = (slice(start, start + tile) for start in range(0, count, tile))
+    mixes = [_mix_of(site, _weights_of(site, values, r), values["attn.v"], r) for r in tiles]
+    return np.concatenate(mixes)  # (T, H*C)
+
+
+def _attn_out(site: Site, values: Values) -> Array:
+    attn = site.block.attn
+    x = values["attn.mix"]
+    return site.rules.linear(site.at("attn.out"), x, attn.out_weight, attn.out_bias)
+
+
+def _attn_residual(site: Site, values: Values) -> Array:
+    return site.rules.residual(site.at("attn.residual"), values[STREAM], values["attn.out"])
+
+
+def _mlp_norm(site: Site, values: Values) -> Array:
+    x = values["attn.residual"]
+    return site.rules.rmsnorm(site.at("mlp.norm"), x, site.block.mlp.norm_scale)
+
+
+def _router_logits(site: Site, values: Values) -> Array:
+    mlp, at = site.block.mlp, site.at("mlp.router_logits")
+    return site.rules.linear(at, values["mlp.norm"], mlp.gate_weight, mlp.gate_bias)
+
+
+def _expert_indices(site: Site, values: Values) -> Array:
+    return site.rules.choose(site.at("mlp.expert_indices"), values["mlp.router_logits"])
+
+
+def _expert_weights(site: Site, values: Values) -> Array:
+    logits, indices = values["mlp.router_logits"], values["mlp.expert_indices"]
+    return site.rules.expert_weights(site.at("mlp.expert_weights"), logits, indices)
+
+
+def _gate_up(site: Site, values: Values) -> Array:
+    mlp, indices = site.block.mlp, values["mlp.expert_indices"]
+    x = np.broadcast_to(values["mlp.norm"][:, None], (*indices.shape, site.config.hidden_size))
+    return _by_expert(site, "mlp.gate_up", x, indices, mlp.mlp1_weight, mlp.mlp1_bias)
+
+
+def _swiglu(site: Site, values: Values) -> Array:
+    return site.rules.swiglu(site.at("mlp.swiglu"), values["mlp.gate_up"])
+
+
+def _expert_out(site: Site, values: Values) -> Array:
+    mlp, indices, x = site.block.mlp, values["mlp.expert_indices"], values["mlp.swiglu"]
+    return _by_expert(site, "mlp.expert_out", x, indices, mlp.mlp2_weight, mlp.mlp2_bias)
+
+
+def _by_expert(
+    site: Site, tap: str, x: Array, indices: Array, matrices: ExpertMatrix, biases: Array
+) -> Array:
+    """Each chosen expert's matrix times its rows of ``x`` (T, A, M), plus its bias: (T, A, N)."""
+    out = np.empty((*indices.shape, matrices.shape[-2]), site.policy.dtype)
+    for expert in np.unique(indices).tolist():
+        rows = indices == expert  # (T, A)
+        matrix = site.matrix(tap, matrices, expert)
+        out[rows] = site.rules.expert_linear(
+            site.at(tap, expert), np.ascontiguousarray(x[rows]), matrix, biases[expert]
+        )
+    return out
+
+
+def _mlp_out(site: Site, values: Values) -> Array:
+    answers, weights = values["mlp.expert_out"], values["mlp.expert_weights"]
+    indices, bias = values["mlp.expert_indices"], site.block.mlp.mlp2_bias
+    return site.rules.combine(site.at("mlp.out"), answers, weights, indices, bias)
+
+
+def _mlp_residual(site: Site, values: Values) -> Array:
+    x = values["attn.residual"]
+    return site.rules.residual(site.at("mlp.residual"), x, values["mlp.out"])
+
+
+def _norm(site: Site, values: Values) -> Array:
+    return site.rules.rmsnorm(site.at("norm"), values[STREAM], site.ends.norm_scale)
+
+
+def _logits(site: Site, values: Values) -> Array:
+    return site.rules.linear(site.at("logits"), values["norm"], site.ends.unembedding, None)
+
+
+def _stage(
+    name: str, inputs: str, rules: str, compute: Callable[[Site, Values], Array]
+) -> tuple[str, Stage]:
+    return name, Stage(name, tuple(inputs.split()), frozenset(rules.split()), compute)
+
+
+BLOCK: dict[str, Stage] = dict(
+    (
+        _stage("attn.norm", STREAM, "block_weights rmsnorm", _attn_norm),
+        _stage("attn.q", "attn.norm", "block_weights linear", _heads("q")),
+        _stage("attn.k", "attn.norm", "block_weights linear", _heads("k")),
+        _stage("attn.v", "attn.norm", "block_weights linear", _heads("v")),
+        _stage("attn.q_rope", "attn.q", "yarn rope_tables rope", _rope("q")),
+        _stage("attn.k_rope", "attn.k", "yarn rope_tables rope", _rope("k")),
+        _stage(
+            "attn.weights",
+            "attn.q_rope attn.k_rope",
+            "block_weights window attention_weights",
+            _attn_weights,
+        ),
+        _stage(
+            "attn.mix",
+            "attn.q_rope attn.k_rope attn.v",
+            "block_weights window attention_weights attention_mix",
+            _mix_from_heads,
+        ),
+        _stage("attn.out", "attn.mix", "block_weights linear", _attn_out),
+        _stage("attn.residual", f"{STREAM} attn.out", "residual", _attn_residual),
+        _stage("mlp.norm", "attn.residual", "block_weights rmsnorm", _mlp_norm),
+        _stage("mlp.router_logits", "mlp.norm", "block_weights linear", _router_logits),
+        _stage("mlp.expert_indices", "mlp.router_logits", "choose", _expert_indices),
+        _stage(
+            "mlp.expert_weights",
+            "mlp.router_logits mlp.expert_indices",
+            "expert_weights",
+            _expert_weights,
+        ),
+        _stage(
+            "mlp.gate_up",
+            "mlp.norm mlp.expert_indices",
+            "block_weights expert_matrix expert_linear",
+            _gate_up,
+        ),
+        _stage("mlp.swiglu", "mlp.gate_up", "swiglu", _swiglu),
+        _stage(
+            "mlp.expert_out",
+            "mlp.swiglu mlp.expert_indices",
+            "block_weights expert_matrix expert_linear",
+            _expert_out,
+        ),
+        _stage(
+            "mlp.out",
+            "mlp.expert_out mlp.expert_weights mlp.expert_indices",
+            "block_weights combine",
+            _mlp_out,
+        ),
+        _stage("mlp.residual", "attn.residual mlp.out", "residual", _mlp_residual),
+    )
+)
+"""The stages of a block, in the order of computation."""
+
+MIX_FROM_WEIGHTS = Stage(
+    "attn.mix",
+    ("attn.weights", "attn.v"),
+    frozenset(("window", "attention_mix")),
+    _mix_from_weights,
+)
+"""Takes the place of the stage ``attn.mix`` where the attention weights are given."""
+
+FIRST = Stage("embedding", (), frozenset(("end_weights", "embedding")), _embedding)
+LAST: dict[str, Stage] = dict(
+    (
+        _stage("norm", STREAM, "end_weights rmsnorm", _norm),
+        _stage("logits", "norm", "end_weights linear", _logits),
+    )
+)
+DISCRETE = frozenset(("mlp.expert_indices",))
+"""Tap points that hold integers."""

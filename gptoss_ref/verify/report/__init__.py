@@ -1,0 +1,1 @@
+"""What is said of it: rows, verdicts, text, JSON and HTML."""

@@ -1,0 +1,166 @@
+"""What a diagnosis found: a report of the local replay, and the bugs that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gptoss_ref.verify.report.report import Report, Section, plain
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A known bug that the other's numbers show.
+
+    Attributes:
+        name: of the mutant in the catalogue, e.g. ``"window-plus-one"``.
+        variant: which form of it, where it is not the usual one.
+        stage: the tap point, without its block, whose numbers it changes first.
+        tap: the tap point where it was found.
+        blocks: the blocks that have it; None: all that can.
+        summary, consequence, reports: of the mutant.
+        error_before, error_after: at that tap point, in multiples of what rounding explains, by the
+            specification and with this bug.
+        alternatives: names of other mutants that this input cannot tell from it.
+        confidence: between 0 and 1; shared with the alternatives.
+        share: of the values that differ, how many side with the bug; only for a bug that changes
+            less than rounding may.
+    """
+
+    name: str
+    variant: str | None
+    stage: str
+    tap: str
+    blocks: tuple[int, ...] | None
+    summary: str
+    consequence: str
+    reports: tuple[str, ...]
+    error_before: float
+    error_after: float
+    alternatives: tuple[str, ...]
+    confidence: float
+    share: float | None = None
+
+    @property
+    def mutant(self) -> str:
+        """The same as ``name``."""
+        return self.name
+
+    def lines(self) -> list[str]:
+        """The cause in words."""
+        form = "" if self.variant is None else f" ({self.variant})"
+        where = "" if self.blocks is None else f" in {_blocks(self.blocks)} only"
+        lines = [f"{self.name}{form}{where}: {self.summary}", f"  {self.consequence}"]
+        if self.share is None:
+            lines.append(
+                f"  found at {self.tap}: {_times(self.error_before)} without it, "
+                f"{_times(self.error_after)} with it"
+            )
+        else:
+            lines.append(
+                f"  found at {self.tap}: too small for the yardstick, but {self.share:.1%} of the "
+                "values that it rounds otherwise are rounded as with it"
+            )
+        if self.alternatives:
+            lines.append(f"  cannot be told on this input from {', '.join(self.alternatives)}")
+        if self.reports:
+            lines.append(f"  reported before: {', '.join(self.reports)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """Divergences that none of the known bugs explains.
+
+    Attributes:
+        tap: the first of them, and ...
+        taps: ... all of the same stage.
+        error: there, in multiples of what rounding explains.
+        where: which tokens, heads or experts are hit, in words.
+        nearest: the mutant that comes nearest; None: none makes it better.
+        remaining: what is left of the error with it.
+    """
+
+    tap: str
+    taps: tuple[str, ...]
+    error: float
+    where: str
+    nearest: str | None = None
+    remaining: float | None = None
+
+    def lines(self) -> list[str]:
+        """The same in words."""
+        others = f", and at {len(self.taps) - 1} more of its kind" if len(self.taps) > 1 else ""
+        lines = [f"{self.tap}{others}: {_times(self.error)}; {self.where}"]
+        if self.nearest is not None and self.remaining is not None:
+            lines.append(f"  {self.nearest} comes nearest and leaves {_times(self.remaining)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Diagnosis(Report):
+    """A report of a local replay, with the bugs that explain it.
+
+    Attributes:
+        causes: the bugs found, in the order of computation; of logits alone, ranked by how well
+            each by itself explains them.
+        unexplained: divergences that no known bug explains.
+        rewritings: what is computed otherwise but comes to the same, in words.
+    """
+
+    command: ClassVar[str] = "diagnose"
+
+    causes: tuple[Cause, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
+    rewritings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether something could be judged, and nothing of it is wrong."""
+        return not self.causes and not self.unexplained and super().ok
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        parts = []
+        if self.causes:
+            names = " and ".join(cause.name for cause in self.causes)
+            parts.append(f"The numbers are those of {names}")
+        if self.unexplained:
+            tap = self.unexplained[0].tap
+            if parts:
+                parts.append(f"beyond that none of the known bugs explains {tap}")
+            else:
+                parts.append(f"{tap} diverges, and none of the known bugs explains this")
+        return "; ".join(parts) + "." if parts else super().verdict
+
+    def sections(self) -> Sequence[Section]:
+        """Causes, what is unexplained, and rewritings."""
+        parts = (
+            ("Causes", [line for cause in self.causes for line in cause.lines()]),
+            (
+                "None of the known bugs explains this",
+                [line for unexplained in self.unexplained for line in unexplained.lines()],
+            ),
+            ("Computed otherwise, which comes to the same", list(self.rewritings)),
+        )
+        return [Section(title, tuple(lines)) for title, lines in parts if lines]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object; NaN and infinities become null."""
+        return {
+            **super().to_json(),
+            "causes": [plain(vars(cause)) for cause in self.causes],
+            "unexplained": [plain(vars(item)) for item in self.unexplained],
+            "rewritings": list(self.rewritings),
+        }
+
+
+def _times(excess: float) -> str:
+    return f"{excess:.3g} times what rounding explains"
+
+
+def _blocks(blocks: Sequence[int]) -> str:
+    words = ", ".join(map(str, blocks))
+    return f"block {words}" if len(blocks) == 1 else f"blocks {words}"

@@ -1,0 +1,61 @@
+"""Where in an array the wrong numbers are: which tokens, and which heads, experts or channels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.taps import axes
+
+NAMES = {"H": "head", "K": "key/value head", "E": "expert", "A": "place", "C": "channel"}
+
+CONCENTRATED = 0.99
+"""Share of the squared error that the named ones must hold."""
+
+SOME = 0.5
+"""Share of an axis beyond which the error is not concentrated."""
+
+
+def whereabouts(tap: str, exact: Array, other: Array, wrong_rows: NDArray[np.bool_]) -> str:
+    """The tokens that are wrong, and along which axes the error is concentrated, in words.
+
+    Args:
+        exact, other: the tap point by the specification and by the other implementation.
+        wrong_rows: (T,) tokens whose error rounding does not explain.
+    """
+    letters = axes(tap)
+    parts = [tokens_of(wrong_rows)]
+    difference = np.asarray(other, np.float64) - np.asarray(exact, np.float64)
+    squares = np.where(np.isfinite(difference), difference, 0.0) ** 2
+    for axis, letter in enumerate(letters):
+        if letter in NAMES:
+            along = squares.sum(axis=tuple(i for i in range(squares.ndim) if i != axis))
+            parts += _concentrated(NAMES[letter], along)
+    return ", ".join(parts)
+
+
+def tokens_of(wrong: NDArray[np.bool_]) -> str:
+    """Which tokens a mask (T,) holds, in words."""
+    count = int(wrong.sum())
+    if count == len(wrong):
+        return "all tokens"
+    if not count:
+        return "no token by itself, but all together"
+    first = int(np.argmax(wrong))
+    if wrong[first:].all():
+        return f"tokens from {first} on"
+    return f"{count} of {len(wrong)} tokens, the first {first}"
+
+
+def _concentrated(name: str, squares: NDArray[np.float64]) -> list[str]:
+    order = np.argsort(-squares)
+    total = squares.sum()
+    if total == 0 or len(squares) < 2:
+        return []
+    count = 1 + int(np.searchsorted(np.cumsum(squares[order]), CONCENTRATED * total))
+    if count > SOME * len(squares):
+        return []
+    which = sorted(order[:count].tolist())
+    shown = ", ".join(map(str, which[:8])) + (", …" if len(which) > 8 else "")
+    return [f"{name}{'s' if count > 1 else ''} {shown}"]

@@ -1,0 +1,240 @@
+"""The lines of a comparison: from errors and what rounding explains to a verdict in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.tracing.taps import split
+from gptoss_ref.verify.noise.metrics import Errors, Rows, ratio
+from gptoss_ref.verify.noise.noise_floor import Level
+from gptoss_ref.verify.noise.routing_ties import Choice
+from gptoss_ref.verify.replay.evaluate import nodes
+from gptoss_ref.verify.report.report import ALL_LOST, WRONG, Row, Verdict
+
+Mask = NDArray[np.bool_]
+
+FADED = 0.25
+"""How much of a relative error may be left where a rewriting agrees again."""
+
+TOP = 5
+"""Logits compared as sets: the most likely so many tokens."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a row says of its tap point before anything is judged."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, str]
+
+
+def float_row(
+    place: Place,
+    errors: Errors,
+    level: Level | None,
+    aside: Mask,
+    why: str,
+    extra: dict[str, float],
+) -> Row:
+    """The row of a tap point that holds floats.
+
+    Args:
+        level: the yardstick; None: there is none that tells right from wrong here.
+        aside: (T,) tokens that are not judged.
+        why: they are not, in words.
+    """
+    free = ~aside
+    seen = errors.of(free) if free.any() else errors
+    allowed, excess, verdict, first = math.nan, math.nan, "unjudged", None
+    note = "cannot be judged without the model: what it is computed from is missing or too far off"
+    broken = int(errors.broken.sum())
+    if broken:
+        verdict, excess = "nan", math.inf
+        first = int(np.argmax(errors.broken > 0))
+        note = (
+            f"{broken} {'value is' if broken == 1 else 'values are'} NaN or infinite in one trace "
+            f"only, the first at token {first}"
+        )
+        if place.dtypes[1] == "float16":
+            note += "; float16 ends at 65,504"
+    elif not free.any():
+        note = why
+    elif math.prod(place.shape) == int(errors.lost.sum()):
+        note = ALL_LOST
+    elif level is not None:
+        rows, bound = errors.rows()[free], level.allowed_rows[free]
+        allowed = level.allowed
+        whole = seen.rel_l2
+        excess = max(ratio(whole, allowed), float((rows / bound).max()))
+        verdict, note = ("diverges", "") if excess > 1 else ("ok", "")
+        if excess > 1:
+            over = np.zeros(len(free), bool)
+            over[free] = rows > bound
+            first = int(np.argmax(over)) if over.any() else None
+            worst = int(np.argmax(rows / bound))
+            error, explained = (rows[worst], bound[worst]) if over.any() else (whole, allowed)
+            note = f"relative error {error:.2g} where rounding explains {explained:.2g}"
+            note += _where(over)
+    if aside.any() and free.any() and verdict == "ok":
+        note = f"{int(aside.sum())} of {len(aside)} tokens left out: {why}"
+    return Row(
+        name=place.name,
+        shape=place.shape,
+        dtypes=place.dtypes,
+        max_abs=seen.max_abs,
+        rel_l2=seen.rel_l2,
+        cosine=seen.cosine,
+        rounding_units=seen.rel_l2 / level.unit if level else math.nan,
+        allowed=allowed,
+        excess=excess,
+        verdict=_verdict(verdict),
+        note=note,
+        first_token=first,
+        extra=extra,
+    )
+
+
+def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
+    """The row of expert indices: their sets, and the margins where they differ."""
+    wrong = choice.wrong & ~aside
+    differs = int(choice.differs.sum())
+    share = differs / len(aside)
+    margins = choice.margin[choice.differs]
+    margin = float(margins.max()) if differs else 0.0
+    first, note = None, ""
+    verdict = "tie" if differs else "ok"
+    if wrong.any():
+        verdict, first = "diverges", int(np.argmax(wrong))
+        own = int((choice.contradicts & wrong).sum())
+        if own:
+            note = f"{own} tokens go to experts that are not the largest of OTHER's own logits"
+        else:
+            note = f"experts that rounding does not explain, by a margin of {margin:.2g}"
+        note += _where(wrong)
+    elif differs:
+        note = f"{differs} of {len(aside)} tokens go to other experts, within {margin:.2g} of a tie"
+    compared = choice.differs & (choice.slack > 0)
+    excess = float((choice.margin[compared] / choice.slack[compared]).max(initial=0.0))
+    return Row(
+        name=place.name,
+        shape=place.shape,
+        dtypes=place.dtypes,
+        max_abs=margin,
+        rel_l2=share,
+        cosine=math.nan,
+        rounding_units=math.nan,
+        allowed=math.nan,
+        excess=math.inf if wrong.any() else min(excess, 1.0),
+        verdict=_verdict(verdict),
+        note=note,
+        first_token=first,
+        extra={"sets_equal": 1 - share},
+    )
+
+
+def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[str, float]:
+    """How alike two sets of logits (T, V) are as predictions.
+
+    ``kl_mean`` and ``kl_max``: Kullback-Leibler divergence of the other's probabilities from the
+    reference's, in nats a token. ``top1``: share of tokens with the same most likely next token.
+    ``top5``: of the five most likely ones, how many are common to both.
+    """
+    step = max(1, (1 << 20) // vocabulary)
+    count = min(TOP, vocabulary)
+    kl, top1, shared = [], 0, 0
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        a, b = (x(rows).astype(np.float64) for x in (ref, other))
+        with np.errstate(invalid="ignore", over="ignore"):
+            log_p, log_q = (_log_softmax(x) for x in (a, b))
+            kl.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+        top1 += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
+        best = [np.argpartition(-x, count - 1, axis=1)[:, :count] for x in (a, b)]
+        shared += int((best[0][:, :, None] == best[1][:, None, :]).sum())
+    divergence = np.concatenate(kl)
+    return {
+        "kl_mean": float(divergence.mean()),
+        "kl_max": float(divergence.max()),
+        "top1": top1 / length,
+        f"top{TOP}": shared / (length * count),
+    }
+
+
+def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
+    """The rows with what follows from one another: rewritings, and what follows the first error.
+
+    A tap point that differs while all that is computed from it agrees is not wrong: its producer
+    keeps it in another form, or recorded something else under its name. An error that merely fades
+    on the way is one all the same: of what agrees, only :data:`FADED` of it may be left.
+    """
+    found = {row.name: row for row in rows}
+    verdicts = {row.name: row.verdict for row in rows}
+    nearest = _nearest_users(config, verdicts)
+
+    def agrees(user: str, row: Row) -> bool:
+        if verdicts[user] in ("tie", "rewritten"):
+            return True
+        near = found[user].rel_l2 <= FADED * row.rel_l2
+        return verdicts[user] in ("ok", "unjudged") and near
+
+    rewritten = set()
+    for row in reversed(rows):
+        used = [user for user in nearest[row.name] if not user.endswith("expert_indices")]
+        if row.verdict == "diverges" and used and all(agrees(user, row) for user in used):
+            verdicts[row.name] = "rewritten"
+            rewritten.add(split(row.name)[1])
+    for row in rows:  # what is rewritten in one block is so in the others, where less can be told
+        harmless = all(verdicts[user] not in WRONG for user in nearest[row.name])
+        if verdicts[row.name] == "diverges" and split(row.name)[1] in rewritten and harmless:
+            verdicts[row.name] = "rewritten"
+
+    settled, broken = [], False
+    for row in rows:
+        verdict = verdicts[row.name]
+        if verdict == "rewritten":
+            note = f"{row.note}; but all that is computed from it agrees"
+            row = replace(row, verdict=_verdict(verdict), note=note)
+        elif verdict in WRONG and broken:
+            row = replace(row, verdict="follows")
+        broken = broken or verdict in WRONG
+        settled.append(row)
+    return settled
+
+
+def _nearest_users(config: ModelConfig, compared: Container[str]) -> dict[str, list[str]]:
+    """By tap point, the compared ones that are computed from it without another between."""
+    found: dict[str, dict[str, None]] = {}
+    for node in reversed(nodes(config)):  # so that who uses a tap point comes before it
+        users = found.setdefault(node.tap, {})
+        passed_on = {node.tap: None} if node.tap in compared else users
+        for tap in node.inputs:
+            found.setdefault(tap, {}).update(passed_on)
+    return {tap: list(users) for tap, users in found.items()}
+
+
+def _where(over: Mask) -> str:
+    """Which tokens: ``, from token 128 on``."""
+    count = int(over.sum())
+    if not count or count == len(over):
+        return ""
+    first = int(np.argmax(over))
+    if over[first:].all():
+        return f", from token {first} on"
+    return f", at {count} of {len(over)} tokens, first at token {first}"
+
+
+def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = x - x.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _verdict(word: str) -> Verdict:
+    return word  # type: ignore[return-value]

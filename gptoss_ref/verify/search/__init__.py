@@ -1,0 +1,1 @@
+"""Which of the known bugs explains what was observed."""

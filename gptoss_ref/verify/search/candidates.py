@@ -1,0 +1,97 @@
+"""What a divergence may be explained by: the catalogue's mutants, in all blocks or in some."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, TIES, Mutant
+from gptoss_ref.verify.replay.ops import SPECIFICATION, At, Rules
+from gptoss_ref.weights import ModelWeights
+
+AT_ONCE = 8
+"""Candidates computed side by side: each holds its own copy of a tap point."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One mutant in one form.
+
+    Attributes:
+        mutant: which one.
+        change: the rules with it, given the rules without.
+        label: of the variant; None: the standard form.
+        blocks: the only blocks that have it; None: all.
+    """
+
+    mutant: Mutant
+    change: Callable[[Rules], Rules]
+    label: str | None = None
+    blocks: frozenset[int] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.mutant.name
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it is no error: an equivalent rewriting, or rounding that may turn a tie."""
+        return self.mutant.equivalent or self.mutant in TIES
+
+    def apply(self, rules: Rules) -> Rules:
+        """``rules`` with this candidate added, in its blocks."""
+        changed = self.change(rules)
+        if self.blocks is None:
+            return changed
+        return dataclasses.replace(
+            rules,
+            **{
+                name: _in_blocks(self.blocks, getattr(changed, name), getattr(rules, name))
+                for name in changes(rules, changed)
+            },
+        )
+
+    def within(self, blocks: Iterable[int]) -> Candidate:
+        """The same, but in some blocks only."""
+        return dataclasses.replace(self, blocks=frozenset(blocks))
+
+
+def changes(before: Rules, after: Rules) -> frozenset[str]:
+    """Names of the rules that differ."""
+    names = (field.name for field in dataclasses.fields(Rules))
+    return frozenset(n for n in names if getattr(before, n) is not getattr(after, n))
+
+
+def _in_blocks(
+    blocks: frozenset[int], wrong: Callable[..., Any], right: Callable[..., Any]
+) -> Callable[..., Any]:
+    def rule(at: At, *arguments: Any) -> Any:
+        return (wrong if at.layer in blocks else right)(at, *arguments)
+
+    return rule
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate with the names of the rules it changes."""
+
+    candidate: Candidate
+    rules: frozenset[str]
+
+
+def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[Entry]:
+    """All candidates for a model and a prompt length: bugs first, then their other forms.
+
+    Mutants that this model cannot show are left out.
+    """
+    applicable = [m for m in (*CATALOGUE, *TIES, *EQUIVALENT) if m.applies(config, weights)]
+    standard = [Candidate(mutant, mutant.apply) for mutant in applicable]
+    others = [
+        Candidate(mutant, variant.apply, variant.label)
+        for mutant in applicable
+        for variant in mutant.variants(config, length)
+    ]
+    return [Entry(c, changes(SPECIFICATION, c.apply(SPECIFICATION))) for c in (*standard, *others)]

@@ -1,0 +1,128 @@
+"""What a search tries, finds, and gives up: candidates that may explain a divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gptoss_ref.verify.noise.tap_check import Local
+from gptoss_ref.verify.search.candidates import Candidate
+
+PAIRED = 24
+"""Candidates that are combined with each other where none will do alone."""
+
+LEADING = 4
+"""Of these, the ones that are combined with every form of the others."""
+
+ALIKE = 1.02
+"""Two explanations whose distances differ by less than this factor cannot be told apart."""
+
+Option = tuple[Candidate, ...]
+"""One or two candidates, applied one after the other."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A candidate that explains a divergence.
+
+    Attributes:
+        candidate: what explains it.
+        tap: the tap point at which it was found.
+        before, after: there, in multiples of what rounding explains, without and with it.
+        alternatives: names of other mutants that explain it as well on this input.
+        share: of the values that tell, how many side with it; None where it was found by its size.
+    """
+
+    candidate: Candidate
+    tap: str
+    before: float
+    after: float
+    alternatives: tuple[str, ...] = ()
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Divergences that no known bug explains.
+
+    Attributes:
+        tap: the first of them.
+        taps: all of the same stage.
+        nearest: the mutant that comes nearest, and what remains with it, if it comes nearer at all.
+    """
+
+    tap: str
+    taps: tuple[str, ...]
+    nearest: tuple[str, float] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One or two candidates tried on a tap point.
+
+    Attributes:
+        candidates: applied one after the other.
+        local: the tap point under them.
+        left, tokens: divergences of the whole trace under them, and tokens that diverge in these.
+        distance: between the other's numbers and theirs, rounded alike, over all they change.
+    """
+
+    candidates: Option
+    local: Local
+    left: int = 0
+    tokens: int = 0
+    distance: float = 0.0
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(candidate.name for candidate in self.candidates)
+
+    @property
+    def harmless(self) -> bool:
+        """Whether no error is among them."""
+        return all(candidate.harmless for candidate in self.candidates)
+
+    @property
+    def rank(self) -> tuple[int, int, bool, float]:
+        """Smaller is better: what it leaves, in fewer tokens, in all blocks alike, and how near."""
+        placed = any(candidate.blocks is not None for candidate in self.candidates)
+        return self.left, self.tokens, placed, self.distance
+
+
+def best_of(weighed: Iterable[Explanation]) -> tuple[Explanation, tuple[str, ...]]:
+    """The best explanation of a divergence, and names that cannot be told from its own.
+
+    Of two bugs that come to the same numbers as two others those are better that do so in either
+    order: where the order matters, the later bug hides a part of the earlier one.
+    """
+    ordered = sorted(weighed, key=lambda e: e.rank)
+    first = ordered[0]
+    alike = [
+        e for e in ordered if e.rank[:3] == first.rank[:3] and e.distance <= ALIKE * first.distance
+    ]
+    tried = [e.candidates for e in alike]
+    best = max(alike, key=lambda e: e.candidates[::-1] in tried)
+    names = (c.name for e in alike for c in e.candidates if c.name not in best.names)
+    return best, tuple(dict.fromkeys(names))
+
+
+def pairs(singles: Iterable[Option]) -> list[Option]:
+    """Two candidates at a time, in both orders.
+
+    The nearest mutants with each other, each in its nearest and in its usual form; and the first
+    few of them with every other form of the others, for what is nearest alone need not be what fits
+    beside another.
+    """
+    forms = [candidate for (candidate,) in singles]
+    nearest: dict[str, Candidate] = {}
+    for form in forms:
+        nearest.setdefault(form.name, form)
+    some = list(nearest.values())[:PAIRED]
+    names = {candidate.name for candidate in some}
+    some += [f for f in forms if f.label is None and f.name in names and f not in some]
+    found: list[Option] = [(a, b) for a in some for b in some if a.name != b.name]
+    for leading in some[:LEADING]:
+        for form in forms:
+            if form.name != leading.name and form not in some:
+                found += [(leading, form), (form, leading)]
+    return found

@@ -1,0 +1,81 @@
+"""How far candidates are from somebody's numbers at one tap point, in one quick pass for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
+from gptoss_ref.verify.replay.evaluate import predict_each
+from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.report.progress import Steps
+from gptoss_ref.verify.search.candidates import AT_ONCE
+from gptoss_ref.verify.search.fit import Option
+from gptoss_ref.weights import ModelWeights
+
+Item = TypeVar("Item")
+
+TINY = 2.0**-60
+"""Relative error below which a row counts as equal."""
+
+
+def distances(
+    weights: ModelWeights,
+    trace: Trace,
+    rounding: str,
+    tap: str,
+    rules: Rules,
+    options: Sequence[tuple[Option, Rules]],
+    steps: Steps,
+) -> tuple[float, list[tuple[float, Option]]]:
+    """The distance under ``rules``, and under the rules of each option that alters the numbers.
+
+    A distance is the mean logarithm of the relative errors of the rows; nearest first. Of a choice
+    of experts there is none: every option stands at the same place.
+
+    Args:
+        rounding: of the trace.
+        tap: the tap point, computed from the nearest ones before it that the trace holds.
+    """
+    if split(tap)[1] in DISCRETE:
+        return 1.0, [(0.0, option) for option, _ in options]
+    other, axis = trace[tap], axes(tap).index("T")
+    policy = FLOAT64 if rounding == "float64" else FLOAT32
+    plain: Array | None = None
+    base, altered = 0.0, []
+    batches = list(_batches([((), rules), *options], AT_ONCE))
+    steps.expect(len(batches))
+    for some in batches:
+        runs = [(changed, policy) for _, changed in some]
+        results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap])
+        for (option, _), result in zip(some, results, strict=True):
+            score = _score(measure_arrays(other, result[tap], axis))
+            if plain is None:
+                plain, base = result[tap], score
+            elif not _same(plain, result[tap]):
+                altered.append((score, option))
+        steps.tick()
+    return base, sorted(altered, key=lambda pair: pair[0])
+
+
+def _score(errors: Errors) -> float:
+    """Mean logarithm of the rows' errors; a row that is not finite alike counts for very far."""
+    broken = float(np.mean(errors.broken > 0))
+    return float(np.mean(np.log(errors.rows() + TINY))) - broken * float(np.log(TINY))
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays are equal, NaN included, which is looked at only if need be."""
+    return np.array_equal(one, other) or (
+        bool(np.isnan(one).any()) and np.array_equal(one, other, equal_nan=True)
+    )
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,159 @@
+"""Bugs that change less than rounding may: found by which way the other's roundings fall.
+
+Such a bug moves few values, or all of them by little, so that no tap point diverges by its size.
+But the values that it rounds otherwise than the specification tell: each is a vote, for the side it
+is nearer to. A correct run, rounded in whatever way, sides with neither; a run with the bug sides
+with it nearly always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import measure_arrays
+from gptoss_ref.verify.noise.rounding import POLICIES, UNITS
+from gptoss_ref.verify.noise.tap_check import Local
+from gptoss_ref.verify.replay.evaluate import predict_each, segments
+from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.report.progress import Steps
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Entry
+from gptoss_ref.weights import ModelWeights
+
+VOTERS, SIDES = 30, 0.9
+"""A bug is named if at least so many values vote, and this share of them for it, ..."""
+
+EXACT, CLEAR = 3, 8.0
+"""... or so many, all of them: exact to a rounding or two, and so many roundings off without it."""
+
+GROSS = 2.0
+"""A candidate that moves a tap point by so many times what rounding explains is not hidden."""
+
+
+@dataclass
+class Vote:
+    """How the values told so far side.
+
+    Attributes:
+        candidate: for or against which.
+        tap: the first tap point with a vote.
+        voters, sides: values that it rounds otherwise, and those nearer to it.
+        clear, exact: values that it changes by many roundings, and those it gives to a rounding.
+    """
+
+    candidate: Candidate
+    tap: str = ""
+    voters: int = 0
+    sides: int = 0
+    clear: int = 0
+    exact: int = 0
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Share of the voters that side with it."""
+        return self.sides / self.voters if self.voters else 0.0
+
+    @property
+    def elected(self) -> bool:
+        """Whether that says that the bug is there."""
+        many = self.voters >= VOTERS and self.share >= SIDES
+        few = self.exact == self.clear >= EXACT and self.share >= SIDES
+        return many or few
+
+    def count(self, tap: str, right: Array, wrong: Array, other: Array, unit: float) -> None:
+        """Add the votes of one tap point."""
+        told = (right != wrong) & np.isfinite(right) & np.isfinite(wrong)
+        if not told.any():
+            return
+        self.tap = self.tap or tap
+        r, w, o = (x[told].astype(np.float64) for x in (right, wrong, other))
+        self.voters += o.size
+        self.sides += int((np.abs(o - w) < np.abs(o - r)).sum())
+        clear = np.abs(w - r) > CLEAR * unit * np.maximum(np.abs(w), np.abs(r))
+        self.clear += int(clear.sum())
+        self.exact += int((clear & (np.abs(o - w) <= 2 * unit * np.abs(w))).sum())
+
+
+def most_votes(
+    weights: ModelWeights,
+    trace: Trace,
+    rounding: str,
+    rules: Rules,
+    entries: Sequence[Entry],
+    locals_: Mapping[str, Local],
+    steps: Steps,
+) -> Vote | None:
+    """The candidate with the clearest vote over all tap points that do not diverge, if any.
+
+    Args:
+        rules: what explains the trace so far.
+        locals_: every tap point replayed by these rules.
+        steps: is told of what is to be done and what is done.
+    """
+    reach = segments(trace.config, trace)
+    groups: dict[frozenset[str], list[Candidate]] = {}
+    for entry in entries:
+        groups.setdefault(entry.rules, []).append(entry.candidate)
+    polls: list[tuple[list[str], list[Candidate]]] = []
+    for changed, candidates in groups.items():
+        taps = [
+            tap
+            for tap, local in locals_.items()
+            if reach[tap].rules & changed
+            and local.excess <= 1
+            and not local.tied.any()
+            and split(tap)[1] not in DISCRETE
+        ]
+        starts = range(0, len(candidates), AT_ONCE) if taps else ()
+        polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
+    steps.expect(len(polls))
+    votes: list[Vote] = []
+    for taps, candidates in polls:
+        some = [Vote(candidate) for candidate in candidates]
+        for tap in taps:
+            some = _poll(weights, trace, rounding, rules, some, locals_[tap])
+        votes += [vote for vote in some if vote.elected]
+        steps.tick()
+    votes.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
+    if not votes:
+        return None
+    best = votes[0]
+    best.alternatives = tuple(
+        dict.fromkeys(
+            v.candidate.name
+            for v in votes[1:]
+            if (v.share, v.voters) == (best.share, best.voters)
+            and v.candidate.name != best.candidate.name
+        )
+    )
+    return best
+
+
+def _poll(
+    weights: ModelWeights,
+    trace: Trace,
+    rounding: str,
+    rules: Rules,
+    votes: list[Vote],
+    local: Local,
+) -> list[Vote]:
+    """The votes of one tap point counted, without the candidates that it rules out."""
+    policy, tap = POLICIES[rounding], local.tap
+    runs = [(rules, policy), *((vote.candidate.apply(rules), policy) for vote in votes)]
+    results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap])
+    right, *wrongs = (result[tap] for result in results)
+    other, axis, left = trace[tap], axes(tap).index("T"), []
+    for vote, wrong in zip(votes, wrongs, strict=True):
+        moved = measure_arrays(right, wrong, axis)
+        if moved.rel_l2 > GROSS * local.whole_allowed or moved.broken.any():
+            continue
+        vote.count(tap, right, wrong, other, UNITS[rounding])
+        left.append(vote)
+    return left

@@ -1,0 +1,334 @@
+"""The tokenizer against openai-harmony and tiktoken; the shipped ranks; tokenizer.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptoss_ref.chat import (
+    Tokenizer,
+    harmony_specials,
+    load_tokenizer,
+    o200k_harmony,
+    read_tokenizer_json,
+    small_harmony,
+    tokenizer_json,
+)
+from gptoss_ref.chat import pack_ranks as ranks
+from gptoss_ref.chat.tokenizer import O200K_PATTERN
+from gptoss_ref.errors import TokenError
+from tests.support.harmony_oracle import SPELT, oracle, texts
+
+# --- the shipped ranks ----------------------------------------------------------------------------
+
+
+def test_the_shipped_ranks_are_the_released_ones() -> None:
+    tokens = ranks.shipped_tokens()
+    assert len(tokens) == ranks.O200K_TOKENS == 199_998
+    digest = hashlib.sha256(ranks.released_text(tokens)).hexdigest()
+    assert digest == "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+
+
+def test_packing_and_unpacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands of pack_ranks.py: out to the released file, and back to the packed one."""
+    released, packed = tmp_path / "o200k_base.tiktoken", tmp_path / "packed.xz"
+    assert ranks.main(["--unpack", str(released)]) == 0
+    assert hashlib.sha256(released.read_bytes()).hexdigest() == ranks.RELEASED_SHA256
+    # packed anew it holds the same; its very bytes depend on the version of liblzma
+    assert ranks.main([str(released), "--output", str(packed)]) == 0
+    assert ranks.unpack(packed.read_bytes()) == ranks.shipped_tokens()
+    assert str(packed) in capsys.readouterr().out
+
+    released.write_bytes(released.read_bytes()[:-1])
+    assert ranks.main([str(released), "--output", str(packed)]) == 2
+    assert "o200k_base.tiktoken: SHA-256 is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_damaged_ranks(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "ranks.xz"
+    data = bytearray(ranks.RANKS_FILE.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[:-100])
+    elif damage == "flipped":
+        data[5000] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(TokenError, match=r"ranks\.xz: (damaged: SHA-256|cannot read)"):
+        ranks.shipped_tokens(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"!!!! 0\n", "line 1: not base64"),
+        (b"IQ== 1\n", "line 1: expected rank 0, found b'1'"),
+        (b"IQ== 0\nIg==\n", "line 2: expected rank 1"),
+    ],
+)
+def test_broken_rank_files(text: bytes, match: str) -> None:
+    with pytest.raises(TokenError, match=match):
+        ranks.parse_released(text)
+
+
+def test_packing_checks_what_it_assumes() -> None:
+    with pytest.raises(TokenError, match="256 one-byte tokens first"):
+        ranks.pack([b"ab"] * 300)
+
+
+# --- o200k_harmony --------------------------------------------------------------------------------
+
+
+@given(texts)
+@settings(max_examples=150)
+def test_encode_as_the_oracle(text: str) -> None:
+    tokens = o200k_harmony().encode(text)
+    assert tokens == oracle().encode(text, disallowed_special=())
+    assert o200k_harmony().decode(tokens) == text
+    assert not any(o200k_harmony().is_special(token) for token in tokens)
+
+
+@given(st.lists(st.integers(0, 201_087), max_size=20))
+def test_decode_as_the_oracle(tokens: list[int]) -> None:
+    assert o200k_harmony().decode(tokens) == oracle().decode(tokens)
+    assert o200k_harmony().decode_bytes(tokens) == b"".join(
+        o200k_harmony().token_bytes(token) for token in tokens
+    )
+
+
+def test_special_tokens_have_the_oracles_names() -> None:
+    special = o200k_harmony().special
+    assert sorted(set(special.values())) == list(range(199_998, 201_088))
+    assert len(special) == 1091  # 1,090 ids, one of them with two names
+    for number in range(199_998, 201_088):
+        name = o200k_harmony().decode([number])
+        assert name == oracle().decode([number])
+        assert special[name] == number
+    assert special["<|endofprompt|>"] == special["<|reserved_200018|>"] == 200_018
+    named = {"startoftext": 199_998, "endoftext": 199_999, "return": 200_002, "constrain": 200_003}
+    named |= {"channel": 200_005, "start": 200_006, "end": 200_007, "message": 200_008}
+    for short, number in (named | {"call": 200_012}).items():
+        assert o200k_harmony().special_id(short) == number
+    assert sorted(o200k_harmony().stop_tokens) == sorted(
+        oracle().stop_tokens_for_assistant_actions()
+    )
+    assert o200k_harmony().vocab_size == 201_088
+
+
+def test_it_is_a_tiktoken_encoding() -> None:
+    encoding = o200k_harmony().encoding
+    assert encoding.n_vocab == 201_088
+    for text in SPELT[:10]:
+        assert encoding.encode(text, allowed_special="all") == [o200k_harmony().special[text]]
+        assert o200k_harmony().encode(text) == encoding.encode(text, disallowed_special=())
+
+
+@pytest.mark.parametrize("token", [-1, 201_088, 2**40])
+def test_no_such_token(token: int) -> None:
+    with pytest.raises(TokenError, match=f"token id {token}: no such token.* 0 to 201087"):
+        o200k_harmony().decode([0, token])
+
+
+def test_half_a_character() -> None:
+    half = o200k_harmony().encode("🎉")[:1]
+    assert "�" in o200k_harmony().decode(half)
+    with pytest.raises(UnicodeDecodeError):
+        o200k_harmony().decode(half, errors="strict")
+    assert o200k_harmony().decode(o200k_harmony().encode("a\ud800b")) == "a�b"
+
+
+def test_importing_chat_does_not_import_tiktoken() -> None:
+    script = (
+        "import sys, gptoss_ref.chat, gptoss_ref.chat.tokenizer, gptoss_ref.chat.render\n"
+        "import gptoss_ref.chat.parser\n"
+        "assert not {'tiktoken', 'regex', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# --- smaller vocabularies and tokenizer.json ------------------------------------------------------
+
+ONE_DIGIT = O200K_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+SMALL = small_harmony(1500, pattern=ONE_DIGIT)
+
+
+def test_small_vocabularies_keep_the_order_of_the_specials() -> None:
+    assert SMALL.vocab_size == 1500 + 21
+    for name, number in o200k_harmony().special.items():
+        if number <= 200_018:
+            assert SMALL.special[name] == 1500 + number - 199_998
+    assert SMALL.special == harmony_specials(1500, 200_018)
+    assert SMALL.stop_tokens == (1500 + 4, 1500 + 14)
+    assert len(SMALL.encode("2758")) == 4
+    with pytest.raises(TokenError, match="ranks = 255: expected 256 to 199998"):
+        small_harmony(255)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with SMALL's tokenizer.json."""
+    path = tmp_path_factory.mktemp("small")
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer_json(SMALL)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    """The same in Hugging Face's tokenizers."""
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Tokenizer:
+    """The same read back by us."""
+    return load_tokenizer(folder, SimpleNamespace(vocab_size=SMALL.vocab_size))
+
+
+@given(text=texts)
+@settings(max_examples=100)
+def test_tokenizer_json_is_read_alike(text: str, theirs: Any, ours: Tokenizer) -> None:
+    tokens = SMALL.encode(text)
+    assert ours.encode(text) == tokens
+    # Hugging Face's encode makes special tokens of text that spells one; the pieces show the rest
+    if "<|" not in text:
+        assert theirs.encode(text).ids == tokens
+    assert SMALL.decode(tokens) == ours.decode(tokens) == text
+
+
+def test_tokenizer_json_has_the_specials(theirs: Any, ours: Tokenizer) -> None:
+    assert ours.vocab_size == SMALL.vocab_size == theirs.get_vocab_size()
+    assert ours.tokens == SMALL.tokens
+    for name, number in ours.special.items():
+        assert SMALL.special[name] == number == theirs.token_to_id(name)
+        assert theirs.encode(name).ids == [number]
+
+
+def test_the_released_vocabulary_needs_no_folder(tmp_path: Path) -> None:
+    config = SimpleNamespace(vocab_size=201_088)
+    assert load_tokenizer(tmp_path / "nowhere", config) is o200k_harmony()
+
+
+def _swap_merges(data: dict[str, Any]) -> None:
+    merges = data["model"]["merges"]
+    merges[0], merges[9] = merges[9], merges[0]
+
+
+def _wrong_pair(data: dict[str, Any]) -> None:
+    """` the` made of ` ` and `the`: tokens both, but the ranks below it leave another pair."""
+    merges = data["model"]["merges"]
+    at = next(i for i, pair in enumerate(merges) if "".join(pair) == "Ġthe")
+    assert merges[at] != ["Ġ", "the"]
+    merges[at] = ["Ġ", "the"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d["model"].update(type="Unigram"), "model.type is Unigram, expected BPE"),
+        (lambda d: d["model"].update(dropout=0.1), "model.dropout is 0.1, expected none"),
+        (lambda d: d.update(normalizer={"type": "NFC"}), "normalizer is .*expected null"),
+        (lambda d: d["model"]["vocab"].pop("!"), r"model.vocab: '\"' has id 1, expected 0"),
+        (lambda d: d["model"]["vocab"].update({"Ġ!漢": 1500}), "'漢' is no byte-level"),
+        (lambda d: d["added_tokens"][3].update(special=False), "is not special"),
+        (lambda d: d["added_tokens"][3].update(id=7), "has id 7, expected at least 1500"),
+        (lambda d: d["added_tokens"].pop(8), "no special token <|start|>"),
+        (lambda d: d["model"]["merges"].pop(5), "is not made by the pair"),
+        (_swap_merges, r"model.merges\[1\].*in the order of their ids"),
+        (_wrong_pair, "is not made by the pair"),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"].pop(0), r"is \['ByteLevel'\], expected"),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+            "expected an isolating Regex",
+        ),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+            "expected add_prefix_space and use_regex to be false",
+        ),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "("}),
+            "the split pattern does not compile",
+        ),
+        (lambda d: d.pop("model"), "json: model is missing, expected an object"),
+        (lambda d: d.update(model=[]), r"json: model is \[\], expected an object"),
+        (lambda d: d["model"].update(vocab=[]), r"model.vocab is \[\], expected an object"),
+        (lambda d: d["model"]["vocab"].update({"!": "x"}), "id of '!' is 'x', expected a whole"),
+        (lambda d: d["model"]["vocab"].update({"": 1500}), "model.vocab: a token is empty"),
+        (lambda d: d["model"]["merges"].__setitem__(0, ["a"]), r"merges\[0\] is \['a'\], expected"),
+        (
+            lambda d: d["model"]["merges"].__setitem__(0, "a b c"),
+            r"merges\[0\] is 'a b c', expected",
+        ),
+        (lambda d: d["model"]["merges"].__setitem__(0, ["a", 3]), "expected a pair of tokens"),
+        (
+            lambda d: d["model"]["merges"].__setitem__(0, ["漢", "a"]),
+            r"\[0\]: '漢': '漢' is no byte",
+        ),
+        (lambda d: d["added_tokens"][0].update(id="x"), r"tokens\[0\].id is 'x', expected a whole"),
+        (
+            lambda d: d["added_tokens"][0].update(id=True),
+            r"tokens\[0\].id is True, expected a whole",
+        ),
+        (
+            lambda d: d["added_tokens"][0].update(id=10**12),
+            r"added_tokens\[0\].id is 1000000000000, expected less than 1050097",
+        ),
+        (lambda d: d["added_tokens"][0].update(id=-1), "has id -1, expected at least 1500"),
+        (lambda d: d["added_tokens"].append(3), r"added_tokens\[21\] is 3, expected an object"),
+        (lambda d: d["added_tokens"][0].update(content="\ud800"), "expected whole characters"),
+        (lambda d: d.update(pre_tokenizer=None), "pre_tokenizer is None, expected an object"),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": 3}),
+            "pre_tokenizer.Split.pattern.Regex is 3, expected a text",
+        ),
+    ],
+)
+def test_other_tokenizers_are_refused(change: Any, match: str, tmp_path: Path) -> None:
+    data = tokenizer_json(SMALL)
+    change(data)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(TokenError, match=match) as caught:
+        load_tokenizer(tmp_path, SimpleNamespace(vocab_size=SMALL.vocab_size))
+    assert "tokenizer.json" in str(caught.value)
+
+
+def test_no_tokenizer_and_no_json(tmp_path: Path) -> None:
+    config = SimpleNamespace(vocab_size=1521)
+    with pytest.raises(TokenError, match=r"tokenizer\.json: cannot read .*needs its own"):
+        load_tokenizer(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"{", "not JSON"),
+        (b'{"model": "\xff"}', "not JSON: byte 11 is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"model": ' + b"9" * 5000 + b"}", "a number has too many digits"),
+        (b"[]", r"the whole file is \[\], expected an object"),
+    ],
+)
+def test_no_tokenizer_json_at_all(content: bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokenError, match=rf"tokenizer\.json: .*{match}"):
+        read_tokenizer_json(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_larger_than_the_model(folder: Path) -> None:
+    with pytest.raises(TokenError, match=r"largest token id is 1520, expected less than .* 1500"):
+        load_tokenizer(folder, SimpleNamespace(vocab_size=1500))
+
+
+def test_tokens_that_no_merge_makes() -> None:
+    singles = [bytes([byte]) for byte in range(256)]
+    odd = Tokenizer([*singles, b"abc"], harmony_specials(257, 200_018), name="odd")
+    with pytest.raises(TokenError, match=r"odd: rank 256, b'abc', has no merge"):
+        tokenizer_json(odd)

@@ -1,0 +1,508 @@
+"""Converting: kept to the byte where it can be, refused where not, and never left half done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gptoss_ref import ModelConfig, convert, load_checkpoint
+from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
+from tests.support.checkpoint_files import (
+    SIZES,
+    dequantise,
+    hf_config,
+    openai_tensors,
+    write_hf,
+    write_hf_bfloat16,
+    write_openai,
+)
+
+WRITERS = {"openai": write_openai, "hf": write_hf, "hf-bfloat16": write_hf_bfloat16}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "openai": {"layout": "openai", "experts": "mxfp4"},
+    "hf": {"layout": "hf", "experts": "mxfp4"},
+    "hf-bfloat16": {"layout": "hf", "experts": "bfloat16"},
+}
+INDEX = "model.safetensors.index.json"
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor, read by safetensors itself."""
+    result: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        result |= load_file(file)
+    return result
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert a[name].shape == b[name].shape, name
+        assert torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)), name
+
+
+@pytest.mark.parametrize(("source", "target"), [*itertools.product(WRITERS, WRITERS)])
+def test_every_direction_is_byte_exact(tmp_path: Path, source: str, target: str) -> None:
+    """From each layout to each: the result is what the independent writer writes for the target.
+
+    Blocks whose largest code is 4 or 6 are the ones that encoding reproduces to the byte.
+    """
+    src = WRITERS[source](tmp_path / "src", seed=5, shards=2, canonical=True)
+    result = convert(src, tmp_path / "dst", **OPTIONS[target])
+    expected = WRITERS[target](tmp_path / "expected", seed=5, canonical=True)
+    assert_same(tensors_of(tmp_path / "dst"), tensors_of(expected))
+    assert load_checkpoint(tmp_path / "dst").layout == target
+    assert result.files == ("model.safetensors",)
+    assert (result.layout, result.experts) == (
+        OPTIONS[target]["layout"],
+        OPTIONS[target]["experts"],
+    )
+    assert result.nbytes == load_checkpoint(expected).nbytes
+    assert result.notes == ()
+    assert json.loads(json.dumps(result.to_json()))["path"] == str(tmp_path / "dst")
+    assert str(tmp_path / "dst") in str(result)
+
+
+@pytest.mark.parametrize("rule", ["floor", "even", "fit"])
+def test_mxfp4_values_survive_bfloat16(tmp_path: Path, rule: Any) -> None:
+    """Any MXFP4 block: exact in bfloat16, and equal again on the way back, if in other bytes."""
+    src = write_hf(tmp_path / "src", seed=6)
+    convert(src, tmp_path / "dense", experts="bfloat16")
+    convert(tmp_path / "dense", tmp_path / "back", experts="mxfp4", rule=rule)
+    before, after = tensors_of(src), tensors_of(tmp_path / "back")
+    dense = tensors_of(tmp_path / "dense")
+    changed = 0
+    for name in [n for n in before if n.endswith("_blocks")]:
+        stem = name.removesuffix("_blocks")
+        old = dequantise(before[name], before[stem + "_scales"])
+        new = dequantise(after[name], after[stem + "_scales"])
+        assert np.array_equal(old, new)
+        assert np.array_equal(np.signbit(old), np.signbit(new))
+        assert np.array_equal(old.swapaxes(1, 2), dense[stem].double().numpy())
+        changed += int(not torch.equal(before[name], after[name]))
+    assert changed, "these blocks are meant to include some that another scale can express"
+
+
+def test_extreme_scales_are_exact_in_bfloat16(tmp_path: Path) -> None:
+    """Scale bytes from 0 (2^-127, subnormal results) to 254, as far as the values fit."""
+    src = write_hf(tmp_path / "src")
+    tensors = tensors_of(src)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    scales, blocks = tensors[name + "_scales"], tensors[name + "_blocks"]
+    scales[0] = torch.arange(384).reshape(192, 2) % 255
+    blocks[0, (scales[0] > 252).nonzero(as_tuple=True)[0]] &= 0x99  # magnitudes 0 and .5
+    save_file(tensors, src / "model.safetensors")
+    convert(src, tmp_path / "dst", experts="bfloat16")
+    dense = tensors_of(tmp_path / "dst")[name].double().numpy()
+    assert np.array_equal(dense.swapaxes(1, 2), dequantise(blocks, scales))
+    assert np.abs(dense[dense != 0]).min() < 2.0**-126
+    assert np.abs(dense).max() > 2.0**125
+
+
+def damage(folder: Path, name: str, index: tuple, value: float) -> Path:
+    tensors = tensors_of(folder)
+    tensors[name][index] = value
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_values_without_a_counterpart_are_refused(tmp_path: Path) -> None:
+    stem = "model.layers.1.mlp.experts.down_proj"
+
+    def refused(src: Path, message: str, experts: Any) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            convert(src, tmp_path / "dst", experts=experts)
+        assert not (tmp_path / "dst").exists()
+
+    src = damage(write_hf(tmp_path / "a"), stem + "_scales", (3, 20, 1), 255)
+    refused(src, rf"{stem}_scales\[3\] .*scale byte 255", "bfloat16")
+    convert(src, tmp_path / "kept", layout="openai")  # bytes are copied, whatever they mean
+    assert tensors_of(tmp_path / "kept")["block.1.mlp.mlp2_weight.scales"][3, 20, 1] == 255
+    src = damage(write_hf(tmp_path / "b", canonical=True), stem + "_scales", (3, 20, 1), 254)
+    refused(src, rf"{stem}_scales\[3\] .*2\^128 and more, beyond bfloat16", "bfloat16")
+    for number, value in enumerate((float("nan"), float("-inf"))):
+        src = damage(write_hf_bfloat16(tmp_path / f"c{number}"), stem, (4, 70, 9), value)
+        refused(src, rf"{stem}\[4\] holds a NaN or an infinity", "mxfp4")
+
+
+def test_bfloat16_experts_are_rounded_to_mxfp4(tmp_path: Path) -> None:
+    """Weights that never were MXFP4: each becomes the nearest code under the block's scale."""
+    src = write_hf_bfloat16(tmp_path / "src")
+    tensors = tensors_of(src)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors[name] = torch.randn(5, 64, 192, generator=torch.Generator().manual_seed(1)).bfloat16()
+    save_file(tensors, src / "model.safetensors")
+    convert(src, tmp_path / "dst", experts="mxfp4")
+    after = tensors_of(tmp_path / "dst")
+    new = dequantise(after[name + "_blocks"], after[name + "_scales"])
+    old = tensors[name].double().numpy().swapaxes(1, 2)
+    scale = np.repeat(2.0 ** (after[name + "_scales"].numpy().astype(int) - 127), 32, axis=-1)
+    error = np.abs(new - old) / scale
+    inside = np.abs(old) / scale <= 6
+    assert error[inside].max() <= 1  # half of the widest gap, 4 to 6
+    assert error.max() <= 2  # saturated: the floor rule leaves values of up to 8
+    half_gap = np.where(np.abs(old) / scale < 2, 0.25, np.where(np.abs(old) / scale < 4, 0.5, 1))
+    assert (error[inside] <= half_gap[inside]).all()
+
+
+@pytest.mark.parametrize("target", sorted(OPTIONS))
+def test_sharded_output(tmp_path: Path, target: str) -> None:
+    src = write_hf(tmp_path / "src", seed=5, canonical=True)
+    result = convert(src, tmp_path / "dst", max_shard_bytes=100_000, **OPTIONS[target])
+    assert len(result.files) > 2
+    expected = WRITERS[target](tmp_path / "expected", seed=5, canonical=True)
+    assert_same(tensors_of(tmp_path / "dst"), tensors_of(expected))
+    assert load_checkpoint(tmp_path / "dst").layout == target
+    index = json.loads((tmp_path / "dst" / INDEX).read_text())
+    assert index["metadata"]["total_size"] == result.nbytes
+    assert set(index["weight_map"].values()) == set(result.files)
+    for file in result.files:
+        tensors = load_file(tmp_path / "dst" / file)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 100_000
+        with safe_open(tmp_path / "dst" / file, "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+
+
+def test_tensors_are_aligned(tmp_path: Path) -> None:
+    convert(write_hf(tmp_path / "src"), tmp_path / "dst", layout="openai")
+    shards = load_checkpoint(tmp_path / "dst").shards
+    assert all(shards.array(name).flags.aligned for name in shards)
+
+
+def test_same_input_same_files(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+    for name in ("one", "two"):
+        convert(src, tmp_path / name, layout="openai", max_shard_bytes=100_000)
+    one, two = sorted((tmp_path / "one").iterdir()), sorted((tmp_path / "two").iterdir())
+    assert [p.name for p in one] == [p.name for p in two]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+def test_without_options_it_copies(tmp_path: Path) -> None:
+    for name, writer in WRITERS.items():
+        src = writer(tmp_path / name, shards=3)
+        convert(src, tmp_path / f"{name}-copy")
+        assert load_checkpoint(tmp_path / f"{name}-copy").layout == name
+        assert_same(tensors_of(tmp_path / f"{name}-copy"), tensors_of(src))
+
+
+def test_float32_tensors_stay_float32(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+    tensors = {n: t.float() if t.dtype == torch.bfloat16 else t for n, t in tensors_of(src).items()}
+    save_file(tensors, src / "model.safetensors")
+    convert(src, tmp_path / "dst", layout="openai")
+    joined = tensors_of(tmp_path / "dst")["block.0.attn.qkv.weight"]
+    assert joined.dtype == torch.float32
+    assert torch.equal(joined, openai_tensors()["block.0.attn.qkv.weight"].float())
+    tensors["model.layers.0.self_attn.k_proj.weight"] = torch.zeros(24, 64, dtype=torch.bfloat16)
+    save_file(tensors, src / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"dtypes BF16, F32; block.0.attn.qkv.weight needs one"
+    ):
+        convert(src, tmp_path / "mixed", layout="openai")
+
+
+# --- configuration and companions -----------------------------------------------------------------
+
+
+def read(folder: Path, name: str = "config.json") -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def test_config_is_written_in_the_right_dialect(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+    convert(src, tmp_path / "openai", layout="openai")
+    assert read(tmp_path / "openai") == SIZES
+    convert(src, tmp_path / "dense", experts="bfloat16")
+    assert "quantization_config" not in read(tmp_path / "dense")
+    assert read(tmp_path / "dense")["router_aux_loss_coef"] == 0.9, "unknown keys are kept"
+    convert(tmp_path / "openai", tmp_path / "hf", layout="hf")
+    assert read(tmp_path / "hf")["quantization_config"]["quant_method"] == "mxfp4"
+    for name in ("openai", "dense", "hf"):
+        config = load_checkpoint(tmp_path / name).config
+        assert config == ModelConfig(**SIZES, max_position_embeddings=256)
+        assert config.eos_token_ids == (102,), "stop tokens go by way of generation_config.json"
+
+
+def test_companions_come_along(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+    contents = {
+        "tokenizer.json": b'{"a": 1}',
+        "tokenizer_config.json": b"{}",
+        "chat_template.jinja": "{# µ #}\r\n".encode(),
+        "generation_config.json": b'{"eos_token_id": [101, 102]}',
+        "LICENSE": b"licence",
+    }
+    for name, content in {**contents, "README.md": b"card", "x.bin": b"?"}.items():
+        (src / name).write_bytes(content)
+    convert(src, tmp_path / "dst", layout="openai")
+    written = {p.name: p.read_bytes() for p in (tmp_path / "dst").iterdir()}
+    assert set(written) == {*contents, "config.json", "model.safetensors"}
+    assert {name: written[name] for name in contents} == contents
+
+
+def test_companions_of_original(tmp_path: Path) -> None:
+    write_openai(tmp_path / "repo" / "original")
+    (tmp_path / "repo" / "tokenizer.json").write_text("{}")
+    convert(tmp_path / "repo", tmp_path / "dst", layout="hf")
+    assert (tmp_path / "dst" / "tokenizer.json").read_text() == "{}"
+
+
+def test_what_the_openai_dialect_cannot_say(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+
+    def configured(**changes: Any) -> Path:
+        (src / "config.json").write_text(json.dumps(hf_config(**changes)))
+        return src
+
+    result = convert(configured(max_position_embeddings=100), tmp_path / "a", layout="openai")
+    assert "max_position_embeddings: 100 becomes" in result.notes[0]
+    assert "note:" in str(result)
+    for key, value in (
+        ("swiglu_alpha", 1.5),
+        ("rms_norm_eps", 1e-6),
+        ("layer_types", ["full_attention"] * 4),
+    ):
+        with pytest.raises(ConfigError, match=f"{key} .* cannot be written in the OpenAI dialect"):
+            convert(configured(**{key: value}), tmp_path / "b", layout="openai")
+        assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "openai", "experts": "bfloat16"}, "OpenAI layout stores experts as MXFP4 only"),
+        ({"layout": "gguf"}, "layout must be 'hf' or 'openai', not 'gguf'"),
+        ({"experts": "int8"}, "experts must be 'mxfp4' or 'bfloat16', not 'int8'"),
+        ({"max_shard_bytes": 0}, "max_shard_bytes must be positive"),
+    ],
+)
+def test_bad_options(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(GptOssError, match=message):
+        convert(write_hf(tmp_path / "src"), tmp_path / "dst", **options)
+
+
+def test_mxfp4_needs_multiples_of_32(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.GptOssConfig(**hf_config("bfloat16", hidden_size=20))
+    transformers.GptOssForCausalLM(config).save_pretrained(tmp_path / "src")
+    with pytest.raises(ConfigError, match=r"hidden_size \(20\) must be a multiple of 32"):
+        convert(tmp_path / "src", tmp_path / "dst", experts="mxfp4")
+
+
+# --- all or nothing -------------------------------------------------------------------------------
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"<folder>"
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder to convert in, with a source in it."""
+    write_hf(tmp_path / "place" / "src")
+    return tmp_path / "place"
+
+
+def assert_untouched(place: Path, act: Callable[[], Any], error: type[BaseException]) -> str:
+    before = listing(place)
+    with pytest.raises(error) as caught:
+        act()
+    assert listing(place) == before
+    return str(caught.value)
+
+
+def test_existing_target_is_never_touched(place: Path) -> None:
+    (place / "full").mkdir()
+    (place / "full" / "file").write_text("mine")
+    (place / "empty").mkdir()
+    (place / "file").write_text("mine")
+    os.symlink("nowhere", place / "link")
+    for name in ("full", "empty", "file", "link", "src"):
+        message = assert_untouched(
+            place, lambda name=name: convert(place / "src", place / name), CheckpointError
+        )
+        assert message == f"{place / name}: already exists; the result needs a new folder"
+
+
+def test_target_that_appears_meanwhile_is_not_touched(place: Path) -> None:
+    def progress(done: int, total: int, name: str) -> None:
+        (place / "dst").mkdir(exist_ok=True)
+
+    with pytest.raises(CheckpointError, match="already exists"):
+        convert(place / "src", place / "dst", progress=progress)
+    assert sorted(p.name for p in place.iterdir()) == ["dst", "src"]
+    assert not list((place / "dst").iterdir())
+
+
+def test_missing_parent(place: Path) -> None:
+    message = assert_untouched(
+        place, lambda: convert(place / "src", place / "no" / "dst"), CheckpointError
+    )
+    assert message.endswith("cannot be created: No such file or directory")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError, MemoryError])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_interrupted_runs_leave_nothing(
+    place: Path, error: type[BaseException], options: dict
+) -> None:
+    calls = 0
+
+    def progress(done: int, total: int, name: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise error
+
+    assert_untouched(
+        place, lambda: convert(place / "src", place / "dst", progress=progress, **options), error
+    )
+    assert calls == 20
+
+
+def test_source_that_turns_out_bad_leaves_nothing(place: Path) -> None:
+    damage(place / "src", "model.layers.3.mlp.experts.down_proj_scales", (4, 1, 1), 255)
+    message = assert_untouched(
+        place, lambda: convert(place / "src", place / "dst", experts="bfloat16"), CheckpointError
+    )
+    assert "scale byte 255" in message
+
+
+def test_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said beforehand where the system tells; otherwise when it happens. Nothing stays behind."""
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, 5))
+        message = assert_untouched(
+            place, lambda: convert(place / "src", place / "dst"), CheckpointError
+        )
+        assert "bytes, the disk has 5 free" in message
+
+    def progress(done: int, total: int, name: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    message = assert_untouched(
+        place, lambda: convert(place / "src", place / "dst", progress=progress), CheckpointError
+    )
+    assert message == f"{place / 'dst'}: cannot be written: No space left on device"
+
+
+def test_ctrl_c_at_a_running_process_leaves_nothing(place: Path) -> None:
+    code = textwrap.dedent("""
+        import signal, sys, time
+        from gptoss_ref import convert
+        # a run in the background passes on an ignored Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        def progress(done, total, name):
+            print(done, flush=True)
+            time.sleep(0.05)
+        convert(sys.argv[1], sys.argv[2], layout="openai", progress=progress)
+    """)
+    before = listing(place)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(place / "src"), str(place / "dst")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    time.sleep(0.1)
+    assert [p.name for p in place.iterdir() if p.name.endswith(".partial")]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert listing(place) == before
+
+
+def test_progress_counts_every_byte(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    result = convert(
+        write_hf(tmp_path / "src"),
+        tmp_path / "dst",
+        experts="bfloat16",
+        progress=lambda *call: seen.append(call),
+    )
+    done = [call[0] for call in seen]
+    assert done == sorted(done)
+    assert done[-1] == result.nbytes
+    assert {call[1] for call in seen} == {result.nbytes}
+    assert {call[2] for call in seen} == set(tensors_of(tmp_path / "dst"))
+
+
+def test_result_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").mkdir()
+    convert(write_hf(tmp_path / "src"), tmp_path / "dst")
+    assert (tmp_path / "dst").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+# --- what others make of the result ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def logits_in_transformers() -> Callable[[Path], torch.Tensor]:
+    """Float32 logits of a fixed prompt, computed by transformers from a folder."""
+    transformers = pytest.importorskip("transformers")
+
+    def compute(folder: Path) -> torch.Tensor:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        tokens = torch.tensor([[5, 17, 130, 0, 99, 64, 3, 3, 28, 101]])
+        with torch.no_grad():
+            return model(tokens).logits[0]
+
+    return compute
+
+
+def test_transformers_loads_what_convert_writes(
+    tmp_path: Path, logits_in_transformers: Callable[[Path], torch.Tensor]
+) -> None:
+    """Both Hugging Face outputs give transformers the logits of the checkpoint they came from."""
+    source = write_openai(tmp_path / "source", seed=8)
+    reference = logits_in_transformers(write_hf(tmp_path / "reference", seed=8))
+    assert reference.std() > 0.1
+    convert(source, tmp_path / "mxfp4", layout="hf")
+    convert(source, tmp_path / "dense", layout="hf", experts="bfloat16", max_shard_bytes=300_000)
+    convert(tmp_path / "dense", tmp_path / "again", experts="mxfp4")
+    for name in ("mxfp4", "dense", "again"):
+        assert torch.equal(logits_in_transformers(tmp_path / name), reference), name
+
+
+def test_every_layout_gives_this_package_the_same_logits(
+    tmp_path: Path, logits_in_transformers: Callable[[Path], torch.Tensor]
+) -> None:
+    from gptoss_ref import load
+
+    source = write_hf(tmp_path / "src", seed=8)
+    tokens = [5, 17, 130, 0, 99, 64, 3, 3, 28, 101]
+    expected = load(source)(tokens)
+    theirs = logits_in_transformers(source).double().numpy()
+    assert np.linalg.norm(expected - theirs) <= 1e-5 * np.linalg.norm(theirs)
+    for name, options in OPTIONS.items():
+        convert(source, tmp_path / name, **options)
+        # the matrices lie differently in memory, which may change the order of float32 sums
+        np.testing.assert_allclose(load(tmp_path / name)(tokens), expected, rtol=2e-5, atol=2e-5)

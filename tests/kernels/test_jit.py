@@ -1,0 +1,192 @@
+"""Compilation: nothing at import, the cache on disk, the choice of instructions."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pathlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptoss_ref import kernels
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels import _jit
+from gptoss_ref.kernels._math import exp
+from tests.kernels.test_threads import run_python
+from tests.support.kernel_cases import COMPILED_ONLY, INTERPRETED, bits, gaussian, relative_l2
+
+SMALL = """
+import numpy as np
+from gptoss_ref import kernels
+from gptoss_ref.kernels import _jit
+x, weight = np.ones((1, 3), np.float32), np.ones((2, 3), np.float32)
+"""
+
+
+def test_options_are_given_in_one_place_only() -> None:
+    folder = Path(_jit.__file__).parent
+    for source in folder.glob("*.py"):
+        if source.name == "_jit.py":
+            continue
+        for node in ast.walk(ast.parse(source.read_text())):
+            name = getattr(node, "attr", None) or getattr(node, "id", None)
+            assert name not in ("njit", "vectorize", "guvectorize", "cfunc"), source.name
+
+
+def test_fast_math_never_assumes_that_there_are_no_nans() -> None:
+    assert {"contract", "reassoc"} == _jit.DOT_PRODUCT
+
+
+@COMPILED_ONLY
+def test_importing_compiles_and_writes_nothing(tmp_path: pathlib.Path) -> None:
+    code = """
+import numba, sys
+from numba.core import compiler
+compiler.compile_extra = compiler.compile_ir = None  # compiling would now fail
+import gptoss_ref.kernels
+print("imported")
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path / "cache")) == "imported"
+    assert not (tmp_path / "cache").exists()
+
+
+@COMPILED_ONLY
+def test_a_second_process_loads_what_the_first_compiled(tmp_path: pathlib.Path) -> None:
+    code = (
+        SMALL
+        + """
+from gptoss_ref.kernels.rmsnorm import normalised
+kernels.rmsnorm(x, np.ones(3, np.float32))
+print(sum(normalised.stats.cache_hits.values()), sum(normalised.stats.cache_misses.values()))
+"""
+    )
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "1 0"
+
+
+@COMPILED_ONLY
+def test_an_unwritable_cache_folder_gives_one_warning(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code = (
+        SMALL
+        + """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    kernels.rmsnorm(x, np.ones(3, np.float32))
+    kernels.swiglu(np.ones((1, 2), np.float32))
+print(len(caught), "NUMBA_CACHE_DIR" in str(caught[0].message))
+"""
+    )
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path / "file" / "below")) == "1 True"
+
+
+@COMPILED_ONLY
+def test_the_environment_forces_a_path() -> None:
+    code = SMALL + "print(_jit.path_name())"
+    assert run_python(code, GPTOSS_REF_KERNELS="plain") == "plain"
+    code = (
+        SMALL
+        + """
+from gptoss_ref.errors import GptOssError
+try: kernels.linear(x, weight)
+except GptOssError as error: print(error)
+"""
+    )
+    assert "GPTOSS_REF_KERNELS=mmx: expected" in run_python(code, GPTOSS_REF_KERNELS="mmx")
+
+
+@COMPILED_ONLY
+def test_a_cpu_without_avx2_takes_the_plain_path() -> None:
+    code = SMALL + "print(_jit.available_paths(), kernels.linear(x, weight).tolist())"
+    assert run_python(code, NUMBA_CPU_FEATURES="", NUMBA_CPU_NAME="generic") == (
+        "('plain',) [[3.0, 3.0]]"
+    )
+
+
+def test_without_compilation_the_plain_path_runs_as_python() -> None:
+    code = SMALL + "print(_jit.available_paths(), kernels.linear(x, weight).tolist())"
+    assert run_python(code, NUMBA_DISABLE_JIT="1") == "('plain',) [[3.0, 3.0]]"
+
+
+def test_paths_are_chosen_by_name() -> None:
+    assert _jit.available_paths()[-1] == "plain"
+    for path in _jit.available_paths():
+        with _jit.instructions(path):
+            assert _jit.path_name() == path
+    with pytest.raises(GptOssError, match="plain"), _jit.instructions("mmx"):
+        pass
+
+
+@COMPILED_ONLY
+def test_exponential() -> None:
+    """The bound that its docstring states, and its limits."""
+
+    @_jit.jit
+    def each(x, y):  # type: ignore[no-untyped-def]
+        for i in range(x.size):
+            y[i] = exp(x[i])
+
+    x = np.linspace(-87.3, 88.7, 400_001).astype(np.float32)
+    y = np.empty_like(x)
+    each(x, y)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(y / exact - 1).max() <= 2e-7
+    x = np.array([-np.inf, -200, -87.5, -0.0, 0, 89, np.inf, np.nan], np.float32)
+    y = np.empty_like(x)
+    each(x, y)
+    np.testing.assert_array_equal(y, np.array([0, 0, 0, 1, 1, np.inf, np.inf, np.nan], np.float32))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is about compiled kernels")
+@pytest.mark.parametrize("path", _jit.available_paths())
+def test_with_bounds_checks(path: str) -> None:
+    """The kernels keep within their arrays; NUMBA_BOUNDSCHECK=1 makes Numba check."""
+    code = SMALL + "print(kernels.linear(x, weight).tolist())"
+    environment = {"NUMBA_BOUNDSCHECK": "1", "GPTOSS_REF_KERNELS": path}
+    cache = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", "")}
+    assert run_python(code, **environment, **cache) == "[[3.0, 3.0]]"
+
+
+def test_paths_agree() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = gaussian(rng, 3, 65), bits(gaussian(rng, 33, 65))
+    results = []
+    for path in _jit.available_paths():
+        with _jit.instructions(path):
+            results.append(kernels.linear(x, weight))
+    for result in results:
+        assert relative_l2(result, results[-1]) <= 1e-6
+
+
+@COMPILED_ONLY
+def test_the_bound_of_float_sums_without_avx2() -> None:
+    """The plain path has few partial sums there; at the released widths."""
+    code = """
+import numpy as np
+from kernel_cases import bits, gaussian, relative_l2
+from gptoss_ref import kernels, layers
+from gptoss_ref.numerics import FLOAT64
+for inputs in (2880, 4096):
+    for heavy in (False, True):
+        rng = np.random.default_rng(0)
+        x, weight = gaussian(rng, 1, inputs, heavy=heavy), bits(gaussian(rng, 71, inputs))
+        exact = layers.linear(x, weight, policy=FLOAT64)
+        distance = relative_l2(kernels.linear(x, weight), exact)
+        assert distance <= 1e-6, (inputs, heavy, distance)
+print("close")
+"""
+    generic = {"NUMBA_CPU_FEATURES": "", "NUMBA_CPU_NAME": "generic"}
+    assert run_python(code, **generic) == "close"
+
+
+def test_a_path_that_cannot_run_is_refused_when_the_backend_is_chosen() -> None:
+    code = """
+from gptoss_ref.backend import get_backend
+from gptoss_ref.errors import GptOssError
+try: get_backend("numba")
+except GptOssError as error: print(error)
+"""
+    assert "GPTOSS_REF_KERNELS=mmx: expected" in run_python(code, GPTOSS_REF_KERNELS="mmx")

@@ -1,0 +1,333 @@
+"""The kernels of embedding, RMSNorm, RoPE, router, SwiGLU and sampling against their layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptoss_ref import kernels, layers, sampling
+from gptoss_ref.errors import ConfigError, GptOssError
+from gptoss_ref.kernels._jit import instructions
+from gptoss_ref.numerics import BFLOAT16, FLOAT64
+from tests.support.kernel_cases import (
+    EVERY_PATH,
+    EXAMPLES,
+    bits,
+    gaussian,
+    misaligned,
+    relative_l2,
+    spread,
+)
+
+SEEDS = st.integers(0, 2**32 - 1)
+STORAGES = ("bfloat16", "float32", "float64")
+
+
+def stored(x: np.ndarray, storage: str) -> np.ndarray:
+    return bits(x) if storage == "bfloat16" else x.astype(storage)
+
+
+def signatures(module: Any, names: Iterable[str]) -> dict[str, inspect.Signature]:
+    """Of the functions among these names: parameters, defaults and types."""
+    functions = ((name, getattr(module, name)) for name in names)
+    return {
+        name: inspect.signature(function, eval_str=True)
+        for name, function in functions
+        if inspect.isfunction(function)
+    }
+
+
+def test_kernels_have_the_signatures_of_their_layers() -> None:
+    """So that a backend may take either; the names without a layer are those of the docstring."""
+    expected = signatures(layers, layers.__all__)
+    ours = signatures(kernels, kernels.__all__)
+    assert set(ours) - set(expected) == {"threads"}
+    assert {name: ours[name] for name in expected} == expected
+    assert len(expected) >= 10
+    for names, kernel, layer in (
+        (("decode", "encode"), kernels.mxfp4, layers.mxfp4),
+        (("greedy", "log_probability", "token_probabilities"), kernels.sampling, sampling),
+    ):
+        assert signatures(kernel, names) == signatures(layer, names)
+        assert len(signatures(kernel, names)) == len(names)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_embedding(storage: str) -> None:
+    rng = np.random.default_rng(0)
+    table = stored(gaussian(rng, 23, 7), storage)
+    tokens = rng.integers(0, 23, 11)
+    for same in (table, misaligned(table), np.asfortranarray(table), spread(table)):
+        ours = kernels.embedding(tokens, same)
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, layers.embedding(tokens, table))
+    assert kernels.embedding(tokens[:0], table).shape == (0, 7)
+    for wrong in ([-1], [23]):
+        with pytest.raises(GptOssError, match="expected 0 to 22"):
+            kernels.embedding(np.array(wrong), table)
+
+
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    tokens=st.integers(0, 5),
+    width=st.sampled_from([1, 5, 33, 192]),
+    size=st.sampled_from([1e-4, 1.0, 4e4]),
+    storage=st.sampled_from(STORAGES),
+    heavy=st.booleans(),
+)
+def test_rmsnorm(
+    seed: int, tokens: int, width: int, size: float, storage: str, heavy: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = gaussian(rng, tokens, width, heavy=heavy) * np.float32(size)
+    scale = stored(rng.uniform(-2, 2, width), storage)
+    ours = kernels.rmsnorm(x, scale, 1e-5)
+    assert ours.dtype == np.float32
+    assert relative_l2(ours, layers.rmsnorm(x, scale, 1e-5, policy=FLOAT64)) <= 5e-7
+    np.testing.assert_array_equal(ours, kernels.rmsnorm(np.asfortranarray(x), scale, 1e-5))
+
+
+def test_rmsnorm_keeps_nan_and_infinity_in_their_token() -> None:
+    x = np.ones((3, 5), np.float32)
+    x[1, 2], x[2, 2] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        theirs = layers.rmsnorm(x, np.ones(5, np.float32))
+    np.testing.assert_allclose(kernels.rmsnorm(x, np.ones(5, np.float32)), theirs, rtol=1e-6)
+    with pytest.raises(GptOssError, match=r"\(4,\).*\(5,\)"):
+        kernels.rmsnorm(x, np.ones(4, np.float32))
+
+
+@EXAMPLES
+@given(
+    half=st.integers(2, 32),
+    theta=st.sampled_from([500.0, 10_000.0, 150_000.0]),
+    factor=st.sampled_from([1.0, 1.5, 32.0]),
+    length=st.sampled_from([512, 4096]),
+    fast=st.sampled_from([8.0, 32.0]),
+)
+def test_yarn(half: int, theta: float, factor: float, length: int, fast: float) -> None:
+    try:
+        expected, concentration = layers.yarn(2 * half, theta, factor, length, fast, 1.0)
+    except ConfigError:
+        with pytest.raises(ConfigError):
+            kernels.yarn(2 * half, theta, factor, length, fast, 1.0)
+        return
+    ours, ours_concentration = kernels.yarn(2 * half, theta, factor, length, fast, 1.0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-13)
+    assert ours_concentration == pytest.approx(concentration, rel=1e-15)
+
+
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    tokens=st.integers(0, 4),
+    heads=st.integers(1, 5),
+    half=st.sampled_from([1, 3, 8, 32]),
+    start=st.sampled_from([0, 4090, 131_000]),
+)
+def test_rope(seed: int, tokens: int, heads: int, half: int, start: int) -> None:
+    rng = np.random.default_rng(seed)
+    inv_freq = 150_000.0 ** (-np.arange(half) / half)
+    positions = np.arange(start, start + tokens)
+    cos, sin = kernels.rope_tables(positions, inv_freq, 1.3)
+    exact_cos, exact_sin = layers.rope_tables(positions, inv_freq, 1.3, policy=FLOAT64)
+    np.testing.assert_allclose(cos, exact_cos, rtol=0, atol=1.3 * 2**-24)
+    np.testing.assert_allclose(sin, exact_sin, rtol=0, atol=1.3 * 2**-24)
+    x = gaussian(rng, tokens, heads, 2 * half)
+    ours = kernels.rope(x, cos, sin)
+    assert ours.dtype == cos.dtype == np.float32
+    assert relative_l2(ours, layers.rope(x, cos, sin, policy=FLOAT64)) <= 2e-7
+    np.testing.assert_array_equal(ours, kernels.rope(np.asfortranarray(x), cos, sin))
+
+
+def test_rope_refuses_tables_that_do_not_fit() -> None:
+    x, table = np.ones((2, 3, 4), np.float32), np.ones((2, 2), np.float32)
+    for wrong in (table[:1], table[:, :1]):
+        with pytest.raises(GptOssError, match="tables"):
+            kernels.rope(x, wrong, wrong)
+    with pytest.raises(GptOssError, match="bfloat16"):
+        kernels.rope(x, table, table, policy=BFLOAT16)
+
+
+@EVERY_PATH
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    tokens=st.integers(0, 6),
+    count=st.integers(1, 12),
+    chosen=st.integers(1, 5),
+    storage=st.sampled_from(STORAGES),
+    size=st.sampled_from([1.0, 6.0]),
+)
+def test_router(
+    path: str, seed: int, tokens: int, count: int, chosen: int, storage: str, size: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    chosen = min(chosen, count)
+    x = gaussian(rng, tokens, 31) * np.float32(size)
+    weight, bias = stored(gaussian(rng, count, 31), storage), stored(gaussian(rng, count), storage)
+    with instructions(path):
+        logits, indices, weights = kernels.router(x, weight, bias, chosen)
+    theirs = layers.router(x, weight, bias, chosen, policy=FLOAT64)
+    assert relative_l2(logits, theirs.logits) <= 1e-6
+    ranked = -np.sort(-theirs.logits, axis=-1)[:, : chosen + 1]
+    clear = (-np.diff(ranked, axis=-1)).min(axis=-1, initial=np.inf) > 1e-4  # the margin decides
+    np.testing.assert_array_equal(indices[clear], theirs.indices[clear])
+    least = 1.2e-38  # below it, e⁻⁸⁷, a weight is 0
+    np.testing.assert_allclose(weights[clear], theirs.weights[clear], rtol=2e-5 * size, atol=least)
+    exact = np.take_along_axis(logits.astype(np.float64), indices, -1)
+    distance = exact[:, :1] - exact
+    exact = np.exp(-distance) / np.exp(-distance).sum(-1, keepdims=True)
+    worst = 2.0**-24 * distance.max(initial=0.0)
+    np.testing.assert_allclose(weights, exact, rtol=5e-7 + worst, atol=least)
+    assert indices.dtype == np.int64
+    assert weights.dtype == np.float32
+
+
+@EVERY_PATH
+def test_router_ties_and_nan(path: str) -> None:
+    """Equal logits by index; NaN before all numbers, as in the layer; then all weights are NaN."""
+    x = np.ones((1, 1), np.float32)
+    bias = np.zeros(6, np.float32)
+    rows = (
+        [1, 2, 2, 0, 2, 1],
+        [0, np.nan, 5, np.nan, 1, 2],
+        [-np.inf, -np.inf, -np.inf, -np.inf, -np.inf, 0],
+        [np.inf, 1, np.nan, np.inf, 2, 3],
+        [0, -0.0, 0, -0.0, 0, 0],
+    )
+    for row in rows:
+        weight = np.array(row, np.float32)[:, None]
+        with instructions(path):
+            ours = kernels.router(x, weight, bias, 3)
+        with np.errstate(invalid="ignore"):
+            theirs = layers.router(x, weight, bias, 3)
+        np.testing.assert_array_equal(ours.indices, theirs.indices)
+        np.testing.assert_allclose(ours.weights, theirs.weights, rtol=1e-6)
+    with pytest.raises(GptOssError, match="expected 1 to 6"):
+        kernels.router(x, weight, bias, 7)
+
+
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    tokens=st.integers(0, 4),
+    width=st.integers(1, 40),
+    size=st.sampled_from([0.1, 3.0, 100.0]),
+    limit=st.sampled_from([7.0, 1.5]),
+    alpha=st.sampled_from([1.702, 1.0]),
+)
+def test_swiglu(
+    seed: int, tokens: int, width: int, size: float, limit: float, alpha: float
+) -> None:
+    x = gaussian(np.random.default_rng(seed), tokens, 2, 2 * width) * np.float32(size)
+    ours = kernels.swiglu(x, alpha, limit)
+    assert ours.dtype == np.float32
+    theirs = layers.swiglu(x, alpha, limit, policy=FLOAT64)
+    # exp(−α · gate) magnifies the rounding of its argument; below e⁻⁸⁷ the result is 0
+    bound = 4e-7 + 1.2e-7 * alpha * np.maximum(0, -x[..., ::2])
+    assert (np.abs(ours - theirs) <= bound * np.abs(theirs) + 1e-34).all()
+    np.testing.assert_array_equal(ours, kernels.swiglu(spread(x), alpha, limit))
+
+
+def test_swiglu_extremes() -> None:
+    values = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30, 3e38, -3e38, -60.0]
+    x = np.array([[a, b] for a in values for b in values], np.float32)
+    with np.errstate(all="ignore"):
+        theirs = layers.swiglu(x)
+    np.testing.assert_allclose(kernels.swiglu(x), theirs, rtol=1e-6, atol=1e-20)
+    with pytest.raises(GptOssError, match="even"):
+        kernels.swiglu(x[:, :1])
+
+
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    size=st.integers(1, 50),
+    temperature=st.sampled_from([0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 3, 60]),
+    top_p=st.sampled_from([0.1, 0.7, 1.0]),
+    ties=st.booleans(),
+)
+def test_sampling(
+    seed: int, size: int, temperature: float, top_k: int, top_p: float, ties: bool
+) -> None:
+    logits = gaussian(np.random.default_rng(seed), size) * 3
+    if ties:
+        logits = np.round(logits)
+    expected = sampling.token_probabilities(logits, temperature, top_k, top_p)
+    ours = kernels.sampling.token_probabilities(logits, temperature, top_k, top_p)
+    np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-15)
+    exact = sampling.log_softmax(logits.astype(np.float64))
+    token, log_probability = kernels.sampling.greedy(logits)
+    assert token == np.argmax(logits)
+    assert log_probability == pytest.approx(exact[token], abs=1e-12)
+    assert kernels.sampling.log_probability(logits, 0) == pytest.approx(exact[0], abs=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_top_p_cuts_equal_tokens_where_the_layer_does(dtype: type) -> None:
+    """Probabilities that are multiples of one another, and a cut just where some of them end."""
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        kinds = int(rng.integers(1, 5))
+        logits = np.log(rng.integers(1, kinds + 1, rng.integers(2, 60))).astype(dtype)
+        temperature, top_k = float(rng.choice([0.5, 0.7, 1.0])), int(rng.choice([0, 0, 5]))
+        whole = sampling.token_probabilities(logits, temperature, top_k)
+        sums = np.cumsum(-np.sort(-whole))
+        for top_p in (0.1, 0.25, 0.5, 0.75, min(float(rng.choice(sums)), 0.999)):
+            kept = sampling.token_probabilities(logits, temperature, top_k, top_p) > 0
+            ours = kernels.sampling.token_probabilities(logits, temperature, top_k, top_p)
+            np.testing.assert_array_equal(ours > 0, kept)
+
+
+def test_greedy_takes_the_first_nan_as_argmax_does() -> None:
+    for row in ([1.0, np.nan, 3.0], [np.nan, 1, 2], [1, 5, 5]):
+        token, _ = kernels.sampling.greedy(np.array(row, np.float32))
+        assert token == np.argmax(row)
+
+
+def test_wrong_shapes_and_types_are_refused() -> None:
+    x, table = np.ones((2, 4), np.float32), np.ones((2, 2), np.float32)
+    bits_ = bits(x)
+    for call in (
+        lambda: kernels.rope(x, table, table),
+        lambda: kernels.router(x[0], x, np.ones(2), 1),
+        lambda: kernels.router(x[None], x, np.ones(2), 1),
+        lambda: kernels.rmsnorm(x[:, :0], np.ones(0)),
+        lambda: kernels.linear(x, x[None]),
+        lambda: kernels.embedding(np.array([1.7]), bits_),
+        lambda: kernels.rope_tables(np.array([0.5]), np.ones(2), 1.0),
+        lambda: kernels.sampling.greedy(x),
+        lambda: kernels.sampling.greedy(x[0, :0]),
+        lambda: kernels.sampling.log_probability(np.arange(3), 0),
+    ):
+        with pytest.raises(GptOssError, match="expected"):
+            call()
+
+
+def test_bits_of_the_other_order_of_bytes() -> None:
+    rng = np.random.default_rng(3)
+    x, weight, bias = gaussian(rng, 2, 8), bits(gaussian(rng, 5, 8)), bits(gaussian(rng, 5))
+    other = weight.astype(weight.dtype.newbyteorder())
+    np.testing.assert_array_equal(
+        kernels.linear(x, other, bias.astype(other.dtype)), kernels.linear(x, weight, bias)
+    )
+    at = np.array([4, 0])
+    np.testing.assert_array_equal(kernels.embedding(at, other), kernels.embedding(at, weight))
+
+
+def test_logits_of_other_types() -> None:
+    logits = gaussian(np.random.default_rng(4), 9)
+    fixed = logits.copy()
+    fixed.flags.writeable = False
+    assert kernels.sampling.greedy(fixed) == kernels.sampling.greedy(logits)
+    half = logits.astype(np.float16)
+    assert kernels.sampling.greedy(half) == kernels.sampling.greedy(half.astype(np.float32))

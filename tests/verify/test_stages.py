@@ -1,0 +1,190 @@
+"""The graph of stages against the model itself, and against the twin's values given to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptoss_ref import layers
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import get_policy
+from gptoss_ref.tracing.trace import trace
+from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.replay.evaluate import needed, nodes, predict, predict_each
+from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.weights import BlockWeights
+from tests.support.strategies import (
+    SEEDS,
+    as_weights,
+    model_configs,
+    random_arrays,
+    random_tokens,
+    small_config,
+)
+
+POLICIES = ("float64", "float32", "bfloat16")
+
+
+def taps_of(model: Model, tokens: list[int]) -> dict[str, np.ndarray]:
+    taps: dict[str, np.ndarray] = {}
+    model(tokens, tap=taps.__setitem__)
+    return taps
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(config=model_configs(shuffled_layer_types=True), seed=SEEDS, length=st.integers(1, 40))
+def test_nothing_given_is_the_model(
+    policy: str, config: ModelConfig, seed: int, length: int
+) -> None:
+    """Every tap point, bit for bit."""
+    model = Model(config, as_weights(random_arrays(config, seed)), policy=policy, backend="numpy")
+    tokens = random_tokens(config, length, seed)
+    expected = taps_of(model, tokens)
+    ours = predict(
+        model.weights, config, Rules(), np.array(tokens), {}, expected, get_policy(policy)
+    )
+    assert list(ours) == list(expected)
+    for name, values in expected.items():
+        assert np.array_equal(ours[name], values), name
+        assert ours[name].dtype == values.dtype
+
+
+@given(config=model_configs(mxfp4=True), seed=SEEDS, data=st.data())
+def test_given_its_own_taps_each_stage_repeats_the_model(
+    config: ModelConfig, seed: int, data: st.DataObject
+) -> None:
+    """Any subset of the model's own tap points, given, changes nothing."""
+    model = Model(
+        config,
+        as_weights(random_arrays(config, seed, mxfp4=True)),
+        policy="float64",
+        backend="numpy",
+    )
+    tokens = random_tokens(config, 11, seed)
+    expected = taps_of(model, tokens)
+    kept = data.draw(st.sets(st.sampled_from(sorted(expected))))
+    ours = predict(
+        model.weights, config, Rules(), np.array(tokens), {k: expected[k] for k in kept}, expected
+    )
+    for name, values in expected.items():
+        assert np.array_equal(ours[name], values), name
+
+
+def test_a_given_tap_replaces_the_computed_one_downstream_only() -> None:
+    config = small_config()
+    model = Model(config, as_weights(random_arrays(config, 1)), policy="float64", backend="numpy")
+    tokens = np.array(random_tokens(config, 9, 1))
+    expected = taps_of(model, list(tokens))
+    name = "block.1.attn.q"
+    wrong = expected[name] + 1.0
+    ours = predict(model.weights, config, Rules(), tokens, {name: wrong}, expected)
+    after = [node.tap for node in nodes(config)]
+    for tap in after[: after.index("block.1.attn.v") + 1]:
+        assert np.array_equal(ours[tap], expected[tap]), tap  # q itself is computed from its input
+    angles = layers.rope_tables(np.arange(9), *Rules().yarn(At(config, model.policy, "attn.q")))
+    cos, sin = (table.astype(np.float64) for table in angles)
+    assert np.allclose(
+        ours["block.1.attn.q_rope"], layers.rope(wrong, cos, sin, policy=model.policy), atol=1e-5
+    )
+    assert not np.allclose(ours["logits"], expected["logits"])
+
+
+def test_only_what_is_needed_is_computed() -> None:
+    config = small_config()
+
+    def taps(given: list[str], wanted: list[str]) -> list[str]:
+        return [node.tap for node in needed(config, given, wanted)]
+
+    assert taps(["block.0.mlp.residual"], ["block.1.attn.q"]) == [
+        "block.1.attn.norm",
+        "block.1.attn.q",
+    ]
+    at = "block.2.attn."
+    assert taps([at + "weights", at + "v"], [at + "mix"]) == [at + "mix"]
+    assert taps([at + "q_rope", at + "k_rope", at + "v"], [at + "mix"]) == [at + "mix"]
+    assert taps(["norm"], ["logits"]) == ["logits"]
+    assert len(taps([], ["logits"])) == 1 + 3 * 18 + 2  # the weights of attention are not taps
+
+
+def test_an_unknown_tap_is_named() -> None:
+    config = small_config()
+    weights = as_weights(random_arrays(config, 1))
+    with pytest.raises(GptOssError, match=r"no tap point 'block.3.attn.q'"):
+        predict(weights, config, Rules(), np.arange(3), {}, ["block.3.attn.q"])
+
+
+def test_only_chosen_experts_are_decoded_and_only_once_per_rule() -> None:
+    config = small_config(n_chosen=2)
+    model = Model(config, as_weights(random_arrays(config, 3)), policy="float64", backend="numpy")
+    tokens = np.array(random_tokens(config, 2, 3))
+    seen: list[tuple[Any, ...]] = []
+
+    def spy(at: At, matrix: Any) -> Any:
+        seen.append((at.layer, at.tap, at.expert))
+        return Rules().expert_matrix(at, matrix)
+
+    rules = dataclasses.replace(Rules(), expert_matrix=spy)
+    wanted = [f"block.{n}.mlp.expert_indices" for n in range(3)] + ["logits"]
+    first, second = predict_each(
+        model.weights, config, [(rules, model.policy)] * 2, tokens, {}, wanted
+    )
+    assert np.array_equal(first["logits"], second["logits"])
+    chosen = {
+        (n, tap, int(e))
+        for n in range(3)
+        for tap in ("mlp.gate_up", "mlp.expert_out")
+        for e in np.unique(first[f"block.{n}.mlp.expert_indices"])
+    }
+    assert len(seen) == len(set(seen))
+    assert set(seen) == chosen
+
+
+@pytest.mark.parametrize("given_all", [True, False])
+def test_one_block_is_touched_and_held_at_a_time(given_all: bool) -> None:
+    """Of what is decoded and loaded nothing outlives its block; no block is come back to.
+
+    In a local replay, in float64 and through every rounding of its yardstick, and in a pass of
+    the whole model as well.
+    """
+    config = small_config(n_chosen=2, d_model=64, d_ff=32)
+    touched: list[int] = []
+
+    class Blocks(tuple[BlockWeights, ...]):
+        def __getitem__(self, layer: Any) -> Any:
+            touched.append(layer)
+            return super().__getitem__(layer)
+
+    weights = as_weights(random_arrays(config, 3, mxfp4=True))
+    weights = dataclasses.replace(weights, blocks=Blocks(weights.blocks))
+    model = Model(config, weights, policy="float32", backend="numpy")
+    made = trace(model, random_tokens(config, 5, 3), taps="*" if given_all else "logits")
+    alive: list[tuple[int, weakref.ref[Any]]] = []
+    held: list[set[int]] = []  # at each load, the blocks of which something is held
+
+    def keep(at: At, values: Any) -> Any:
+        assert at.layer is not None
+        alive.append((at.layer, weakref.ref(values)))
+        held.append({layer for layer, reference in alive if reference() is not None})
+        return values
+
+    def expert_matrix(at: At, matrix: Any) -> Any:
+        return keep(at, Rules().expert_matrix(at, matrix))
+
+    def block_weights(at: At, block: BlockWeights) -> Any:
+        return keep(at, dataclasses.replace(block))  # a copy, as a loading bug makes one
+
+    rules = dataclasses.replace(Rules(), expert_matrix=expert_matrix, block_weights=block_weights)
+    touched.clear()
+    assert sum(1 for _ in replay(weights, made, rules, "bfloat16")) == len(made)
+    assert all(len(blocks) == 1 for blocks in held)
+    assert {*held[0], *held[-1]} == {0, 2}
+    assert touched == sorted(touched)
+    assert {*touched} == {0, 1, 2}
