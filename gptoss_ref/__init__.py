@@ -20,7 +20,7 @@ _HOMES: dict[str, str | None] = {
     "ModelConfig": "config",
     "Reply": "chat",
     "Token": "generation",
-    "Trace": "tracing",
+    "Trace": "tracing.trace",
     "compare": "verify",
     "convert": "checkpoint",
     "diagnose": "verify",
@@ -31,7 +31,7 @@ _HOMES: dict[str, str | None] = {
     "load_checkpoint": "checkpoint",
     "respond": "chat",
     "threads": "kernels.threads",
-    "trace": "tracing",
+    "trace": "tracing.trace",
     "verify": None,
     "viz": None,
 }

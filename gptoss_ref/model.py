@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
 
 Tap = Callable[[str, Array], None]
-"""Called with each tap point's name and array. An attribute ``wants(name) -> bool``, if there is
-one, says beforehand whether a costly tap (the attention weights) is wanted."""
+"""Called with each tap point's name and array, which is read-only. An attribute
+``wants(name) -> bool``, if there is one, says whether a costly tap (the attention weights) is
+wanted."""
 
 CHUNK = 512
 """Tokens that go through a block at a time. With 512 a pass of 4,096 tokens of the 20b allocates
@@ -132,52 +133,66 @@ class Model:
             TokenError: no tokens, an id out of range, or more positions than the context has.
             CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
             GptOssError: a cache of another model's shape, or one that another pass, of another
-                thread, has extended meanwhile.
+                thread, has extended meanwhile; a tap that edits an array in place.
         """
-        keep = cache
-        cache = self.new_cache() if cache is None else cache
-        self._check_cache(cache)
-        start = cache.length
-        ids = self.checked(tokens, start)
-        backend, weights, policy = self.backend, self.weights, self.policy
-        positions = np.arange(start, start + len(ids))
-        cos, sin = backend.rope_tables(
-            positions, self._inv_freq, self._concentration, policy=policy
-        )  # (T, C/2) each
-        size = CHUNK if tap is None else len(ids)
-        chunks = [slice(at, at + size) for at in range(0, len(ids), size)]
-        tap = tap or _no_tap
-        layers = list(cache.layers)
+        held = self.new_cache() if cache is None else cache
+        self._check_cache(held)
+        ids = self.checked(tokens, held.length)
+        layers = list(held.layers)
+        look = _no_tap if tap is None else _looking(tap)
+        one_token = self._one_token() if len(ids) == 1 and tap is None else None
+        if one_token is None:
+            x = self._whole_arrays(ids, held.length, layers, look)  # (T, D)
+        else:
+            x = self._embedded(ids)  # (1, D)
+            one_token(x, *self._rope_tables(np.array([held.length])), held.length, layers)
+        logits = self._logits(x[-1:] if last_only else x, look)  # (T, V)
+        if cache is not None:
+            cache.commit(layers, held.length, held.length + len(ids))
+        return logits
 
-        x = backend.embedding(ids, weights.embedding, policy=policy)  # (T, D)
+    def _whole_arrays(self, ids: Array, start: int, layers: list[LayerCache], tap: Tap) -> Array:
+        """``ids`` (T,) through all blocks: (T, D). Extends ``layers``."""
+        x = self._embedded(ids)
         tap("embedding", x)
-        one_token = self._one_token() if len(ids) == 1 and tap is _no_tap else None
-        if one_token is not None:
-            one_token(x, cos, sin, start, layers)
-        for n, block in enumerate(weights.blocks if one_token is None else ()):
+        positions = np.arange(start, start + len(ids))
+        tables = self._rope_tables(positions)  # (T, C/2) each
+        size = CHUNK if tap is _no_tap else len(ids)
+        for n, block in enumerate(self.weights.blocks):
             parts = []
-            for rows in chunks:
-                where = (positions[rows], (cos[rows], sin[rows]))
+            for rows in (slice(at, at + size) for at in range(0, len(ids), size)):
+                cos, sin = (table[rows] for table in tables)
                 part = x[rows]
-                out = self._attention(part, n, block.attn, *where, layers, tap)
-                part = policy.round(part + out)
+                out = self._attention(part, n, block.attn, positions[rows], (cos, sin), layers, tap)
+                part = self.policy.round(part + out)
                 tap(f"block.{n}.attn.residual", part)
-                part = policy.round(part + self._experts(part, n, block.mlp, tap))
+                part = self.policy.round(part + self._experts(part, n, block.mlp, tap))
                 tap(f"block.{n}.mlp.residual", part)
                 parts.append(part)
             x = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if last_only:
-            x = x[-1:]
+        return x
+
+    def _embedded(self, ids: Array) -> Array:
+        """The embedding's rows of ``ids`` (T,): (T, D)."""
+        return self.backend.embedding(ids, self.weights.embedding, policy=self.policy)
+
+    def _rope_tables(self, positions: Array) -> tuple[Array, Array]:
+        """Cosines and sines of the angles of ``positions`` (T,): (T, C/2) each."""
+        return self.backend.rope_tables(
+            positions, self._inv_freq, self._concentration, policy=self.policy
+        )
+
+    def _logits(self, x: Array, tap: Tap) -> Array:
+        """The unembedding of the final norm of ``x`` (T, D): (T, V)."""
+        backend, weights, policy = self.backend, self.weights, self.policy
         x = backend.rmsnorm(x, weights.norm_scale, self.config.rms_norm_eps, policy=policy)
         tap("norm", x)
-        logits = backend.linear(x, weights.unembedding, policy=policy)  # (T, V)
+        logits = backend.linear(x, weights.unembedding, policy=policy)
         tap("logits", logits)
-        if keep is not None:
-            keep.commit(layers, start, start + len(ids))
         return logits
 
     def _one_token(self) -> Callable[..., None] | None:
-        """All blocks for one token, where the backend has that; made again for other weights."""
+        """All blocks for one token, if the backend has that; made again for other weights."""
         of, blocks = self._prepared
         now = (self.config, self.backend, self.weights)
         if len(of) != len(now) or any(a is not b for a, b in zip(of, now, strict=True)):
@@ -296,6 +311,26 @@ class Model:
 
 def _no_tap(name: str, values: Array) -> None:
     """The tap of a pass that nobody watches."""
+
+
+def _looking(tap: Tap) -> Tap:
+    """``tap``, which is shown read-only arrays: to edit one is an error that says what to do."""
+
+    def look(name: str, values: Array) -> None:
+        shown = values.view()
+        shown.flags.writeable = False
+        try:
+            tap(name, shown)
+        except ValueError as error:
+            if "read-only" not in str(error):
+                raise
+            raise GptOssError(
+                f"the tap edited {name!r} in place: a tap only looks, and an edit would change "
+                f"some passes and not others; copy the array, or replace a layer or a weight"
+            ) from error
+
+    look.wants = getattr(tap, "wants", _wants_all)  # type: ignore[attr-defined]
+    return look
 
 
 def _wants_all(name: str) -> bool:

@@ -31,9 +31,16 @@ Array = NDArray[Any]
 def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:
     """Exact values of bfloat16 bits (uint16, any shape) as float32 or float64.
 
+    Raises:
+        GptOssError: the array is not uint16, for instance because it holds the values themselves.
+
     >>> bfloat16_to_float(np.array([0x3F80, 0xC040, 0x0001], np.uint16))
     array([ 1.0000e+00, -3.0000e+00,  9.1835e-41], dtype=float32)
     """
+    if bits.dtype != np.uint16:
+        raise GptOssError(
+            f"bfloat16 bits of dtype {bits.dtype}: expected uint16, as float_to_bfloat16 gives"
+        )
     wide = bits.astype(np.uint32)
     wide <<= 16
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
