@@ -110,6 +110,29 @@ FLOAT32 = Policy("float32", np.dtype(np.float32), np.dtype(np.float64))
 BFLOAT16 = Policy("bfloat16", np.dtype(np.float32), np.dtype(np.float32))
 POLICIES = {policy.name: policy for policy in (FLOAT64, FLOAT32, BFLOAT16)}
 
+_SPELLINGS = {
+    "bf16": "bfloat16",
+    "double": "float64",
+    "f16": "float16",
+    "f32": "float32",
+    "f64": "float64",
+    "float": "float32",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp64": "float64",
+    "half": "float16",
+}
+
+
+def format_name(name: str) -> str:
+    """The name of a number format as this package writes it.
+
+    >>> format_name("bf16"), format_name("torch.float32"), format_name("FP64")
+    ('bfloat16', 'float32', 'float64')
+    """
+    plain = name.lower().removeprefix("torch.")
+    return _SPELLINGS.get(plain, plain)
+
 
 def get_policy(policy: str | Policy) -> Policy:
     """The policy of that name.
@@ -119,6 +142,6 @@ def get_policy(policy: str | Policy) -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
-    if not isinstance(policy, str) or policy not in POLICIES:
+    if not isinstance(policy, str) or format_name(policy) not in POLICIES:
         raise GptOssError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
-    return POLICIES[policy]
+    return POLICIES[format_name(policy)]

@@ -142,9 +142,7 @@ class ModelWeights:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise GptOssError(f"the model has no weight {name!r}{hint}")
             if matrix.shape != held[name].shape:
-                raise GptOssError(
-                    f"{name} has shape {matrix.shape}: expected {held[name].shape}"
-                )
+                raise GptOssError(f"{name} has shape {matrix.shape}: expected {held[name].shape}")
             if not isinstance(matrix, MXFP4) and matrix.dtype not in _STORED:
                 raise GptOssError(
                     f"{name} has dtype {matrix.dtype}: expected float16, float32 or float64, or "

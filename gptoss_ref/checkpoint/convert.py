@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.checkpoint.load import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint.locate import TINY
 from gptoss_ref.checkpoint.names import Layout, Place, places
 from gptoss_ref.checkpoint.writer import Output, Progress, new_folder, write_json, write_shards
 from gptoss_ref.config_json import read_object
@@ -89,6 +90,10 @@ def convert(
     """
     if dst == "":
         raise CheckpointError("the path of the result is empty; expected that of a new folder")
+    if Path(dst).name == TINY:
+        raise CheckpointError(
+            f"{dst}: {TINY!r} names the bundled model; expected another name for the new folder"
+        )
     source = load_checkpoint(src)
     target, experts = _target(source, layout, experts)
     if max_shard_bytes < 1:

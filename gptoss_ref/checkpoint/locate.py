@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from gptoss_ref._extras import install_line
 from gptoss_ref.errors import CheckpointError
 
 TINY = "tiny"
@@ -127,7 +128,7 @@ def download(hub_id: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise CheckpointError(
-            "--download needs huggingface_hub: pip install 'gptoss-ref[hub]'"
+            f"--download needs huggingface_hub, which is not installed: {install_line('hub')}"
         ) from None
     try:
         folder = huggingface_hub.snapshot_download(

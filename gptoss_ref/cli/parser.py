@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import gptoss_ref
+from gptoss_ref.cli.help import HelpFormatter, examples, nearest, plainer
 from gptoss_ref.errors import GptOssError
 
 Run = Callable[[argparse.Namespace], int]
@@ -23,7 +24,16 @@ class Parser(argparse.ArgumentParser):
     """Reports a bad command line as every other bad input is reported: in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        raise UsageError(f"{plainer(message)} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """An option that the command does not have is an error that names the nearest one."""
+        parsed, extras = super().parse_known_args(args, namespace)
+        for extra in extras:
+            if extra.startswith("-"):
+                name = extra.split("=")[0]
+                self.error(f"unknown option {name}{nearest(name, self._option_string_actions)}")
+        return parsed, extras
 
 
 def build_parser() -> Parser:
@@ -33,7 +43,13 @@ def build_parser() -> Parser:
         description="The gpt-oss language models: chat with them, look into them, convert them.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {gptoss_ref.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def print_help(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=print_help)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for add in (
         _add_chat,
         _add_generate,
@@ -133,8 +149,7 @@ def _add_doctor(commands: Any) -> None:
         type=_megabytes,
         default=1024,
         metavar="N",
-        help="read at a time to measure the memory: more than the caches hold, 64 at least "
-        "(default: 1024)",
+        help="read at a time to measure the memory: more than the caches hold, 64 at least",
     )
     _add_json_option(command)
 
@@ -227,7 +242,13 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _command(commands: Any, name: str, summary: str) -> Parser:
-    command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
+    command: Parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{name}: {summary}.",
+        epilog=examples(name),
+        formatter_class=HelpFormatter,
+    )
     command.set_defaults(run=_deferred(name))
     return command
 
@@ -257,7 +278,7 @@ def _add_backend_options(command: Parser) -> None:
         "--backend",
         default="numba",
         metavar="NAME",
-        help="numba (kernels; the default) or numpy (the specification)",
+        help="numba (the compiled kernels) or numpy (the specification)",
     )
     command.add_argument(
         "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"
@@ -267,7 +288,7 @@ def _add_backend_options(command: Parser) -> None:
 def _add_sampling_options(command: Parser, *, max_tokens: int) -> None:
     _add_choice_options(command)
     command.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}"
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help="at most so many new tokens"
     )
 
 

@@ -15,8 +15,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_ref import Model
-from gptoss_ref import generation as generate
+from gptoss_ref import Model, generate
 from gptoss_ref.backend import NUMPY
 from gptoss_ref.chat import (
     Chat,

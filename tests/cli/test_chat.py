@@ -249,10 +249,10 @@ def test_an_error_ends_a_pipes_loop(says: Says, types: Types, capsys: Captured) 
 
 def test_what_the_output_cannot_encode_is_replaced() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); sys.argv[1:] = ['chat', 'hello']\n"
+        "import sys; sys.argv[1:] = ['chat', 'hello']\n"
         "import gptoss_ref.cli.chat as chat\n"
         "from gptoss_ref.cli import entry_point\n"
-        "from scripted import ScriptedModel\n"
+        "from tests.support.scripted import ScriptedModel\n"
         f"chat.load_model = lambda *_, **__: ScriptedModel({ANSWER.format('2π')!r})\n"
         "entry_point()\n"
     )
@@ -270,10 +270,10 @@ def test_a_person_at_a_real_terminal() -> None:
     """Through a pseudo-terminal: streaming, Ctrl-C in an answer, another message, Ctrl-D."""
     script = [THOUGHT.format("so " * 5000), ANSWER.format("85")]
     code = (
-        "import signal, sys; sys.path.insert(0, 'tests')\n"
+        "import signal, sys\n"
         "import gptoss_ref.cli.chat as chat\n"
         "from gptoss_ref.cli import main\n"
-        "from scripted import ScriptedModel\n"
+        "from tests.support.scripted import ScriptedModel\n"
         # a run in the background passes on an ignored Ctrl-C
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"chat.load_model = lambda *_, **__: ScriptedModel(*{script!r}, seconds=0.01)\n"

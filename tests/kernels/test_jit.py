@@ -166,7 +166,7 @@ def test_the_bound_of_float_sums_without_avx2() -> None:
     """The plain path has few partial sums there; at the released widths."""
     code = """
 import numpy as np
-from kernel_cases import bits, gaussian, relative_l2
+from tests.support.kernel_cases import bits, gaussian, relative_l2
 from gptoss_ref import kernels, layers
 from gptoss_ref.numerics import FLOAT64
 for inputs in (2880, 4096):

@@ -55,7 +55,7 @@ def suite_files() -> dict[str, bytes]:
     contents = {name: (here / name).read_bytes() for name in ("README.md", "schema.json")}
     contents[MANIFEST] = (json.dumps(manifest(), indent=1, ensure_ascii=False) + "\n").encode()
     for operation in OPERATIONS.values():
-        contents[_file(operation)] = save(_tensors(operation))
+        contents[_file(operation)] = save(suite_arrays(operation))
     return dict(sorted(contents.items()))
 
 
@@ -135,7 +135,7 @@ def _file(operation: Operation) -> str:
     return f"{operation.name}.safetensors"
 
 
-def _tensors(operation: Operation) -> dict[str, Array]:
+def suite_arrays(operation: Operation) -> dict[str, Array]:
     """Everything of one operation by name; other accepted answers are ``<case>/<name>.or1`` …"""
     tensors = {}
     for case in cases_of(operation):

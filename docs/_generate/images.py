@@ -1,6 +1,6 @@
 """Makes the pictures of the README: three figures, and the inspector on a desk and a phone.
 
-    python docs/images/make.py          # needs the extras viz and test, and Chromium
+    python -m docs._generate.images          # needs the extras viz and test, and Chromium
 
 The same numbers make the same figures; screenshots differ by a few levels of 255 from run to run,
 and by a pixel here and there with the fonts of a machine.
@@ -18,10 +18,9 @@ from PIL import Image
 import gptoss_ref as gr
 from gptoss_ref.chat import Message, build_conversation, render_conversation
 from gptoss_ref.viz import inspector
+from tests.support import chromium
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent / "tests"))
-import chromium  # noqa: E402
+HERE = Path(__file__).resolve().parents[1] / "images"
 
 LARGEST = 150_000  # bytes of a picture
 QUESTION = "What is 27 + 58?"
