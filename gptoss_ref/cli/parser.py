@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
@@ -27,13 +28,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{plainer(message)} (see {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """An option that the command does not have is an error that names the nearest one."""
-        parsed, extras = super().parse_known_args(args, namespace)
-        for extra in extras:
-            if extra.startswith("-"):
-                name = extra.split("=")[0]
-                self.error(f"unknown option {name}{nearest(name, self._option_string_actions)}")
-        return parsed, extras
+        """An option that a command does not have is an error that names the nearest one."""
+        if self._subparsers is None:
+            known = self._option_string_actions
+            for word in itertools.takewhile(lambda word: word != "--", args or ()):
+                name = word.split("=")[0]
+                if name.startswith("--") and not any(o.startswith(name) for o in known):
+                    self.error(f"unknown option {name}{nearest(name, known)}")
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> Parser:
