@@ -28,6 +28,7 @@ _INCLUDE = re.compile(
 _EVALUATED = re.compile(r"\{eval\}`([^`]+)`")
 _ROLE = re.compile(r"\{(?:func|mod|class|meth|data|attr|exc|obj)\}`~?(?:[^`<]*<)?([^`>]+)>?`")
 _DOWNLOAD = re.compile(r"\{download\}`([^`<]+?)\s*<[^`]*>`")
+_PICTURE = re.compile(r"^!\[([^\]]*)\]\((?!http)[^)]*\)$", re.MULTILINE)
 _PAGE_LINK = re.compile(r"\]\((\d\d_\w+)\.md(#[^)]*)?\)")
 
 
@@ -59,6 +60,7 @@ def filled(text: str, folder: Path, value_of: Callable[[str], str]) -> str:
     text = _EVALUATED.sub(lambda found: value_of(found[1]), text)
     text = _ROLE.sub(r"`\1`", text)
     text = _DOWNLOAD.sub(r"`\1`", text)
+    text = _PICTURE.sub(r"*(On the page: a picture, \1)*", text)
     return _PAGE_LINK.sub(r"](\1.ipynb)", text)
 
 
