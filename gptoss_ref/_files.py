@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Atomic writes: a file is replaced as a whole, or stays as it was."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gptoss_ref.errors import GptOssError
 
 @contextlib.contextmanager
 def replacing(path: Path, error: type[GptOssError] = GptOssError) -> Iterator[IO[bytes]]:
-    """A temporary sibling of ``path``, which takes its name once the block succeeds.
+    """Open a temporary file beside ``path``; rename it to ``path`` if the block succeeds.
 
-    A file that is already there is replaced then, and only then.
+    An existing file is replaced only then.
 
     Raises:
-        GptOssError: the file cannot be written; of the kind ``error``.
+        GptOssError: the file cannot be written; of the class ``error``.
     """
     if path.is_dir():  # asked now: at the end all that was written would be lost
         raise error(f"{path}: cannot be written: it is a folder")

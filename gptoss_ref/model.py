@@ -51,8 +51,8 @@ class Model:
         weights: as a checkpoint stores them.
         policy: where to round.
         backend: what computes the layers, or its name: ``"numba"`` or ``"numpy"``. Kernels compute
-            in float32 only, so under another policy both names mean the NumPy layers; ``.backend``
-            says which it is.
+            in float32 only; under another policy both names give the NumPy layers. ``.backend``
+            tells which.
         checkpoint: where the weights came from; gives the tokenizer and the stop tokens.
     """
 
