@@ -9,7 +9,7 @@ from gptoss_ref.numerics import Array
 
 
 def greedy(logits: Array) -> tuple[int, float]:
-    """The likeliest token of ``logits`` (V,) and its log-probability; of equal ones the lowest id."""
+    """The likeliest token of ``logits`` (V,), of equal ones the lowest id; its log-probability."""
     token = int(np.argmax(logits))
     return token, log_probability(logits, token)
 
