@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref.chat.split import SAFE_PATTERNS
 from gptoss_ref.chat.tokenizer import (
     HARMONY_TOKENS,
     LAST_SPECIAL,
@@ -142,7 +143,8 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
     """The tokenizer that a tokenizer.json describes.
 
     Raises TokenError, naming the file and the field, when the file is missing or broken, is not a
-    plain byte-level BPE with one split pattern, or has merges that the ranks do not imply.
+    plain byte-level BPE, splits text by a pattern that is not in split.SAFE_PATTERNS, or has merges
+    that the ranks do not imply.
     """
     path = Path(path)
     data = _typed(path, "the whole file", _load(path), dict)
@@ -159,7 +161,14 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
     _check_merges(path, tokens, _field(path, model, "model.merges", list))
     special = _specials(path, _field(path, data, "added_tokens", list), len(tokens))
     pattern = _split_pattern(path, _field(path, data, "pre_tokenizer", dict))
-    return Tokenizer(tokens, special, pattern=pattern, name=str(path))
+    tokenizer = Tokenizer(tokens, special, pattern=pattern, name=str(path))
+    if pattern not in SAFE_PATTERNS:
+        raise TokenError(
+            f"{path}: pre_tokenizer.Split.pattern.Regex is {_short(pattern)}, expected that of "
+            "o200k_base or cl100k_base with numbers of 1, 2 or 3 digits "
+            "(gptoss_ref.chat.split.SAFE_PATTERNS): another may take any time on some text"
+        )
+    return tokenizer
 
 
 def _load(path: Path) -> Any:
