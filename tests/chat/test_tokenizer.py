@@ -165,9 +165,11 @@ MARK = "\N{COMBINING ACUTE ACCENT}"
 
 @pytest.mark.parametrize(
     "unit",
-    [" ", "\t", "\N{NO-BREAK SPACE}", "\u2028", "\n", "\r\n", " \n", "a", "A", "aB", "1", "1a"]
-    + ["=", ".\n", "\n/", "'s", MARK, "a" + MARK, "漢字", "ſ", "\x1c", "\0", "<|end|>", "\ud800"]
-    + ["aB1. \n漢" + MARK],
+    [
+        *(" ", "\t", "\N{NO-BREAK SPACE}", "\u2028", "\n", "\r\n", " \n", "a", "A", "aB", "1"),
+        *("1a", "=", ".\n", "\n/", "'s", MARK, "a" + MARK, "漢字", "ſ", "\x1c", "\0", "<|end|>"),
+        *("\ud800", "aB1. \n漢" + MARK),
+    ],
 )
 def test_a_million_of_anything(unit: str) -> None:
     """Each takes about a second; without the cut, spaces panic in tiktoken."""
@@ -206,7 +208,7 @@ def small_with(pattern: str) -> Tokenizer:
 
 def test_the_patterns_are_the_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiktoken_ext.openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
-    assert O200K_PATTERN == tiktoken_ext.openai_public.o200k_base()["pat_str"]
+    assert tiktoken_ext.openai_public.o200k_base()["pat_str"] == O200K_PATTERN
     llama_3 = (  # meta-llama/Meta-Llama-3-8B, tokenizer.json
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -220,12 +222,12 @@ def test_what_is_no_text(text: Any) -> None:
         o200k_harmony().encode(text)
 
 
-def test_a_panic_of_tiktoken_is_a_token_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_panic_of_tiktoken_is_a_token_error() -> None:
     """A pattern of one's own is not cut."""
     own = small_harmony(300, pattern=r"\s+(?!\S)|\s+|\S+")
     with pytest.raises(TokenError, match="tiktoken fails on a text of 1000000 characters"):
         own.encode(" " * MILLION)
-    assert own.encode("a b") == small_harmony(300).encode("a b")
+    assert own.decode(own.encode("a b")) == "a b"
 
 
 # --- smaller vocabularies and tokenizer.json ------------------------------------------------------
