@@ -22,8 +22,8 @@ _HOMES = {
     "ToolNamespace": "tools",
     "browser": "tools",
     "python": "tools",
-    "tool_from_dict": "tools",
-    "tools_from_data": "tools",
+    "tool_from_dict": "tool_data",
+    "tools_from_data": "tool_data",
     "Chat": "conversation",
     "PrefixCache": "conversation",
     "build_conversation": "conversation",
@@ -110,13 +110,12 @@ if TYPE_CHECKING:
         o200k_harmony,
         small_harmony,
     )
+    from gptoss_ref.chat.tool_data import tool_from_dict, tools_from_data
     from gptoss_ref.chat.tools import (
         Tool,
         ToolNamespace,
         browser,
         python,
-        tool_from_dict,
-        tools_from_data,
     )
 
 

@@ -10,7 +10,8 @@ from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
 from gptoss_ref.chat.parser import Event, HarmonyParser, MessageEnd
 from gptoss_ref.chat.render import render_conversation
 from gptoss_ref.chat.reply import Reply, channel_text, tool_calls
-from gptoss_ref.chat.tools import Tool, tool_from_dict
+from gptoss_ref.chat.tool_data import tool_from_dict
+from gptoss_ref.chat.tools import Tool
 from gptoss_ref.errors import HarmonyError
 from gptoss_ref.generation import generate
 
@@ -34,7 +35,7 @@ def build_conversation(
         message: a question, or messages; those may begin with a system and a developer message.
         reasoning: "low", "medium" (the default) or "high", for the system message.
         instructions: for the developer message, which is there only if it has something to say.
-        tools: functions, as Tool or as plain data (see tools.tool_from_dict).
+        tools: functions, as Tool or as plain data (see tool_data.tool_from_dict).
 
     Raises:
         HarmonyError: there is nothing to answer, or `message` already has the message that an

@@ -8,11 +8,13 @@ what they look like as text is in render.py and tools.py.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from gptoss_ref.chat.tools import Tool, ToolNamespace, namespace_from_dict
+from gptoss_ref.chat.tool_data import namespaces_from_data, tools_from_data
+from gptoss_ref.chat.tools import Tool, ToolNamespace
 from gptoss_ref.errors import HarmonyError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -21,6 +23,11 @@ CHANNELS = ("analysis", "commentary", "final")
 
 MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
+
+
+def _check_text(what: str, field_name: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        raise HarmonyError(f"{what}: {field_name} {reprlib.repr(value)}: expected text or None")
 
 
 def _namespaces(spaces: Sequence[ToolNamespace]) -> tuple[ToolNamespace, ...]:
@@ -62,6 +69,12 @@ class SystemContent:
             raise HarmonyError(
                 f"reasoning effort {self.reasoning_effort!r}: expected one of {', '.join(EFFORTS)}"
             )
+        for field_name in ("model_identity", "conversation_start_date", "knowledge_cutoff"):
+            _check_text("system message", field_name, getattr(self, field_name))
+        if isinstance(self.channels, str) or not all(isinstance(c, str) for c in self.channels):
+            raise HarmonyError(
+                f"system message: channels {reprlib.repr(self.channels)}: expected a list of names"
+            )
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "tools", _namespaces(self.tools))
 
@@ -81,6 +94,7 @@ class DeveloperContent:
     tools: Sequence[ToolNamespace] = ()
 
     def __post_init__(self) -> None:
+        _check_text("developer message", "instructions", self.instructions)
         object.__setattr__(self, "tools", _namespaces(self.tools))
 
     @classmethod
@@ -124,6 +138,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise HarmonyError(f"message role {self.role!r}: expected one of {', '.join(ROLES)}")
+        for field_name in ("name", "recipient", "channel", "content_type"):
+            _check_text(f"{self.role} message", field_name, getattr(self, field_name))
         if self.role == "tool" and not self.name:
             raise HarmonyError("tool message without a name: expected the name of the tool")
         single = isinstance(self.content, get_args(Content)) or not isinstance(
@@ -183,9 +199,9 @@ class Message:
         )
 
     @classmethod
-    def tool(cls, name: str, text: str) -> Message:
-        """A tool's answer to a call, addressed to the assistant in the commentary channel."""
-        return cls("tool", text, name=name, recipient="assistant", channel="commentary")
+    def tool(cls, name: str, text: str, channel: str | None = "commentary") -> Message:
+        """A tool's answer, addressed to the assistant in the channel of the call it answers."""
+        return cls("tool", text, name=name, recipient="assistant", channel=channel)
 
     def with_content(self, content: Content | Sequence[Content]) -> Message:
         """The same header with other content."""
@@ -202,21 +218,26 @@ class Message:
         """A message from plain data: the fields of this class, content being text.
 
         In a system message `content` may be an object with SystemContent's fields, in a developer
-        message one with `instructions` and `tools` (namespaces, see tools.py).
+        message one with `instructions` and `tools` (see tool_data.namespaces_from_data), or
+        `functions` (a list of tools).
 
         Raises:
             HarmonyError: no object, an unknown field, or a message that cannot be.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("role"), str):
-            raise HarmonyError(f"message {data!r}: expected an object with role and content")
+            raise HarmonyError(
+                f"message {reprlib.repr(data)}: expected an object with role and content"
+            )
         unknown = set(data) - {"role", "content", "name", "recipient", "channel", "content_type"}
         if unknown:
-            raise HarmonyError(f"{data['role']} message: unknown field {sorted(unknown)[0]!r}")
+            raise HarmonyError(f"{data['role']} message: unknown field {min(map(str, unknown))!r}")
         content = data.get("content", "")
         if isinstance(content, Mapping):
             content = _content_from_dict(data["role"], content)
         if not isinstance(content, get_args(Content)):
-            raise HarmonyError(f"{data['role']} message: content must be text, found {content!r}")
+            raise HarmonyError(
+                f"{data['role']} message: content must be text, found {reprlib.repr(content)}"
+            )
         return cls(**{**data, "content": content})
 
 
@@ -228,7 +249,10 @@ def _content_from_dict(role: str, data: Mapping[str, Any]) -> Content:
     if role not in kinds:
         raise HarmonyError(f"{role} message: content must be text, found an object")
     fields = dict(data)
-    fields["tools"] = tuple(namespace_from_dict(space) for space in fields.get("tools", ()))
+    fields["tools"] = namespaces_from_data(fields.get("tools"))
+    if role == "developer" and "functions" in fields:
+        functions = tools_from_data(fields.pop("functions"))
+        fields["tools"] += (ToolNamespace("functions", None, functions),)
     try:
         return kinds[role](**fields)
     except TypeError as error:
