@@ -138,7 +138,8 @@ def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any]:
             continue
         for key, value in fields.pop(wrapper).items():
             beside = fields.get(key)
-            if beside is not None and key not in _IGNORED and not _same(beside, value):
+            two = beside is not None and value is not None and key not in _IGNORED
+            if two and not _same(beside, value):
                 raise HarmonyError(
                     f"tool {_short(data)}: {key!r} in {wrapper!r} and beside it differ, "
                     "expected one of them"
