@@ -8,6 +8,8 @@ what they look like as text is in render.py and tools.py.
 
 from __future__ import annotations
 
+import difflib
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +22,30 @@ from gptoss_ref.errors import HarmonyError
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
 CHANNELS = ("analysis", "commentary", "final")
+CHANNEL_WORDS = {
+    **dict.fromkeys(("thought", "thoughts", "thinking", "think", "reasoning"), "analysis"),
+    **dict.fromkeys(("answer", "response"), "final"),
+}
+"""Other names that models give a channel, and the channel that they mean."""
 
 MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
+
+
+def meant_channel(channel: str | None) -> str:
+    """Which of CHANNELS the name of a channel means; "final" if there is none.
+
+    A name that is misspelt, or is one of CHANNEL_WORDS, means that channel. Any other name means
+    "commentary", which is neither the answer nor hidden from the user.
+
+    >>> [meant_channel(name) for name in (None, "Final", "comentary", "thought", "??")]
+    ['final', 'final', 'commentary', 'analysis', 'commentary']
+    """
+    if channel is None:
+        return "final"
+    word = re.sub(r"[\W_]+", "", channel).lower()
+    near = difflib.get_close_matches(word, CHANNELS, 1, cutoff=0.75)
+    return CHANNEL_WORDS.get(word) or (near[0] if near else "commentary")
 
 
 def _check_text(what: str, field_name: str, value: Any) -> None:
