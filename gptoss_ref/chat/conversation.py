@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
-from gptoss_ref.chat.parser import Event, HarmonyParser, MessageEnd
+from gptoss_ref.chat.parser import Event
 from gptoss_ref.chat.render import render_conversation
-from gptoss_ref.chat.reply import Reply, channel_text, tool_calls
+from gptoss_ref.chat.reply import Collector, Reply
 from gptoss_ref.chat.tool_data import tool_from_dict
 from gptoss_ref.chat.tools import Tool
 from gptoss_ref.errors import HarmonyError
@@ -44,6 +45,12 @@ def build_conversation(
     if isinstance(message, str):
         message = [Message.user(message)]
     messages = [message] if isinstance(message, Message) else list(message)
+    for part in messages:
+        if not isinstance(part, Message):
+            raise HarmonyError(
+                f"message {reprlib.repr(part)}: expected a Message; Message.from_dict makes one "
+                "of plain data"
+            )
     if not any(part.parts and part.parts != ("",) for part in messages):
         raise HarmonyError("nothing to answer: expected a text, or at least one message")
     functions = [tool if isinstance(tool, Tool) else tool_from_dict(tool) for tool in tools]
@@ -101,12 +108,20 @@ def stream(
     top_p: float = 1.0,
     seed: int | None = 0,
     prefix: PrefixCache | None = None,
+    stop_at_other_roles: bool = True,
 ) -> Iterator[Event | Reply]:
     """Answer, yielding the parser's events as they come and, last of all, the Reply.
 
-    The first arguments are those of `build_conversation`, the following ones those of `generate`;
-    `prefix` lets a later call use what this one computed. The history is rendered by the rule
-    "answered" of `render.drop_analysis`. Generation ends at return, call or endoftext.
+    The first arguments are those of `build_conversation`, the following ones those of `generate`.
+    The history is rendered by the rule "answered" of `render.drop_analysis`. Generation ends at
+    return, call or endoftext.
+
+    Args:
+        prefix: lets a later call use what this one computed.
+        stop_at_other_roles: end the answer where the model goes on to play the user, the system,
+            the developer or a tool; a Repair says so. Otherwise generation goes on; the messages of
+            these roles are among the events and in the Reply's messages and repairs, and never in
+            its texts.
 
     Raises:
         HarmonyError: a conversation that cannot be.
@@ -128,16 +143,10 @@ def stream(
         for name in ("return", "call", "endoftext")
         if f"<|{name}|>" in tokenizer.special
     }
-    parser = HarmonyParser(tokenizer)
+    collector = Collector(tokenizer, stop_at_other_roles=stop_at_other_roles)
     tokens: list[int] = []
     logprobs: list[float] = []
-    ends: list[MessageEnd] = []
     first = None
-
-    def noted(events: list[Event]) -> list[Event]:
-        ends.extend(event for event in events if isinstance(event, MessageEnd))
-        return events
-
     try:
         for token in generate(
             model,
@@ -153,26 +162,23 @@ def stream(
             first = first or time.perf_counter()
             tokens.append(int(token))
             logprobs.append(token.logprob)
-            yield from noted(parser.feed(token))
+            yield from collector.feed(token)
+            if collector.stopped:
+                break
     finally:
         prefix.end([*prompt, *tokens])
-    yield from noted(parser.finish())
+    yield from collector.finish()
     ended = time.perf_counter()
-    said = [end.message for end in ends]
+    stop_reason = stops.get(tokens[-1], "length") if tokens else "length"
     yield Reply(
-        analysis=channel_text(said, "analysis"),
-        commentary=channel_text(said, "commentary"),
-        final=channel_text(said, "final"),
-        tool_calls=tool_calls(ends),
-        messages=tuple(said),
+        **collector.fields(),
         tokens=tuple(tokens),
         logprobs=tuple(logprobs),
         prompt_tokens=len(prompt),
         cached_tokens=len(prompt) - len(pending),
         first_seconds=(first or ended) - began,
         seconds=ended - began,
-        stop_reason=stops.get(tokens[-1], "length") if tokens else "length",
-        repairs=tuple(parser.repairs),
+        stop_reason="other_role" if collector.stopped else stop_reason,
     )
 
 
@@ -189,6 +195,7 @@ def respond(
     top_p: float = 1.0,
     seed: int | None = 0,
     prefix: PrefixCache | None = None,
+    stop_at_other_roles: bool = True,
     on_event: Callable[[Event], None] | None = None,
 ) -> Reply:
     """Answer a question or go on with a conversation; see `stream` for the arguments.
@@ -219,6 +226,7 @@ def respond(
         top_p=top_p,
         seed=seed,
         prefix=prefix,
+        stop_at_other_roles=stop_at_other_roles,
     ):
         if isinstance(event, Reply):
             return event
@@ -251,6 +259,7 @@ class Chat:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = 0,
+        stop_at_other_roles: bool = True,
     ) -> None:
         self.model = model
         self.messages: list[Message] = []
@@ -266,6 +275,7 @@ class Chat:
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "stop_at_other_roles": stop_at_other_roles,
         }
 
     def send(self, message: str | Message | Sequence[Message]) -> Iterator[Event | Reply]:

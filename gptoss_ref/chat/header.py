@@ -20,6 +20,7 @@ recipient there (openai/harmony issue 56 and pull request 144).
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,6 +79,8 @@ def parse_header(sections: list[str], role: str | None, report: Report) -> Heade
         addressed = any(other.startswith("to=") for other in lead + rest)
         role, name, glued = read_role(word, addressed, report)
         if role is None:
+            while lead and not lead[0].startswith(("to=", CONSTRAIN)):
+                word += " " + lead.pop(0)
             report(f"unknown role {word!r}", "taken as the assistant's", word)
             role = "assistant"
     recipient, content_type = _recipient_and_type(lead + rest, report)
@@ -161,6 +164,12 @@ def read_role(
     return None, None, None
 
 
+def names_a_role(text: str) -> bool:
+    """Whether the first word may stand for the role in a header."""
+    word = (text.split() or [""])[0]
+    return word.partition(":")[0] in ROLES or bool(_GLUED.fullmatch(word)) or _is_tool(word)
+
+
 def _is_tool(word: str) -> bool:
     return "." in word or word in _BUILT_IN_TOOLS
 
@@ -169,15 +178,15 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
     """Recipient and content type from the words that are neither role nor channel."""
     recipient = content_type = None
     plain: list[str] = []
-    queue = list(words)
+    queue = deque(words)
     while queue:
-        word = queue.pop(0)
+        word = queue.popleft()
         if word.startswith("to="):
             target = word.removeprefix("to=")
             if not target:
                 report("to= without a name right after it", "the next word counts, if any", "")
                 follows = bool(queue) and not queue[0].startswith(("to=", CONSTRAIN))
-                target = queue.pop(0) if follows else ""
+                target = queue.popleft() if follows else ""
             if recipient is not None or content_type is not None or plain:
                 report(
                     f"to={target} behind another recipient or type",
@@ -190,7 +199,7 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
         elif word.startswith(CONSTRAIN):
             if word == CONSTRAIN:
                 report("<|constrain|> without a format right after it", "the next word counts", "")
-                word += queue.pop(0) if queue and not queue[0].startswith("to=") else ""
+                word += queue.popleft() if queue and not queue[0].startswith("to=") else ""
             content_type = word
         else:
             plain.append(word)

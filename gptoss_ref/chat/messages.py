@@ -28,6 +28,9 @@ CHANNEL_WORDS = {
 }
 """Other names that models give a channel, and the channel that they mean."""
 
+# Recipients that are not tools: a message to one of these is talk.
+_NOT_TOOLS = ("all", "assistant", "user")
+
 MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
 
@@ -262,6 +265,11 @@ class Message:
                 f"{data['role']} message: content must be text, found {reprlib.repr(content)}"
             )
         return cls(**{**data, "content": content})
+
+
+def is_call(message: Message) -> bool:
+    """Whether a message is the assistant's to a tool."""
+    return message.role == "assistant" and message.recipient not in (None, *_NOT_TOOLS)
 
 
 def _content_from_dict(role: str, data: Mapping[str, Any]) -> Content:

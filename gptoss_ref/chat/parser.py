@@ -31,7 +31,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from gptoss_ref.chat.header import Header, parse_header
+from gptoss_ref.chat.header import Header, names_a_role, parse_header
 from gptoss_ref.chat.messages import ROLES, Message
 from gptoss_ref.chat.tokenizer import Tokenizer
 from gptoss_ref.chat.unfinished import parse_unfinished
@@ -75,6 +75,11 @@ class Repair:
     problem: str
     action: str
     text: str = ""
+
+    def __str__(self) -> str:
+        return f"token {self.position}: {self.problem}: {self.action}" + (
+            f": {self.text!r}" if self.text else ""
+        )
 
 
 Event = MessageStart | TextDelta | MessageEnd | Repair
@@ -122,8 +127,10 @@ class HarmonyParser:
         self._channel = tokenizer.special_id("channel")
         self._constrain = tokenizer.special_id("constrain")
         self._end_of_text = tokenizer.special.get("<|endoftext|>")
+        self._ends = {*self._stops, self._end_of_text}
         self._events: list[Event] = []
-        self._skipped: list[int] = []
+        self._skipped: list[int] = []  # between messages
+        self._skipped_text = False  # whether they have any
         self._text: list[str] = []
         self._role = role
         self._sections: list[list[int]] = [[]]
@@ -159,7 +166,7 @@ class HarmonyParser:
             self._end(None)
         elif self._state is _State.HEADER and self.position > 0:
             self._end_unfinished("the end of the tokens", None, cut=True)
-        elif self._has_text(self._skipped):
+        elif self._skipped_text:
             self._take_skipped("the end of the tokens", None, cut=True)
         elif self._skipped:
             self._report_skipped()
@@ -176,15 +183,19 @@ class HarmonyParser:
             self._open_header(None)
         elif token in (self._channel, self._message):
             self._report(f"{self._name(token)}, expected <|start|>", "a header is taken to be open")
+            if self._skipped_text and not names_a_role(self._tokenizer.decode(self._skipped)):
+                self._report_skipped()
             self._open_header(None)
-            self._sections, self._skipped = [self._skipped], []
+            self._sections = [self._forget_skipped()]
             self._in_header(token)
-        elif token in self._stops and self._has_text(self._skipped):
+        elif token in self._stops and self._skipped_text:
             self._take_skipped(self._name(token), self._stops[token])
         else:
             if self._strict:
                 self._report(f"{self._name(token)}, expected <|start|>", "")
             self._skipped.append(token)
+            if token not in self._ends:
+                self._skipped_text |= bool(self._tokenizer.token_bytes(token).strip())
 
     def _in_header(self, token: int) -> None:
         """Up to `<|message|>`: collect the tokens, cut at `<|channel|>`."""
@@ -273,7 +284,7 @@ class HarmonyParser:
     def _take_skipped(self, what: str, stop: str | None, *, cut: bool = False) -> None:
         """Text between messages that has an end is a message without a header."""
         self._open_header(None)
-        self._sections, self._skipped = [self._without_control(self._skipped)], []
+        self._sections = [self._forget_skipped()]
         self._end_unfinished(what, stop, cut=cut)
 
     # --- reports ------------------------------------------------------------------------------
@@ -287,16 +298,13 @@ class HarmonyParser:
 
     def _report_skipped(self) -> None:
         problem = f"{self._tokenizer.decode(self._skipped)!r}, expected <|start|>"
-        text = self._decode(self._without_control(self._skipped))
-        self._skipped = []
-        self._report(problem, "skipped", text)
+        self._report(problem, "skipped", self._decode(self._forget_skipped()))
 
-    def _without_control(self, tokens: list[int]) -> list[int]:
-        control = {*self._stops, self._end_of_text}
-        return [token for token in tokens if token not in control]
-
-    def _has_text(self, tokens: list[int]) -> bool:
-        return bool(self._tokenizer.decode(self._without_control(tokens)).strip())
+    def _forget_skipped(self) -> list[int]:
+        """The skipped tokens, without those that end a message; there are none any more."""
+        skipped = [token for token in self._skipped if token not in self._ends]
+        self._skipped, self._skipped_text = [], False
+        return skipped
 
     def _decode(self, tokens: list[int]) -> str:
         data = self._tokenizer.decode_bytes(tokens)
