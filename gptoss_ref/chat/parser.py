@@ -188,8 +188,8 @@ class HarmonyParser:
             self._open_header(None)
             self._sections = [self._forget_skipped()]
             self._in_header(token)
-        elif token in self._stops and self._skipped_text:
-            self._take_skipped(self._name(token), self._stops[token])
+        elif token in self._ends and self._skipped_text:
+            self._take_skipped(self._name(token), self._stops.get(token))
         else:
             if self._strict:
                 self._report(f"{self._name(token)}, expected <|start|>", "")
@@ -272,9 +272,14 @@ class HarmonyParser:
         problem = f"{what} in a header, expected <|message|>"
         self._report(problem, "what follows the header's fields is the text")
         sections = [self._decode(section) for section in self._sections]
-        header, text = parse_unfinished(sections, self._role, self._report, cut=cut)
+        departures: list[tuple[str, str, str]] = []
+        header, text = parse_unfinished(
+            sections, self._role, lambda *report: departures.append(report), cut=cut
+        )
         self._state = _State.EXPECT_START
         if text or (header.recipient and not cut):
+            for departure in departures:
+                self._report(*departure)
             self._open_content(header)
             self._add_text(text)
             self._end(stop)

@@ -29,9 +29,8 @@ class ToolCall:
         recipient: the tool, with its namespace: "functions.add".
         text: the arguments as written.
         arguments: the same, parsed as JSON (RFC 8259); None if the text is not JSON.
-        error: what is wrong with the arguments, or None if they are a JSON object. Besides text that
-            is not JSON these are errors: a key given twice, a number beyond the range of float64,
-            half a surrogate pair.
+        error: what is wrong with the arguments, or None if they are a JSON object. These are errors
+            too: a key given twice, a number beyond the range of float64, half a surrogate pair.
         channel: the channel of the call, in which the answer belongs too.
     """
 
@@ -214,21 +213,22 @@ class Collector:
                         event = MessageEnd(message, "end")
                     if not hidden:
                         self._ends.append(event)
-                    collected += self._repairs(event)
+                    collected += self._repairs(event, self._parser.position - (not cut))
             collected += [] if hidden else [event]
         return collected
 
-    def _repairs(self, end: MessageEnd) -> list[Event]:
+    def _repairs(self, end: MessageEnd, position: int) -> list[Event]:
         """What is to be said about a message: not the assistant's, cut short, an odd channel."""
-        message, repairs = end.message, []
-        position = self._parser.position
+        message = end.message
+        repairs: list[Repair] = []
 
         def report(problem: str, action: str, text: str = "") -> None:
             repairs.append(Repair(position, problem, action, text))
 
         if message.role != "assistant":
             action = "the answer ends before it" if self.stopped else "no part of the answer"
-            report(f"a message of the role {message.role}", action, message.text)
+            name = f" {message.name}" if message.name else ""
+            report(f"a message of the role {message.role}{name}", action, message.text)
         elif is_call(message) and end.stop is None:
             problem = f"the end of the tokens in a call of {message.recipient}"
             report(problem, "left out of the calls", message.text)
