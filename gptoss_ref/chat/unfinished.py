@@ -18,7 +18,8 @@ from gptoss_ref.chat.header import Header, Report, one_channel, read_role
 from gptoss_ref.chat.messages import CHANNEL_WORDS, CHANNELS
 from gptoss_ref.chat.render import CONSTRAIN
 
-_RECIPIENT = re.compile(r"\s*to=\s*([A-Za-z0-9_]+(?:[.-]+[A-Za-z0-9_]+)*)\s*")
+# A sign or two may stand before it: commentary? to=functions.f
+_RECIPIENT = re.compile(r"\s*([^\w\s]{0,2})\s*to=\s*([A-Za-z0-9_]+(?:[.-]+[A-Za-z0-9_]+)*)\s*")
 _CONSTRAINED = re.compile(rf"\s*({re.escape(CONSTRAIN)}(?:[A-Za-z]+|\s+(?:json|code)\b)?)\s*")
 # A type without <|constrain|> is one if arguments of that type follow it.
 _TYPE = re.compile(r"\s*(json(?=\s*[{\[])|code(?=\s+[\w\"'#%!]))\s*")
@@ -47,7 +48,7 @@ def parse_unfinished(
         lead = lead if role is None else lead[first.end() :].lstrip()
     elif first and first[1] == role:
         lead = lead[first.end() :].lstrip()
-    fields = _Fields()
+    fields = _Fields(report)
     texts = [fields.take(lead)] if lead.strip() or len(sections) == 1 else []
     channels = [glued] if glued else []
     for number, section in enumerate(sections[1:], 2):
@@ -55,6 +56,7 @@ def parse_unfinished(
         if channel:
             channels.append(channel)
         elif cut and number == len(sections) and _begins(section, CHANNELS):
+            report(f"{section!r}, the beginning of a channel", "left out", section)
             break
         elif section.strip():
             report(f"<|channel|> before {section[:20]!r}", "what follows it is text", "")
@@ -68,14 +70,17 @@ def parse_unfinished(
 class _Fields:
     """The recipient and the content type: the first of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self.recipient: str | None = None
         self.content_type: str | None = None
 
     def take(self, text: str) -> str:
         """The text without the fields that it begins with."""
         if self.recipient is None and (found := _RECIPIENT.match(text)):
-            self.recipient, text = found[1], text[found.end() :]
+            if found[1]:
+                self._report(f"{found[1]!r} before to=", "left out", found[1])
+            self.recipient, text = found[2], text[found.end() :]
         found = _CONSTRAINED.match(text) or (_TYPE.match(text) if self.recipient else None)
         if self.content_type is None and found:
             self.content_type, text = "".join(found[1].split()), text[found.end() :]
