@@ -19,7 +19,7 @@ from gptoss_ref.chat.messages import CHANNEL_WORDS, CHANNELS
 from gptoss_ref.chat.render import CONSTRAIN
 
 # A sign or two may stand before it: commentary? to=functions.f
-_RECIPIENT = re.compile(r"\s*([^\w\s]{0,2})\s*to=\s*([A-Za-z0-9_]+(?:[.-]+[A-Za-z0-9_]+)*)\s*")
+_RECIPIENT = re.compile(r"\s*([?!.,:;–—-]{0,2})\s*to=\s*([A-Za-z0-9_]+(?:[.-]+[A-Za-z0-9_]+)*)\s*")
 _CONSTRAINED = re.compile(rf"\s*({re.escape(CONSTRAIN)}(?:[A-Za-z]+|\s+(?:json|code)\b)?)\s*")
 # A type without <|constrain|> is one if arguments of that type follow it.
 _TYPE = re.compile(r"\s*(json(?=\s*[{\[])|code(?=\s+[\w\"'#%!]))\s*")
