@@ -2,7 +2,7 @@
 
 A tokenizer splits text with a regular expression and merges byte pairs within each piece. tiktoken
 runs that expression with a backtracking engine, whose stack overflows (a Rust panic, no Python
-exception) on a run of several hundred thousand spaces. `long_spaces` finds such runs for the
+exception) on a run of a million spaces. `long_spaces` finds such runs for the
 patterns below, for which it is known where the pieces of a run begin and end, so that the
 tokenizer can encode the run without the expression. All other texts cost time linear in their
 length (merging: n log n for one piece of n bytes, since tiktoken 0.13).
