@@ -29,6 +29,7 @@ _HOMES = {
     "build_conversation": "conversation",
     "respond": "conversation",
     "stream": "conversation",
+    "Collector": "reply",
     "Reply": "reply",
     "ToolCall": "reply",
     "Event": "parser",
@@ -47,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "Chat",
+    "Collector",
     "DeveloperContent",
     "Event",
     "HarmonyParser",
@@ -103,7 +105,7 @@ if TYPE_CHECKING:
         render_conversation_for_training,
         render_message,
     )
-    from gptoss_ref.chat.reply import Reply, ToolCall
+    from gptoss_ref.chat.reply import Collector, Reply, ToolCall
     from gptoss_ref.chat.tokenizer import (
         Tokenizer,
         harmony_specials,

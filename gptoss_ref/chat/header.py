@@ -32,6 +32,7 @@ Report = Callable[[str, str, str], None]
 
 _BUILT_IN_TOOLS = ("python", "browser")
 _TYPES = ("json", "code")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[_-]+[A-Za-z0-9]+)+")
 _GLUED = re.compile(rf"((?:{'|'.join(ROLES)})+)({'|'.join(CHANNELS)})?")
 
 
@@ -140,7 +141,8 @@ def read_role(
 ) -> tuple[str | None, str | None, str | None]:
     """Role (None: no such), name, and a channel glued to it, from the first word of a header.
 
-    A word that is no role is a tool's name if it looks like one or the message is `addressed`.
+    A word that is no role is a tool's name if it looks like one (`functions.f`, `python`, `get_it`)
+    or the message is `addressed`.
     """
     role, colon, name = word.partition(":")
     if role == "tool":
@@ -160,6 +162,9 @@ def read_role(
         report(f"unknown role {word!r}", f"taken as {taken}", glued[1].removesuffix(role))
         return role, None, glued[2]
     if _is_tool(word) or addressed:
+        return "tool", word, None
+    if word == "functions" or _IDENTIFIER.fullmatch(word):
+        report(f"unknown role {word!r}", "taken as the name of a tool", "")
         return "tool", word, None
     return None, None, None
 

@@ -54,6 +54,9 @@ _short = reprlib.repr
 # How many ids may lie unused between the ranks and the special tokens: an id takes memory.
 _LARGEST_GAP = 2**20
 
+# The longest token, in bytes: checking its merge takes time quadratic in it. o200k_base has 128.
+_LONGEST_TOKEN = 512
+
 
 def _spell(token: bytes) -> str:
     return "".join(_CHARACTER_OF[byte] for byte in token)
@@ -219,6 +222,8 @@ def _specials(path: Path, added_tokens: Sequence[Any], ranks: int) -> dict[str, 
                 f"{path}: added token {content!r} is not special, expected only special "
                 "ones: text would turn into it"
             )
+        if not content or content in special:
+            raise TokenError(f"{path}: {field}.content is {content!r}, expected a name of its own")
         token = _field(path, added, f"{field}.id", int)
         if token >= limit:
             raise TokenError(f"{path}: {field}.id is {_short(token)}, expected less than {limit}")
@@ -230,6 +235,10 @@ def _bytes(path: Path, field: str, text: str) -> bytes:
     """The bytes that a text of the GPT-2 table spells; at least one."""
     if not text:
         raise TokenError(f"{path}: {field}: a token is empty, expected at least one character")
+    if len(text) > _LONGEST_TOKEN:
+        raise TokenError(
+            f"{path}: {field}: a token has {len(text)} bytes, expected at most {_LONGEST_TOKEN}"
+        )
     try:
         return bytes(_BYTE_OF[character] for character in text)
     except KeyError as error:

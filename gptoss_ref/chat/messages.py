@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -46,7 +47,7 @@ def meant_channel(channel: str | None) -> str:
     """
     if channel is None:
         return "final"
-    word = re.sub(r"[\W_]+", "", channel).lower()
+    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", channel)).lower()
     near = difflib.get_close_matches(word, CHANNELS, 1, cutoff=0.75)
     return CHANNEL_WORDS.get(word) or (near[0] if near else "commentary")
 
@@ -270,6 +271,15 @@ class Message:
 def is_call(message: Message) -> bool:
     """Whether a message is the assistant's to a tool."""
     return message.role == "assistant" and message.recipient not in (None, *_NOT_TOOLS)
+
+
+def place_of(message: Message) -> str:
+    """Which of CHANNELS holds a message of the assistant, see meant_channel.
+
+    A message without a channel whose content type is the name of one lacks only its `<|channel|>`.
+    """
+    named = message.content_type if message.content_type in CHANNELS else None
+    return meant_channel(named if message.channel is None else message.channel)
 
 
 def _content_from_dict(role: str, data: Mapping[str, Any]) -> Content:

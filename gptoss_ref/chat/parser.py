@@ -269,22 +269,22 @@ class HarmonyParser:
 
     def _end_unfinished(self, what: str, stop: str | None, *, cut: bool = False) -> None:
         """The message ends before its `<|message|>`. Without text or call there is no message."""
-        problem = f"{what} in a header, expected <|message|>"
-        self._report(problem, "what follows the header's fields is the text")
         sections = [self._decode(section) for section in self._sections]
         departures: list[tuple[str, str, str]] = []
         header, text = parse_unfinished(
             sections, self._role, lambda *report: departures.append(report), cut=cut
         )
+        problem = f"{what} in a header, expected <|message|>"
         self._state = _State.EXPECT_START
         if text or (header.recipient and not cut):
+            self._report(problem, "what follows the header's fields is the text")
             for departure in departures:
                 self._report(*departure)
             self._open_content(header)
             self._add_text(text)
             self._end(stop)
-        elif written := " ".join(filter(None, sections)):
-            self._report(f"{written!r}, a header without a text", "left out", written)
+        else:
+            self._report(problem, "left out, it has no text", " ".join(filter(None, sections)))
 
     def _take_skipped(self, what: str, stop: str | None, *, cut: bool = False) -> None:
         """Text between messages that has an end is a message without a header."""

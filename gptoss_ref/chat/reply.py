@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_ref.chat.messages import CHANNELS, Message, is_call, meant_channel
+from gptoss_ref.chat.messages import CHANNELS, Message, is_call, place_of
 from gptoss_ref.chat.parser import (
     Event,
     HarmonyParser,
@@ -233,8 +233,9 @@ class Collector:
             problem = f"the end of the tokens in a call of {message.recipient}"
             report(problem, "left out of the calls", message.text)
         elif not is_call(message) and message.channel not in (None, *CHANNELS):
-            meant = meant_channel(message.channel)
-            report(f"a message in the channel {message.channel!r}", f"read as {meant}")
+            report(f"a message in the channel {message.channel!r}", f"read as {place_of(message)}")
+        elif not is_call(message) and message.channel is None and message.content_type in CHANNELS:
+            report(f"no <|channel|> before {message.content_type!r}", "read as the channel")
         self.repairs += repairs
         return list(repairs)
 
@@ -242,14 +243,12 @@ class Collector:
 def channel_text(messages: Sequence[Message], channel: str) -> str:
     """What the assistant says in a channel, messages apart by an empty line.
 
-    A message without a channel is in `final`, others where meant_channel puts them.
+    A message without a channel is in `final`; messages.place_of says where others are.
     """
     return "\n\n".join(
         message.text
         for message in messages
-        if message.role == "assistant"
-        and not is_call(message)
-        and meant_channel(message.channel) == channel
+        if message.role == "assistant" and not is_call(message) and place_of(message) == channel
     )
 
 

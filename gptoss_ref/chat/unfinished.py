@@ -23,6 +23,8 @@ _RECIPIENT = re.compile(r"\s*([?!.,:;–—-]{0,2})\s*to=\s*([A-Za-z0-9_]+(?:[.-
 _CONSTRAINED = re.compile(rf"\s*({re.escape(CONSTRAIN)}(?:[A-Za-z]+|\s+(?:json|code)\b)?)\s*")
 # A type without <|constrain|> is one if arguments of that type follow it.
 _TYPE = re.compile(r"\s*(json(?=\s*[{\[])|code(?=\s+[\w\"'#%!]))\s*")
+# <|channel|> is missing too: commentary to=functions.f
+_BARE_CHANNEL = re.compile(rf"\s*({'|'.join(CHANNELS)})\s+(?=to=\w)")
 _CHANNEL = re.compile(r"\s*([A-Za-z_]+)")
 
 
@@ -51,6 +53,9 @@ def parse_unfinished(
     fields = _Fields(report)
     texts = [fields.take(lead)] if lead.strip() or len(sections) == 1 else []
     channels = [glued] if glued else []
+    if found := _BARE_CHANNEL.match(texts[0] if texts else ""):
+        channels.append(found[1])
+        texts = [fields.take(texts[0][found.end() :])]
     for number, section in enumerate(sections[1:], 2):
         channel, text = _channel(section)
         if channel:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
-from gptoss_ref.chat.messages import is_call, meant_channel
+from gptoss_ref.chat.messages import is_call, place_of
 from gptoss_ref.chat.parser import Event, MessageEnd, Repair, TextDelta
 from gptoss_ref.cli.console import Screen, notes, output
 from gptoss_ref.cli.sources import load_model
@@ -151,7 +151,7 @@ class Transcript:
 
 def _is_aside(message: Message) -> bool:
     """Whether a message is no part of the answer: a thought, or somebody else's."""
-    thought = meant_channel(message.channel) == "analysis" and not is_call(message)
+    thought = place_of(message) == "analysis" and not is_call(message)
     return thought or message.role != "assistant"
 
 

@@ -70,6 +70,7 @@ ARGUMENTS = '{"a":1}'
         ("<|channel|>analysis<|channel|>commentary to=g{}<|call|>", "g", "commentary", None, "{}"),
         ("<|channel|>commentary to=g<|channel|>commentary{}<|end|>", "g", "commentary", None, "{}"),
         ("<|channel|>commentary to=functions.f<|channel|>{}<|end|>", F, "commentary", None, "{}"),
+        ("commentary to=functions.f{}<|call|>", F, "commentary", None, "{}"),
         ("<|channel|>commentary to=functions.f{}<|endoftext|>", F, "commentary", None, "{}"),
         ("<|channel|>commentary to=functions.f{}<|start|>assistant", F, "commentary", None, "{}"),
     ],
@@ -137,7 +138,13 @@ def test_talk(text: str, place: str, expected: str) -> None:
         *(("Final", "final"), ("FINAL", "final"), ("finals", "final"), ("**final**", "final")),
         *(("Analysis", "analysis"), ("analyses", "analysis"), ("thought", "analysis")),
         *(("reasoning", "analysis"), ("comentary", "commentary"), ("Commentary:", "commentary")),
-        *(("??", "commentary"), ("odd", "commentary"), ("漢字", "commentary"), ("answer", "final")),
+        *(
+            ("ﬁnal", "final"),
+            ("??", "commentary"),
+            ("odd", "commentary"),
+            ("漢字", "commentary"),
+            ("answer", "final"),
+        ),
     ],
 )
 def test_channels_of_other_names(channel: str, place: str) -> None:
@@ -149,6 +156,15 @@ def test_channels_of_other_names(channel: str, place: str) -> None:
     assert repair.problem == f"a message in the channel {channel!r}"
     assert repair.action == f"read as {place}"
     assert found["messages"][0].channel == channel  # as the model wrote it
+
+
+def test_a_channel_without_its_token() -> None:
+    found = collect("analysis<|message|>hm<|end|><|start|>assistant final<|message|>A<|return|>")
+    assert (found["analysis"], found["final"]) == ("hm", "A")
+    assert [r.problem for r in found["repairs"]] == [
+        "no <|channel|> before 'analysis'",
+        "no <|channel|> before 'final'",
+    ]
 
 
 def test_a_call_in_an_odd_channel_is_a_call() -> None:
@@ -201,7 +217,8 @@ C = "<|start|>assistant<|channel|>final<|message|>C<|return|>"
         *(("system", "system"), ("developer", "developer"), ("assistantuser", "user")),
         *(("functions.f to=assistant<|channel|>commentary", "tool functions.f"),),
         *(("python", "tool python"), ("tool", "tool tool"), ("user<|channel|>final", "user")),
-        *(("f to=assistant", "tool f"), ("user to=assistant", "user")),
+        *(("f to=assistant", "tool f"), ("user to=assistant", "user"), ("SYSTEM", "system")),
+        *(("get_weather", "tool get_weather"), ("functions", "tool functions")),
     ],
 )
 @pytest.mark.parametrize("message", ["<|message|>", " "])

@@ -361,6 +361,15 @@ def _wrong_pair(data: dict[str, Any]) -> None:
             r"added_tokens\[0\].id is 1000000000000, expected less than 1050097",
         ),
         (lambda d: d["added_tokens"][0].update(id=-1), "has id -1, expected at least 1500"),
+        (
+            lambda d: d["added_tokens"][0].update(content=""),
+            "content is '', expected a name of its",
+        ),
+        (lambda d: d["added_tokens"][1].update(d["added_tokens"][0]), r"\[1\].content is '<|start"),
+        (
+            lambda d: d["model"]["vocab"].update({"a" * 10**6: 1500}),
+            "a token has 1000000 bytes, expected at most 512",
+        ),
         (lambda d: d["added_tokens"].append(3), r"added_tokens\[21\] is 3, expected an object"),
         (lambda d: d["added_tokens"][0].update(content="\ud800"), "expected whole characters"),
         (lambda d: d.update(pre_tokenizer=None), "pre_tokenizer is None, expected an object"),
