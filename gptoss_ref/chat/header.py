@@ -170,9 +170,17 @@ def read_role(
 
 
 def names_a_role(text: str) -> bool:
-    """Whether the first word may stand for the role in a header."""
+    """Whether a text that may be no header begins with a role, or with a tool's name.
+
+    Only words count that hardly begin a sentence: `functions.f`, and not every word with a dot.
+    """
     word = (text.split() or [""])[0]
-    return word.partition(":")[0] in ROLES or bool(_GLUED.fullmatch(word)) or _is_tool(word)
+    role = word.partition(":")[0]
+    return (
+        role in ROLES[:4]
+        or (word != "tool" and bool(_GLUED.fullmatch(word)))
+        or word.startswith(("functions.", "browser."))
+    )
 
 
 def _is_tool(word: str) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from gptoss_ref.chat.header import Header, Report, one_channel, read_role
+from gptoss_ref.chat.header import Header, Report, names_a_role, one_channel, read_role
 from gptoss_ref.chat.messages import CHANNEL_WORDS, CHANNELS
 from gptoss_ref.chat.render import CONSTRAIN
 
@@ -46,8 +46,9 @@ def parse_unfinished(
         if cut and len(sections) == len(lead.split()) == 1:
             return Header("assistant"), ""
         addressed = re.match(r"\s*\S+\s+to=", lead) is not None
-        role, name, glued = read_role(first[1], addressed, report)
-        lead = lead if role is None else lead[first.end() :].lstrip()
+        if addressed or names_a_role(lead):
+            role, name, glued = read_role(first[1], addressed, report)
+            lead = lead[first.end() :].lstrip()
     elif first and first[1] == role:
         lead = lead[first.end() :].lstrip()
     fields = _Fields(report)
