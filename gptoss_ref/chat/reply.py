@@ -62,27 +62,31 @@ def read_arguments(text: str) -> tuple[Any, str | None]:
     """A call's arguments, and what is wrong with them; see ToolCall."""
     twice: list[str] = []
 
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no JSON value")
-
-    def number(digits: str) -> float:
-        value = float(digits)
-        if math.isinf(value):
-            raise ValueError(f"{digits[:40]} is beyond the range of float64")
-        return value
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def note_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         return dict(pairs)
 
     try:
-        value = json.loads(text, parse_constant=refuse, parse_float=number, object_pairs_hook=once)
+        value = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=note_twice
+        )
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as problem:
         return None, f"not JSON: {problem}"
     if not isinstance(value, dict):
         return value, f"expected a JSON object, found {type(value).__name__}"
     return value, f"the key {twice[0]!r} is given twice" if twice else None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:40]} is beyond the range of float64")
+    return value
 
 
 @dataclass(frozen=True)
