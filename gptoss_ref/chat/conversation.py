@@ -72,9 +72,9 @@ def build_conversation(
 class PrefixCache:
     """A key/value cache that remembers which tokens it holds, to be kept from answer to answer.
 
-    It serves a prompt that begins with those tokens; for any other it starts anew, because windowed
-    layers forget what is behind their window and cannot go back. Dropping the analysis of an
-    earlier answer changes the prompt, so this helps turns without analysis, and tool calls.
+    It is used for a prompt that begins with those tokens. Any other prompt starts with an empty
+    cache, because windowed layers keep only their window and cannot go back. Dropping the analysis
+    of an earlier answer changes the prompt, so this helps turns without analysis, and tool calls.
     """
 
     def __init__(self, model: Model) -> None:
@@ -91,7 +91,7 @@ class PrefixCache:
         return list(prompt[held:])
 
     def end(self, tokens: Sequence[int]) -> None:
-        """Note what the cache holds now: the beginning of these, as far as it was computed."""
+        """Record what the cache holds now: the first `cache.length` of these tokens."""
         self.tokens = list(tokens[: self.cache.length])
 
 
@@ -124,7 +124,7 @@ def stream(
             its texts.
 
     Raises:
-        HarmonyError: a conversation that cannot be.
+        HarmonyError: an invalid conversation, see `build_conversation`.
         TokenError: it exceeds the context.
         GptOssError: a sampling parameter out of range, or a model without a tokenizer.
     """
@@ -204,7 +204,7 @@ def respond(
         on_event: called with each of the parser's events as it comes.
 
     Raises:
-        HarmonyError: messages, tools or an effort that cannot be.
+        HarmonyError: invalid messages, tools or effort.
         TokenError: the prompt does not fit the context.
         GptOssError: a sampling parameter out of range, or a model without a tokenizer.
 
@@ -242,9 +242,9 @@ class Chat:
         for event in chat.send("What is 27 + 58?"):
             ...                               # events as they come; the Reply last
 
-    The arguments are those of `stream`. `messages` is the history, analysis included; rendering it
-    drops what the model is no longer to see. An answer that fails, or whose events are not read to
-    the end, leaves the history as it was before the question.
+    The arguments are those of `stream`. `messages` is the history with the analysis; rendering
+    drops the analysis that the model must not see again. If an answer fails, or its events are not
+    read to the end, the history is as it was before the question.
     """
 
     def __init__(

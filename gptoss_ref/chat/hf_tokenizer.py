@@ -6,9 +6,9 @@ The file and a list of ranks say the same thing in two ways:
   lists *merges*: pairs of tokens to join, most urgent first.
 - tiktoken joins any two neighbours whose bytes together are a token, lowest rank first.
 
-They agree when ids are ranks and every token comes from exactly the pair that the ranks below it
-leave over when they are applied to its bytes. `read_tokenizer_json` checks that, so a file that
-would tokenise differently is refused and not misread.
+They give the same tokens if ids are ranks and if applying all lower ranks to the bytes of a token
+leaves exactly the pair that its merge joins. `read_tokenizer_json` checks that, and refuses a file
+that would tokenise differently.
 """
 
 import json

@@ -1,9 +1,9 @@
 """What a Harmony conversation is made of: messages, and the contents of its first two.
 
-A conversation begins with a *system* message (who the model is, how hard to think, which channels
-it may use, its built-in tools) and a *developer* message (what others call the system prompt, and
-the function tools). Then *user*, *assistant* and *tool* messages follow. These are plain records;
-what they look like as text is in render.py and tools.py.
+A conversation begins with a *system* message (identity, reasoning effort, channels and built-in
+tools) and a *developer* message (what other APIs call the system prompt, and the function tools).
+Then *user*, *assistant* and *tool* messages follow. These are plain records; render.py and tools.py
+write them as text.
 """
 
 from __future__ import annotations
@@ -146,13 +146,13 @@ class Message:
         content: text, SystemContent (system only), DeveloperContent (developer only), or a
             sequence of those; kept as a tuple.
         name: the author's name; a tool message needs it ("functions.get_weather").
-        recipient: whom it is for: the tool that is called, or "assistant" in a tool's answer.
+        recipient: the tool that is called, or "assistant" in a tool's answer.
         channel: "analysis", "commentary" or "final" in the assistant's messages.
         content_type: such as "json" or `<|constrain|>json`; that prefix stands for the special
             token.
 
     Raises:
-        HarmonyError: a role or content that cannot be.
+        HarmonyError: an unknown role, or a field or content of the wrong type.
     """
 
     role: str
@@ -199,7 +199,7 @@ class Message:
 
     @classmethod
     def developer(cls, content: DeveloperContent | str) -> Message:
-        """The developer message. A plain text is taken as it is, with no heading."""
+        """The developer message. A plain text gets no heading."""
         return cls("developer", content)
 
     @classmethod
@@ -249,7 +249,7 @@ class Message:
         `functions` (a list of tools).
 
         Raises:
-            HarmonyError: no object, an unknown field, or a message that cannot be.
+            HarmonyError: no object, an unknown field, or an invalid message.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("role"), str):
             raise HarmonyError(

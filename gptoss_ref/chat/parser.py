@@ -96,9 +96,9 @@ class HarmonyParser:
     """Reads one stream of tokens.
 
     Args:
-        tokenizer: whose ids these are.
-        role: whose message it begins in the middle of: a completion follows `<|start|>assistant`.
-            None: the stream begins with `<|start|>`.
+        tokenizer: the one that the ids belong to.
+        role: the role of the first message, if the tokens begin behind it: a completion follows
+            `<|start|>assistant`. None: the tokens begin with `<|start|>`.
         strict: raise HarmonyError at the first token that does not follow the format.
 
     Raises:

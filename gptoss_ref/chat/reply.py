@@ -46,7 +46,7 @@ class ToolCall:
         return self.recipient.partition(".")[2] or self.recipient
 
     def answer(self, result: Any) -> Message:
-        """The message that hands the tool's result back: a text as it is, other things as JSON."""
+        """The message with the tool's result: a str unchanged, anything else as JSON."""
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
         return Message.tool(self.recipient, text, self.channel)
 
@@ -167,7 +167,7 @@ class Collector:
     """Reads an answer, token by token, and puts what it reads into the places of a Reply.
 
     Args:
-        tokenizer: whose ids these are.
+        tokenizer: the one that the ids belong to.
         stop_at_other_roles: whether the answer ends where the model plays another role. The words
             of that role are in no event then, except a Repair.
 
@@ -190,7 +190,7 @@ class Collector:
         return self._collect(self._parser.finish(), cut=True)
 
     def fields(self) -> dict[str, Any]:
-        """What a Reply says about the messages: its first five attributes, and `repairs`."""
+        """The first five attributes of a Reply, and `repairs`."""
         said = tuple(end.message for end in self._ends)
         return {
             "analysis": channel_text(said, "analysis"),
