@@ -32,7 +32,7 @@ from gptoss_ref.errors import HarmonyError
 
 # Limits of a schema. openai-harmony reads JSON of at most 128 levels (serde_json).
 _DEEPEST = 128
-_LARGEST = 1_000_000
+_LARGEST = 100_000
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
