@@ -116,15 +116,16 @@ def _namespace(space: ToolNamespace) -> str:
 def _parameters_text(tool: Tool) -> str:
     """The type of a tool's parameters. HarmonyError if the schema has no end, or no JSON form."""
     values = 0
+    inside: set[int] = set()  # the objects and lists that the value is in, by identity
 
-    def visit(value: Any, above: tuple[Any, ...]) -> None:
+    def visit(value: Any) -> None:
         nonlocal values
         values += 1
         if not isinstance(value, (Mapping, list, tuple)):
             return
-        if any(value is other for other in above):
+        if id(value) in inside:
             raise HarmonyError(f"tool {tool.name}: the schema of its parameters contains itself")
-        if len(above) == _DEEPEST:
+        if len(inside) == _DEEPEST:
             raise HarmonyError(
                 f"tool {tool.name}: the schema of its parameters is nested too deeply, "
                 f"expected at most {_DEEPEST} levels"
@@ -134,10 +135,12 @@ def _parameters_text(tool: Tool) -> str:
                 f"tool {tool.name}: the schema of its parameters is too large, "
                 f"expected at most {_LARGEST} values"
             )
+        inside.add(id(value))
         for inner in value.values() if isinstance(value, Mapping) else value:
-            visit(inner, (*above, value))
+            visit(inner)
+        inside.remove(id(value))
 
-    visit(tool.parameters, ())
+    visit(tool.parameters)
     try:
         return typescript(tool.parameters)
     except TypeError as error:
