@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
-from gptoss_ref.chat.parser import Event, MessageEnd, TextDelta
+from gptoss_ref.chat.messages import is_call, place_of
+from gptoss_ref.chat.parser import Event, MessageEnd, Repair, TextDelta
 from gptoss_ref.cli.console import Screen, notes, output
 from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError, HarmonyError
@@ -73,6 +74,8 @@ class Talk:
             output().line(json.dumps(reply.to_dict(), ensure_ascii=False))
         elif reply.stop_reason == "length":
             notes().line(f"(cut off after {len(reply.tokens)} tokens)", dim=True)
+        elif reply.stop_reason == "other_role":
+            notes().line("(stopped: the model went on to play another role)", dim=True)
         return reply
 
     def loop(self) -> None:
@@ -132,15 +135,24 @@ class Transcript:
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
-        if isinstance(event, TextDelta) and event.header.recipient is None:
-            thought = event.header.channel == "analysis"
-            (self._asides if thought else self._results).write(event.text, dim=thought)
+        if isinstance(event, TextDelta):
+            message = event.header.message("")
+            if not is_call(message):
+                aside = _is_aside(message)
+                (self._asides if aside else self._results).write(event.text, dim=aside)
         elif isinstance(event, MessageEnd):
             message = event.message
-            if message.recipient is not None:
+            if is_call(message):
                 self._results.write(f"{message.recipient}({message.text})")
-            aside = message.recipient is None and message.channel == "analysis"
-            (self._asides if aside else self._results).line()
+            (self._asides if _is_aside(message) else self._results).line()
+        elif isinstance(event, Repair) and event.text:
+            self._asides.line(f"({event})", dim=True)
+
+
+def _is_aside(message: Message) -> bool:
+    """Whether a message is no part of the answer: a thought, or somebody else's."""
+    thought = place_of(message) == "analysis" and not is_call(message)
+    return thought or message.role != "assistant"
 
 
 def _date(text: str | None) -> str | None:

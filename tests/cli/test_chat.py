@@ -156,6 +156,31 @@ def test_a_cut_answer_says_so(says: Says, capsys: Captured) -> None:
     assert "cut off after 4 tokens" in capsys.readouterr().err
 
 
+def test_another_role_is_no_answer(says: Says, capsys: Captured) -> None:
+    model = says(
+        ANSWER.format("85").replace("return", "end") + "<|start|>user<|message|>Thanks!<|end|>"
+    )
+    assert main(["chat", "What is 27 + 58?"]) == 0
+    assert capsys.readouterr() == ("85\n", "(stopped: the model went on to play another role)\n")
+    assert len(model.prompts) == 1
+
+
+def test_what_is_in_no_message_is_a_note(says: Says, capsys: Captured) -> None:
+    end = "<|end|> So it is.<|start|>assistant"
+    says(THOUGHT.replace("<|end|><|start|>assistant", end).format("a") + ANSWER.format("85"))
+    assert main(["chat", "What is 27 + 58?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "85\n"
+    assert err.startswith("a\n(token ")
+    assert err.endswith(": skipped: ' So it is.')\n")
+
+
+def test_channels_of_other_names(says: Says, capsys: Captured) -> None:
+    says(SUM.replace("analysis", "thought").replace("final", "Final"))
+    assert main(["chat", "What is 27 + 58?"]) == 0
+    assert capsys.readouterr() == ("85\n", "7+8=15\n")
+
+
 def test_the_loop_keeps_the_history(says: Says, types: Types, capsys: Captured) -> None:
     model = says(SUM, ANSWER.format("86"))
     types("What is 27 + 58?", "", "   ", "One more.")
