@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.layers.router import top_k
-from gptoss_ref.numerics import Array
+from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
 from gptoss_ref.verify.noise.metrics import (
     Errors,
     measure_arrays,
@@ -32,7 +33,7 @@ from gptoss_ref.verify.noise.metrics import (
     usual_excess,
     usually_allowed,
 )
-from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, level, runs_of
+from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, level, runs_of, samples_of
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk
 from gptoss_ref.verify.replay.graph import DISCRETE
@@ -147,7 +148,30 @@ def replay(
         if node.stage.name in DISCRETE:
             yield _judge_choice(node.tap, inputs, trace, ties, tied)
         else:
-            yield judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+            local = judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+            if 1 < local.excess < math.inf:
+                samples = _rough(weights, trace, rules, rounding, node.tap)
+                arrays = [*arrays, *samples]
+                local = judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+            yield local
+
+
+def _rough(
+    weights: ModelWeights, trace: Trace, rules: Rules, rounding: str, tap: str
+) -> Iterator[Array]:
+    """Runs that show what any order of summation, and any rounding of the inputs, may do.
+
+    Only what the usual yardstick does not explain is judged by them: they cost more.
+    """
+    scores = None
+    heads = [tap.replace("mix", name) for name in ("q_rope", "k_rope")]
+    if tap.endswith("attn.mix") and all(name in trace for name in heads):
+        scores = score_terms(*(trace[name] for name in heads))
+    for seed in range(samples_of(len(trace.tokens))):
+        given = Blurred(trace, UNITS[rounding], seed)
+        run = roughened(rules, rounding, seed, scores), FLOAT64
+        ((_, (values,)),) = walk(weights, trace.config, [run], trace.tokens, given, [tap])
+        yield values
 
 
 def judge(
