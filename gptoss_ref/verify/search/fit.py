@@ -83,9 +83,9 @@ class Explanation:
         return all(candidate.harmless for candidate in self.candidates)
 
     @property
-    def rank(self) -> tuple[int, int, bool, float]:
+    def rank(self) -> tuple[int, int, int, float]:
         """Smaller is better: what it leaves, in fewer tokens, in all blocks alike, and how near."""
-        placed = any(candidate.blocks is not None for candidate in self.candidates)
+        placed = max(candidate.placed for candidate in self.candidates)
         return self.left, self.tokens, placed, self.distance
 
 

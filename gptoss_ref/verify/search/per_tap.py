@@ -23,7 +23,7 @@ from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
 from gptoss_ref.verify.report.localise import tokens_of, whereabouts
 from gptoss_ref.verify.report.progress import Progress, Steps, unwatched
-from gptoss_ref.verify.search.candidates import Candidate, catalogue
+from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, catalogue, changes
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
@@ -260,19 +260,26 @@ class Search:
         Where it spoils some blocks, it is also weighed in the other ones alone.
         """
         whole, under = self._on_trace(option, taps)
-        blocks = {split(t)[0] for t in self._diverging() if t in taps}
-        if whole.left and None not in blocks and len(option.candidates) == 1:
+        weighed = [whole]
+        if whole.left and len(option.candidates) == 1:
             (candidate,) = option.candidates
+            diverging = frozenset(t for t in self._diverging() if t in taps)
             spoilt = {
-                split(local.tap)[0]
+                local.tap
                 for local in under
                 if local.excess > 1 and self.locals[local.tap].excess <= 1
             }
-            some = frozenset(b for b in blocks - spoilt if b is not None)
+            blocks = {split(t)[0] for t in diverging} - {split(t)[0] for t in spoilt}
+            some = frozenset(b for b in blocks if b is not None)
+            placed = []
             if spoilt and some and split(option.local.tap)[0] in some:
-                placed = Explanation((candidate.within(some),), option.local)
-                return [whole, self._on_trace(placed, taps)[0]]
-        return [whole]
+                placed.append(candidate.within(some))
+            if spoilt and self._rules_of(candidate) <= BY_TAP:
+                healed = {local.tap for local in under if local.excess <= 1} & diverging
+                placed.append(candidate.at(healed))
+            for form in placed:
+                weighed.append(self._on_trace(Explanation((form,), option.local), taps)[0])
+        return weighed
 
     def _on_trace(
         self, option: Explanation, taps: frozenset[str]
@@ -330,16 +337,18 @@ class Search:
     def reach(self, candidate: Candidate) -> frozenset[str]:
         """Tap points of the trace whose segments use a rule that the candidate changes."""
         taps = self._affected([candidate])
-        if candidate.blocks is None:
-            return taps
-        return frozenset(t for t in taps if split(t)[0] in candidate.blocks)
+        if candidate.blocks is not None:
+            taps = frozenset(t for t in taps if split(t)[0] in candidate.blocks)
+        return taps if candidate.sites is None else taps & candidate.sites
 
     def _affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
         """Tap points of the trace whose segments use a rule that the candidates change."""
-        rules = frozenset[str]().union(
-            *(e.rules for e in self.entries for c in candidates if e.candidate.change is c.change)
-        )
+        rules = frozenset[str]().union(*(self._rules_of(c) for c in candidates))
         return frozenset(t for t in self.locals if self.segments[t].rules & rules)
+
+    @staticmethod
+    def _rules_of(candidate: Candidate) -> frozenset[str]:
+        return changes(SPECIFICATION, candidate.change(SPECIFICATION))
 
     def _replayed(self, rules: Rules, taps: Iterable[str]) -> Iterable[Local]:
         return replay(self.weights, self.trace, rules, self.rounding, taps)
