@@ -10,6 +10,7 @@ of them.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -143,6 +144,19 @@ class Trace(Mapping[str, Array]):
         """Entries ``rows`` of one array along ``axis``, other axes whole; the rest stays unread."""
         values = self._arrays[name][(slice(None),) * axis + (rows,)]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
+
+    def without(self, taps: Iterable[str]) -> Trace:
+        """The same trace, but for some tap points; arrays are shared."""
+        fewer, left_out = copy.copy(self), frozenset(taps)
+        fewer._arrays = {k: v for k, v in self._arrays.items() if k not in left_out}
+        return fewer
+
+    def replaced(self, tap: str, values: Array) -> Trace:
+        """The same trace with another array at one of its tap points."""
+        changed = copy.copy(self)
+        values = _checked(tap, np.asarray(values), self.config, len(self.tokens))
+        changed._arrays = {**self._arrays, tap: values}
+        return changed
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-
 from gptoss_ref.config import GPT_OSS_20B, ModelConfig
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants.mutant import (
@@ -266,4 +265,3 @@ CONSTANTS: tuple[Mutant, ...] = (
     ),
 )
 """The epsilon of RMSNorm and the chunks and rings of caches are with their own bugs."""
-

@@ -31,6 +31,7 @@ class Found:
         before, after: there, in multiples of what rounding explains, without and with it.
         alternatives: names of other mutants that explain it as well on this input.
         share: of the values that tell, how many side with it; None where it was found by its size.
+        interval: of a fitted number: between what values it explains the divergence.
     """
 
     candidate: Candidate
@@ -39,6 +40,7 @@ class Found:
     after: float
     alternatives: tuple[str, ...] = ()
     share: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

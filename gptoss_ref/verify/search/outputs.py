@@ -11,6 +11,7 @@ from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import logit_figures
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
 from gptoss_ref.verify.replay.evaluate import predict
@@ -19,7 +20,6 @@ from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.report.localise import tokens_of
 from gptoss_ref.verify.report.progress import Progress
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
-from gptoss_ref.verify.report.rows import logit_figures
 from gptoss_ref.verify.search.end_to_end import Standing, Target, WholeModels
 
 OUTPUTS = frozenset(("norm", "logits"))

@@ -18,13 +18,15 @@ from gptoss_ref.numerics import FLOAT64
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.tap_check import Local, replay
-from gptoss_ref.verify.replay.evaluate import predict_each, segments
+from gptoss_ref.verify.replay.evaluate import predict, predict_each, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
 from gptoss_ref.verify.report.localise import tokens_of, whereabouts
 from gptoss_ref.verify.report.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, catalogue, changes
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
+from gptoss_ref.verify.search.mistakes import mistakes, other_ids
+from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
 from gptoss_ref.weights import ModelWeights
@@ -70,10 +72,15 @@ class Search:
         judged: the only tap points to be explained, from the nearest ones before them; None: all.
 
     Attributes:
+        given: the trace as it came; ``trace`` is without what is kept in another form.
         specification: every tap point of the trace against the specification.
         rules: what explains the trace so far.
         locals: every tap point against these rules.
         unknown: the divergences that nothing explains.
+        aside: tap points that are kept in another form, and in which.
+        mistakes, remarks: what was done to the arrays when they were recorded, in sentences; the
+            second ones do no harm.
+        stopped: whether one of them leaves nothing to be judged.
     """
 
     def __init__(
@@ -85,12 +92,17 @@ class Search:
         judged: Iterable[str] | None = None,
     ) -> None:
         self.weights, self.trace, self.rounding = weights, trace, rounding
+        self.given = trace
         self.segments = segments(trace.config, trace)
         self.rules = SPECIFICATION
         self.entries = catalogue(trace.config, weights, len(trace.tokens))
         self.unknown: list[Unknown] = []
         self._accepted: list[Accepted] = []
         self._hidden: list[Found] = []
+        self.aside: dict[str, str] = {}
+        self.mistakes: list[str] = []
+        self.remarks: list[str] = []
+        self.stopped = False
         taps = list(trace) if judged is None else list(judged)
         self._steps = Steps(progress, ahead=len(taps))
         self.specification = {local.tap: local for local in self._watched(SPECIFICATION, taps)}
@@ -101,9 +113,19 @@ class Search:
     def run(self) -> None:
         """Fill ``found`` and ``unknown``."""
         tried: dict[str, int] = {}
-        while left := self._diverging():
+        checked: set[str] = set()
+        while (left := self._diverging()) and not self.stopped:
             tap = left[0]
             self._steps.say(f"what explains {tap}?")
+            if tap not in checked:
+                checked.add(tap)
+                if self._mistaken(tap):
+                    continue
+            lost = split(tap)[1] in DISCRETE or self.locals[tap].broken.any()
+            asked = self.weights, self.trace, self.rounding, self.rules, tap
+            if not lost and (aside := kept_otherwise(*asked)):
+                self._set_aside(aside)
+                continue
             kind = split(tap)[1]
             explained, nearest = self._explain(tap, two=kind not in tried)
             if explained:
@@ -114,7 +136,8 @@ class Search:
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
         self._steps.say("what hides below the yardstick?")
-        self._find_hidden()
+        if not self.stopped:
+            self._find_hidden()
         self._steps.finish()
 
     @property
@@ -138,6 +161,10 @@ class Search:
         known = {tap for unknown in self.unknown for tap in unknown.taps}
         return [t for t, local in self.locals.items() if local.excess > 1 and t not in known]
 
+    def _unexplained(self) -> dict[str, Local]:
+        """Every tap point that counts, against the specification."""
+        return {t: local for t, local in self.specification.items() if t in self.trace}
+
     def _give_up(self, kind: str, taps: list[str], nearest: tuple[str, float] | None) -> None:
         for i, unknown in enumerate(self.unknown):
             if split(unknown.tap)[1] == kind:
@@ -145,6 +172,61 @@ class Search:
                 self.unknown[i] = Unknown(unknown.tap, tuple(taps), unknown.nearest or nearest)
                 return
         self.unknown.append(Unknown(taps[0], tuple(taps), nearest))
+
+    def _mistaken(self, tap: str) -> bool:
+        """Whether whoever recorded a tap point made a mistake, which is undone if it can be."""
+        if split(tap)[1] in DISCRETE:
+            return False
+        trace = self.trace
+        if tap == "embedding":
+            sentence = other_ids(self.weights.embedding, trace.tokens, trace[tap])
+            if sentence is not None:
+                self.mistakes.append(sentence)
+                self.stopped = True
+                return True
+        asked = self.weights, trace.config, self.rules, trace.tokens, trace, [tap]
+        for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
+            if mistake.mended is None:
+                changed, fits = trace.without([tap]), True
+            else:
+                changed = trace.replaced(tap, mistake.mended)
+                given = self.weights, changed, self.rules, self.rounding, [tap]
+                fits = all(local.excess <= 1 for local in replay(*given))
+            if fits or mistake.certain:
+                (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
+                self._go_on_with(changed, [tap])
+                return True
+        return False
+
+    def _go_on_with(self, changed: Trace, taps: Iterable[str]) -> None:
+        """Judge what is computed from some tap points again, which have changed or are gone."""
+        taps = frozenset(taps)
+        users = [t for t in self.trace if taps & set(self.segments[t].inputs)]
+        self.trace, self.segments = changed, segments(changed.config, changed)
+        self.locals = {t: local for t, local in self.locals.items() if t in changed}
+        again = [t for t in (*taps, *users) if t in self.locals]
+        for rules, known in ((SPECIFICATION, self.specification), (self.rules, self.locals)):
+            known.update((local.tap, local) for local in self._replayed(rules, again))
+
+    def _set_aside(self, aside: frozenset[str]) -> None:
+        """Go on without tap points that are kept in another form."""
+        form = self._form_of(aside)
+        self.aside |= dict.fromkeys(sorted(aside, key=list(self.specification).index), form)
+        self._go_on_with(self.trace.without(aside), aside)
+
+    def _form_of(self, aside: frozenset[str]) -> str:
+        """In what form they are kept, in words."""
+        blocks = [n for n in {split(tap)[0] for tap in aside} if n is not None]
+        for entry in self.entries:
+            mutant = entry.candidate.mutant
+            if mutant.equivalent and {split(tap)[1] for tap in aside} <= set(mutant.touches):
+                candidate = entry.candidate.within(blocks) if blocks else entry.candidate
+                rules = self._with([candidate])
+                if all(local.excess <= 1 for local in self._replayed(rules, aside)):
+                    return f"{mutant.name}: {mutant.summary}"
+        rest = self.trace.without(aside)
+        asked = self.weights, rest.config, self.rules, rest.tokens, rest, aside
+        return form_of(predict(*asked), self.trace, sorted(aside), self.rounding)
 
     # --- one divergence ---
 
@@ -213,7 +295,7 @@ class Search:
         before = self.rules, self.locals, self._accepted
         count = len(self._diverging())
         for place, other in self._exchanges():
-            self.rules, self.locals, self._accepted = SPECIFICATION, dict(self.specification), []
+            self.rules, self.locals, self._accepted = SPECIFICATION, self._unexplained(), []
             for i, taken in enumerate(before[2]):
                 self._take(replace(taken, best=other) if i == place else taken)
             if self.locals[tap].excess > 1:
@@ -277,8 +359,8 @@ class Search:
             if spoilt and self._rules_of(candidate) <= BY_TAP:
                 healed = {local.tap for local in under if local.excess <= 1} & diverging
                 placed.append(candidate.at(healed))
-            for form in placed:
-                weighed.append(self._on_trace(Explanation((form,), option.local), taps)[0])
+            forms = (Explanation((form,), option.local) for form in placed)
+            weighed += [self._on_trace(form, taps)[0] for form in forms]
         return weighed
 
     def _on_trace(
