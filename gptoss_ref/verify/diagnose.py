@@ -58,12 +58,17 @@ def diagnose(
     if isinstance(other, LogprobObservation):
         return diagnose_observation(model, other, known(rounding or "bfloat16"), progress)
     trace = _as_trace(model, other, tokens)
-    rounding = known(rounding or trace.dtype_name)
+    rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
     if OUTPUTS.issuperset(trace):
         return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
     search.run()
     return _report(search)
+
+
+def _of_nothing(trace: Trace) -> str | None:
+    """A rounding for a trace in which an array was never written, and nothing shows one."""
+    return None if all(np.any(trace[tap]) for tap in trace) else "float32"
 
 
 def _of_outputs(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:

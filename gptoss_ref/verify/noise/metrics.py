@@ -209,5 +209,25 @@ def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[
     }
 
 
+SHIFTED = 1e-3
+"""A constant a row that is smaller than this share of the logits is rounding's."""
+
+
+def constant_remark(other: Array, exact: Array) -> str | None:
+    """What to say of logits (T, V) that differ from the reference's by a constant in every row."""
+    difference = np.asarray(other, np.float64) - np.asarray(exact, np.float64)
+    if not np.isfinite(difference).all() or difference.shape[1] < 2:
+        return None
+    shift, size = difference.mean(1), float(np.sqrt(np.mean(np.asarray(exact, np.float64) ** 2)))
+    if np.sqrt(np.mean(shift**2)) <= SHIFTED * size:
+        return None
+    sums = np.log(np.exp(np.asarray(other, np.float64)).sum(1).clip(1e-300, 1e300))
+    what = "these are log-probabilities" if np.abs(sums).max() < 0.05 else "for example centred"
+    return (
+        f"the logits differ from the reference's by a constant in every row ({what}): that changes "
+        "no probability, and they are compared without it"
+    )
+
+
 def _norm(rows: Sequence[float] | Array) -> float:
     return float(np.linalg.norm(rows))

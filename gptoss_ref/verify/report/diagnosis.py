@@ -99,6 +99,7 @@ class Unexplained:
         where: which tokens, heads or experts are hit, in words.
         nearest: the mutant that comes nearest; None: none makes it better.
         remaining: what is left of the error with it.
+        hints: what the error looks like, and which tap point to bring next, in words.
     """
 
     tap: str
@@ -107,6 +108,7 @@ class Unexplained:
     where: str
     nearest: str | None = None
     remaining: float | None = None
+    hints: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The same in words."""
@@ -114,7 +116,7 @@ class Unexplained:
         lines = [f"{self.tap}{others}: {_times(self.error)}; {self.where}"]
         if self.nearest is not None and self.remaining is not None:
             lines.append(f"  {self.nearest} comes nearest and leaves {_times(self.remaining)}")
-        return lines
+        return [*lines, *(f"  {hint}" for hint in self.hints)]
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,9 @@ class Diagnosis(Report):
             names = " and ".join(cause.title for cause in self.causes)
             first = self.causes[0]
             if first.narrow:
-                said.append(f"{first.tap} is the first wrong stage: the numbers are those of {names}")
+                said.append(
+                    f"{first.tap} is the first wrong stage: the numbers are those of {names}"
+                )
             else:
                 said.append(f"The numbers are those of {names}")
         if self.unexplained:

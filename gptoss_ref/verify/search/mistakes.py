@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.noise.metrics import log_softmax
@@ -25,6 +26,9 @@ SHIFTS = (1, -1)
 
 ONE = 1e-2
 """How near to 1 a row of probabilities sums: bfloat16 leaves half a per cent."""
+
+STARTS = (199998, 199999, 200002, 200006)
+"""Tokens of o200k_harmony that begin or end something."""
 
 SAME = 1e-2
 """Relative distance at which a row of embeddings is that of a token."""
@@ -64,13 +68,6 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
         yield Mistake(f"{tap} is the same number everywhere.", None, certain=True)
         return
     first, theirs = (np.moveaxis(x, axis, 0) for x in (exact, other))
-    lost = np.isnan(theirs.reshape(len(theirs), -1)).all(axis=1)
-    whole = np.isfinite(first.reshape(len(first), -1)).all()
-    if lost.any() and not lost.all() and whole:
-        mended = np.where(lost.reshape(-1, *[1] * (theirs.ndim - 1)), first, theirs)
-        sentence = f"{tap} is NaN throughout in {_rows(lost)}: they were not observed."
-        yield Mistake(sentence, np.moveaxis(mended, 0, axis), certain=True)
-        return
     if tap == "logits":
         yield from _logits(exact, other)
     for shift in SHIFTS:
@@ -126,6 +123,40 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             yield Mistake(sentence, other / factor)
 
 
+def unrecorded(exact: Array, other: Array) -> Mistake | None:
+    """Whole rows (T, V) of NaN beside others that are numbers."""
+    lost = np.isnan(other).all(axis=1)
+    if not lost.any() or lost.all() or not np.isfinite(exact).all():
+        return None
+    sentence = (
+        f"{_rows(lost)[:1].upper()}{_rows(lost)[1:]} hold nothing but NaN: they were not recorded, "
+        "or the model broke down there; the others are judged."
+    )
+    return Mistake(sentence, np.where(lost[:, None], exact, other), certain=True)
+
+
+def in_front(config: ModelConfig, length: int) -> list[list[int]]:
+    """Tokens that may have been put before a prompt of ``length``: a start, or padding."""
+    named = [i for i in (config.pad_token_id, *config.eos_token_ids) if i is not None]
+    ids = [i for i in dict.fromkeys((*named, *STARTS, 0, 1, 2)) if i < config.vocab_size]
+    pads = dict.fromkeys((2, 3, 4, *(-length % size for size in (8, 16, 32, 64))))
+    padding = [[ids[0]] * n for n in pads if n > 1]
+    return [[i] for i in ids] + padding
+
+
+def in_front_sentence(front: Sequence[int]) -> str:
+    """What to say of tokens that were put before the prompt and taken off again."""
+    if len(front) == 1:
+        return (
+            f"Token {front[0]} was put before the prompt, and its row taken off again: every "
+            "other row saw it."
+        )
+    return (
+        f"{len(front)} tokens {front[0]} of padding were put before the prompt and attended to, "
+        "with positions shifted: their mask was forgotten."
+    )
+
+
 def other_ids(embedding: Array, tokens: Sequence[int], rows: Array) -> str | None:
     """Whose rows embeddings (T, D) are, in a sentence, if they are rows of ``embedding`` (V, D)."""
     table = widen(np.asarray(embedding), np.float64)
@@ -138,7 +169,9 @@ def other_ids(embedding: Array, tokens: Sequence[int], rows: Array) -> str | Non
             return None
         found.append(nearest)
     ids, theirs = np.asarray(tokens), np.array(found)
-    equal = np.array([a == b or np.array_equal(table[a], table[b]) for a, b in zip(ids, theirs, strict=True)])
+    equal = np.array(
+        [a == b or np.array_equal(table[a], table[b]) for a, b in zip(ids, theirs, strict=True)]
+    )
     if equal.all():
         return None
     for shift in SHIFTS:

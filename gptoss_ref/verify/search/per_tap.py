@@ -19,7 +19,7 @@ from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.tap_check import Local, replay
 from gptoss_ref.verify.replay.evaluate import predict, predict_each, segments
-from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
 from gptoss_ref.verify.report.localise import tokens_of, whereabouts
 from gptoss_ref.verify.report.progress import Progress, Steps, unwatched
@@ -184,19 +184,43 @@ class Search:
                 self.mistakes.append(sentence)
                 self.stopped = True
                 return True
+        if self._listed_otherwise(tap):
+            return True
         asked = self.weights, trace.config, self.rules, trace.tokens, trace, [tap]
         for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
             if mistake.mended is None:
-                changed, fits = trace.without([tap]), True
+                users = [t for t in trace if tap in self.segments[t].inputs]
+                changed = trace.without([tap])
+                fits = any(self.locals[t].excess > 1 for t in users)  # not computed from that
             else:
                 changed = trace.replaced(tap, mistake.mended)
                 given = self.weights, changed, self.rules, self.rounding, [tap]
                 fits = all(local.excess <= 1 for local in replay(*given))
-            if fits or mistake.certain:
+            if fits or (mistake.certain and mistake.mended is not None):
                 (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
                 self._go_on_with(changed, [tap])
                 return True
         return False
+
+    def _listed_otherwise(self, tap: str) -> bool:
+        """Whether weights of experts come without their numbers, and in another order."""
+        block, stage = split(tap)
+        chosen = f"block.{block}.mlp.expert_indices"
+        if stage != "mlp.expert_weights" or chosen in self.trace:
+            return False
+        order = np.argsort(-self.trace[tap], axis=1, kind="stable")  # (T, A)
+        changed = self.trace
+        taps = [f"block.{block}.{name}" for name in BY_CHOICE]
+        for name in (name for name in taps if name in changed):
+            values = changed[name]
+            wide = order.reshape(*order.shape, *[1] * (values.ndim - 2))
+            changed = changed.replaced(name, np.take_along_axis(values, wide, axis=1))
+        given = self.weights, changed, self.rules, self.rounding, [tap]
+        if any(local.excess > 1 for local in replay(*given)):
+            return False
+        self.remarks.append(f"experts of block {block} are listed in another order")
+        self._go_on_with(changed, [name for name in taps if name in changed])
+        return True
 
     def _go_on_with(self, changed: Trace, taps: Iterable[str]) -> None:
         """Judge what is computed from some tap points again, which have changed or are gone."""
