@@ -331,12 +331,13 @@ _TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "att
 
 def rounding_of(source: Trace, name: str) -> str | None:
     """The coarsest of ROUNDINGS on which all values of one array lie; None if too few tell."""
-    if source.dtype_of(name) in ("bfloat16", "float16"):
-        return source.dtype_of(name)
+    stored = source.dtype_of(name)
+    if stored == "bfloat16":
+        return stored
     values = source.rows(name, slice(0, 64)).ravel()
     values = values[np.isfinite(values) & (values != 0)]
     if len(np.unique(values[:4096])) < 16:
-        return None
+        return stored if stored == "float16" else None
     if values.dtype == np.float64 and not np.array_equal(values.astype(np.float32), values):
         return "float64"
     single = values.astype(np.float32)

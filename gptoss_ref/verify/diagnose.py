@@ -119,8 +119,8 @@ def _as_trace(
 
 
 def _report(search: Search) -> Diagnosis:
-    trace, config = search.given, search.given.config
-    rows = [_row(search, local) for local in search.specification.values()]
+    trace, config, found = search.given, search.given.config, search.found
+    rows = [_row(search, found, local) for local in search.specification.values()]
     flips = tuple(flip for local in search.locals.values() for flip in local.flips)
     taps = names(config)
     return Diagnosis(
@@ -134,16 +134,16 @@ def _report(search: Search) -> Diagnosis:
         missing=tuple(tap for tap in taps if tap not in trace),
         flips=flips,
         notes=tuple(_notes(search)),
-        causes=tuple(_cause(f) for f in search.found if not f.candidate.harmless),
+        causes=tuple(_cause(f) for f in found if not f.candidate.harmless),
         unexplained=tuple(_unexplained(search, u) for u in search.unknown),
-        rewritings=_rewritings(search),
+        rewritings=_rewritings(search, found),
         mistakes=tuple(search.mistakes),
     )
 
 
-def _rewritings(search: Search) -> tuple[str, ...]:
+def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
     """What is computed or kept otherwise and comes to the same, in words."""
-    harmless = (f.candidate for f in search.found if f.candidate.harmless)
+    harmless = (f.candidate for f in found if f.candidate.harmless)
     lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
     for form in dict.fromkeys(search.aside.values()):
         where = where_of(tap for tap, own in search.aside.items() if own == form)
@@ -181,17 +181,17 @@ def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
     return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining)
 
 
-def _row(search: Search, local: Local) -> Row:
+def _row(search: Search, found: list[Found], local: Local) -> Row:
     """One tap point, by the specification."""
     trace, tap = search.given, local.tap
     wrong = local.excess > 1
-    hidden = [f for f in search.found if f.tap == tap and f.share is not None]
+    hidden = [f for f in found if f.tap == tap and f.share is not None]
     verdict: Verdict = "ok"
     note = ""
     if wrong:
         verdict = "nan" if local.broken.any() else "diverges"
         explained = tap in search.locals and search.locals[tap].excess <= 1
-        by = [f.candidate for f in search.found if tap in search.reach(f.candidate)]
+        by = [f.candidate for f in found if tap in search.reach(f.candidate)]
         note = f"{local.excess:.3g} times what rounding explains"
         if explained and by:
             note += f"; explained by {' and '.join(c.name for c in by)}"

@@ -142,6 +142,7 @@ def _zero_embedding(right: Right, at: At, tokens: Array, weight: Matrix) -> Arra
 @bug(
     "tensor-missing",
     stage="attn.q",
+    form="q_proj.weight",
     consequence="What is computed with it is only a bias, or nothing.",
     note="Modelled as the query's matrix. The variants are the other matrices, the embedding and "
     "the sinks; norms and biases have names of their own (norm-scale-missing, q-bias-missing).",
@@ -180,6 +181,7 @@ def _reordered(letters: str, *, back: bool) -> Change:
 @bug(
     "rows-reordered",
     stage="attn.k",
+    form="k",
     consequence="Channels of keys meet other channels of the queries.",
     note="A converter that reorders rows for another kind of RoPE, and does so for one projection "
     "of two, or for none that needs it. The variants are the other projections, and the way back.",

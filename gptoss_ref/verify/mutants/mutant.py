@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +95,7 @@ class Mutant:
         obstacle: why it cannot show on this model, as half a sentence; None: it can.
         variants: the same bug with other parameters, for a configuration and a prompt length.
         parameter: the number that is wrong, if it may be any number.
+        form: what the standard form is, where there are several that count alike.
         equivalent: a rewriting that computes the same and must never be called a bug.
         touches: of an equivalent rewriting: the tap points, without their block, whose numbers
             differ although nothing that is computed from them does.
@@ -110,6 +112,7 @@ class Mutant:
     obstacle: Obstacle = _no_obstacle
     variants: Variants = _no_variants
     parameter: Parameter | None = None
+    form: str | None = None
     equivalent: bool = False
     touches: tuple[str, ...] = ()
 
@@ -146,6 +149,7 @@ def bug(
     obstacle: Obstacle = _no_obstacle,
     variants: Variants = _no_variants,
     parameter: Parameter | None = None,
+    form: str | None = None,
 ) -> Callable[[Callable[..., Any]], Mutant]:
     """Make a function a :class:`Mutant`; its docstring is the summary.
 
@@ -166,6 +170,7 @@ def bug(
             obstacle=obstacle,
             variants=variants,
             parameter=parameter,
+            form=form,
         )
 
     return decorate
@@ -223,6 +228,18 @@ class Where(NamedTuple):
     q: Array
     k: Array
     window: int | None
+
+
+def whole_number(name: str, change: Callable[[int], Change]) -> Parameter:
+    """A parameter that counts tokens."""
+    return Parameter(
+        name,
+        lambda value: change(round(value)),
+        right=lambda config: math.nan,
+        low=lambda config, tokens: 1,
+        high=lambda config, tokens: tokens - 1,
+        scale="integer",
+    )
 
 
 def usual_chunks(tokens: int) -> list[int]:

@@ -81,6 +81,9 @@ class Cause:
                 f"  found at {self.tap}: too small for the yardstick, but {self.share:.1%} of the "
                 "values that it rounds otherwise are rounded as with it"
             )
+        if self.interval is not None and self.interval[0] < self.interval[1]:
+            low, high = self.interval
+            lines.append(f"  fitted to the numbers, which fix it between {low:.6g} and {high:.6g}")
         if self.alternatives:
             lines.append(f"  cannot be told on this input from {', '.join(self.alternatives)}")
         if self.reports:

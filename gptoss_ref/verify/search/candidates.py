@@ -26,7 +26,7 @@ class Candidate:
     Attributes:
         mutant: which one.
         change: the rules with it, given the rules without.
-        label: of the variant; None: the standard form.
+        label: of the variant, or of the standard form if that has one.
         blocks: the only blocks that have it; None: all.
         sites: the only tap points at which it acts, where a rule serves several; None: all.
         value: of the mutant's parameter, where it was fitted to the other's numbers.
@@ -43,6 +43,11 @@ class Candidate:
     def placed(self) -> int:
         """How narrowly it is placed: not at all, in some blocks, at some tap points."""
         return 2 if self.sites is not None else 1 if self.blocks is not None else 0
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is the standard form."""
+        return self.label == self.mutant.form
 
     @property
     def name(self) -> str:
@@ -113,7 +118,7 @@ def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[E
     Mutants that this model cannot show are left out.
     """
     applicable = [m for m in (*CATALOGUE, *TIES, *EQUIVALENT) if m.applies(config, weights)]
-    standard = [Candidate(mutant, mutant.apply) for mutant in applicable]
+    standard = [Candidate(mutant, mutant.apply, mutant.form) for mutant in applicable]
     others = [
         Candidate(mutant, variant.apply, variant.label)
         for mutant in applicable

@@ -121,7 +121,7 @@ def pairs(singles: Iterable[Option]) -> list[Option]:
         nearest.setdefault(form.name, form)
     some = list(nearest.values())[:PAIRED]
     names = {candidate.name for candidate in some}
-    some += [f for f in forms if f.label is None and f.name in names and f not in some]
+    some += [f for f in forms if f.usual and f.name in names and f not in some]
     found: list[Option] = [(a, b) for a in some for b in some if a.name != b.name]
     for leading in some[:LEADING]:
         for form in forms:

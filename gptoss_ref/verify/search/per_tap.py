@@ -9,21 +9,23 @@ taken. Where no single mutant will do, two at once are tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT64
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.tap_check import Local, replay
-from gptoss_ref.verify.replay.evaluate import predict, predict_each, segments
+from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
 from gptoss_ref.verify.report.localise import tokens_of, whereabouts
 from gptoss_ref.verify.report.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, catalogue, changes
+from gptoss_ref.verify.search.estimate import REFINED, guess, interval, refined, shortest
+from gptoss_ref.verify.search.estimate import candidate as candidate_of
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.search.mistakes import mistakes, other_ids
 from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
@@ -56,12 +58,14 @@ class Accepted:
         tap: where.
         best, alternatives: the explanation taken, and names that cannot be told from it.
         others: explanations of this tap point that leave more of the trace unexplained.
+        before: the rules that it was added to.
     """
 
     tap: str
     best: Explanation
     alternatives: tuple[str, ...]
     others: tuple[Explanation, ...]
+    before: Rules
 
 
 class Search:
@@ -144,17 +148,16 @@ class Search:
     def found(self) -> list[Found]:
         """What explains the divergences, in the order in which it was found."""
         by_size = [
-            Found(
-                candidate,
-                step.tap,
-                self.specification[step.tap].excess,
-                step.best.local.excess,
-                step.alternatives,
-            )
+            self._fixed(step, candidate)
             for step in self._accepted
             for candidate in step.best.candidates
         ]
         return [*by_size, *self._hidden]
+
+    def _taken(self) -> set[str]:
+        """Names of what has been found."""
+        steps = [c.name for step in self._accepted for c in step.best.candidates]
+        return {*steps, *(hidden.candidate.name for hidden in self._hidden)}
 
     def _diverging(self) -> list[str]:
         """Tap points that are not explained, in the order of computation."""
@@ -278,13 +281,56 @@ class Search:
     def _alone(self, tap: str) -> tuple[list[Explanation], list[Option]]:
         """The nearest candidates, judged; and all that alter the tap point, nearest first."""
         used = self.segments[tap].rules
-        taken = {f.candidate.name for f in self.found}
+        taken = self._taken()
         relevant = [
             (e.candidate,) for e in self.entries if e.rules & used and e.candidate.name not in taken
         ]
         base, singles = self._distances(tap, relevant)
         nearer = [option for score, option in singles if score < base]
-        return self._judged(tap, nearer), [option for _, option in singles]
+        judged = self._judged(tap, nearer)
+        if min((e.local.excess for e in judged), default=math.inf) > 1:
+            values = self._fitted(tap, used, taken)
+            judged += self._judged(tap, values)
+            singles = [*((base, option) for option in values), *singles]
+        return judged, [option for _, option in singles]
+
+    def _fitted(self, tap: str, used: frozenset[str], taken: set[str]) -> list[Option]:
+        """The mutants with a parameter that act here, with the values that come nearest."""
+        if split(tap)[1] in DISCRETE:
+            return []
+        config, tokens = self.trace.config, len(self.trace.tokens)
+        mutants = {e.candidate.name: e for e in self.entries if e.rules & used}
+
+        def score(candidates: Sequence[Candidate]) -> list[float]:
+            base, found = self._distances(tap, [(candidate,) for candidate in candidates])
+            by_value = {option[0].value: distance for distance, option in found}
+            return [by_value.get(candidate.value, base) for candidate in candidates]
+
+        guesses = (
+            guess(e.candidate.mutant, config, tokens, score)
+            for name, e in mutants.items()
+            if name not in taken
+        )
+        nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
+        return [(refined(first, score),) for first in nearest[:REFINED]]
+
+    def _fixed(self, step: Accepted, found: Candidate) -> Found:
+        """What was found, with how sharply the numbers fix a fitted value."""
+        before, after = self.specification[step.tap].excess, step.best.local.excess
+        plain = Found(found, step.tap, before, after, step.alternatives)
+        if found.value is None or len(step.best.candidates) > 1:
+            return plain
+
+        def explains(other: Candidate) -> bool:
+            placed = replace(other, blocks=found.blocks, sites=found.sites)
+            rules = placed.apply(step.before)
+            return all(local.excess <= 1 for local in self._replayed(rules, [step.tap]))
+
+        low, high = interval(found, self.trace.config, len(self.trace.tokens), explains)
+        value = shortest(found.value, low, high)
+        short = candidate_of(found.mutant, value)
+        found = replace(found, label=short.label, value=value)
+        return replace(plain, candidate=found, interval=(low, high))
 
     def _together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
@@ -300,10 +346,11 @@ class Search:
         self._steps.expect(len(solved))
         best, alternatives = best_of(w for e in solved for w in self._weighed(e, taps))
         others = tuple(e for e in solved if e.names != best.names)
-        self._take(Accepted(tap, best, alternatives, others))
+        self._take(Accepted(tap, best, alternatives, others, self.rules))
         return True
 
     def _take(self, step: Accepted) -> None:
+        step = replace(step, before=self.rules)
         self._accepted.append(step)
         self.rules = self._with(step.best.candidates)
         for local in self._replayed(self.rules, self._affected(step.best.candidates)):
@@ -402,7 +449,7 @@ class Search:
     # --- bugs too small for the yardstick ---
 
     def _find_hidden(self) -> None:
-        taken = {f.candidate.name for f in self.found}
+        taken = self._taken()
         candidates = [
             e for e in self.entries if e.candidate.name not in taken and not e.candidate.harmless
         ]
@@ -428,8 +475,7 @@ class Search:
         """Which part of a tap point is wrong, in words."""
         local = self.locals[tap]
         config, tokens = self.trace.config, self.trace.tokens
-        run = (self.rules, FLOAT64)
-        (exact,) = predict_each(self.weights, config, [run], tokens, self.trace, [tap])
+        exact = predict(self.weights, config, self.rules, tokens, self.trace, [tap])
         if split(tap)[1] in DISCRETE:
             return tokens_of(local.wrong_rows)
         return whereabouts(tap, exact[tap], self.trace[tap], local.wrong_rows)
