@@ -10,6 +10,7 @@ of them.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -143,6 +144,19 @@ class Trace(Mapping[str, Array]):
         """Entries ``rows`` of one array along ``axis``, other axes whole; the rest stays unread."""
         values = self._arrays[name][(slice(None),) * axis + (rows,)]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
+
+    def without(self, taps: Iterable[str]) -> Trace:
+        """The same trace, but for some tap points; arrays are shared."""
+        fewer, left_out = copy.copy(self), frozenset(taps)
+        fewer._arrays = {k: v for k, v in self._arrays.items() if k not in left_out}
+        return fewer
+
+    def replaced(self, tap: str, values: Array) -> Trace:
+        """The same trace with another array at one of its tap points."""
+        changed = copy.copy(self)
+        values = _checked(tap, np.asarray(values), self.config, len(self.tokens))
+        changed._arrays = {**self._arrays, tap: values}
+        return changed
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -317,12 +331,13 @@ _TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "att
 
 def rounding_of(source: Trace, name: str) -> str | None:
     """The coarsest of ROUNDINGS on which all values of one array lie; None if too few tell."""
-    if source.dtype_of(name) in ("bfloat16", "float16"):
-        return source.dtype_of(name)
+    stored = source.dtype_of(name)
+    if stored == "bfloat16":
+        return stored
     values = source.rows(name, slice(0, 64)).ravel()
     values = values[np.isfinite(values) & (values != 0)]
     if len(np.unique(values[:4096])) < 16:
-        return None
+        return stored if stored == "float16" else None
     if values.dtype == np.float64 and not np.array_equal(values.astype(np.float32), values):
         return "float64"
     single = values.astype(np.float32)

@@ -22,15 +22,13 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace, rounding_of
 from gptoss_ref.verify.noise.error_bounds import Propagation
-from gptoss_ref.verify.noise.metrics import Rows, measure
+from gptoss_ref.verify.noise.metrics import Rows, logit_figures, measure
 from gptoss_ref.verify.noise.noise_floor import Level, Yardstick, follow, made_by, measure_yardstick
 from gptoss_ref.verify.noise.rounding import FINEST_FIRST, UNITS, known
-from gptoss_ref.verify.noise.routing_ties import alignment, compare_choices, flips, near_ties
-from gptoss_ref.verify.report.report import Flip, Report, Row
-from gptoss_ref.verify.report.rows import Place, choice_row, float_row, logit_figures, settle
-
-BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
-"""Stages with an axis A, whose order is that of the experts chosen."""
+from gptoss_ref.verify.noise.routing_ties import Flip, alignment, compare_choices, flips, near_ties
+from gptoss_ref.verify.replay.graph import BY_CHOICE
+from gptoss_ref.verify.report.report import Report, Row
+from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
 
 
 def compare(

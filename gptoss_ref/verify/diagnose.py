@@ -26,6 +26,7 @@ from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
 from gptoss_ref.verify.search.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
 from gptoss_ref.verify.search.per_tap import Search
+from gptoss_ref.verify.search.rewritten import where_of
 
 
 def diagnose(
@@ -57,12 +58,17 @@ def diagnose(
     if isinstance(other, LogprobObservation):
         return diagnose_observation(model, other, known(rounding or "bfloat16"), progress)
     trace = _as_trace(model, other, tokens)
-    rounding = known(rounding or trace.dtype_name)
+    rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
     if OUTPUTS.issuperset(trace):
         return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
     search.run()
     return _report(search)
+
+
+def _of_nothing(trace: Trace) -> str | None:
+    """A rounding for a trace in which an array was never written, and nothing shows one."""
+    return None if all(np.any(trace[tap]) for tap in trace) else "float32"
 
 
 def _of_outputs(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:
@@ -113,9 +119,8 @@ def _as_trace(
 
 
 def _report(search: Search) -> Diagnosis:
-    trace, config = search.trace, search.trace.config
-    harmless = [f for f in search.found if f.candidate.harmless]
-    rows = [_row(search, local) for local in search.specification.values()]
+    trace, config, found = search.given, search.given.config, search.found
+    rows = [_row(search, found, local) for local in search.specification.values()]
     flips = tuple(flip for local in search.locals.values() for flip in local.flips)
     taps = names(config)
     return Diagnosis(
@@ -129,10 +134,21 @@ def _report(search: Search) -> Diagnosis:
         missing=tuple(tap for tap in taps if tap not in trace),
         flips=flips,
         notes=tuple(_notes(search)),
-        causes=tuple(_cause(f) for f in search.found if not f.candidate.harmless),
+        causes=tuple(_cause(f) for f in found if not f.candidate.harmless),
         unexplained=tuple(_unexplained(search, u) for u in search.unknown),
-        rewritings=tuple(f"{f.candidate.name}: {f.candidate.mutant.summary}" for f in harmless),
+        rewritings=_rewritings(search, found),
+        mistakes=tuple(search.mistakes),
     )
+
+
+def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
+    """What is computed or kept otherwise and comes to the same, in words."""
+    harmless = (f.candidate for f in found if f.candidate.harmless)
+    lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
+    for form in dict.fromkeys(search.aside.values()):
+        where = where_of(tap for tap, own in search.aside.items() if own == form)
+        lines.append(f"{form.removesuffix('.')} ({where})")
+    return tuple(lines)
 
 
 def _cause(found: Found) -> Cause:
@@ -152,6 +168,9 @@ def _cause(found: Found) -> Cause:
         alternatives=found.alternatives,
         confidence=(found.share or 1.0) / (1 + len(found.alternatives)),
         share=found.share,
+        sites=None if found.candidate.sites is None else tuple(sorted(found.candidate.sites)),
+        value=found.candidate.value,
+        interval=found.interval,
     )
 
 
@@ -162,22 +181,25 @@ def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
     return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining)
 
 
-def _row(search: Search, local: Local) -> Row:
+def _row(search: Search, found: list[Found], local: Local) -> Row:
     """One tap point, by the specification."""
-    trace, tap = search.trace, local.tap
+    trace, tap = search.given, local.tap
     wrong = local.excess > 1
-    hidden = [f for f in search.found if f.tap == tap and f.share is not None]
+    hidden = [f for f in found if f.tap == tap and f.share is not None]
     verdict: Verdict = "ok"
     note = ""
     if wrong:
         verdict = "nan" if local.broken.any() else "diverges"
-        explained = search.locals[tap].excess <= 1
-        by = [f.candidate for f in search.found if tap in search.reach(f.candidate)]
+        explained = tap in search.locals and search.locals[tap].excess <= 1
+        by = [f.candidate for f in found if tap in search.reach(f.candidate)]
         note = f"{local.excess:.3g} times what rounding explains"
         if explained and by:
             note += f"; explained by {' and '.join(c.name for c in by)}"
             if all(c.harmless for c in by):
                 verdict = "rewritten"
+        elif tap in search.aside:
+            verdict = "rewritten"
+            note += "; but all that is computed from it agrees"
         elif not explained:
             note += "; not explained"
     elif local.lost:
@@ -211,7 +233,7 @@ def _row(search: Search, local: Local) -> Row:
 
 
 def _notes(search: Search) -> list[str]:
-    notes = []
+    notes = list(search.remarks)
     tied = sum(local.tied.any() and local.judged for local in search.locals.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")

@@ -16,7 +16,8 @@ import pytest
 from gptoss_ref.config import GPT_OSS_120B
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.tracing.taps import names
-from gptoss_ref.verify.report.report import Flip, Report, Row, Section
+from gptoss_ref.verify.noise.routing_ties import Flip
+from gptoss_ref.verify.report.report import Report, Row, Section
 from gptoss_ref.verify.report.text import lines, number
 
 

@@ -13,8 +13,10 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.verify.mutants import (
     attention,
     caches,
+    constants,
     experts,
     loading,
+    missing,
     position,
     routing,
     sinks,
@@ -32,7 +34,9 @@ CATALOGUE: tuple[Mutant, ...] = (
     *routing.ROUTING,
     *experts.EXPERTS,
     *loading.LOADING,
+    *missing.MISSING,
     *whole.WHOLE,
+    *constants.CONSTANTS,
 )
 TIES: tuple[Mutant, ...] = routing.TIES
 EQUIVALENT: tuple[Mutant, ...] = (
@@ -40,6 +44,7 @@ EQUIVALENT: tuple[Mutant, ...] = (
     *attention.REWRITINGS,
     *routing.REWRITINGS,
     *experts.REWRITINGS,
+    *missing.REWRITINGS,
     *whole.REWRITINGS,
 )
 

@@ -23,6 +23,7 @@ from gptoss_ref.verify.mutants.mutant import (
     one_past_the_window,
     replacing,
     usual_chunks,
+    whole_number,
     wide,
 )
 from gptoss_ref.verify.replay.ops import At
@@ -77,6 +78,7 @@ def ring_boundary(right: Right, at: At, q: Array, k: Array, sinks: Array, *posit
         for n in dict.fromkeys((2 * config.sliding_window, config.sliding_window, *POWERS))
         if n < tokens
     ),
+    parameter=whole_number("chunks of", lambda n: replacing(attention_weights=_chunk_alone(n))),
 )
 def chunk_longer_than_ring(
     right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
@@ -142,6 +144,7 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
         for n in usual_chunks(tokens)
         if n != tokens // 2
     ),
+    parameter=whole_number("a first chunk of", lambda n: replacing(attention_weights=_skipping(n))),
 )
 def prefill_skips_cache(right: Right, *arguments: Any) -> Array:
     """A chunk that comes onto a cache attends to itself only."""
@@ -174,6 +177,7 @@ def _skipping(first: int) -> Callable[..., Array]:
         for rows in dict.fromkeys((2, 3, *(-tokens % size for size in (8, 16, 32, 64, 128, 256))))
         if rows > 1
     ),
+    parameter=whole_number("rows", lambda n: replacing(attention_weights=_padded(n))),
 )
 def padding_attended(right: Right, *arguments: Any) -> Array:
     """Left padding is not masked: its zeros score 0 and join the denominator."""

@@ -15,11 +15,13 @@ the other are two bugs at once.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT64, Array, widen
@@ -43,6 +45,26 @@ class Variant:
 
     label: str
     apply: Change
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a bug may have wrong, to be fitted to the other's numbers.
+
+    Attributes:
+        name: with its value it makes a label, ``"epsilon 0.01"``.
+        change: the change of rules for a value.
+        right: the specification's own value, for a configuration.
+        low, high: between which values to look.
+        scale: whether to look evenly in the logarithm, in the value, or at whole numbers only.
+    """
+
+    name: str
+    change: Callable[[float], Change]
+    right: Callable[[ModelConfig], float]
+    low: Callable[[ModelConfig, int], float]
+    high: Callable[[ModelConfig, int], float]
+    scale: Literal["log", "integer"] = "log"
 
 
 Variants = Callable[[ModelConfig, int], Iterable[Variant]]
@@ -72,6 +94,8 @@ class Mutant:
         note: what hides it, or how it is modelled, if that needs saying.
         obstacle: why it cannot show on this model, as half a sentence; None: it can.
         variants: the same bug with other parameters, for a configuration and a prompt length.
+        parameter: the number that is wrong, if it may be any number.
+        form: what the standard form is, where there are several that count alike.
         equivalent: a rewriting that computes the same and must never be called a bug.
         touches: of an equivalent rewriting: the tap points, without their block, whose numbers
             differ although nothing that is computed from them does.
@@ -87,6 +111,8 @@ class Mutant:
     note: str = ""
     obstacle: Obstacle = _no_obstacle
     variants: Variants = _no_variants
+    parameter: Parameter | None = None
+    form: str | None = None
     equivalent: bool = False
     touches: tuple[str, ...] = ()
 
@@ -122,6 +148,8 @@ def bug(
     note: str = "",
     obstacle: Obstacle = _no_obstacle,
     variants: Variants = _no_variants,
+    parameter: Parameter | None = None,
+    form: str | None = None,
 ) -> Callable[[Callable[..., Any]], Mutant]:
     """Make a function a :class:`Mutant`; its docstring is the summary.
 
@@ -141,16 +169,24 @@ def bug(
             note=note,
             obstacle=obstacle,
             variants=variants,
+            parameter=parameter,
+            form=form,
         )
 
     return decorate
 
 
 def rewriting(
-    name: str, *, stage: str, consequence: str, touches: str = "", rule: str | None = None
+    name: str,
+    *,
+    stage: str,
+    consequence: str,
+    touches: str = "",
+    rule: str | None = None,
+    variants: Variants = _no_variants,
 ) -> Callable[[Callable[..., Any]], Mutant]:
     """As :func:`bug`, for an equivalent rewriting; ``touches`` are names with blanks between."""
-    decorate = bug(name, stage=stage, consequence=consequence, rule=rule)
+    decorate = bug(name, stage=stage, consequence=consequence, rule=rule, variants=variants)
     taps = tuple(touches.split())
     return lambda function: dataclasses.replace(decorate(function), equivalent=True, touches=taps)
 
@@ -168,8 +204,11 @@ def _length(shortest: int | Shortest) -> Shortest:
 
 
 def misread(at: At, **changes: Any) -> At:
-    """The same place in a model whose configuration says something else."""
-    return dataclasses.replace(at, config=dataclasses.replace(at.config, **changes))
+    """The same place in a model whose configuration says something else, possible or not."""
+    config = copy.copy(at.config)
+    for name, value in changes.items():
+        object.__setattr__(config, name, value)
+    return dataclasses.replace(at, config=config)
 
 
 def wide(sinks: Array) -> Array:
@@ -189,6 +228,18 @@ class Where(NamedTuple):
     q: Array
     k: Array
     window: int | None
+
+
+def whole_number(name: str, change: Callable[[int], Change]) -> Parameter:
+    """A parameter that counts tokens."""
+    return Parameter(
+        name,
+        lambda value: change(round(value)),
+        right=lambda config: math.nan,
+        low=lambda config, tokens: 1,
+        high=lambda config, tokens: tokens - 1,
+        scale="integer",
+    )
 
 
 def usual_chunks(tokens: int) -> list[int]:

@@ -23,6 +23,7 @@ from gptoss_ref.verify.mutants.mutant import (
     rewriting,
     stretched,
     usual_chunks,
+    whole_number,
 )
 from gptoss_ref.verify.replay.ops import At, Rules
 from gptoss_ref.verify.replay.yarn import RIGHT, Parts
@@ -133,8 +134,7 @@ def yarn_ramp_over_dims(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Arr
 )
 def rope_base_10000(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
     """Theta is 10000, as in most other models, whatever the configuration says."""
-    moved = dataclasses.replace(at.config, rope_theta=10000.0)
-    result: tuple[Array, float] = right(dataclasses.replace(at, config=moved), *parts)
+    result: tuple[Array, float] = right(misread(at, rope_theta=10000.0), *parts)
     return result
 
 
@@ -200,6 +200,9 @@ def rope_skipped_on_window_layers(right: Right, at: At, x: Array, cos: Array, si
         Variant(f"first pass of {length} tokens", replacing(rope_tables=_late_after(length)))
         for length in usual_chunks(tokens)
         if length > 1
+    ),
+    parameter=whole_number(
+        "a first pass of", lambda length: replacing(rope_tables=_late_after(length))
     ),
 )
 def rope_position_off_by_one(right: Right, *arguments: Any) -> tuple[Array, Array]:

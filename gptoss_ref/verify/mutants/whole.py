@@ -6,13 +6,15 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, widen
 from gptoss_ref.verify.mutants.mutant import (
+    Change,
     Mutant,
+    Parameter,
     Right,
     Variant,
     bug,
@@ -72,6 +74,13 @@ def _cast_to_float16(right: Right, at: At, x: Array, scale: Matrix) -> Array:
         Variant(f"epsilon {eps:g}", replacing(rmsnorm=_with_eps(eps)))
         for eps in (1e-12, 1e-8, 1e-5, 1e-3)
         if eps != config.rms_norm_eps
+    ),
+    parameter=Parameter(
+        "epsilon",
+        lambda eps: replacing(rmsnorm=_with_eps(eps)),
+        lambda config: config.rms_norm_eps,
+        low=lambda config, tokens: 1e-13,
+        high=lambda config, tokens: 1e2,
     ),
 )
 def norm_eps(right: Right, at: At, x: Array, scale: Matrix) -> Array:
@@ -159,30 +168,28 @@ class _Folded:
         return _Folded(self.matrix[expert], self.scale)
 
 
-@rewriting(
-    "norm-scale-folded",
-    stage="attn.norm",
-    touches="attn.norm mlp.norm norm",
-    consequence="Normalised vectors lack their scale; what is projected from them is the same.",
-)
-def norm_scale_folded(rules: Rules) -> Rules:
-    """The norms' scales are multiplied into the matrices that read them, at loading."""
+ATTENTION, EXPERTS, HEAD = "attention", "experts", "the unembedding"
+
+
+def _folded_into(*parts: str) -> Change:
+    """The norms' scales multiplied into the matrices that read them, in some parts of the model."""
 
     def fold(right: Right, at: At, block: BlockWeights) -> BlockWeights:
         block = right(at, block)
         attn, mlp = block.attn, block.mlp
         before, between = (widen(w.norm_scale, FLOAT64.dtype) for w in (attn, mlp))
-        readers = ("q_weight", "k_weight", "v_weight")
-        folded = {name: widen(getattr(attn, name), FLOAT64.dtype) * before for name in readers}
-        return BlockWeights(
-            dataclasses.replace(attn, norm_scale=np.ones_like(before), **folded),
-            dataclasses.replace(
+        if ATTENTION in parts:
+            readers = ("q_weight", "k_weight", "v_weight")
+            folded = {name: widen(getattr(attn, name), FLOAT64.dtype) * before for name in readers}
+            attn = dataclasses.replace(attn, norm_scale=np.ones_like(before), **folded)
+        if EXPERTS in parts:
+            mlp = dataclasses.replace(
                 mlp,
                 norm_scale=np.ones_like(between),
                 gate_weight=widen(mlp.gate_weight, FLOAT64.dtype) * between,
                 mlp1_weight=cast(ExpertMatrix, _Folded(mlp.mlp1_weight, between)),
-            ),
-        )
+            )
+        return BlockWeights(attn, mlp)
 
     def decode(right: Right, at: At, matrix: ExpertMatrix | _Folded) -> Array:
         if isinstance(matrix, _Folded):
@@ -203,9 +210,28 @@ def norm_scale_folded(rules: Rules) -> Rules:
         y: Array = right(at, x, weight, bias)
         return y
 
-    return replacing(
-        block_weights=fold, expert_matrix=decode, end_weights=fold_last, linear=project
-    )(rules)
+    changes: dict[str, Callable[..., Any]] = {}
+    if {ATTENTION, EXPERTS} & set(parts):
+        changes["block_weights"] = fold
+    if EXPERTS in parts:
+        changes["expert_matrix"] = decode
+    if HEAD in parts:
+        changes |= {"end_weights": fold_last, "linear": project}
+    return replacing(**changes)
+
+
+@rewriting(
+    "norm-scale-folded",
+    stage="attn.norm",
+    touches="attn.norm mlp.norm norm",
+    consequence="Normalised vectors lack their scale; what is projected from them is the same.",
+    variants=lambda config, tokens: (
+        Variant(f"into {part} only", _folded_into(part)) for part in (ATTENTION, EXPERTS, HEAD)
+    ),
+)
+def norm_scale_folded(rules: Rules) -> Rules:
+    """The norms' scales are multiplied into the matrices that read them, at loading."""
+    return _folded_into(ATTENTION, EXPERTS, HEAD)(rules)
 
 
 WHOLE: tuple[Mutant, ...] = (

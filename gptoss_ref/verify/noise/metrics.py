@@ -98,6 +98,9 @@ def over(error: NDArray[np.float64] | float, allowed: Array | float) -> NDArray[
     return np.where(error == 0, 0.0, quotient)
 
 
+TOP = 5
+"""Logits compared as sets: the most likely so many tokens."""
+
 QUARTILES = (0.25, 0.5, 0.75)
 
 USUAL = 3.0
@@ -155,6 +158,75 @@ def measure_arrays(ref: Array, other: Array, axis: int = 0) -> Errors:
     """:func:`measure` of two arrays in memory, whose rows lie along ``axis``."""
     a, b = np.moveaxis(ref, axis, 0), np.moveaxis(other, axis, 0)
     return measure(lambda r: a[r], lambda r: b[r], len(a), math.prod(a.shape[1:]))
+
+
+def log_softmax(x: Array) -> NDArray[np.float64]:
+    """Log-probabilities (T, V) of logits (T, V)."""
+    wide = np.asarray(x, np.float64)
+    shifted = wide - wide.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def without_constant(ref: Array, other: Array) -> Array:
+    """``other`` (T, V) without the constant by which each row differs from ``ref`` (T, V).
+
+    Logits that differ by a constant a row have the same softmax: they are the same model's.
+    """
+    difference = np.asarray(other, np.float64) - np.asarray(ref, np.float64)
+    with np.errstate(invalid="ignore"):
+        usable = np.isfinite(difference)
+        shift = np.where(usable, difference, 0).sum(1) / np.maximum(usable.sum(1), 1)
+    result: Array = np.asarray(other, np.float64) - shift[:, None]
+    return result
+
+
+def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[str, float]:
+    """How alike two sets of logits (T, V) are as predictions.
+
+    ``kl_mean`` and ``kl_max``: Kullback-Leibler divergence of the other's probabilities from the
+    reference's, in nats a token. ``top1``: share of tokens with the same most likely next token.
+    ``top5``: of the five most likely ones, how many are common to both.
+    """
+    step = max(1, (1 << 20) // vocabulary)
+    count = min(TOP, vocabulary)
+    kl, top1, shared = [], 0, 0
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        a, b = (x(rows).astype(np.float64) for x in (ref, other))
+        with np.errstate(invalid="ignore", over="ignore"):
+            log_p, log_q = (log_softmax(x) for x in (a, b))
+            kl.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+        top1 += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
+        best = [np.argpartition(-x, count - 1, axis=1)[:, :count] for x in (a, b)]
+        shared += int((best[0][:, :, None] == best[1][:, None, :]).sum())
+    divergence = np.concatenate(kl)
+    return {
+        "kl_mean": float(divergence.mean()),
+        "kl_max": float(divergence.max()),
+        "top1": top1 / length,
+        f"top{TOP}": shared / (length * count),
+    }
+
+
+SHIFTED = 1e-3
+"""A constant a row that is smaller than this share of the logits is rounding's."""
+
+
+def constant_remark(other: Array, exact: Array) -> str | None:
+    """What to say of logits (T, V) that differ from the reference's by a constant in every row."""
+    difference = np.asarray(other, np.float64) - np.asarray(exact, np.float64)
+    if not np.isfinite(difference).all() or difference.shape[1] < 2:
+        return None
+    shift, size = difference.mean(1), float(np.sqrt(np.mean(np.asarray(exact, np.float64) ** 2)))
+    if np.sqrt(np.mean(shift**2)) <= SHIFTED * size:
+        return None
+    sums = np.log(np.exp(np.asarray(other, np.float64)).sum(1).clip(1e-300, 1e300))
+    what = "these are log-probabilities" if np.abs(sums).max() < 0.05 else "for example centred"
+    return (
+        f"the logits differ from the reference's by a constant in every row ({what}): that changes "
+        "no probability, and they are compared without it"
+    )
 
 
 def _norm(rows: Sequence[float] | Array) -> float:

@@ -99,8 +99,13 @@ def level(samples: Iterable[Errors], rounding: str) -> Level:
 def runs_of(rules: Rules, rounding: str, length: int) -> list[Run]:
     """The runs that a yardstick needs: one in float64, then one or several as the other rounds."""
     imitated = "float32" if rounding == "float64" else rounding
-    samples = min(8, math.ceil(SAMPLE_ROWS / length))
-    return [(rules, FLOAT64), *((rules, dithered(imitated, seed)) for seed in range(samples))]
+    samples = ((rules, dithered(imitated, seed)) for seed in range(samples_of(length)))
+    return [(rules, FLOAT64), *samples]
+
+
+def samples_of(length: int) -> int:
+    """How many runs of a prompt show what rounding does: a short one has few values."""
+    return min(8, math.ceil(SAMPLE_ROWS / length))
 
 
 def measured(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.layers.router import top_k
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.noise.noise_floor import FLOOR, Level
-from gptoss_ref.verify.report.report import Flip
 
 DIFFERENCE = 0.6
 """Share of the error allowed to a whole row of logits that the difference of two may have.
@@ -24,6 +24,31 @@ DIFFERENCE = 0.6
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A token that the two traces send to different experts.
+
+    Attributes:
+        left, taken: the experts that only the reference, and only the other chose.
+        margin: by how much the reference's logits prefer what the other left.
+        allowed: how much of that rounding explains.
+    """
+
+    block: int
+    token: int
+    left: tuple[int, ...]
+    taken: tuple[int, ...]
+    margin: float
+    allowed: float
+
+    def __str__(self) -> str:
+        left, taken = (" and ".join(map(str, experts)) for experts in (self.left, self.taken))
+        return (
+            f"block {self.block} token {self.token}: expert {left} became {taken}, margin "
+            f"{self.margin:.2g} of {self.allowed:.2g} allowed"
+        )
 
 
 @dataclass(frozen=True)
@@ -85,18 +110,15 @@ def slack_of(logits: Array, level: Level) -> Floats:
 
 def near_ties(logits: Array, chosen: int, level: Level) -> Mask:
     """(T,) tokens that rounding may send to other experts than the ``chosen`` largest."""
-    if chosen >= logits.shape[1]:
-        return np.zeros(len(logits), bool)
-    ordered = -np.partition(-logits, (chosen - 1, chosen), axis=1)
-    near: Mask = ordered[:, chosen - 1] - ordered[:, chosen] <= slack_of(logits, level)
+    near: Mask = margin_of(logits, chosen) <= slack_of(logits, level)
     return near
 
 
-def flips(block: int, ref: Array, other: Array, choice: Choice) -> list[Flip]:
+def flips(block: int | None, ref: Array, other: Array, choice: Choice) -> tuple[Flip, ...]:
     """The tokens whose sets of experts differ within their margin."""
-    return [
+    return tuple(
         Flip(
-            block,
+            -1 if block is None else block,
             int(t),
             tuple(sorted({*ref[t].tolist()} - {*other[t].tolist()})),
             tuple(sorted({*other[t].tolist()} - {*ref[t].tolist()})),
@@ -104,7 +126,29 @@ def flips(block: int, ref: Array, other: Array, choice: Choice) -> list[Flip]:
             float(choice.slack[t]),
         )
         for t in np.flatnonzero(choice.differs & ~choice.wrong)
-    ]
+    )
+
+
+def chosen_by(logits: Array, taken: Array, slack: Floats) -> tuple[Array, Choice]:
+    """The experts (T, A) of router logits (T, E), and the choice ``taken`` (T, A) beside them.
+
+    Args:
+        slack: (T,) by how much two logits may be misjudged.
+    """
+    chosen = top_k(logits, taken.shape[1])
+    differs = (_sets(chosen, logits.shape[1]) != _sets(taken, logits.shape[1])).any(axis=1)
+    unknown = np.isnan(logits).any(axis=1)
+    margin = np.where(unknown, 0.0, _violation(logits, taken))
+    return chosen, Choice(differs, margin, slack, np.zeros(len(taken), bool))
+
+
+def margin_of(logits: Array, chosen: int) -> Floats:
+    """(T,) by how much the last of ``chosen`` logits (T, E) exceeds the next one."""
+    if chosen >= logits.shape[1]:
+        return np.full(len(logits), np.inf)
+    ordered = -np.partition(-logits, (chosen - 1, chosen), axis=1)
+    margin: Floats = ordered[:, chosen - 1] - ordered[:, chosen]
+    return margin
 
 
 def alignment(ref: Array, other: Array) -> Array:

@@ -253,3 +253,6 @@ LAST: dict[str, Stage] = dict(
 )
 DISCRETE = frozenset(("mlp.expert_indices",))
 """Tap points that hold integers."""
+
+BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
+"""Stages with an axis A, whose order is that of the experts chosen."""

@@ -6,6 +6,7 @@ ramp, in what runs along it, in the slow frequencies. Given one by one, they can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from gptoss_ref import layers
 from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import ConfigError
 from gptoss_ref.numerics import Array
 
 
@@ -33,24 +35,36 @@ class Parts:
 
 RIGHT = Parts()
 
+NARROWEST = 1e-3
+"""Pairs over which the ramp rises at least, where wrong constants leave it no room."""
+
 
 def frequencies(config: ModelConfig, parts: Parts = RIGHT) -> tuple[Array, float]:
     """Angular frequencies (C/2,) and the concentration; plain RoPE has no parts to be wrong."""
-    exact, concentration = layers.yarn(
-        config.head_dim,
-        config.rope_theta,
-        config.rope_scaling_factor,
-        config.initial_context_length,
-        config.rope_ntk_beta,
-        config.rope_ntk_alpha,
-    )
-    if parts == RIGHT or config.rope_scaling_factor <= 1:
-        return exact, concentration
+    if config.rope_scaling_factor <= 1:
+        return layers.yarn(config.head_dim, config.rope_theta)
+    if parts == RIGHT and (exact := _specified(config)) is not None:
+        return exact
     fast, _ = layers.yarn(config.head_dim, config.rope_theta)  # (C/2,)
     slow = fast / config.rope_scaling_factor if parts.slow is None else parts.slow(config)
     low, high = config.yarn_bounds()
     if parts.bounds is not None:
         low, high = parts.bounds(low, high)
     pair = parts.step * np.arange(config.head_dim // 2)
-    ramp = np.clip((pair - low) / (high - low), 0.0, 1.0)  # (C/2,) 0: fast, 1: slow
-    return ramp * slow + (1 - ramp) * fast, concentration
+    ramp = np.clip((pair - low) / max(high - low, NARROWEST), 0.0, 1.0)  # (C/2,) 0: fast, 1: slow
+    return ramp * slow + (1 - ramp) * fast, 0.1 * math.log(config.rope_scaling_factor) + 1.0
+
+
+def _specified(config: ModelConfig) -> tuple[Array, float] | None:
+    """By the layer; None for constants that no checkpoint may have, but a wrong port has."""
+    try:
+        return layers.yarn(
+            config.head_dim,
+            config.rope_theta,
+            config.rope_scaling_factor,
+            config.initial_context_length,
+            config.rope_ntk_beta,
+            config.rope_ntk_alpha,
+        )
+    except ConfigError:
+        return None

@@ -19,6 +19,9 @@ class Cause:
         stage: the tap point, without its block, whose numbers it changes first.
         tap: the tap point where it was found.
         blocks: the blocks that have it; None: all that can.
+        sites: the tap points that have it, where it is narrower than that.
+        value, interval: of a number that is wrong, what it is, and between what values the numbers
+            fix it.
         summary, consequence, reports: of the mutant.
         error_before, error_after: at that tap point, in multiples of what rounding explains, by the
             specification and with this bug.
@@ -41,6 +44,24 @@ class Cause:
     alternatives: tuple[str, ...]
     confidence: float
     share: float | None = None
+    sites: tuple[str, ...] | None = None
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is in one form of several, or in some places only."""
+        return self.variant is not None or self.blocks is not None or self.sites is not None
+
+    @property
+    def title(self) -> str:
+        """The name, with its form and its places."""
+        form = "" if self.variant is None else f" ({self.variant})"
+        if self.sites is not None:
+            return f"{self.name}{form} at {' and '.join(self.sites)}"
+        return f"{self.name}{form}" + (
+            "" if self.blocks is None else f" in {_blocks(self.blocks)} only"
+        )
 
     @property
     def mutant(self) -> str:
@@ -49,9 +70,7 @@ class Cause:
 
     def lines(self) -> list[str]:
         """The cause in words."""
-        form = "" if self.variant is None else f" ({self.variant})"
-        where = "" if self.blocks is None else f" in {_blocks(self.blocks)} only"
-        lines = [f"{self.name}{form}{where}: {self.summary}", f"  {self.consequence}"]
+        lines = [f"{self.title}: {self.summary}", f"  {self.consequence}"]
         if self.share is None:
             lines.append(
                 f"  found at {self.tap}: {_times(self.error_before)} without it, "
@@ -62,6 +81,9 @@ class Cause:
                 f"  found at {self.tap}: too small for the yardstick, but {self.share:.1%} of the "
                 "values that it rounds otherwise are rounded as with it"
             )
+        if self.interval is not None and self.interval[0] < self.interval[1]:
+            low, high = self.interval
+            lines.append(f"  fitted to the numbers, which fix it between {low:.6g} and {high:.6g}")
         if self.alternatives:
             lines.append(f"  cannot be told on this input from {', '.join(self.alternatives)}")
         if self.reports:
@@ -80,6 +102,7 @@ class Unexplained:
         where: which tokens, heads or experts are hit, in words.
         nearest: the mutant that comes nearest; None: none makes it better.
         remaining: what is left of the error with it.
+        hints: what the error looks like, and which tap point to bring next, in words.
     """
 
     tap: str
@@ -88,6 +111,7 @@ class Unexplained:
     where: str
     nearest: str | None = None
     remaining: float | None = None
+    hints: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The same in words."""
@@ -95,7 +119,7 @@ class Unexplained:
         lines = [f"{self.tap}{others}: {_times(self.error)}; {self.where}"]
         if self.nearest is not None and self.remaining is not None:
             lines.append(f"  {self.nearest} comes nearest and leaves {_times(self.remaining)}")
-        return lines
+        return [*lines, *(f"  {hint}" for hint in self.hints)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,8 @@ class Diagnosis(Report):
             each by itself explains them.
         unexplained: divergences that no known bug explains.
         rewritings: what is computed otherwise but comes to the same, in words.
+        mistakes: what was done to the arrays when they were recorded, in sentences; looked for
+            before any bug.
     """
 
     command: ClassVar[str] = "diagnose"
@@ -114,30 +140,39 @@ class Diagnosis(Report):
     causes: tuple[Cause, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
     rewritings: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether something could be judged, and nothing of it is wrong."""
-        return not self.causes and not self.unexplained and super().ok
+        wrong = self.causes or self.unexplained or self.mistakes
+        return not wrong and super().ok
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
-        parts = []
+        """A sentence or two: mistakes of the recording first, then bugs."""
+        said = list(self.mistakes)
         if self.causes:
-            names = " and ".join(cause.name for cause in self.causes)
-            parts.append(f"The numbers are those of {names}")
+            names = " and ".join(cause.title for cause in self.causes)
+            first = self.causes[0]
+            if first.narrow:
+                said.append(
+                    f"{first.tap} is the first wrong stage: the numbers are those of {names}"
+                )
+            else:
+                said.append(f"The numbers are those of {names}")
         if self.unexplained:
             tap = self.unexplained[0].tap
-            if parts:
-                parts.append(f"beyond that none of the known bugs explains {tap}")
+            if self.causes:
+                said[-1] += f"; beyond that none of the known bugs explains {tap}"
             else:
-                parts.append(f"{tap} diverges, and none of the known bugs explains this")
-        return "; ".join(parts) + "." if parts else super().verdict
+                said.append(f"{tap} diverges, and none of the known bugs explains this")
+        return " ".join(f"{x.removesuffix('.')}." for x in said) if said else super().verdict
 
     def sections(self) -> Sequence[Section]:
         """Causes, what is unexplained, and rewritings."""
         parts = (
+            ("Recorded otherwise than the model computes it", list(self.mistakes)),
             ("Causes", [line for cause in self.causes for line in cause.lines()]),
             (
                 "None of the known bugs explains this",
@@ -154,6 +189,7 @@ class Diagnosis(Report):
             "causes": [plain(vars(cause)) for cause in self.causes],
             "unexplained": [plain(vars(item)) for item in self.unexplained],
             "rewritings": list(self.rewritings),
+            "mistakes": list(self.mistakes),
         }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from gptoss_ref._files import replacing
+from gptoss_ref.verify.noise.routing_ties import Flip
 
 Verdict = Literal["ok", "diverges", "nan", "hidden", "rewritten", "follows", "tie", "unjudged"]
 """See :class:`Row`."""
@@ -61,31 +62,6 @@ class Row:
     note: str = ""
     first_token: int | None = None
     extra: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A token that the two traces send to different experts.
-
-    Attributes:
-        left, taken: the experts that only the reference, and only the other chose.
-        margin: by how much the reference's logits prefer what the other left.
-        allowed: how much of that rounding explains.
-    """
-
-    block: int
-    token: int
-    left: tuple[int, ...]
-    taken: tuple[int, ...]
-    margin: float
-    allowed: float
-
-    def __str__(self) -> str:
-        left, taken = (" and ".join(map(str, experts)) for experts in (self.left, self.taken))
-        return (
-            f"block {self.block} token {self.token}: expert {left} became {taken}, margin "
-            f"{self.margin:.2g} of {self.allowed:.2g} allowed"
-        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.tracing.taps import split
-from gptoss_ref.verify.noise.metrics import Errors, Rows, ratio
+from gptoss_ref.verify.noise.metrics import Errors, ratio
 from gptoss_ref.verify.noise.noise_floor import Level
 from gptoss_ref.verify.noise.routing_ties import Choice
 from gptoss_ref.verify.replay.evaluate import nodes
@@ -21,9 +21,6 @@ Mask = NDArray[np.bool_]
 
 FADED = 0.25
 """How much of a relative error may be left where a rewriting agrees again."""
-
-TOP = 5
-"""Logits compared as sets: the most likely so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -139,34 +136,6 @@ def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
     )
 
 
-def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[str, float]:
-    """How alike two sets of logits (T, V) are as predictions.
-
-    ``kl_mean`` and ``kl_max``: Kullback-Leibler divergence of the other's probabilities from the
-    reference's, in nats a token. ``top1``: share of tokens with the same most likely next token.
-    ``top5``: of the five most likely ones, how many are common to both.
-    """
-    step = max(1, (1 << 20) // vocabulary)
-    count = min(TOP, vocabulary)
-    kl, top1, shared = [], 0, 0
-    for start in range(0, length, step):
-        rows = slice(start, min(start + step, length))
-        a, b = (x(rows).astype(np.float64) for x in (ref, other))
-        with np.errstate(invalid="ignore", over="ignore"):
-            log_p, log_q = (_log_softmax(x) for x in (a, b))
-            kl.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
-        top1 += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
-        best = [np.argpartition(-x, count - 1, axis=1)[:, :count] for x in (a, b)]
-        shared += int((best[0][:, :, None] == best[1][:, None, :]).sum())
-    divergence = np.concatenate(kl)
-    return {
-        "kl_mean": float(divergence.mean()),
-        "kl_max": float(divergence.max()),
-        "top1": top1 / length,
-        f"top{TOP}": shared / (length * count),
-    }
-
-
 def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
     """The rows with what follows from one another: rewritings, and what follows the first error.
 
@@ -228,12 +197,6 @@ def _where(over: Mask) -> str:
     if over[first:].all():
         return f", from token {first} on"
     return f", at {count} of {len(over)} tokens, first at token {first}"
-
-
-def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = x - x.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
 
 
 def _verdict(word: str) -> Verdict:

@@ -12,6 +12,9 @@ from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, TIES, Mutant
 from gptoss_ref.verify.replay.ops import SPECIFICATION, At, Rules
 from gptoss_ref.weights import ModelWeights
 
+BY_TAP = frozenset(("rmsnorm", "linear", "expert_linear", "expert_matrix", "rope", "residual"))
+"""Rules that serve several tap points, and may be wrong at one of them only."""
+
 AT_ONCE = 8
 """Candidates computed side by side: each holds its own copy of a tap point."""
 
@@ -23,14 +26,28 @@ class Candidate:
     Attributes:
         mutant: which one.
         change: the rules with it, given the rules without.
-        label: of the variant; None: the standard form.
+        label: of the variant, or of the standard form if that has one.
         blocks: the only blocks that have it; None: all.
+        sites: the only tap points at which it acts, where a rule serves several; None: all.
+        value: of the mutant's parameter, where it was fitted to the other's numbers.
     """
 
     mutant: Mutant
     change: Callable[[Rules], Rules]
     label: str | None = None
     blocks: frozenset[int] | None = None
+    sites: frozenset[str] | None = None
+    value: float | None = None
+
+    @property
+    def placed(self) -> int:
+        """How narrowly it is placed: not at all, in some blocks, at some tap points."""
+        return 2 if self.sites is not None else 1 if self.blocks is not None else 0
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is the standard form."""
+        return self.label == self.mutant.form
 
     @property
     def name(self) -> str:
@@ -44,19 +61,32 @@ class Candidate:
     def apply(self, rules: Rules) -> Rules:
         """``rules`` with this candidate added, in its blocks."""
         changed = self.change(rules)
-        if self.blocks is None:
+        if not self.placed:
             return changed
         return dataclasses.replace(
             rules,
             **{
-                name: _in_blocks(self.blocks, getattr(changed, name), getattr(rules, name))
+                name: _placed(self, getattr(changed, name), getattr(rules, name))
                 for name in changes(rules, changed)
             },
         )
 
+    def acts(self, at: At) -> bool:
+        """Whether it has been placed where a rule is applied."""
+        if self.blocks is not None and at.layer not in self.blocks:
+            return False
+        if self.sites is None:
+            return True
+        tap = at.tap if at.layer is None else f"block.{at.layer}.{at.tap}"
+        return tap in self.sites
+
     def within(self, blocks: Iterable[int]) -> Candidate:
         """The same, but in some blocks only."""
         return dataclasses.replace(self, blocks=frozenset(blocks))
+
+    def at(self, sites: Iterable[str]) -> Candidate:
+        """The same, but at some tap points only."""
+        return dataclasses.replace(self, sites=frozenset(sites))
 
 
 def changes(before: Rules, after: Rules) -> frozenset[str]:
@@ -65,11 +95,11 @@ def changes(before: Rules, after: Rules) -> frozenset[str]:
     return frozenset(n for n in names if getattr(before, n) is not getattr(after, n))
 
 
-def _in_blocks(
-    blocks: frozenset[int], wrong: Callable[..., Any], right: Callable[..., Any]
+def _placed(
+    candidate: Candidate, wrong: Callable[..., Any], right: Callable[..., Any]
 ) -> Callable[..., Any]:
     def rule(at: At, *arguments: Any) -> Any:
-        return (wrong if at.layer in blocks else right)(at, *arguments)
+        return (wrong if candidate.acts(at) else right)(at, *arguments)
 
     return rule
 
@@ -88,7 +118,7 @@ def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[E
     Mutants that this model cannot show are left out.
     """
     applicable = [m for m in (*CATALOGUE, *TIES, *EQUIVALENT) if m.applies(config, weights)]
-    standard = [Candidate(mutant, mutant.apply) for mutant in applicable]
+    standard = [Candidate(mutant, mutant.apply, mutant.form) for mutant in applicable]
     others = [
         Candidate(mutant, variant.apply, variant.label)
         for mutant in applicable

@@ -91,6 +91,7 @@ class Standing:
         typical: the median of what rounding explains; NaN: not measured.
         excess: quartiles of the error over what rounding explains, infinite where rows are broken;
             NaN: not measured.
+        allowed: (3,) quartiles of the errors that rounding explains.
         broken: rows that are NaN or infinite in one of the two only, and not by rounding.
     """
 
@@ -100,6 +101,7 @@ class Standing:
     rounded: Floats = field(default_factory=lambda: np.empty(0))
     typical: float = np.nan
     excess: float = np.nan
+    allowed: Floats = field(default_factory=lambda: np.full(3, np.nan))
     broken: int = 0
 
 
@@ -111,6 +113,7 @@ class WholeModels:
         specification: how the specification fits.
         ranked: all candidates that alter the outputs, the nearest first.
         best: what explains the outputs, if anything does.
+        stopped: whether what was observed is not the model's.
         alternatives: names that cannot be told from it.
     """
 
@@ -127,13 +130,36 @@ class WholeModels:
         self.target, self.rounding = target, rounding
         self._steps = Steps(progress)
         self._steps.say("running whole models")
+        self.stopped = False
         self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
         self.alternatives: tuple[str, ...] = ()
 
+    def stop(self) -> None:
+        """Look no further: what was observed is not the model's."""
+        self.stopped = True
+
+    def fits(self, seen: Array, observed: Array | None) -> bool:
+        """Whether outputs (P, …) explain others, but for rounding."""
+        if observed is None:
+            return False
+        error = self._apart(seen, observed)
+        return usual_excess(error, self.specification.allowed) <= 1
+
+    def near(self, seen: Array, observed: Array) -> NDArray[np.bool_]:
+        """(P,) which rows of outputs are alike, but for rounding."""
+        near: NDArray[np.bool_] = self._apart(seen, observed) <= 4 * self.specification.allowed[-1]
+        return near
+
+    def _apart(self, seen: Array, observed: Array) -> Floats:
+        return self.target.errors(self.target.see(seen), self.target.see(observed))
+
     def run(self) -> None:
         """Fill ``ranked``, ``best`` and ``alternatives``."""
+        if self.stopped:
+            self._steps.finish()
+            return
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
         self._steps.expect(SHORTLIST)
@@ -214,7 +240,7 @@ class WholeModels:
         self._steps.tick()
         alike = self.target.errors(rounded[0])
         score, typical = self._score(error), float(allowed[1])
-        return Standing(candidates, error, score, alike, typical, excess, broken)
+        return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
 
     def _errors(self, runs: Sequence[Run]) -> list[Floats]:
         return [self.target.errors(seen) for seen in self._seen(runs)]

@@ -31,6 +31,7 @@ class Found:
         before, after: there, in multiples of what rounding explains, without and with it.
         alternatives: names of other mutants that explain it as well on this input.
         share: of the values that tell, how many side with it; None where it was found by its size.
+        interval: of a fitted number: between what values it explains the divergence.
     """
 
     candidate: Candidate
@@ -39,6 +40,7 @@ class Found:
     after: float
     alternatives: tuple[str, ...] = ()
     share: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ class Explanation:
         return all(candidate.harmless for candidate in self.candidates)
 
     @property
-    def rank(self) -> tuple[int, int, bool, float]:
+    def rank(self) -> tuple[int, int, int, float]:
         """Smaller is better: what it leaves, in fewer tokens, in all blocks alike, and how near."""
-        placed = any(candidate.blocks is not None for candidate in self.candidates)
+        placed = max(candidate.placed for candidate in self.candidates)
         return self.left, self.tokens, placed, self.distance
 
 
@@ -119,7 +121,7 @@ def pairs(singles: Iterable[Option]) -> list[Option]:
         nearest.setdefault(form.name, form)
     some = list(nearest.values())[:PAIRED]
     names = {candidate.name for candidate in some}
-    some += [f for f in forms if f.label is None and f.name in names and f not in some]
+    some += [f for f in forms if f.usual and f.name in names and f not in some]
     found: list[Option] = [(a, b) for a in some for b in some if a.name != b.name]
     for leading in some[:LEADING]:
         for form in forms:

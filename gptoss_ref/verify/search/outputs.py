@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import FLOAT64, Array
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import constant_remark, logit_figures
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
 from gptoss_ref.verify.replay.evaluate import predict
@@ -19,11 +20,25 @@ from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.report.localise import tokens_of
 from gptoss_ref.verify.report.progress import Progress
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
-from gptoss_ref.verify.report.rows import logit_figures
 from gptoss_ref.verify.search.end_to_end import Standing, Target, WholeModels
+from gptoss_ref.verify.search.mistakes import (
+    Mistake,
+    in_front,
+    in_front_sentence,
+    mistakes,
+    unrecorded,
+)
 
 OUTPUTS = frozenset(("norm", "logits"))
 """Tap points behind all blocks."""
+
+BRING = (
+    "bring block.*.mlp.residual, the residual stream after every block, next: the first block that "
+    "differs is the one with the bug; then all tap points of that block"
+)
+
+LISTED = 1024
+"""Tokens of a vocabulary that are tried one after the other, at most."""
 
 NATS = 1e-4
 """Servers print log-probabilities with about so many decimals."""
@@ -33,20 +48,112 @@ def diagnose_outputs(
     model: Model, trace: Trace, tap: str, rounding: str, progress: Progress
 ) -> Diagnosis:
     """One of :data:`OUTPUTS` of a trace that holds nothing else."""
+    weights, config, tokens = model.weights, model.config, trace.tokens
     observed = np.asarray(trace[tap], np.float64)
-    target = Target(tap, _as_float64, observed, True, UNITS[rounding] / 8)
-    search = WholeModels(model.weights, model.config, trace.tokens, target, rounding, progress)
+    (exact,) = predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT64).values()
+    search = _search_of(model, tokens, tap, observed, exact, rounding, progress)
+    said: list[str] = []
+    remarks: list[str] = []
+    if search.specification.excess > 1:
+        found = _mistake(model, search, tokens, exact, observed)
+        if found is not None:
+            (remarks if found.harmless else said).append(found.sentence)
+            if found.mended is None:
+                search.stop()
+            else:
+                search = _search_of(model, tokens, tap, found.mended, exact, rounding, progress)
     search.run()
-    report = _report(search, trace.producer, len(trace.tokens), len(names(model.config)))
-    exact = predict(model.weights, model.config, SPECIFICATION, trace.tokens, {}, [tap], FLOAT64)
+    if tap == "logits" and search.specification.excess <= 1 and not said:
+        remark = constant_remark(observed, exact)
+        remarks += [remark] if remark is not None and not remarks else []
+    report = _report(search, trace.producer, len(tokens), len(names(config)))
     extra = {}
     if tap == "logits":
-        ours = exact[tap]
-        extra = logit_figures(lambda r: ours[r], lambda r: observed[r], *observed.shape)
+        extra = logit_figures(lambda r: exact[r], lambda r: observed[r], *observed.shape)
     (row,) = report.rows
     row = replace(row, shape=observed.shape, dtypes=("float64", trace.dtype_of(tap)), extra=extra)
-    missing = tuple(name for name in names(model.config) if name not in trace)
-    return replace(report, rows=(row,), missing=missing)
+    missing = tuple(name for name in names(config) if name not in trace)
+    notes = (*report.notes, *remarks)
+    return replace(report, rows=(row,), missing=missing, notes=notes, mistakes=tuple(said))
+
+
+def _search_of(
+    model: Model,
+    tokens: Array,
+    tap: str,
+    observed: Array,
+    exact: Array,
+    rounding: str,
+    progress: Progress,
+) -> WholeModels:
+    """The search in one array of outputs (T, D) or (T, V)."""
+    floor = UNITS[rounding] / 8
+    if tap == "logits":  # modulo a constant a row
+        grown = _size(observed) / max(_size(_centred(observed)), 1e-300)
+        floor *= 8 * grown if grown > 2 * _size(exact) / _size(_centred(exact)) else 1
+    see = _centred if tap == "logits" else _as_float64
+    target = Target(tap, see, see(observed), True, floor)
+    return WholeModels(model.weights, model.config, tokens, target, rounding, progress)
+
+
+def _size(x: Array) -> float:
+    return float(np.linalg.norm(np.where(np.isfinite(x), x, 0)))
+
+
+def _centred(logits: Array) -> Array:
+    """Logits (T, V) without the mean of each row: a constant there changes no probability."""
+    wide = np.asarray(logits, np.float64)
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(wide)
+        mean = np.where(finite, wide, 0).sum(1) / np.maximum(finite.sum(1), 1)
+    centred: Array = wide - mean[:, None]
+    return centred
+
+
+def _mistake(
+    model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
+) -> Mistake | None:
+    """What was done to the outputs when they were recorded, if that explains them."""
+    target = search.target
+    if (lost := unrecorded(exact, observed)) is not None:
+        return lost
+    for found in mistakes(target.tap, exact, observed):
+        if found.certain or search.fits(exact, found.mended):
+            return found
+    for front in in_front(model.config, len(tokens)):
+        longer = np.concatenate([front, tokens])
+        if len(longer) <= model.config.max_position_embeddings:
+            asked = model.weights, model.config, SPECIFICATION, longer, {}, [target.tap]
+            (values,) = predict(*asked, FLOAT32).values()
+            if search.fits(values[len(front) :], observed):
+                return Mistake(in_front_sentence(front), None)
+    return _other_token(model, search, tokens, exact, observed)
+
+
+def _other_token(
+    model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
+) -> Mistake | None:
+    """One token that is another: all rows before it agree, and none from it on."""
+    config = model.config
+    wrong = ~search.near(exact, observed)
+    at = int(np.argmax(wrong))
+    if not at or not wrong[at:].all() or config.vocab_size > LISTED:
+        return None
+    for i in range(config.vocab_size):
+        other = np.array([*tokens[:at], i])
+        asked = model.weights, config, SPECIFICATION, other, {}, [search.target.tap]
+        (values,) = predict(*asked, FLOAT32).values()
+        if search.near(values[at:], observed[at : at + 1]).all():
+            whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
+            asked = model.weights, config, SPECIFICATION, whole, {}, [search.target.tap]
+            (values,) = predict(*asked, FLOAT32).values()
+            if search.fits(values, observed):
+                sentence = (
+                    f"The prompt is another one: token {at} is {i}, and not {tokens[at]}. All rows "
+                    "before it agree."
+                )
+                return Mistake(sentence, None)
+    return None
 
 
 def diagnose_observation(
@@ -125,7 +232,7 @@ def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagn
         rows=(row,),
         notes=("only outputs are known: errors are those of the usual token",),
         causes=() if best is None else _causes(search, best),
-        unexplained=() if best is not None or not wrong else (_unexplained(search),),
+        unexplained=() if best or not wrong or search.stopped else (_unexplained(search),),
     )
 
 
@@ -164,11 +271,14 @@ def _unexplained(search: WholeModels) -> Unexplained:
     spec, tap = search.specification, search.target.tap
     rows = spec.error > spec.typical
     nearest = next((s for s in search.ranked if s.score < spec.score), None)
+    remaining = None if nearest is None else search.measured(nearest.candidates).excess
+    nearer = nearest is not None and remaining is not None and remaining < spec.excess
     return Unexplained(
         tap=tap,
         taps=(tap,),
         error=spec.excess,
         where=tokens_of(rows),
-        nearest=None if nearest is None else nearest.candidates[0].name,
-        remaining=None if nearest is None else search.measured(nearest.candidates).excess,
+        nearest=nearest.candidates[0].name if nearest is not None and nearer else None,
+        remaining=remaining if nearer else None,
+        hints=(BRING,),
     )

@@ -9,22 +9,26 @@ taken. Where no single mutant will do, two at once are tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT64
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.tap_check import Local, replay
-from gptoss_ref.verify.replay.evaluate import predict_each, segments
-from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.evaluate import predict, segments
+from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
 from gptoss_ref.verify.report.localise import tokens_of, whereabouts
 from gptoss_ref.verify.report.progress import Progress, Steps, unwatched
-from gptoss_ref.verify.search.candidates import Candidate, catalogue
+from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, catalogue, changes
+from gptoss_ref.verify.search.estimate import REFINED, guess, interval, refined, shortest
+from gptoss_ref.verify.search.estimate import candidate as candidate_of
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
+from gptoss_ref.verify.search.mistakes import mistakes, other_ids
+from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
 from gptoss_ref.weights import ModelWeights
@@ -54,12 +58,14 @@ class Accepted:
         tap: where.
         best, alternatives: the explanation taken, and names that cannot be told from it.
         others: explanations of this tap point that leave more of the trace unexplained.
+        before: the rules that it was added to.
     """
 
     tap: str
     best: Explanation
     alternatives: tuple[str, ...]
     others: tuple[Explanation, ...]
+    before: Rules
 
 
 class Search:
@@ -70,10 +76,15 @@ class Search:
         judged: the only tap points to be explained, from the nearest ones before them; None: all.
 
     Attributes:
+        given: the trace as it came; ``trace`` is without what is kept in another form.
         specification: every tap point of the trace against the specification.
         rules: what explains the trace so far.
         locals: every tap point against these rules.
         unknown: the divergences that nothing explains.
+        aside: tap points that are kept in another form, and in which.
+        mistakes, remarks: what was done to the arrays when they were recorded, in sentences; the
+            second ones do no harm.
+        stopped: whether one of them leaves nothing to be judged.
     """
 
     def __init__(
@@ -85,12 +96,17 @@ class Search:
         judged: Iterable[str] | None = None,
     ) -> None:
         self.weights, self.trace, self.rounding = weights, trace, rounding
+        self.given = trace
         self.segments = segments(trace.config, trace)
         self.rules = SPECIFICATION
         self.entries = catalogue(trace.config, weights, len(trace.tokens))
         self.unknown: list[Unknown] = []
         self._accepted: list[Accepted] = []
         self._hidden: list[Found] = []
+        self.aside: dict[str, str] = {}
+        self.mistakes: list[str] = []
+        self.remarks: list[str] = []
+        self.stopped = False
         taps = list(trace) if judged is None else list(judged)
         self._steps = Steps(progress, ahead=len(taps))
         self.specification = {local.tap: local for local in self._watched(SPECIFICATION, taps)}
@@ -101,9 +117,19 @@ class Search:
     def run(self) -> None:
         """Fill ``found`` and ``unknown``."""
         tried: dict[str, int] = {}
-        while left := self._diverging():
+        checked: set[str] = set()
+        while (left := self._diverging()) and not self.stopped:
             tap = left[0]
             self._steps.say(f"what explains {tap}?")
+            if tap not in checked:
+                checked.add(tap)
+                if self._mistaken(tap):
+                    continue
+            lost = split(tap)[1] in DISCRETE or self.locals[tap].broken.any()
+            asked = self.weights, self.trace, self.rounding, self.rules, tap
+            if not lost and (aside := kept_otherwise(*asked)):
+                self._set_aside(aside)
+                continue
             kind = split(tap)[1]
             explained, nearest = self._explain(tap, two=kind not in tried)
             if explained:
@@ -114,29 +140,33 @@ class Search:
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
         self._steps.say("what hides below the yardstick?")
-        self._find_hidden()
+        if not self.stopped:
+            self._find_hidden()
         self._steps.finish()
 
     @property
     def found(self) -> list[Found]:
         """What explains the divergences, in the order in which it was found."""
         by_size = [
-            Found(
-                candidate,
-                step.tap,
-                self.specification[step.tap].excess,
-                step.best.local.excess,
-                step.alternatives,
-            )
+            self._fixed(step, candidate)
             for step in self._accepted
             for candidate in step.best.candidates
         ]
         return [*by_size, *self._hidden]
 
+    def _taken(self) -> set[str]:
+        """Names of what has been found."""
+        steps = [c.name for step in self._accepted for c in step.best.candidates]
+        return {*steps, *(hidden.candidate.name for hidden in self._hidden)}
+
     def _diverging(self) -> list[str]:
         """Tap points that are not explained, in the order of computation."""
         known = {tap for unknown in self.unknown for tap in unknown.taps}
         return [t for t, local in self.locals.items() if local.excess > 1 and t not in known]
+
+    def _unexplained(self) -> dict[str, Local]:
+        """Every tap point that counts, against the specification."""
+        return {t: local for t, local in self.specification.items() if t in self.trace}
 
     def _give_up(self, kind: str, taps: list[str], nearest: tuple[str, float] | None) -> None:
         for i, unknown in enumerate(self.unknown):
@@ -145,6 +175,85 @@ class Search:
                 self.unknown[i] = Unknown(unknown.tap, tuple(taps), unknown.nearest or nearest)
                 return
         self.unknown.append(Unknown(taps[0], tuple(taps), nearest))
+
+    def _mistaken(self, tap: str) -> bool:
+        """Whether whoever recorded a tap point made a mistake, which is undone if it can be."""
+        if split(tap)[1] in DISCRETE:
+            return False
+        trace = self.trace
+        if tap == "embedding":
+            sentence = other_ids(self.weights.embedding, trace.tokens, trace[tap])
+            if sentence is not None:
+                self.mistakes.append(sentence)
+                self.stopped = True
+                return True
+        if self._listed_otherwise(tap):
+            return True
+        asked = self.weights, trace.config, self.rules, trace.tokens, trace, [tap]
+        for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
+            if mistake.mended is None:
+                users = [t for t in trace if tap in self.segments[t].inputs]
+                changed = trace.without([tap])
+                fits = any(self.locals[t].excess > 1 for t in users)  # not computed from that
+            else:
+                changed = trace.replaced(tap, mistake.mended)
+                given = self.weights, changed, self.rules, self.rounding, [tap]
+                fits = all(local.excess <= 1 for local in replay(*given))
+            if fits or (mistake.certain and mistake.mended is not None):
+                (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
+                self._go_on_with(changed, [tap])
+                return True
+        return False
+
+    def _listed_otherwise(self, tap: str) -> bool:
+        """Whether weights of experts come without their numbers, and in another order."""
+        block, stage = split(tap)
+        chosen = f"block.{block}.mlp.expert_indices"
+        if stage != "mlp.expert_weights" or chosen in self.trace:
+            return False
+        order = np.argsort(-self.trace[tap], axis=1, kind="stable")  # (T, A)
+        changed = self.trace
+        taps = [f"block.{block}.{name}" for name in BY_CHOICE]
+        for name in (name for name in taps if name in changed):
+            values = changed[name]
+            wide = order.reshape(*order.shape, *[1] * (values.ndim - 2))
+            changed = changed.replaced(name, np.take_along_axis(values, wide, axis=1))
+        given = self.weights, changed, self.rules, self.rounding, [tap]
+        if any(local.excess > 1 for local in replay(*given)):
+            return False
+        self.remarks.append(f"experts of block {block} are listed in another order")
+        self._go_on_with(changed, [name for name in taps if name in changed])
+        return True
+
+    def _go_on_with(self, changed: Trace, taps: Iterable[str]) -> None:
+        """Judge what is computed from some tap points again, which have changed or are gone."""
+        taps = frozenset(taps)
+        users = [t for t in self.trace if taps & set(self.segments[t].inputs)]
+        self.trace, self.segments = changed, segments(changed.config, changed)
+        self.locals = {t: local for t, local in self.locals.items() if t in changed}
+        again = [t for t in (*taps, *users) if t in self.locals]
+        for rules, known in ((SPECIFICATION, self.specification), (self.rules, self.locals)):
+            known.update((local.tap, local) for local in self._replayed(rules, again))
+
+    def _set_aside(self, aside: frozenset[str]) -> None:
+        """Go on without tap points that are kept in another form."""
+        form = self._form_of(aside)
+        self.aside |= dict.fromkeys(sorted(aside, key=list(self.specification).index), form)
+        self._go_on_with(self.trace.without(aside), aside)
+
+    def _form_of(self, aside: frozenset[str]) -> str:
+        """In what form they are kept, in words."""
+        blocks = [n for n in {split(tap)[0] for tap in aside} if n is not None]
+        for entry in self.entries:
+            mutant = entry.candidate.mutant
+            if mutant.equivalent and {split(tap)[1] for tap in aside} <= set(mutant.touches):
+                candidate = entry.candidate.within(blocks) if blocks else entry.candidate
+                rules = self._with([candidate])
+                if all(local.excess <= 1 for local in self._replayed(rules, aside)):
+                    return f"{mutant.name}: {mutant.summary}"
+        rest = self.trace.without(aside)
+        asked = self.weights, rest.config, self.rules, rest.tokens, rest, aside
+        return form_of(predict(*asked), self.trace, sorted(aside), self.rounding)
 
     # --- one divergence ---
 
@@ -172,13 +281,56 @@ class Search:
     def _alone(self, tap: str) -> tuple[list[Explanation], list[Option]]:
         """The nearest candidates, judged; and all that alter the tap point, nearest first."""
         used = self.segments[tap].rules
-        taken = {f.candidate.name for f in self.found}
+        taken = self._taken()
         relevant = [
             (e.candidate,) for e in self.entries if e.rules & used and e.candidate.name not in taken
         ]
         base, singles = self._distances(tap, relevant)
         nearer = [option for score, option in singles if score < base]
-        return self._judged(tap, nearer), [option for _, option in singles]
+        judged = self._judged(tap, nearer)
+        if min((e.local.excess for e in judged), default=math.inf) > 1:
+            values = self._fitted(tap, used, taken)
+            judged += self._judged(tap, values)
+            singles = [*((base, option) for option in values), *singles]
+        return judged, [option for _, option in singles]
+
+    def _fitted(self, tap: str, used: frozenset[str], taken: set[str]) -> list[Option]:
+        """The mutants with a parameter that act here, with the values that come nearest."""
+        if split(tap)[1] in DISCRETE:
+            return []
+        config, tokens = self.trace.config, len(self.trace.tokens)
+        mutants = {e.candidate.name: e for e in self.entries if e.rules & used}
+
+        def score(candidates: Sequence[Candidate]) -> list[float]:
+            base, found = self._distances(tap, [(candidate,) for candidate in candidates])
+            by_value = {option[0].value: distance for distance, option in found}
+            return [by_value.get(candidate.value, base) for candidate in candidates]
+
+        guesses = (
+            guess(e.candidate.mutant, config, tokens, score)
+            for name, e in mutants.items()
+            if name not in taken
+        )
+        nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
+        return [(refined(first, score),) for first in nearest[:REFINED]]
+
+    def _fixed(self, step: Accepted, found: Candidate) -> Found:
+        """What was found, with how sharply the numbers fix a fitted value."""
+        before, after = self.specification[step.tap].excess, step.best.local.excess
+        plain = Found(found, step.tap, before, after, step.alternatives)
+        if found.value is None or len(step.best.candidates) > 1:
+            return plain
+
+        def explains(other: Candidate) -> bool:
+            placed = replace(other, blocks=found.blocks, sites=found.sites)
+            rules = placed.apply(step.before)
+            return all(local.excess <= 1 for local in self._replayed(rules, [step.tap]))
+
+        low, high = interval(found, self.trace.config, len(self.trace.tokens), explains)
+        value = shortest(found.value, low, high)
+        short = candidate_of(found.mutant, value)
+        found = replace(found, label=short.label, value=value)
+        return replace(plain, candidate=found, interval=(low, high))
 
     def _together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
@@ -194,10 +346,11 @@ class Search:
         self._steps.expect(len(solved))
         best, alternatives = best_of(w for e in solved for w in self._weighed(e, taps))
         others = tuple(e for e in solved if e.names != best.names)
-        self._take(Accepted(tap, best, alternatives, others))
+        self._take(Accepted(tap, best, alternatives, others, self.rules))
         return True
 
     def _take(self, step: Accepted) -> None:
+        step = replace(step, before=self.rules)
         self._accepted.append(step)
         self.rules = self._with(step.best.candidates)
         for local in self._replayed(self.rules, self._affected(step.best.candidates)):
@@ -213,7 +366,7 @@ class Search:
         before = self.rules, self.locals, self._accepted
         count = len(self._diverging())
         for place, other in self._exchanges():
-            self.rules, self.locals, self._accepted = SPECIFICATION, dict(self.specification), []
+            self.rules, self.locals, self._accepted = SPECIFICATION, self._unexplained(), []
             for i, taken in enumerate(before[2]):
                 self._take(replace(taken, best=other) if i == place else taken)
             if self.locals[tap].excess > 1:
@@ -260,19 +413,26 @@ class Search:
         Where it spoils some blocks, it is also weighed in the other ones alone.
         """
         whole, under = self._on_trace(option, taps)
-        blocks = {split(t)[0] for t in self._diverging() if t in taps}
-        if whole.left and None not in blocks and len(option.candidates) == 1:
+        weighed = [whole]
+        if whole.left and len(option.candidates) == 1:
             (candidate,) = option.candidates
+            diverging = frozenset(t for t in self._diverging() if t in taps)
             spoilt = {
-                split(local.tap)[0]
+                local.tap
                 for local in under
                 if local.excess > 1 and self.locals[local.tap].excess <= 1
             }
-            some = frozenset(b for b in blocks - spoilt if b is not None)
+            blocks = {split(t)[0] for t in diverging} - {split(t)[0] for t in spoilt}
+            some = frozenset(b for b in blocks if b is not None)
+            placed = []
             if spoilt and some and split(option.local.tap)[0] in some:
-                placed = Explanation((candidate.within(some),), option.local)
-                return [whole, self._on_trace(placed, taps)[0]]
-        return [whole]
+                placed.append(candidate.within(some))
+            if spoilt and self._rules_of(candidate) <= BY_TAP:
+                healed = {local.tap for local in under if local.excess <= 1} & diverging
+                placed.append(candidate.at(healed))
+            forms = (Explanation((form,), option.local) for form in placed)
+            weighed += [self._on_trace(form, taps)[0] for form in forms]
+        return weighed
 
     def _on_trace(
         self, option: Explanation, taps: frozenset[str]
@@ -289,7 +449,7 @@ class Search:
     # --- bugs too small for the yardstick ---
 
     def _find_hidden(self) -> None:
-        taken = {f.candidate.name for f in self.found}
+        taken = self._taken()
         candidates = [
             e for e in self.entries if e.candidate.name not in taken and not e.candidate.harmless
         ]
@@ -315,8 +475,7 @@ class Search:
         """Which part of a tap point is wrong, in words."""
         local = self.locals[tap]
         config, tokens = self.trace.config, self.trace.tokens
-        run = (self.rules, FLOAT64)
-        (exact,) = predict_each(self.weights, config, [run], tokens, self.trace, [tap])
+        exact = predict(self.weights, config, self.rules, tokens, self.trace, [tap])
         if split(tap)[1] in DISCRETE:
             return tokens_of(local.wrong_rows)
         return whereabouts(tap, exact[tap], self.trace[tap], local.wrong_rows)
@@ -330,16 +489,18 @@ class Search:
     def reach(self, candidate: Candidate) -> frozenset[str]:
         """Tap points of the trace whose segments use a rule that the candidate changes."""
         taps = self._affected([candidate])
-        if candidate.blocks is None:
-            return taps
-        return frozenset(t for t in taps if split(t)[0] in candidate.blocks)
+        if candidate.blocks is not None:
+            taps = frozenset(t for t in taps if split(t)[0] in candidate.blocks)
+        return taps if candidate.sites is None else taps & candidate.sites
 
     def _affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
         """Tap points of the trace whose segments use a rule that the candidates change."""
-        rules = frozenset[str]().union(
-            *(e.rules for e in self.entries for c in candidates if e.candidate.change is c.change)
-        )
+        rules = frozenset[str]().union(*(self._rules_of(c) for c in candidates))
         return frozenset(t for t in self.locals if self.segments[t].rules & rules)
+
+    @staticmethod
+    def _rules_of(candidate: Candidate) -> frozenset[str]:
+        return changes(SPECIFICATION, candidate.change(SPECIFICATION))
 
     def _replayed(self, rules: Rules, taps: Iterable[str]) -> Iterable[Local]:
         return replay(self.weights, self.trace, rules, self.rounding, taps)

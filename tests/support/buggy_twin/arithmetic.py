@@ -49,6 +49,8 @@ def rmsnorm(x: Tensor, scale: Tensor, eps: float, bugs: Bugs) -> Tensor:
     """(T, D) -> (T, D)."""
     if "norm-eps" in bugs:
         eps = 1e-6  # Llama's, and a default elsewhere; gpt-oss has 1e-5
+    if "norm-eps/0.0123" in bugs:
+        eps = 0.0123
     t = wide(x)
     t = t * torch.rsqrt((t * t).mean(-1, keepdim=True) + eps)
     if "norm-scale-after-cast" in bugs:  # Llama's order: back to 16 bits, then the scale

@@ -28,6 +28,8 @@ def window(config: Config, layer: int, bugs: Bugs) -> int | None:
         width += 1
     if "window-minus-one" in bugs:
         width -= 1
+    if "window-width" in bugs:  # not the configuration's
+        width = 17
     return width
 
 
@@ -45,6 +47,8 @@ def score_scale(config: Config, bugs: Bugs) -> float:
         scale = 1.0
     if "scale-by-hidden" in bugs:  # the width of the model, not of a head
         scale = 1 / math.sqrt(config.hidden_size)
+    if "score-scale" in bugs:
+        scale = 0.3
     if "yarn-concentration-in-scores" in bugs:  # q and k both carry it, hence its square
         scale *= concentration(config) ** 2
     return scale
@@ -88,6 +92,10 @@ def visible(config: Config, layer: int, length: int, bugs: Bugs) -> tuple[Tensor
             held = held & (key >= length - width)
         if "chunk-longer-than-ring/chunks" in bugs:  # chunks and ring are two windows long
             held = held & (key // (2 * width) == query // (2 * width))
+        if "chunk-longer-than-ring/13" in bugs:
+            held = held & (key // 13 == query // 13)
+    if "prefill-skips-cache/19" in bugs:
+        held = held & ((key >= 19) | (query < 19))
     if "prefill-skips-cache" in bugs:  # gpt-oss#196: a second prefill sees only itself
         held = held & ((key >= length // 2) | (query < length // 2))
     if "padding-attended" in bugs:  # unsloth#3982: a row of zeros on the left

@@ -36,6 +36,10 @@ def router(
 def activation(config: Config, x: Tensor, bugs: Bugs) -> Tensor:
     """(..., 2F) -> (..., F)."""
     limit, alpha = config.swiglu_limit, config.swiglu_alpha
+    if "swiglu-limit" in bugs:
+        limit = 2.5
+    if "swiglu-alpha" in bugs:
+        alpha = 1.3
     gate, up = x[..., 0::2], x[..., 1::2]
     if bugs & {"gate-up-concatenated", "gate-up-deinterleaved"}:  # vllm#27024, sglang#27201: halves
         gate, up = x.chunk(2, -1)
@@ -79,7 +83,7 @@ def experts(
         gate_up[t, a] = h
         act[t, a] = h = activation(config, h, bugs)
         bare[t, a] = h = product("tf,df->td", h, w["mlp2_weight"][e], bugs=bugs)
-        if "down-bias-missing" not in bugs:
+        if not bugs & {"down-bias-missing", "down-bias-after-sum"}:
             h = h + w["mlp2_bias"][e]
         out[t, a] = h
     tap("gate_up", gate_up)
@@ -87,6 +91,9 @@ def experts(
     tap("expert_out", out)
     if "down-bias-unweighted" in bugs:  # Automodel#2591: the weight is at the activation
         total = product("tad,ta->td", bare, shares, bugs=bugs) + w["mlp2_bias"][chosen].sum(1)
+    elif "down-bias-after-sum" in bugs:
+        total = product("tad,ta->td", out, shares, bugs=bugs)
+        total = total + product("tad,ta->td", w["mlp2_bias"][chosen], shares, bugs=bugs)
     elif "experts-accumulated" in bugs:  # one expert after the other onto the sum, by number
         total = torch.zeros_like(x)
         for e in range(config.num_experts):

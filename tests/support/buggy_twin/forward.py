@@ -12,13 +12,32 @@ from tests.support.buggy_twin import attention, experts, position
 from tests.support.buggy_twin.arithmetic import DTYPES, product, rmsnorm
 from tests.support.buggy_twin.checkpoints import Checkpoint
 from tests.support.buggy_twin.loading import load
-from tests.support.buggy_twin.names import BUGS, LOADING, REWRITINGS, ROUNDINGS, VARIANTS
+from tests.support.buggy_twin.names import (
+    ARRIVED_OTHERWISE,
+    BUGS,
+    LOADING,
+    REWRITINGS,
+    ROUNDINGS,
+    VARIANTS,
+)
 
 Taps = dict[str, np.ndarray]
 
 # What ``load`` looks at.
 AT_LOADING = {
     *LOADING,
+    *ARRIVED_OTHERWISE,
+    "norm-scale-missing/one",
+    "tensor-missing/sinks",
+    "tensor-missing/router",
+    "rows-reordered/q",
+    "rows-reordered/v",
+    "norm-scale-folded/attention",
+    "norm-scale-folded/experts",
+    "norm-scale-folded/head",
+    "heads-permuted",
+    "experts-permuted",
+    "qk-basis",
     "shard-lost-rows",
     "shard-lost-rows/remainder",
     "qkv-order/groups",

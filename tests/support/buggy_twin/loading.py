@@ -68,6 +68,43 @@ def kept_features(config: Config, ranks: int = 2) -> int:
     return config.intermediate_size // 32 // ranks * ranks * 32
 
 
+def lose(config: Config, out: dict[str, Tensor], bugs: Bugs) -> None:
+    """Tensors that never arrived, or arrived otherwise; changes ``out`` in place."""
+    half = config.head_dim // 2
+    adjacent = torch.arange(config.head_dim).reshape(2, half).T.flatten()
+    for n in range(config.num_hidden_layers):
+        at = f"block.{n}.attn."
+        if "value-bias-folded" in bugs:  # TransformerLens: as if rows of weights summed to one
+            bias = out[at + "v.bias"].reshape(config.num_key_value_heads, -1)
+            heads = bias.repeat_interleave(
+                config.num_attention_heads // config.num_key_value_heads, 0
+            )
+            out[at + "out.bias"] = out[at + "out.bias"] + out[at + "out.weight"] @ heads.flatten()
+            out[at + "v.bias"] = torch.zeros_like(out[at + "v.bias"])
+        for letter in ("q", "k", "v", "out"):  # Megatron-Bridge#1423, vllm#29008
+            if f"{letter}-bias-missing" in bugs:
+                out[f"{at}{letter}.bias"] = torch.zeros_like(out[f"{at}{letter}.bias"])
+        if "tensor-missing" in bugs:
+            out[at + "q.weight"] = torch.zeros_like(out[at + "q.weight"])
+        if "tensor-missing/sinks" in bugs:
+            out[at + "sinks"] = torch.zeros_like(out[at + "sinks"])
+        if "tensor-missing/router" in bugs and n == 1:
+            gate = f"block.{n}.mlp.gate.weight"
+            out[gate] = torch.zeros_like(out[gate])
+        for letter in "kqv":  # rows put in order for adjacent pairs, in one projection only
+            if ("rows-reordered" if letter == "k" else f"rows-reordered/{letter}") in bugs:
+                for kind in ("weight", "bias"):
+                    rows = out[f"{at}{letter}.{kind}"]
+                    heads = rows.reshape(-1, config.head_dim, *rows.shape[1:])
+                    out[f"{at}{letter}.{kind}"] = heads[:, adjacent].reshape(rows.shape)
+    norms = [name for name in out if name.endswith("norm.scale")]
+    for name in norms:
+        if "norm-scale-missing" in bugs or (
+            "norm-scale-missing/one" in bugs and name == "block.1.mlp.norm.scale"
+        ):
+            out[name] = torch.ones_like(out[name])
+
+
 @lru_cache(maxsize=4)
 def load(checkpoint: Checkpoint, dtype: torch.dtype, bugs: Bugs) -> dict[str, Tensor]:
     """Matrices by name, q, k and v apart; norm scales of a 16-bit run stay float32.
@@ -103,6 +140,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, bugs: Bugs) -> dict[str, Te
             ):
                 w = out[at + name] = out[at + name].clone()
                 w.narrow(axis, size, w.shape[axis] - size).zero_()
+    lose(config, out, bugs)
     rewrite(config, out, bugs)
     wide = torch.float32 if dtype in HALF else dtype
     return {n: w.to(wide if n.endswith("norm.scale") else dtype) for n, w in out.items()}

@@ -64,6 +64,29 @@ LOADING = (
     "experts-transposed",
     "qkv-order",
 )
+ARRIVED_OTHERWISE = (
+    "norm-scale-missing",
+    "q-bias-missing",
+    "k-bias-missing",
+    "v-bias-missing",
+    "out-bias-missing",
+    "value-bias-folded",
+    "tensor-missing",
+    "rows-reordered",
+)
+# Constants with a value that is on no list of the catalogue.
+CONSTANTS = (
+    "rope-theta",
+    "yarn-factor",
+    "yarn-original-length",
+    "yarn-beta-fast",
+    "yarn-beta-slow",
+    "yarn-concentration",
+    "score-scale",
+    "window-width",
+    "swiglu-alpha",
+    "swiglu-limit",
+)
 REST = (
     "norm-scale-after-cast",
     "norm-eps",
@@ -71,7 +94,7 @@ REST = (
     "embedding-scaled",
     "unembedding-tied",
 )
-BUGS = POSITION + ATTENTION + CACHES + EXPERTS + LOADING + REST
+BUGS = POSITION + ATTENTION + CACHES + EXPERTS + LOADING + ARRIVED_OTHERWISE + CONSTANTS + REST
 
 # The same mistake made another way; what comes before the slash is its name.
 VARIANTS = (
@@ -81,6 +104,14 @@ VARIANTS = (
     "chunk-longer-than-ring/chunks",
     "shard-lost-rows/remainder",
     "qkv-order/groups",
+    "norm-scale-missing/one",
+    "tensor-missing/sinks",
+    "tensor-missing/router",
+    "rows-reordered/q",
+    "rows-reordered/v",
+    "norm-eps/0.0123",
+    "prefill-skips-cache/19",
+    "chunk-longer-than-ring/13",
 )
 
 # Same function, other numbers inside rounding; "softmax-renormalised" is softmax before top-k with
@@ -99,6 +130,13 @@ REWRITINGS = (
     "scale-in-query",
     "gate-up-deinterleaved",
     "norm-scale-folded",
+    "norm-scale-folded/attention",
+    "norm-scale-folded/experts",
+    "norm-scale-folded/head",
+    "heads-permuted",
+    "experts-permuted",
+    "qk-basis",
+    "down-bias-after-sum",
 )
 # Rounded where nobody else rounds: near ties may flip, which is no error.
 ROUNDINGS = ("router-bf16",)

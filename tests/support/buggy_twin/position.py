@@ -33,17 +33,22 @@ def frequencies(config: Config, dtype: torch.dtype, bugs: Bugs) -> tuple[Tensor,
     theta, factor = config.rope_theta, config.rope_scaling_factor
     if "rope-base-10000" in bugs:  # sglang#30050: the key of the base had moved, the default stayed
         theta = 10000.0
+    if "rope-theta" in bugs:
+        theta = 90000.0
+    if "yarn-factor" in bugs:
+        factor = 12.0
     exponent = torch.arange(0, width, 2, dtype=dtype) / width
     freq = theta**exponent
     if "yarn-skipped" in bugs:  # TensorRT-Model-Connect#399: the scaling was looked up elsewhere
         return 1 / freq, 1.0
 
-    def pair_of(turns: float) -> float:
-        return (
-            half * math.log(config.initial_context_length / (turns * 2 * math.pi)) / math.log(theta)
-        )
+    original = 700 if "yarn-original-length" in bugs else config.initial_context_length
 
-    low, high = pair_of(config.beta_fast), pair_of(config.beta_slow)
+    def pair_of(turns: float) -> float:
+        return half * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
+
+    low = pair_of(21.0 if "yarn-beta-fast" in bugs else config.beta_fast)
+    high = pair_of(1.6 if "yarn-beta-slow" in bugs else config.beta_slow)
     if "yarn-truncated" in bugs:  # vllm#27722: truncate=false of the configuration not read
         low, high = float(max(math.floor(low), 0)), float(min(math.ceil(high), width - 1))
     index = torch.arange(half, dtype=dtype)
@@ -56,6 +61,10 @@ def frequencies(config: Config, dtype: torch.dtype, bugs: Bugs) -> tuple[Tensor,
     inv_freq = ramp * interpolated + (1 - ramp) * (1 / freq)
     if bugs & {"yarn-no-concentration", "yarn-concentration-in-scores"}:
         return inv_freq, 1.0
+    if "yarn-concentration" in bugs:
+        return inv_freq, 1.2
+    if "yarn-factor" in bugs:
+        return inv_freq, 0.1 * math.log(factor) + 1
     return inv_freq, concentration(config)
 
 

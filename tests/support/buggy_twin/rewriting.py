@@ -29,14 +29,45 @@ def rewrite(config: Config, weights: dict[str, Tensor], bugs: Bugs) -> None:
         if "gate-up-deinterleaved" in bugs:
             for name in ("mlp1_weight", "mlp1_bias"):
                 weights[mlp + name] = weights[mlp + name][:, apart]
-        if "norm-scale-folded" in bugs:
-            for at, names in (
-                (attn, ("q.weight", "k.weight", "v.weight")),
-                (mlp, ("gate.weight", "mlp1_weight")),
-            ):
+        for at, part, names in (
+            (attn, "attention", ("q.weight", "k.weight", "v.weight")),
+            (mlp, "experts", ("gate.weight", "mlp1_weight")),
+        ):
+            if bugs & {"norm-scale-folded", f"norm-scale-folded/{part}"}:
                 for name in names:
                     weights[at + name] = weights[at + name] * weights[at + "norm.scale"]
                 weights[at + "norm.scale"] = torch.ones_like(weights[at + "norm.scale"])
-    if "norm-scale-folded" in bugs:
+        if "heads-permuted" in bugs:  # within their groups
+            groups = torch.arange(config.num_attention_heads).reshape(
+                config.num_key_value_heads, -1
+            )
+            order = groups.flip(1).flatten()
+            for name in ("q.weight", "q.bias"):
+                rows = weights[attn + name]
+                heads = rows.reshape(-1, width, *rows.shape[1:])
+                weights[attn + name] = heads[order].reshape(rows.shape)
+            weights[attn + "sinks"] = weights[attn + "sinks"][order]
+            out = weights[attn + "out.weight"]
+            weights[attn + "out.weight"] = out.reshape(len(out), -1, width)[:, order].reshape(
+                out.shape
+            )
+        if "experts-permuted" in bugs:
+            order = torch.arange(config.num_experts).roll(n + 1)
+            for name in ("gate.weight", "gate.bias", "mlp1_weight", "mlp1_bias", "mlp2_weight"):
+                weights[mlp + name] = weights[mlp + name][order]
+            weights[mlp + "mlp2_bias"] = weights[mlp + "mlp2_bias"][order]
+        if "qk-basis" in bugs:  # every pair of channels turned by an angle of its own
+            angle = torch.arange(width // 2).double() + n
+            cos, sin = angle.cos(), angle.sin()
+            for name in ("q.weight", "q.bias", "k.weight", "k.bias"):
+                rows = weights[attn + name]
+                heads = rows.reshape(-1, 2, width // 2, *rows.shape[1:])
+                shape = (-1, *[1] * (rows.ndim - 1))
+                a, b = heads[:, 0], heads[:, 1]
+                c, s = cos.reshape(shape), sin.reshape(shape)
+                weights[attn + name] = torch.stack([a * c - b * s, a * s + b * c], 1).reshape(
+                    rows.shape
+                )
+    if bugs & {"norm-scale-folded", "norm-scale-folded/head"}:
         weights["unembedding"] = weights["unembedding"] * weights["norm.scale"]
         weights["norm.scale"] = torch.ones_like(weights["norm.scale"])

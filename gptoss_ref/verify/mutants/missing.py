@@ -1,0 +1,234 @@
+"""Bugs of loading by name: a tensor that never arrived, or arrived with its rows in another order.
+
+Such a bug need not be in every block: the search places it in those that show it, and at those
+tap points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT64, Array, widen
+from gptoss_ref.verify.mutants.mutant import (
+    Change,
+    Mutant,
+    Obstacle,
+    Right,
+    Variant,
+    bug,
+    replacing,
+    rewriting,
+)
+from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.weights import BlockWeights, Matrix, ModelWeights
+
+NORMS = ("NVIDIA-NeMo/Megatron-Bridge#1423", "huggingface/optimum-neuron#232")
+BIASES = ("NVIDIA-NeMo/Megatron-Bridge#1423", "vllm#29008", "NVIDIA-NeMo/Automodel#3920")
+
+
+@bug(
+    "norm-scale-missing",
+    rule="rmsnorm",
+    stage="attn.norm",
+    consequence="Channels keep the size that they have in the residual stream.",
+    reports=NORMS,
+)
+def norm_scale_missing(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+    """A norm's weight was never loaded and is all ones."""
+    y: Array = right(at, x, np.ones(np.shape(scale)))
+    return y
+
+
+def _zero_bias(name: str) -> Obstacle:
+    def obstacle(config: ModelConfig, weights: ModelWeights) -> str | None:
+        biases = (getattr(block.attn, name) for block in weights.blocks)
+        some = any(np.any(widen(bias, FLOAT64.dtype)) for bias in biases)
+        return None if some else f"every {name} is zero"
+
+    return obstacle
+
+
+def _without_bias(tap: str) -> Callable[..., Array]:
+    """Projections that lack their bias at that tap point."""
+
+    def project(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
+        y: Array = right(at, x, weight, None if at.tap == tap else bias)
+        return y
+
+    return project
+
+
+def _bias_missing(letter: str, what: str) -> Mutant:
+    def missing(rules: Rules) -> Rules:
+        return replacing(linear=_without_bias(f"attn.{letter}"))(rules)
+
+    missing.__doc__ = f"The projection of the {what} has no bias."
+    return bug(
+        f"{letter}-bias-missing",
+        stage=f"attn.{letter}",
+        consequence="Every token lacks the same vector.",
+        reports=BIASES,
+        obstacle=_zero_bias(f"{letter}_bias"),
+    )(missing)
+
+
+@bug(
+    "value-bias-folded",
+    rule="block_weights",
+    stage="attn.v",
+    consequence="Attention gives out the whole value bias, also where a sink took a part of it.",
+    reports=(),
+    note="TransformerLens folds it so in its compatibility mode (fold_value_biases), which assumes "
+    "that a row of attention weights sums to one. With sinks it does not.",
+    obstacle=_zero_bias("v_bias"),
+)
+def value_bias_folded(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    """The bias of the values is multiplied into the output's bias at loading."""
+    block = right(at, block)
+    attn = block.attn
+    bias = widen(attn.v_bias, FLOAT64.dtype).reshape(-1, at.config.head_dim)  # (K, C)
+    given = np.repeat(bias, at.config.group_size, axis=0).ravel()  # (H*C,)
+    more = widen(attn.out_weight, FLOAT64.dtype) @ given
+    attn = dataclasses.replace(
+        attn,
+        v_bias=np.zeros(bias.size),
+        out_bias=widen(attn.out_bias, FLOAT64.dtype) + more,
+    )
+    return dataclasses.replace(block, attn=attn)
+
+
+TENSORS = {
+    "attn.q": "q_proj.weight",
+    "attn.k": "k_proj.weight",
+    "attn.v": "v_proj.weight",
+    "attn.out": "o_proj.weight",
+    "mlp.router_logits": "router.weight",
+    "logits": "lm_head.weight",
+}
+"""The matrix that a tap point is computed with, as Hugging Face names it."""
+
+
+def _zero_matrix(tap: str) -> Change:
+    def project(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
+        y: Array = right(at, np.zeros_like(x) if at.tap == tap else x, weight, bias)
+        return y
+
+    return replacing(linear=project)
+
+
+def _zero_expert_matrix(tap: str) -> Change:
+    def decode(right: Right, at: At, matrix: Any) -> Array:
+        values: Array = right(at, matrix)
+        return np.zeros_like(values) if at.tap == tap else values
+
+    return replacing(expert_matrix=decode)
+
+
+def _zero_sinks(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+    weights: Array = right(at, q, k, np.zeros(sinks.shape), *where)
+    return weights
+
+
+def _zero_embedding(right: Right, at: At, tokens: Array, weight: Matrix) -> Array:
+    rows: Array = right(at, tokens, weight)
+    return np.zeros_like(rows)
+
+
+@bug(
+    "tensor-missing",
+    stage="attn.q",
+    form="q_proj.weight",
+    consequence="What is computed with it is only a bias, or nothing.",
+    note="Modelled as the query's matrix. The variants are the other matrices, the embedding and "
+    "the sinks; norms and biases have names of their own (norm-scale-missing, q-bias-missing).",
+    variants=lambda config, tokens: (
+        *(Variant(name, _zero_matrix(tap)) for tap, name in [*TENSORS.items()][1:]),
+        Variant("experts.gate_up_proj", _zero_expert_matrix("mlp.gate_up")),
+        Variant("experts.down_proj", _zero_expert_matrix("mlp.expert_out")),
+        Variant("self_attn.sinks", replacing(attention_weights=_zero_sinks)),
+        Variant("embed_tokens.weight", replacing(embedding=_zero_embedding)),
+    ),
+)
+def tensor_missing(rules: Rules) -> Rules:
+    """One tensor was never loaded and is all zeros."""
+    return _zero_matrix("attn.q")(rules)
+
+
+def _reordered(letters: str, *, back: bool) -> Change:
+    """Rows of some projections put in the order of adjacent pairs, or back from it."""
+
+    def reorder(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+        block, channels = right(at, block), at.config.head_dim
+        order = np.arange(channels).reshape(2, -1).T.ravel()  # 0, C/2, 1, C/2 + 1, ...
+        order = np.argsort(order) if back else order
+
+        def rows(matrix: Array) -> Array:
+            heads = matrix.reshape(-1, channels, *matrix.shape[1:])[:, order]
+            return heads.reshape(matrix.shape)
+
+        names = [f"{letter}_{kind}" for letter in letters for kind in ("weight", "bias")]
+        changed = {name: rows(getattr(block.attn, name)) for name in names}
+        return dataclasses.replace(block, attn=dataclasses.replace(block.attn, **changed))
+
+    return replacing(block_weights=reorder)
+
+
+@bug(
+    "rows-reordered",
+    stage="attn.k",
+    form="k",
+    consequence="Channels of keys meet other channels of the queries.",
+    note="A converter that reorders rows for another kind of RoPE, and does so for one projection "
+    "of two, or for none that needs it. The variants are the other projections, and the way back.",
+    obstacle=lambda config, weights: "a head has one pair" if config.head_dim == 2 else None,
+    variants=lambda config, tokens: (
+        Variant(f"{' and '.join(letters)}{', back' * back}", _reordered(letters, back=back))
+        for letters in ("k", "q", "v", "qk")
+        for back in (False, True)
+        if (letters, back) != ("k", False)
+    ),
+)
+def rows_reordered(rules: Rules) -> Rules:
+    """The rows of the key projection are in the order of adjacent pairs: 0, C/2, 1, C/2 + 1, …"""
+    return _reordered("k", back=False)(rules)
+
+
+@rewriting(
+    "down-bias-after-sum",
+    stage="mlp.expert_out",
+    touches="mlp.expert_out",
+    consequence="The experts' answers lack their biases; the sum has them by the same weights.",
+)
+def down_bias_after_sum(rules: Rules) -> Rules:
+    """The biases of the experts' second matrix are added to the weighted sum, by their weights."""
+
+    def project(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+        none = np.zeros(np.shape(bias)) if at.tap == "mlp.expert_out" else bias
+        y: Array = right(at, x, weight, none)
+        return y
+
+    def combine(right: Right, at: At, answers: Array, *rest: Any) -> Array:
+        _, indices, bias = rest
+        whole = answers + widen(bias, at.policy.dtype)[indices]
+        y: Array = right(at, whole, *rest)
+        return y
+
+    return replacing(expert_linear=project, combine=combine)(rules)
+
+
+MISSING: tuple[Mutant, ...] = (
+    norm_scale_missing,
+    _bias_missing("q", "queries"),
+    _bias_missing("k", "keys"),
+    _bias_missing("v", "values"),
+    _bias_missing("out", "attention's output"),
+    value_bias_folded,
+    tensor_missing,
+    rows_reordered,
+)
+REWRITINGS: tuple[Mutant, ...] = (down_bias_after_sum,)

@@ -1,0 +1,120 @@
+"""Numbers that are wrong, fitted: which epsilon, which base, which width of the window?
+
+A mutant with a parameter has a list of usual values. Where none of them explains a divergence, the
+value is looked for on a coarse grid, and then around the best of it, by the distance at the tap
+point that diverges. What is found counts only if it explains the divergence like any other bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.verify.mutants import Mutant
+from gptoss_ref.verify.mutants.mutant import Parameter
+from gptoss_ref.verify.search.candidates import Candidate
+
+GRID, FINE, ROUNDS = 32, 9, 14
+"""Values of the coarse grid, of each of the finer ones, and how many of these there are."""
+
+REFINED = 4
+"""Mutants, the nearest on the coarse grid, whose value is looked for on finer ones."""
+
+FINEST = 2.0**-26
+"""Relative step at which the search ends."""
+
+ENUMERATED = 64
+"""Whole numbers that are all tried, where there are no more."""
+
+Score = Callable[[Sequence[Candidate]], list[float]]
+"""The distance under each of some candidates; the less, the better."""
+
+
+def candidate(mutant: Mutant, value: float) -> Candidate:
+    """The mutant with that value of its parameter."""
+    assert mutant.parameter is not None
+    label = f"{mutant.parameter.name} {value:.6g}"
+    return Candidate(mutant, mutant.parameter.change(value), label, value=value)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A value of a mutant's parameter, how near it comes, and between what values to go on."""
+
+    candidate: Candidate
+    distance: float
+    low: float
+    high: float
+
+
+def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Guess | None:
+    """The best value on a coarse grid."""
+    parameter = mutant.parameter
+    if parameter is None:
+        return None
+    low, high = parameter.low(config, tokens), parameter.high(config, tokens)
+    return _narrowed(mutant, low, high, score, GRID) if low < high else None
+
+
+def refined(first: Guess, score: Score) -> Candidate:
+    """The best value around a guess, as finely as float32 tells."""
+    mutant, best = first.candidate.mutant, first
+    for _ in range(ROUNDS):
+        if not best.low < best.high or best.high - best.low < FINEST * best.high:
+            break
+        finer = _narrowed(mutant, best.low, best.high, score, FINE)
+        best = min(finer, best, key=lambda g: g.distance)
+        best = replace(best, low=finer.low, high=finer.high)
+    return best.candidate
+
+
+def _narrowed(mutant: Mutant, low: float, high: float, score: Score, count: int) -> Guess:
+    parameter = mutant.parameter
+    assert parameter is not None
+    values = _grid(parameter, low, high, count)
+    tried = [candidate(mutant, value) for value in values]
+    distances = score(tried)
+    at = int(np.argmin(distances))
+    low, high = values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
+    return Guess(tried[at], distances[at], low, high)
+
+
+def interval(
+    found: Candidate, config: ModelConfig, tokens: int, explains: Callable[[Candidate], bool]
+) -> tuple[float, float]:
+    """Between what values of its parameter a candidate explains a divergence."""
+    mutant, value = found.mutant, found.value
+    assert mutant.parameter is not None
+    assert value is not None
+    parameter = mutant.parameter
+    ends = []
+    for sign, end in ((-1, parameter.low(config, tokens)), (1, parameter.high(config, tokens))):
+        if parameter.scale == "integer":
+            ends.append(value)
+            continue
+        inner, outer = 0.0, abs(np.log(end / value))
+        for _ in range(8):  # in the logarithm of the step: from 2^-30 to the end
+            middle = np.sqrt(max(inner, 2.0**-30) * outer)
+            if explains(candidate(mutant, value * float(np.exp(sign * middle)))):
+                inner = middle
+            else:
+                outer = middle
+        ends.append(value * float(np.exp(sign * outer)))
+    return ends[0], ends[1]
+
+
+def _grid(parameter: Parameter, low: float, high: float, count: int) -> list[float]:
+    if parameter.scale == "integer":
+        count = max(count, ENUMERATED if high - low < ENUMERATED else count)
+        whole = np.unique(np.linspace(low, high, count).round())
+        return [float(v) for v in whole]
+    return [float(v) for v in np.geomspace(low, high, count)]
+
+
+def shortest(value: float, low: float, high: float) -> float:
+    """The number with the fewest digits between two others, or ``value``."""
+    digits = (float(f"{value:.{n}g}") for n in range(1, 15))
+    return next((short for short in digits if low <= short <= high), value)

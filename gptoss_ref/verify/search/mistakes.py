@@ -1,0 +1,198 @@
+"""Mistakes of whoever recorded the arrays: looked for before any bug of the model.
+
+Rows that are one token too late, probabilities in place of logits, an axis in another place, an
+array that was never written: each is told from a bug, because the numbers fit the specification
+once it is undone, and each has a sentence of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import Array, widen
+from gptoss_ref.tracing.taps import axes
+from gptoss_ref.verify.noise.metrics import log_softmax
+
+Floats = NDArray[np.float64]
+
+SHIFTS = (1, -1)
+"""By how many rows arrays are usually shifted."""
+
+ONE = 1e-2
+"""How near to 1 a row of probabilities sums: bfloat16 leaves half a per cent."""
+
+STARTS = (199998, 199999, 200002, 200006)
+"""Tokens of o200k_harmony that begin or end something."""
+
+SAME = 1e-2
+"""Relative distance at which a row of embeddings is that of a token."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What was done to an array, and the array without it.
+
+    Attributes:
+        sentence: what was done, and what to do.
+        mended: the array as it should be, where the mistake can be undone; rows that are not known
+            are the specification's. None: nothing is left to judge.
+        harmless: whether the model is right all the same, and the array usable as it is.
+        certain: whether the array itself shows it; else only that the mended one fits.
+    """
+
+    sentence: str
+    mended: Array | None
+    harmless: bool = False
+    certain: bool = False
+
+
+def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
+    """What may have been done to the array of a tap point, the plainest first.
+
+    Args:
+        exact: as the specification has it.
+        other: as it was recorded.
+    """
+    axis = axes(tap).index("T")
+    exact, other = np.asarray(exact, np.float64), np.asarray(other, np.float64)
+    if not other.any() and exact.any():
+        yield Mistake(f"{tap} holds nothing but zeros: it was never written.", None, certain=True)
+        return
+    if other.size > 1 and np.all(other == other.flat[0]) and np.ptp(exact) > 0:
+        yield Mistake(f"{tap} is the same number everywhere.", None, certain=True)
+        return
+    first, theirs = (np.moveaxis(x, axis, 0) for x in (exact, other))
+    if tap == "logits":
+        yield from _logits(exact, other)
+    for shift in SHIFTS:
+        if len(theirs) < 3:
+            break
+        mended = first.copy()
+        if shift > 0:  # row t holds what belongs to token t + 1
+            mended[1:] = theirs[:-1]
+        else:
+            mended[:-1] = theirs[1:]
+        sentence = (
+            f"The rows of {tap} are shifted by one: row t holds what belongs to the token "
+            f"{'after' if shift > 0 else 'before'} token t."
+        )
+        yield Mistake(sentence, np.moveaxis(mended, 0, axis))
+    letters = axes(tap)
+    for i, j in combinations(range(other.ndim), 2):
+        if other.shape[i] == other.shape[j] > 1:
+            sentence = f"The axes {letters[i]} and {letters[j]} of {tap} are exchanged."
+            yield Mistake(sentence, np.swapaxes(other, i, j))
+
+
+def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        finite = np.isfinite(other).all()
+        if finite and other.min() >= 0 and np.allclose(other.sum(1), 1, atol=ONE):
+            logs = np.log(np.maximum(other, 1e-45))
+            ours = log_softmax(exact)
+            faint = other < 1e-30  # too small to be told from 0
+            sentence = "These are probabilities, not logits: their logarithms are compared."
+            yield Mistake(sentence, np.where(faint, ours, logs), harmless=True, certain=True)
+            return
+    columns = other.shape[1]
+    same = (other == other[:1]).all(axis=0) | np.isnan(other).all(axis=0)
+    kept = columns - int(np.argmin(same[::-1])) if not same.all() else 0
+    if 0 < kept < columns and len(other) > 1:
+        mended = exact.copy()
+        # the specification's own constant is that of the columns that are there
+        mended[:, :kept] = other[:, :kept]
+        sentence = (
+            f"The columns from {kept} on are a padding of the vocabulary: they are the same in "
+            "every row, and are not compared."
+        )
+        yield Mistake(sentence, mended, harmless=True, certain=True)
+    a, b = (x - x.mean(1, keepdims=True) for x in (exact, other))
+    if finite and (size := float((a * a).sum())) > 0:
+        factor = float((a * b).sum()) / size
+        if factor > 0 and abs(factor - 1) > 1e-3:
+            sentence = (
+                f"The logits are multiplied by {factor:.4g}: a temperature of {1 / factor:.4g} was "
+                "applied before they were recorded."
+            )
+            yield Mistake(sentence, other / factor)
+
+
+def unrecorded(exact: Array, other: Array) -> Mistake | None:
+    """Whole rows (T, V) of NaN beside others that are numbers."""
+    lost = np.isnan(other).all(axis=1)
+    if not lost.any() or lost.all() or not np.isfinite(exact).all():
+        return None
+    sentence = (
+        f"{_rows(lost)[:1].upper()}{_rows(lost)[1:]} hold nothing but NaN: they were not recorded, "
+        "or the model broke down there; the others are judged."
+    )
+    return Mistake(sentence, np.where(lost[:, None], exact, other), certain=True)
+
+
+def in_front(config: ModelConfig, length: int) -> list[list[int]]:
+    """Tokens that may have been put before a prompt of ``length``: a start, or padding."""
+    named = [i for i in (config.pad_token_id, *config.eos_token_ids) if i is not None]
+    ids = [i for i in dict.fromkeys((*named, *STARTS, 0, 1, 2)) if i < config.vocab_size]
+    pads = dict.fromkeys((2, 3, 4, *(-length % size for size in (8, 16, 32, 64))))
+    padding = [[ids[0]] * n for n in pads if n > 1]
+    return [[i] for i in ids] + padding
+
+
+def in_front_sentence(front: Sequence[int]) -> str:
+    """What to say of tokens that were put before the prompt and taken off again."""
+    if len(front) == 1:
+        return (
+            f"Token {front[0]} was put before the prompt, and its row taken off again: every "
+            "other row saw it."
+        )
+    return (
+        f"{len(front)} tokens {front[0]} of padding were put before the prompt and attended to, "
+        "with positions shifted: their mask was forgotten."
+    )
+
+
+def other_ids(embedding: Array, tokens: Sequence[int], rows: Array) -> str | None:
+    """Whose rows embeddings (T, D) are, in a sentence, if they are rows of ``embedding`` (V, D)."""
+    table = widen(np.asarray(embedding), np.float64)
+    rows, found = np.asarray(rows, np.float64), []
+    size = (table**2).sum(1)
+    for row in rows:
+        distance = size - 2 * table @ row + row @ row
+        nearest = int(np.argmin(distance))
+        if distance[nearest] > SAME**2 * max(size[nearest], 1e-300):
+            return None
+        found.append(nearest)
+    ids, theirs = np.asarray(tokens), np.array(found)
+    equal = np.array(
+        [a == b or np.array_equal(table[a], table[b]) for a, b in zip(ids, theirs, strict=True)]
+    )
+    if equal.all():
+        return None
+    for shift in SHIFTS:
+        ours = ids[shift:] if shift > 0 else ids[:shift]
+        own = theirs[:-shift] if shift > 0 else theirs[-shift:]
+        if len(ids) > 2 and np.array_equal(ours, own):
+            lead = "" if shift > 0 else f", with token {theirs[0]} in front"
+            return f"The prompt is shifted by one{lead}: row t is the embedding of another token."
+    wrong = np.flatnonzero(~equal)
+    at = int(wrong[0])
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return (
+        f"The prompt is another one: the embedding at position {at} is that of token "
+        f"{theirs[at]}, and not of {ids[at]}{more}."
+    )
+
+
+def _rows(mask: NDArray[np.bool_]) -> str:
+    at = np.flatnonzero(mask)
+    if len(at) == 1:
+        return f"row {at[0]}"
+    if at[-1] - at[0] + 1 == len(at):
+        return f"rows {at[0]} to {at[-1]}"
+    return f"{len(at)} of {len(mask)} rows"

@@ -1,0 +1,178 @@
+"""Tap points that are kept in another form: they differ, and nothing depends on it.
+
+Whoever multiplies a norm's scale into the matrices behind it, lists the experts by number, or turns
+queries and keys by a common rotation has other numbers at some tap points, and is right. What tells
+is what is computed from them: left out of the trace, they are computed by the specification from
+what comes before, and if what follows them in the trace agrees with that, no error went through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from gptoss_ref.numerics import FLOAT64, Array
+from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import measure_arrays
+from gptoss_ref.verify.noise.noise_floor import WHOLE
+from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.noise.tap_check import Local, replay
+from gptoss_ref.verify.replay.evaluate import predict, segments
+from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.weights import ModelWeights
+
+STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
+"""What is never kept in another form: all that follows is computed from it."""
+
+HEADS = ("attn.q", "attn.k", "attn.q_rope", "attn.k_rope")
+
+CARRIED = 2.0
+"""An error that moves what follows by more than so many times its noise has gone through."""
+
+
+def kept_otherwise(
+    weights: ModelWeights, trace: Trace, rounding: str, rules: Rules, tap: str
+) -> frozenset[str]:
+    """``tap`` and those after it that are kept in another form; none if an error went through."""
+    before = segments(trace.config, trace)
+    aside = {tap}
+    while not any(split(name)[1] in STREAM for name in aside):
+        rest = trace.without(aside)
+        users = [name for name in rest if aside & set(before[name].inputs)]
+        if not users:
+            break  # nothing tells
+        locals_ = list(replay(weights, rest, rules, rounding, users))
+        wrong = {local.tap for local in locals_ if local.excess > 1}
+        if not wrong:
+            carried = (_carried(weights, trace, rest, rounding, rules, x) for x in locals_)
+            return frozenset() if any(carried) else frozenset(aside)
+        partners = _partners(aside, rest) if any(_meets_keys(name) for name in wrong) else set()
+        aside |= partners or wrong
+    return frozenset()
+
+
+def _meets_keys(tap: str) -> bool:
+    return split(tap)[1] in ("attn.weights", "attn.mix")
+
+
+def _partners(aside: Iterable[str], rest: Trace) -> set[str]:
+    """Queries and keys are kept in another form together."""
+    blocks = {split(tap)[0] for tap in aside if split(tap)[1] in HEADS}
+    return {tap for tap in rest if split(tap)[0] in blocks and split(tap)[1] in HEADS}
+
+
+def _carried(
+    weights: ModelWeights, trace: Trace, rest: Trace, rounding: str, rules: Rules, local: Local
+) -> bool:
+    """Whether what was set aside went into a tap point with its error.
+
+    It did not if that would make the tap point diverge, or would hardly change it.
+    """
+    tap = local.tap
+    if split(tap)[1] in DISCRETE:
+        return False
+    (as_kept,) = replay(weights, trace, rules, rounding, [tap])
+    if as_kept.excess > 1:
+        return False
+    config, tokens = trace.config, trace.tokens
+    ours, theirs = (
+        predict(weights, config, rules, tokens, given, [tap], FLOAT64)[tap]
+        for given in (rest, trace)
+    )
+    moved = measure_arrays(ours, theirs, axes(tap).index("T")).rel_l2
+    return bool(moved > CARRIED * local.whole_allowed / WHOLE)
+
+
+def where_of(taps: Iterable[str]) -> str:
+    """The tap points in a few words: the stages, and the blocks."""
+    taps = list(taps)
+    stages = dict.fromkeys(split(tap)[1] for tap in taps)
+    blocks = sorted({n for tap in taps if (n := split(tap)[0]) is not None})
+    where = "" if not blocks else f" of block{'s' * (len(blocks) > 1)} {_ranges(blocks)}"
+    return ", ".join(stages) + where
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0, 2 to 5``."""
+    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+    runs = np.split(np.array(numbers), cuts)
+    return ", ".join(f"{r[0]}" if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
+
+
+# --- the forms that have a name ---
+
+FITS = 64.0
+"""Roundings within which two arrays are the same after a fitted change."""
+
+
+def form_of(exact: Mapping[str, Array], other: Trace, aside: Iterable[str], rounding: str) -> str:
+    """In what form tap points are kept that no rewriting of the catalogue explains, in words.
+
+    Args:
+        exact: the tap points as the specification has them.
+    """
+    tolerance = FITS * UNITS[rounding]
+    pairs: dict[str, tuple[Array, Array]] = {}
+    for tap in aside:
+        both = np.asarray(exact[tap], np.float64), np.asarray(other[tap], np.float64)
+        if split(tap)[1] not in DISCRETE and not _near(*both, tolerance):
+            pairs.setdefault(split(tap)[1], both)
+    for stage, both in pairs.items():
+        for axis, form in PERMUTED.get(stage, {}).items():
+            if _permuted(*both, axis, tolerance):
+                return form
+    for stage, both in pairs.items():
+        if stage in ("attn.q", "attn.k") and _turned(*both, tolerance):
+            return (
+                "qk-basis: pairs of channels of queries and keys are turned or scaled by a common "
+                "factor, which commutes with RoPE"
+            )
+        if _constant_apart(*both, tolerance):
+            return "bias-deferred: a bias is added later"
+    return "another form: what is recorded here is not what the rest is computed from"
+
+
+PERMUTED = {
+    "attn.q": {
+        1: "heads-permuted: heads of a group are in another order",
+        2: "qk-channels-permuted: channels of queries and keys are in another order",
+    },
+    "mlp.router_logits": {1: "experts-permuted: experts are numbered in another order"},
+    "mlp.gate_up": {2: "gate-up-permuted: gates and ups are in another order"},
+    "attn.norm": {1: "channels-permuted: channels are in another order"},
+    "mlp.norm": {1: "channels-permuted: channels are in another order"},
+}
+"""What another order of a stage's axis means."""
+
+
+def _permuted(ours: Array, theirs: Array, axis: int, tolerance: float) -> bool:
+    """Whether the entries along an axis are the same ones in another order."""
+    a, b = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1) for x in (ours, theirs))
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    match = np.argmin(squares, axis=0)  # (N,) which of ours each of theirs is
+    if len(set(match.tolist())) < len(match) or np.array_equal(match, np.arange(len(match))):
+        return False
+    return _near(a[match], b, tolerance)
+
+
+def _turned(ours: Array, theirs: Array, tolerance: float) -> bool:
+    """Whether each pair of channels (i, i + C/2) is turned and scaled by a number of its own."""
+    half = ours.shape[-1] // 2
+    a, b = (x[..., :half] + 1j * x[..., half:] for x in (ours, theirs))
+    factor = (a.conj() * b).sum(0) / np.maximum((np.abs(a) ** 2).sum(0), 1e-300)  # (H, C/2)
+    return len(ours) > 2 and _near(a * factor, b, tolerance)
+
+
+def _constant_apart(ours: Array, theirs: Array, tolerance: float) -> bool:
+    """Whether all tokens differ by the same vector."""
+    difference = theirs - ours
+    if len(ours) < 3 or ours.ndim != 2:
+        return False
+    return _near(ours + difference.mean(0), theirs, tolerance)
+
+
+def _near(a: Array, b: Array, tolerance: float) -> bool:
+    return bool(np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b))
