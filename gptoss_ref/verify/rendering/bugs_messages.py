@@ -59,6 +59,22 @@ def _(right: History, messages: Messages) -> list[Message]:
 
 
 @bug(
+    "analysis-of-calls-kept",
+    "history",
+    "Old thoughts fill the context; those behind the answers are dropped, those behind calls not.",
+    "huggingface/trl#5109",
+)
+def _(right: History, messages: Messages) -> list[Message]:
+    """Of a turn that is answered, the analysis that led to a call stays."""
+    kept = right(messages)
+    thoughts = [
+        m for m, after in zip(messages, messages[1:], strict=False)
+        if m.channel == "analysis" and is_call(after)
+    ]
+    return [m for m in messages if m in kept or m in thoughts]
+
+
+@bug(
     "analysis-dropped-in-a-turn",
     "history",
     "The model forgets why it called a tool, and begins to think anew after each result.",
@@ -88,23 +104,14 @@ def _is_preamble(message: Message) -> bool:
 
 
 @bug(
-    "preamble-as-analysis",
+    "preamble-dropped-as-analysis",
     "history",
     "What the user was told becomes a thought, and is dropped with the thoughts.",
-    "huggingface/trl#5109 thinking-machines-lab/tinker-cookbook#949",
-    variants={"and dropped after the answer": {"dropped": True}, "as final": {"to": "final"}},
+    "huggingface/trl#5109",
 )
-def _(
-    right: History, messages: Messages, to: str = "analysis", dropped: bool = False
-) -> list[Message]:
-    """The text beside a tool call goes to the analysis channel, not to commentary."""
-    moved = [replace(m, channel=to) if _is_preamble(m) else m for m in messages]
-    kept = right(moved)
-    if dropped:
-        return kept
-    originals = {id(m): n for n, m in enumerate(moved)}
-    present = {originals[id(m)] for m in kept}
-    return [m for n, m in enumerate(moved) if n in present or (_is_preamble(messages[n]))]
+def _(right: History, messages: Messages) -> list[Message]:
+    """The text beside a tool call goes to the analysis channel, and is dropped as such."""
+    return right([replace(m, channel="analysis") if _is_preamble(m) else m for m in messages])
 
 
 @bug(
@@ -167,6 +174,18 @@ def _(right: History, messages: Messages) -> list[Message]:
 
 
 # --- headers --------------------------------------------------------------------------------------
+
+
+@bug(
+    "preamble-as-analysis",
+    "header",
+    "What the user was told becomes a thought.",
+    "huggingface/trl#5109 thinking-machines-lab/tinker-cookbook#949",
+    variants={"as final": {"to": "final"}},
+)
+def _(right: Header, message: Message, to: str = "analysis") -> list[Piece]:
+    """The text beside a tool call goes to the analysis channel, not to commentary."""
+    return right(replace(message, channel=to) if _is_preamble(message) else message)
 
 
 @bug(

@@ -251,6 +251,42 @@ def _(right: Developer, content: DeveloperContent) -> str:
 
 
 @bug(
+    "comma-behind-default",
+    "developer",
+    "A comma that belongs to the type stands in the comment as well; harmless as far as known.",
+    form=True,
+    variants={"except behind that of an enum": {"enums": False}},
+)
+def _(right: Developer, content: DeveloperContent, enums: bool = True) -> str:
+    """The comment with a default value ends with a comma: `// default: 3,`."""
+    kept = r"" if enums else r'(?!.*" \| ")'
+    return re.sub(rf"^({kept}.*, // default: .*)$", r"\1,", right(content), flags=re.MULTILINE)
+
+
+@bug(
+    "last-comma-missing",
+    "developer",
+    "A character less than in training; harmless as far as known.",
+    form=True,
+)
+def _(right: Developer, content: DeveloperContent) -> str:
+    """The last parameter of a function has no comma behind it."""
+    return right(content).replace(",\n}) => any", "\n}) => any")
+
+
+@bug(
+    "blank-lines-before-tools",
+    "developer",
+    "Two newlines stand before the section of tools where no instructions stand.",
+    form=True,
+)
+def _(right: Developer, content: DeveloperContent) -> str:
+    """A developer message with tools and no instructions begins with an empty line."""
+    text = right(content)
+    return f"\n\n{text}" if text.startswith("# Tools") else text
+
+
+@bug(
     "properties-sorted",
     "developer",
     "The order that the author meant is lost, and with it what the model reads first.",

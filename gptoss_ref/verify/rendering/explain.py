@@ -31,7 +31,7 @@ from gptoss_ref.verify.rendering.rules import SPECIFICATION, Rules
 Chosen = tuple[tuple[RenderingBug, str], ...]
 """Bugs, each with its form, in the order in which they are applied."""
 
-MOST = 8
+MOST = 16
 """No more bugs than this are looked for at once."""
 
 _WORD = re.compile(r"\w+|\s|[^\w\s]")
@@ -73,11 +73,20 @@ def distance(ours: Pieces, theirs: Pieces) -> int:
     if ours == theirs:
         return 0
     total = 0
-    a, b = lines(ours), lines(theirs)
+    a, b = _middles(lines(ours), lines(theirs))
     for tag, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag != "equal":
             total += _difference(_words(a[i:j]), _words(b[k:m]))
     return total
+
+
+def _middles(a: list[Piece], b: list[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """Both without what they begin and end with alike."""
+    size = min(len(a), len(b))
+    start = next((n for n in range(size) if a[n] != b[n]), size)
+    size -= start
+    end = next((n for n in range(size) if a[-1 - n] != b[-1 - n]), size)
+    return a[start : len(a) - end], b[start : len(b) - end]
 
 
 def _words(pieces: Sequence[Piece]) -> list[Piece]:
@@ -88,6 +97,7 @@ def _words(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _difference(a: list[Piece], b: list[Piece]) -> int:
+    a, b = _middles(a, b)
     if not a or not b or len(a) * len(b) > 250_000:
         return len(a) + len(b)
     blocks = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
@@ -100,14 +110,20 @@ class Search:
     Args:
         cases: all that is observed.
         bugs: the catalogue, or a part of it.
+        made: what earlier searches over the same conversations have rendered.
     """
 
-    def __init__(self, cases: Sequence[Case], bugs: Sequence[RenderingBug] = BUGS) -> None:
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        bugs: Sequence[RenderingBug] = BUGS,
+        made: dict[tuple[tuple[str, str], ...], list[Pieces]] | None = None,
+    ) -> None:
         self.cases = list(cases)
         self.bugs = [
             bug for bug in bugs if not (bug.needs_ids and all(case.spelt for case in self.cases))
         ]
-        self._made: dict[tuple[tuple[str, str], ...], list[Pieces]] = {}
+        self._made = {} if made is None else made
         self._distances: dict[tuple[int, Pieces], int] = {}
 
     def renderings(self, chosen: Chosen) -> list[Pieces]:

@@ -166,9 +166,10 @@ def judge(
     cases: Sequence[Case],
     refused: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
+    search: Search | None = None,
 ) -> RenderingReport:
     """Compare renderings with the right ones, and explain what differs."""
-    search = Search(cases)
+    search = search or Search(cases)
     chosen = search.run() if cases else ()
     causes, forms, dropped = [], [], True
     while dropped:
