@@ -8,6 +8,7 @@ in a stream) is written down here by the rules of the format; each case says whi
 
 from __future__ import annotations
 
+import codecs
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -22,11 +23,11 @@ from gptoss_ref.chat import (
     Tool,
     ToolNamespace,
     browser,
+    o200k_harmony,
     python,
 )
 from gptoss_ref.verify.rendering.catalogue import BUGS
 from gptoss_ref.verify.rendering.conversations import check_conversations
-from gptoss_ref.verify.rendering.pieces import text_of
 from gptoss_ref.verify.rendering.rules import SPECIFICATION
 from tests.support.harmony_oracle import from_oracle, oracle, to_oracle
 
@@ -50,7 +51,7 @@ FLAGS: dict[str, tuple[str, str]] = {
     "MisspeltChannel": ("The channel is not one of three.", "openai/harmony#38"),
     "WordsInHeader": ("Words that belong to no field stand in a header.", "openai/harmony#38 vllm-project/vllm#23567"),
     "MissingEnd": ("A message ends without `<|end|>`.", "openai/harmony#60"),
-    "SpecialInText": ("A special token in a text does not end the program.", "vllm-project/vllm#22515"),
+    "SpecialInText": ("A special token in a text does not end the program.", ""),
     "CutCharacter": ("A character is spread over tokens: no U+FFFD is shown while it may come.", "openai/harmony#83"),
     "BrokenCharacter": ("Bytes that can be no character are U+FFFD, and nothing else is lost.", "openai/harmony#83"),
     "NoDelay": ("Whole characters are shown at once.", "vllm-project/vllm#22403"),
@@ -191,7 +192,8 @@ TEXTS: list[tuple[str, str]] = [
 
 def _messages(messages: list[Message]) -> list[dict[str, Any]]:
     """In openai-harmony's own JSON."""
-    return [json.loads(message.to_json()) for message in to_oracle(messages).messages]
+    plain = [json.loads(message.to_json()) for message in to_oracle(messages).messages]
+    return [{key: value for key, value in one.items() if value is not None} for one in plain]
 
 
 def _plain(messages: list[Message]) -> list[dict[str, Any]]:
@@ -257,7 +259,7 @@ class _Writer:
 
     def parse(self, flags: str, note: str, text: str, kept: list[str] | None) -> None:
         ids = self.ids(text)
-        given = {"ids": ids, "role": "assistant"}
+        given = self.given(ids)
         if kept is None:
             messages = from_oracle(self.enc.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT))
             self.add("parse", note, flags.split(), given, {"strict": "accepted", "messages": _plain(messages)})
@@ -276,8 +278,6 @@ class _Writer:
 
     def stream(self, flags: str, note: str, ids: list[int], source: str) -> None:
         """What each token adds to the text: the longest run of whole characters."""
-        import codecs
-
         reader = oh.StreamableParser(self.enc, role=oh.Role.ASSISTANT)
         deltas, decoder, inside = [], codecs.getincrementaldecoder("utf-8")("replace"), False
         ends = {200002, 200007, 200012}
@@ -292,7 +292,7 @@ class _Writer:
                 deltas.append(decoder.decode(b"", final=True) if inside else "")
                 inside = False
             else:
-                deltas.append(decoder.decode(self.enc.decode_bytes([token]) if hasattr(self.enc, "decode_bytes") else self._bytes(token)) if inside else "")
+                deltas.append(decoder.decode(o200k_harmony().token_bytes(token)) if inside else "")
         rule = (
             "deltas[i] is the text that token i makes certain: whole characters at once, part of "
             "one only when it is whole, U+FFFD for bytes that can become none."
@@ -300,18 +300,20 @@ class _Writer:
         more: dict[str, Any] = {"rule": rule, "source": SOURCE if deltas == theirs else "rule"}
         if deltas != theirs:
             more["openai_harmony"] = theirs
-        self.add("stream", note, flags.split(), {"ids": ids, "role": "assistant"}, {"deltas": deltas}, **more)
+        self.add("stream", note, flags.split(), self.given(ids), {"deltas": deltas}, **more)
 
-    def _bytes(self, token: int) -> bytes:
-        from gptoss_ref.chat import o200k_harmony
-
-        return o200k_harmony().token_bytes(token)
+    def given(self, ids: list[int]) -> dict[str, Any]:
+        """Tokens as ids, and as bytes in hexadecimal; special ones by name."""
+        tokenizer = o200k_harmony()
+        named = [
+            tokenizer.decode([t]) if tokenizer.is_special(t) else tokenizer.token_bytes(t).hex()
+            for t in ids
+        ]
+        return {"ids": ids, "bytes": named, "role": "assistant"}
 
 
 def _byte_ids(data: bytes) -> list[int]:
     """One token a byte."""
-    from gptoss_ref.chat import o200k_harmony
-
     tokens = o200k_harmony().tokens
     return [tokens.index(bytes([byte])) for byte in data]
 
