@@ -253,11 +253,15 @@ def _add_harmony(commands: Any) -> None:
         return made
 
     render = verb("render", "a conversation as the prompt that the model reads")
-    render.add_argument("conversation", metavar="CONVERSATION.json", help="chat or Harmony messages")
+    render.add_argument(
+        "conversation", metavar="CONVERSATION.json", help="chat or Harmony messages"
+    )
     render.add_argument("--ids", action="store_true", help="print token ids")
     render.add_argument("--training", action="store_true", help="no prompt at the end, <|return|>")
     parse = verb("parse", "token ids or text as messages")
-    parse.add_argument("file", type=_file_name, metavar="FILE", help="token ids or text; - for stdin")
+    parse.add_argument(
+        "file", type=_file_name, metavar="FILE", help="token ids or text; - for stdin"
+    )
     parse.add_argument("--role", metavar="ROLE", help="whose message it begins in the middle of")
     parse.add_argument("--strict", action="store_true", help="refuse what is not by the format")
     diff = verb("diff", "two renderings token by token")
@@ -265,7 +269,9 @@ def _add_harmony(commands: Any) -> None:
     diff.add_argument("second", type=_file_name, metavar="B", help="token ids or text")
     check = verb("check", "name the bug in a rendering, a chat template or a server")
     check.add_argument("conversation", nargs="?", metavar="CONVERSATION.json")
-    check.add_argument("rendered", nargs="?", metavar="RENDERED", help="somebody's ids or text of it")
+    check.add_argument(
+        "rendered", nargs="?", metavar="RENDERED", help="somebody's ids or text of it"
+    )
     source = check.add_mutually_exclusive_group()
     source.add_argument("--template", metavar="FILE", help="a Jinja chat template (extra: verify)")
     source.add_argument("--tokenizer", metavar="DIR", help="a transformers tokenizer's folder")

@@ -38,24 +38,45 @@ DATE = "2025-06-28"
 
 # name -> what it is about, and public reports of the bug
 FLAGS: dict[str, tuple[str, str]] = {
-    "RecipientAfterChannel": ("Models write `to=` behind the channel; prompts before it.", "openai/harmony#81"),
+    "RecipientAfterChannel": (
+        "Models write `to=` behind the channel; prompts before it.",
+        "openai/harmony#81",
+    ),
     "RecipientBeforeChannel": ("`to=` may also stand behind the role.", "ggml-org/llama.cpp#15181"),
-    "Constrain": ("`<|constrain|>` is a token of the header, not of the text.", "openai/harmony#27 openai/harmony#47"),
+    "Constrain": (
+        "`<|constrain|>` is a token of the header, not of the text.",
+        "openai/harmony#27 openai/harmony#47",
+    ),
     "ContentType": ("A format may stand in the header without the token.", "openai/harmony#56"),
     "SeveralMessages": ("An answer may hold several messages.", "vllm-project/vllm#22403"),
     "CallIsTheEnd": ("Sampling stops at `<|call|>`.", "openai/harmony#68"),
     "OpenMessage": ("The limit of tokens cuts a message: what is there is a message.", ""),
     "EmptyText": ("A message may have no text.", ""),
     "MissingMessageMark": ("`<|message|>` is missing; the text is not lost.", "openai/harmony#82"),
-    "MissingStart": ("A message begins without `<|start|>`.", "openai/harmony#60 vllm-project/vllm#22519"),
+    "MissingStart": (
+        "A message begins without `<|start|>`.",
+        "openai/harmony#60 vllm-project/vllm#22519",
+    ),
     "MisspeltChannel": ("The channel is not one of three.", "openai/harmony#38"),
-    "WordsInHeader": ("Words that belong to no field stand in a header.", "openai/harmony#38 vllm-project/vllm#23567"),
+    "WordsInHeader": (
+        "Words that belong to no field stand in a header.",
+        "openai/harmony#38 vllm-project/vllm#23567",
+    ),
     "MissingEnd": ("A message ends without `<|end|>`.", "openai/harmony#60"),
     "SpecialInText": ("A special token in a text does not end the program.", ""),
-    "CutCharacter": ("A character is spread over tokens: no U+FFFD is shown while it may come.", "openai/harmony#83"),
-    "BrokenCharacter": ("Bytes that can be no character are U+FFFD, and nothing else is lost.", "openai/harmony#83"),
+    "CutCharacter": (
+        "A character is spread over tokens: no U+FFFD is shown while it may come.",
+        "openai/harmony#83",
+    ),
+    "BrokenCharacter": (
+        "Bytes that can be no character are U+FFFD, and nothing else is lost.",
+        "openai/harmony#83",
+    ),
     "NoDelay": ("Whole characters are shown at once.", "vllm-project/vllm#22403"),
-    "SpecialTextIsText": ("Text that spells a special token is text.", "ggml-org/llama.cpp#17607 OWASP/AISVS#930"),
+    "SpecialTextIsText": (
+        "Text that spells a special token is text.",
+        "ggml-org/llama.cpp#17607 OWASP/AISVS#930",
+    ),
     "WhiteSpace": ("Runs of blanks, tabs and newlines are cut by the pattern.", ""),
     "Digits": ("Digits go in groups of three, from the left.", ""),
     "Contractions": ("'s, 't, 're … belong to the word before them, in any case.", ""),
@@ -120,7 +141,15 @@ HEADERS: list[tuple[str, list[Message]]] = [
     ("two namespaces", [Message.developer(DeveloperContent("Do.", (ToolNamespace("zoo", "Animals.\nMany.", (Tool("feed", "", None),)), ToolNamespace("functions", None, (Tool("f", "F.", None),)))))]),
 ]  # fmt: skip
 
-CH, MSG, END, ST, RET, CALL, CON = "<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|return|>", "<|call|>", "<|constrain|>"
+CH, MSG, END, ST, RET, CALL, CON = (
+    "<|channel|>",
+    "<|message|>",
+    "<|end|>",
+    "<|start|>",
+    "<|return|>",
+    "<|call|>",
+    "<|constrain|>",
+)
 GOOD: list[tuple[str, str, str]] = [
     ("EmptyText", "an empty answer", f"{CH}final{MSG}{RET}"),
     ("SeveralMessages", "a thought and an answer", f"{CH}analysis{MSG}Easy.{END}{ST}assistant{CH}final{MSG}4{RET}"),
@@ -206,7 +235,9 @@ def _flags_of(messages: tuple[Message, ...], training: bool) -> list[str]:
     return [
         bug.name
         for bug in BUGS
-        if any(bug.apply(variant=v).render(messages, training=training) != right for v in bug.changes)
+        if any(
+            bug.apply(variant=v).render(messages, training=training) != right for v in bug.changes
+        )
     ]
 
 
@@ -215,7 +246,9 @@ class _Writer:
         self.cases: list[dict[str, Any]] = []
         self.enc = oracle()
 
-    def add(self, operation: str, note: str, flags: list[str], given: Any, expected: Any, **more: Any) -> None:
+    def add(
+        self, operation: str, note: str, flags: list[str], given: Any, expected: Any, **more: Any
+    ) -> None:
         number = sum(case["operation"] == operation for case in self.cases) + 1
         self.cases.append(
             {
@@ -250,9 +283,14 @@ class _Writer:
                 "assistant is a final one; what it renders is in openai_harmony.",
                 "openai_harmony": own,
             }
-        given = {"messages": _messages(list(messages)), "state": "training" if training else "completion"}
+        given = {
+            "messages": _messages(list(messages)),
+            "state": "training" if training else "completion",
+        }
         text = self.enc.decode_utf8(ids)
-        self.add("render", note, _flags_of(messages, training), given, {"ids": ids, "text": text}, **more)
+        self.add(
+            "render", note, _flags_of(messages, training), given, {"ids": ids, "text": text}, **more
+        )
 
     def ids(self, text: str) -> list[int]:
         return self.enc.encode(text, allowed_special="all")
@@ -261,8 +299,16 @@ class _Writer:
         ids = self.ids(text)
         given = self.given(ids)
         if kept is None:
-            messages = from_oracle(self.enc.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT))
-            self.add("parse", note, flags.split(), given, {"strict": "accepted", "messages": _plain(messages)})
+            messages = from_oracle(
+                self.enc.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT)
+            )
+            self.add(
+                "parse",
+                note,
+                flags.split(),
+                given,
+                {"strict": "accepted", "messages": _plain(messages)},
+            )
             return
         try:
             self.enc.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT)

@@ -68,7 +68,8 @@ def _(right: History, messages: Messages) -> list[Message]:
     """Of a turn that is answered, the analysis that led to a call stays."""
     kept = right(messages)
     thoughts = [
-        m for m, after in zip(messages, messages[1:], strict=False)
+        m
+        for m, after in zip(messages, messages[1:], strict=False)
         if m.channel == "analysis" and is_call(after)
     ]
     return [m for m in messages if m in kept or m in thoughts]

@@ -244,4 +244,3 @@ def _found(before: Pieces, after: Pieces, observed: Pieces) -> bool:
 def _contains(pieces: list[Piece], part: list[Piece]) -> bool:
     size = len(part)
     return any(pieces[at : at + size] == part for at in range(len(pieces) - size + 1))
-

@@ -170,7 +170,9 @@ def _apply_template(server: Server, body: dict[str, Any]) -> Rendered | Answer:
     prompt = answer.value.get("prompt") if isinstance(answer.value, dict) else None
     if not isinstance(prompt, str):
         raise EndpointError(f"{server.url}/apply-template: expected a prompt, {_head(answer)}")
-    tokens = server.ask("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
+    tokens = server.ask(
+        "/tokenize", {"content": prompt, "add_special": True, "parse_special": True}
+    )
     if not tokens.ok:
         return prompt
     return _ids(server, "/tokenize", tokens)
