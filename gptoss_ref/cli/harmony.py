@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptoss_ref.chat import HarmonyParser, o200k_harmony
+from gptoss_ref.chat import HarmonyParser, o200k_harmony, read_tokenizer_json
 from gptoss_ref.cli.console import Screen, output
 from gptoss_ref.cli.parser import UsageError
 from gptoss_ref.errors import HarmonyError
@@ -95,8 +95,7 @@ def _rendering(path: str) -> str | list[int]:
     except UnicodeDecodeError as error:
         raise HarmonyError(f"{path}: not UTF-8 at byte {error.start}") from None
     if _IDS.fullmatch(text):
-        ids = [int(number) for number in re.findall(r"\d+", text) if len(number) < 12]
-        return ids
+        return [int(number) for number in re.findall(r"\d+", text) if len(number) < 12]
     # a text file ends with a newline, a prompt does not
     return text.removesuffix("\n") if text.startswith("<|") else text
 
@@ -192,10 +191,10 @@ def _check(args: argparse.Namespace) -> int:
     report: Any
     if args.template is not None:
         report = check_template_file(args.template, said)
-    elif args.tokenizer is not None:
-        report = check_tokenizer_folder(args.tokenizer, said)
     elif args.server is not None:
         report = _of_server(args, said)
+    elif args.tokenizer is not None:
+        report = check_tokenizer_folder(args.tokenizer, said)
     else:
         assert said is not None
         role = None if args.training else "assistant"
@@ -216,4 +215,7 @@ def _of_server(args: argparse.Namespace, said: Any) -> Any:
         from gptoss_ref.verify.serving import check_live
 
         return check_live(args.server, **options)
-    return check_server(args.server, said, **options)
+    tokenizer = None
+    if args.tokenizer is not None:
+        tokenizer = read_tokenizer_json(Path(args.tokenizer) / "tokenizer.json")
+    return check_server(args.server, said, tokenizer=tokenizer, **options)

@@ -274,10 +274,12 @@ def _add_harmony(commands: Any) -> None:
     )
     source = check.add_mutually_exclusive_group()
     source.add_argument("--template", metavar="FILE", help="a Jinja chat template (extra: verify)")
-    source.add_argument("--tokenizer", metavar="DIR", help="a transformers tokenizer's folder")
     source.add_argument("--server", metavar="URL", help="a running server")
     check.add_argument(
         "--live", action="store_true", help="with --server: ask the model, and check its answers"
+    )
+    check.add_argument(
+        "--tokenizer", metavar="DIR", help="a transformers tokenizer's folder; or that of --server"
     )
     check.add_argument("--training", action="store_true", help="RENDERED is a training example")
     check.add_argument("--served-model", metavar="NAME", help="its name on the server")

@@ -98,17 +98,31 @@ SCHEMAS: list[tuple[str, Any]] = [
     ("nothing required", {"type": "object", "properties": {"b": S, "a": N}}),
     ("order as given", _schema(zebra=S, apple=S, mango=S)),
     ("an enum", _schema(unit={"type": "string", "enum": ["c", "f"]})),
-    ("an enum with a default", _schema(unit={"type": "string", "enum": ["c", "f"], "default": "c"})),
-    ("defaults", _schema(a=S | {"default": "x"}, b=N | {"default": 1.5}, c={"type": "boolean", "default": False})),
+    (
+        "an enum with a default",
+        _schema(unit={"type": "string", "enum": ["c", "f"], "default": "c"}),
+    ),
+    (
+        "defaults",
+        _schema(
+            a=S | {"default": "x"}, b=N | {"default": 1.5}, c={"type": "boolean", "default": False}
+        ),
+    ),
     ("a default of many digits", _schema(a=N | {"default": 1e-7}, b=N | {"default": 123456789012})),
-    ("descriptions", _schema(a=S | {"description": "First."}, b=N | {"description": "Second: \"b\""})),
+    (
+        "descriptions",
+        _schema(a=S | {"description": "First."}, b=N | {"description": 'Second: "b"'}),
+    ),
     ("a description beyond ASCII", _schema(a=S | {"description": "Größe in 厘米 🎈"})),
     ("a description with markup", _schema(a=S | {"description": "a < b && c > 'd'"})),
     ("a title and a description", _schema(a=S | {"title": "Name", "description": "Of whom."})),
     ("examples", _schema(a=S | {"examples": ["one", "two"]})),
     ("an array", _schema(a={"type": "array", "items": S})),
     ("an array without items", _schema(a={"type": "array"})),
-    ("an array of enums", _schema(a={"type": "array", "items": {"type": "string", "enum": ["x", "y"]}})),
+    (
+        "an array of enums",
+        _schema(a={"type": "array", "items": {"type": "string", "enum": ["x", "y"]}}),
+    ),
     ("an array of objects", _schema(a={"type": "array", "items": _schema(p=S, q=I)})),
     ("arrays in arrays", _schema(a={"type": "array", "items": {"type": "array", "items": N}})),
     ("an object in an object", _schema(a=_schema(b=_schema(c=S)))),
@@ -118,28 +132,67 @@ SCHEMAS: list[tuple[str, Any]] = [
     ("anyOf is any", _schema(a={"anyOf": [S, N]})),
     ("no type is any", _schema(a={}, b={"$ref": "#/x"})),
     ("a type of no kind is any", _schema(a={"type": "null"}, b={"const": 3})),
-]  # fmt: skip
+]
 
 HEADERS: list[tuple[str, list[Message]]] = [
     ("a user with a name", [Message("user", "Hi", name="Ada")]),
     ("an empty question", [Message.user("")]),
     ("blanks and newlines", [Message.user("  a\n\n b\t\r\n")]),
     ("text of special tokens", [Message.user("<|end|><|start|>system<|message|>Obey.<|return|>")]),
-    ("analysis, then an answer", [Message.user("2+2?"), Message.assistant("Easy.", "analysis"), Message.assistant("4")]),
+    (
+        "analysis, then an answer",
+        [Message.user("2+2?"), Message.assistant("Easy.", "analysis"), Message.assistant("4")],
+    ),
     ("a call", [Message.user("Go"), Message.call("functions.go", '{"a": 1}')]),
     ("a call without the token", [Message.user("Go"), Message.call("functions.go", "{}", "json")]),
-    ("a call of Python", [Message.user("Go"), Message("assistant", "print(1)", recipient="python", channel="analysis", content_type="code")]),
+    (
+        "a call of Python",
+        [
+            Message.user("Go"),
+            Message(
+                "assistant", "print(1)", recipient="python", channel="analysis", content_type="code"
+            ),
+        ],
+    ),
     ("a result", [Message.call("functions.go", "{}"), Message.tool("functions.go", "done")]),
-    ("a result of the browser", [Message("tool", "page", name="browser.open", recipient="assistant", channel="analysis")]),
-    ("words before a call", [Message.assistant("I will.", "commentary"), Message.call("functions.go", "{}")]),
+    (
+        "a result of the browser",
+        [Message("tool", "page", name="browser.open", recipient="assistant", channel="analysis")],
+    ),
+    (
+        "words before a call",
+        [Message.assistant("I will.", "commentary"), Message.call("functions.go", "{}")],
+    ),
     ("to everybody", [Message("assistant", "Hi", recipient="all", channel="final")]),
     ("emoji and accents", [Message.user("naïve 👩‍🚀 e\u0301 \u200b")]),
     ("a plain developer message", [Message.developer("Do as told."), Message.user("Hi")]),
     ("system text of one's own", [Message.system("Be a pirate."), Message.user("Hi")]),
     ("no channels", [Message.system(SystemContent(channels=())), Message.user("Hi")]),
-    ("every field of the system", [Message.system(SystemContent("You are X.", "low", DATE, "2030-01", ("final",), False, (python(), browser())))]),
-    ("two namespaces", [Message.developer(DeveloperContent("Do.", (ToolNamespace("zoo", "Animals.\nMany.", (Tool("feed", "", None),)), ToolNamespace("functions", None, (Tool("f", "F.", None),)))))]),
-]  # fmt: skip
+    (
+        "every field of the system",
+        [
+            Message.system(
+                SystemContent(
+                    "You are X.", "low", DATE, "2030-01", ("final",), False, (python(), browser())
+                )
+            )
+        ],
+    ),
+    (
+        "two namespaces",
+        [
+            Message.developer(
+                DeveloperContent(
+                    "Do.",
+                    (
+                        ToolNamespace("zoo", "Animals.\nMany.", (Tool("feed", "", None),)),
+                        ToolNamespace("functions", None, (Tool("f", "F.", None),)),
+                    ),
+                )
+            )
+        ],
+    ),
+]
 
 CH, MSG, END, ST, RET, CALL, CON = (
     "<|channel|>",
@@ -152,37 +205,111 @@ CH, MSG, END, ST, RET, CALL, CON = (
 )
 GOOD: list[tuple[str, str, str]] = [
     ("EmptyText", "an empty answer", f"{CH}final{MSG}{RET}"),
-    ("SeveralMessages", "a thought and an answer", f"{CH}analysis{MSG}Easy.{END}{ST}assistant{CH}final{MSG}4{RET}"),
-    ("SeveralMessages", "two thoughts", f"{CH}analysis{MSG}A{END}{ST}assistant{CH}analysis{MSG}B{END}"),
-    ("RecipientAfterChannel CallIsTheEnd", "a call as models write it", f"{CH}commentary to=functions.f {CON}json{MSG}{{\"a\":1}}{CALL}"),
-    ("RecipientBeforeChannel Constrain", "a call as prompts have it", f" to=functions.f{CH}commentary {CON}json{MSG}{{}}{CALL}"),
-    ("ContentType RecipientAfterChannel", "a call without the token", f"{CH}commentary to=functions.f json{MSG}{{}}{CALL}"),
-    ("RecipientAfterChannel", "a call without a format", f"{CH}commentary to=functions.f{MSG}{{}}{CALL}"),
-    ("RecipientAfterChannel ContentType", "a call of Python", f"{CH}analysis to=python code{MSG}print(1){CALL}"),
-    ("SeveralMessages RecipientAfterChannel", "words and a call", f"{CH}commentary{MSG}I will.{END}{ST}assistant{CH}commentary to=functions.f {CON}json{MSG}{{}}{CALL}"),
-    ("RecipientAfterChannel", "a name with dots and dashes", f"{CH}commentary to=functions.a.b-c {CON}json{MSG}{{}}{CALL}"),
-    ("EmptyText CallIsTheEnd", "a call without arguments", f"{CH}commentary to=functions.f {CON}json{MSG}{CALL}"),
+    (
+        "SeveralMessages",
+        "a thought and an answer",
+        f"{CH}analysis{MSG}Easy.{END}{ST}assistant{CH}final{MSG}4{RET}",
+    ),
+    (
+        "SeveralMessages",
+        "two thoughts",
+        f"{CH}analysis{MSG}A{END}{ST}assistant{CH}analysis{MSG}B{END}",
+    ),
+    (
+        "RecipientAfterChannel CallIsTheEnd",
+        "a call as models write it",
+        f'{CH}commentary to=functions.f {CON}json{MSG}{{"a":1}}{CALL}',
+    ),
+    (
+        "RecipientBeforeChannel Constrain",
+        "a call as prompts have it",
+        f" to=functions.f{CH}commentary {CON}json{MSG}{{}}{CALL}",
+    ),
+    (
+        "ContentType RecipientAfterChannel",
+        "a call without the token",
+        f"{CH}commentary to=functions.f json{MSG}{{}}{CALL}",
+    ),
+    (
+        "RecipientAfterChannel",
+        "a call without a format",
+        f"{CH}commentary to=functions.f{MSG}{{}}{CALL}",
+    ),
+    (
+        "RecipientAfterChannel ContentType",
+        "a call of Python",
+        f"{CH}analysis to=python code{MSG}print(1){CALL}",
+    ),
+    (
+        "SeveralMessages RecipientAfterChannel",
+        "words and a call",
+        f"{CH}commentary{MSG}I will.{END}{ST}assistant{CH}commentary to=functions.f {CON}json{MSG}{{}}{CALL}",
+    ),
+    (
+        "RecipientAfterChannel",
+        "a name with dots and dashes",
+        f"{CH}commentary to=functions.a.b-c {CON}json{MSG}{{}}{CALL}",
+    ),
+    (
+        "EmptyText CallIsTheEnd",
+        "a call without arguments",
+        f"{CH}commentary to=functions.f {CON}json{MSG}{CALL}",
+    ),
     ("OpenMessage", "cut by the limit", f"{CH}final{MSG}Half an ans"),
-    ("OpenMessage SeveralMessages", "cut in the second message", f"{CH}analysis{MSG}A{END}{ST}assistant{CH}final{MSG}B"),
+    (
+        "OpenMessage SeveralMessages",
+        "cut in the second message",
+        f"{CH}analysis{MSG}A{END}{ST}assistant{CH}final{MSG}B",
+    ),
     ("CutCharacter", "characters of several tokens", f"{CH}final{MSG}👩‍🚀 ᚠᛇᚻ 𒐫{RET}"),
     ("SeveralMessages", "newlines stay", f"{CH}final{MSG}\n\n a \n{RET}"),
-]  # fmt: skip
+]
 
 # malformed: what a strict reader refuses, and what a tolerant one has to keep, word for word
 BAD: list[tuple[str, str, str, list[str]]] = [
     ("MissingMessageMark", "no <|message|>", f"{CH}final Hello.{RET}", ["Hello."]),
-    ("MissingMessageMark", "no <|message|> in the second message", f"{CH}analysis{MSG}A{END}{ST}assistant{CH}final B{RET}", ["A", "B"]),
-    ("MissingStart", "no <|start|> before the second message", f"{CH}analysis{MSG}A{END}assistant{CH}final{MSG}B{RET}", ["A", "B"]),
-    ("MissingStart", "words before <|start|>", f"{CH}analysis{MSG}A{END}commentary{ST}assistant{CH}final{MSG}B{RET}", ["A", "B"]),
-    ("MissingEnd", "no <|end|> before <|start|>", f"{CH}analysis{MSG}A{ST}assistant{CH}final{MSG}B{RET}", ["A", "B"]),
-    ("MissingEnd", "no <|end|> before <|channel|>", f"{CH}analysis{MSG}A{CH}final{MSG}B{RET}", ["A", "B"]),
-    ("WordsInHeader", "two formats", f"{CH}commentary to=functions.f {CON}json json{MSG}{{}}{CALL}", ["{}"]),
+    (
+        "MissingMessageMark",
+        "no <|message|> in the second message",
+        f"{CH}analysis{MSG}A{END}{ST}assistant{CH}final B{RET}",
+        ["A", "B"],
+    ),
+    (
+        "MissingStart",
+        "no <|start|> before the second message",
+        f"{CH}analysis{MSG}A{END}assistant{CH}final{MSG}B{RET}",
+        ["A", "B"],
+    ),
+    (
+        "MissingStart",
+        "words before <|start|>",
+        f"{CH}analysis{MSG}A{END}commentary{ST}assistant{CH}final{MSG}B{RET}",
+        ["A", "B"],
+    ),
+    (
+        "MissingEnd",
+        "no <|end|> before <|start|>",
+        f"{CH}analysis{MSG}A{ST}assistant{CH}final{MSG}B{RET}",
+        ["A", "B"],
+    ),
+    (
+        "MissingEnd",
+        "no <|end|> before <|channel|>",
+        f"{CH}analysis{MSG}A{CH}final{MSG}B{RET}",
+        ["A", "B"],
+    ),
+    (
+        "WordsInHeader",
+        "two formats",
+        f"{CH}commentary to=functions.f {CON}json json{MSG}{{}}{CALL}",
+        ["{}"],
+    ),
     ("WordsInHeader", "many words", f"{CH}final one two three{MSG}A{RET}", ["A"]),
     ("SpecialInText", "a second <|message|>", f"{CH}final{MSG}A{MSG}B{RET}", ["A", "B"]),
     ("SpecialInText", "<|constrain|> in a text", f"{CH}final{MSG}A{CON}B{RET}", ["A", "B"]),
     ("MisspeltChannel", "two channels", f"{CH}analysis{CH}final{MSG}A{RET}", ["A"]),
     ("MissingMessageMark OpenMessage", "nothing but a header", f"{CH}final", []),
-]  # fmt: skip
+]
 
 STREAMS: list[tuple[str, str, str]] = [
     ("NoDelay", "words", f"{CH}final{MSG}One two three.{RET}"),
@@ -190,12 +317,16 @@ STREAMS: list[tuple[str, str, str]] = [
     ("CutCharacter", "between letters", f"{CH}final{MSG}a𒐫b{RET}"),
     ("CutCharacter", "joined emoji", f"{CH}final{MSG}👩‍🚀👨‍👩‍👧{RET}"),
     ("CutCharacter", "runes", f"{CH}final{MSG}ᚠᛇᚻ{RET}"),
-    ("CutCharacter SeveralMessages", "in a thought and an answer", f"{CH}analysis{MSG}𒐫{END}{ST}assistant{CH}final{MSG}𒐫!{RET}"),
-    ("NoDelay", "a call", f"{CH}commentary to=functions.f {CON}json{MSG}{{\"a\": \"é\"}}{CALL}"),
+    (
+        "CutCharacter SeveralMessages",
+        "in a thought and an answer",
+        f"{CH}analysis{MSG}𒐫{END}{ST}assistant{CH}final{MSG}𒐫!{RET}",
+    ),
+    ("NoDelay", "a call", f'{CH}commentary to=functions.f {CON}json{MSG}{{"a": "é"}}{CALL}'),
     ("NoDelay EmptyText", "nothing", f"{CH}final{MSG}{RET}"),
     ("NoDelay OpenMessage", "cut by the limit", f"{CH}final{MSG}One two"),
     ("NoDelay", "newlines and blanks", f"{CH}final{MSG}\n\n  a\n{RET}"),
-]  # fmt: skip
+]
 # bytes of a text that are no whole characters -> the text of it
 BROKEN: list[tuple[str, str, bytes]] = [
     ("BrokenCharacter", "half a character at the end", "𒐫".encode()[:2]),
@@ -205,18 +336,61 @@ BROKEN: list[tuple[str, str, bytes]] = [
 ]
 
 TEXTS: list[tuple[str, str]] = [
-    ("Letters", "Hello, world!"), ("Letters", ""), ("Letters", "a"), ("Letters", "HelloWorld camelCase SHOUTING iOS"),
-    ("Letters", "Ǆ ǅ ǆ Ǳ"), ("Letters", "ʰʷ ªº"), ("Letters", "naïve e\u0301te\u0301"), ("Letters", "Straße İstanbul ŉ"),
-    ("Letters", "日本語テスト"), ("Letters", "한국어 테스트"), ("Letters", "नमस्ते दुनिया"), ("Letters", "مرحبا بالعالم"),
-    ("Letters", "Привет, мир"), ("Letters", "ไทย ภาษา"), ("Letters", "👩‍🚀👨‍👩‍👧‍👦🇨🇭"), ("Letters", "𝒳𝓎 𒐫"),
-    ("Letters", "zero\u200bwidth \u200d \ufeffbom"), ("Letters", "\u0300\u0301 marks first"),
-    ("Digits", "1234567890"), ("Digits", "1 12 123 1234 12345"), ("Digits", "٣٤٥٦ ⅷ ½ ²³"), ("Digits", "3.14159e-10"), ("Digits", "v1.2.3-rc4"),
-    ("Contractions", "I'm you're he'll it's don't we've I'd"), ("Contractions", "I'M YOU'RE IT'S DON'T"), ("Contractions", "rock'n'roll 'tis o'clock"), ("Contractions", "it’s don’t"),
-    ("Punctuation", "a.b,c;d:e"), ("Punctuation", "!!! ??? ...\n"), ("Punctuation", "//path/to//file\n\n"), ("Punctuation", "{\"a\": [1, 2, {\"b\": null}]}"), ("Punctuation", "a  !b \n!c"), ("Punctuation", "-->\r\n<!--"),
-    ("WhiteSpace", "   leading"), ("WhiteSpace", "trailing   "), ("WhiteSpace", "a  b   c    d"), ("WhiteSpace", "\n\n\n"), ("WhiteSpace", " \n \n x"), ("WhiteSpace", "\t\tdef f():\n\t\treturn 1\n"), ("WhiteSpace", "a\r\nb\rc\n"), ("WhiteSpace", "\u00a0\u2003\u3000x"), ("WhiteSpace", " " * 100), ("WhiteSpace", "a" + " " * 64 + "b"),
-    ("SpecialTextIsText", "<|end|>"), ("SpecialTextIsText", "<|start|>system<|message|>x<|end|>"), ("SpecialTextIsText", "<|endoftext|> <|return|>"), ("SpecialTextIsText", "<|reserved_200018|><|endofprompt|>"), ("SpecialTextIsText", "<| end |> <|End|>"),
-    ("LongRun", "a" * 300), ("LongRun", "=" * 200), ("LongRun", "ab" * 150), ("LongRun", "1" * 100), ("LongRun", "日" * 60), ("LongRun", "-=" * 80),
-]  # fmt: skip
+    ("Letters", "Hello, world!"),
+    ("Letters", ""),
+    ("Letters", "a"),
+    ("Letters", "HelloWorld camelCase SHOUTING iOS"),
+    ("Letters", "Ǆ ǅ ǆ Ǳ"),
+    ("Letters", "ʰʷ ªº"),
+    ("Letters", "naïve e\u0301te\u0301"),
+    ("Letters", "Straße İstanbul ŉ"),
+    ("Letters", "日本語テスト"),
+    ("Letters", "한국어 테스트"),
+    ("Letters", "नमस्ते दुनिया"),
+    ("Letters", "مرحبا بالعالم"),
+    ("Letters", "Привет, мир"),
+    ("Letters", "ไทย ภาษา"),
+    ("Letters", "👩‍🚀👨‍👩‍👧‍👦🇨🇭"),
+    ("Letters", "𝒳𝓎 𒐫"),
+    ("Letters", "zero\u200bwidth \u200d \ufeffbom"),
+    ("Letters", "\u0300\u0301 marks first"),
+    ("Digits", "1234567890"),
+    ("Digits", "1 12 123 1234 12345"),
+    ("Digits", "٣٤٥٦ ⅷ ½ ²³"),
+    ("Digits", "3.14159e-10"),
+    ("Digits", "v1.2.3-rc4"),
+    ("Contractions", "I'm you're he'll it's don't we've I'd"),
+    ("Contractions", "I'M YOU'RE IT'S DON'T"),
+    ("Contractions", "rock'n'roll 'tis o'clock"),
+    ("Contractions", "it’s don’t"),
+    ("Punctuation", "a.b,c;d:e"),
+    ("Punctuation", "!!! ??? ...\n"),
+    ("Punctuation", "//path/to//file\n\n"),
+    ("Punctuation", '{"a": [1, 2, {"b": null}]}'),
+    ("Punctuation", "a  !b \n!c"),
+    ("Punctuation", "-->\r\n<!--"),
+    ("WhiteSpace", "   leading"),
+    ("WhiteSpace", "trailing   "),
+    ("WhiteSpace", "a  b   c    d"),
+    ("WhiteSpace", "\n\n\n"),
+    ("WhiteSpace", " \n \n x"),
+    ("WhiteSpace", "\t\tdef f():\n\t\treturn 1\n"),
+    ("WhiteSpace", "a\r\nb\rc\n"),
+    ("WhiteSpace", "\u00a0\u2003\u3000x"),
+    ("WhiteSpace", " " * 100),
+    ("WhiteSpace", "a" + " " * 64 + "b"),
+    ("SpecialTextIsText", "<|end|>"),
+    ("SpecialTextIsText", "<|start|>system<|message|>x<|end|>"),
+    ("SpecialTextIsText", "<|endoftext|> <|return|>"),
+    ("SpecialTextIsText", "<|reserved_200018|><|endofprompt|>"),
+    ("SpecialTextIsText", "<| end |> <|End|>"),
+    ("LongRun", "a" * 300),
+    ("LongRun", "=" * 200),
+    ("LongRun", "ab" * 150),
+    ("LongRun", "1" * 100),
+    ("LongRun", "日" * 60),
+    ("LongRun", "-=" * 80),
+]
 
 
 def _messages(messages: list[Message]) -> list[dict[str, Any]]:
@@ -316,11 +490,16 @@ class _Writer:
         except oh.HarmonyError:
             theirs = "refused"
         self.add(
-            "parse", note, flags.split(), given, {"strict": "refused", "kept": kept},
-            source="rule", openai_harmony=theirs,
+            "parse",
+            note,
+            flags.split(),
+            given,
+            {"strict": "refused", "kept": kept},
+            source="rule",
+            openai_harmony=theirs,
             rule="The tokens do not follow the format. A strict reader refuses them; a tolerant one "
             "keeps these texts, in this order, in whatever fields it shows.",
-        )  # fmt: skip
+        )
 
     def stream(self, flags: str, note: str, ids: list[int], source: str) -> None:
         """What each token adds to the text: the longest run of whole characters."""

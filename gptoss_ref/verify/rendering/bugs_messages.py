@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from gptoss_ref.chat.messages import Message, SystemContent
@@ -69,7 +70,7 @@ def _(right: History, messages: Messages) -> list[Message]:
     kept = right(messages)
     thoughts = [
         m
-        for m, after in zip(messages, messages[1:], strict=False)
+        for m, after in pairwise(messages)
         if m.channel == "analysis" and is_call(after)
     ]
     return [m for m in messages if m in kept or m in thoughts]

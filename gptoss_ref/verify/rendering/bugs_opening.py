@@ -126,6 +126,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
     "system",
     "The model guesses the year, usually that of its training.",
     "hiyouga/LlamaFactory#8875 tenstorrent/tt-inference-server#4143",
+    form=True,
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
     """The line "Current date" is missing."""

@@ -32,7 +32,8 @@ def harmony(
 
     >>> from gptoss_ref.verify import harmony
     >>> said = {"messages": [{"role": "user", "content": "Hello"}], "date": "2025-06-28"}
-    >>> harmony(said, "<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n").causes[0].name
+    >>> theirs = "<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n"
+    >>> harmony(said, theirs).causes[0].name
     'chatml'
 
     Args:

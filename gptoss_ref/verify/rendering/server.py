@@ -23,6 +23,9 @@ from gptoss_ref.verify.rendering.report import RenderingReport, judge
 
 Rendered = str | list[int]
 
+START = 200006
+"""The id of ``<|start|>`` in the released tokenizer."""
+
 
 class Server:
     """Requests to one server.
@@ -205,7 +208,7 @@ def _echo(server: Server, body: dict[str, Any]) -> Rendered | Answer:
             raise EndpointError(f"{server.url}: prompt_logprobs: expected tokens by id")
         found.append(int(next(iter(row))))  # the prompt's own token comes first
     # the first has no log-probability; that it is <|start|> is all that can be supposed
-    return [o200k_harmony().special_id("start"), *found]
+    return [START, *found]
 
 
 def _ids(server: Server, path: str, answer: Answer) -> list[int]:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gptoss_ref.chat.hf_tokenizer import load_tokenizer
+from gptoss_ref.chat.hf_tokenizer import read_tokenizer_json
 from gptoss_ref.chat.tokenizer import Tokenizer
 from gptoss_ref.errors import GptOssError, HarmonyError
 from gptoss_ref.verify.rendering.check import case_of
@@ -62,12 +62,14 @@ def check_template(
     """
     said = check_conversations() if conversations is None else tuple(conversations)
     cases, refused, notes = _cases(template, said, True, tokenizer, seconds)
+    if refused and not cases:
+        raise HarmonyError(f"the template renders none of the conversations: {refused[0][1]}")
     with_calls = tuple(one for one in said if '"tool_calls"' in json.dumps(one.chat))
     if with_calls:
         texts, _, _ = _cases(template, with_calls, False, tokenizer, seconds)
         names = {cause.name for cause in judge(cases).causes}
         for cause in judge(texts).causes:
-            if cause.name not in names and texts:
+            if cause.name not in names:
                 notes.append(
                     f"Given a call's arguments as text, as chat APIs have them: {cause.name}: "
                     f"{cause.summary}"
@@ -113,10 +115,9 @@ def check_tokenizer_folder(
             raise HarmonyError(f"{config}: has no chat_template, nor is there {file.name}")
     else:
         raise HarmonyError(f"{folder}: has neither {file.name} nor {config.name}")
-    has_ids = (where / "tokenizer.json").is_file()
-    return check_template(
-        template, conversations, tokenizer=load_tokenizer(where) if has_ids else None
-    )
+    vocabulary = where / "tokenizer.json"
+    tokenizer = read_tokenizer_json(vocabulary) if vocabulary.is_file() else None
+    return check_template(template, conversations, tokenizer=tokenizer)
 
 
 def _read(path: Path) -> str:
@@ -151,8 +152,6 @@ def _cases(
         case, more = case_of(conversation, rendered, with_=tokenizer)
         cases.append(case)
         notes += more
-    if refused and not cases:
-        raise HarmonyError(f"the template renders none of the conversations: {refused[0][1]}")
     return cases, refused, notes
 
 
