@@ -66,6 +66,7 @@ def build_parser() -> Parser:
         _add_compare,
         _add_diagnose,
         _add_inspect,
+        _add_harmony,
     ):
         add(commands)
     return parser
@@ -241,6 +242,55 @@ def _add_inspect(commands: Any) -> None:
     _add_download_option(command)
     _add_backend_options(command)
     _add_json_option(command)
+
+
+def _add_harmony(commands: Any) -> None:
+    command = _command(commands, "harmony", "render, parse, compare and check Harmony prompts")
+    verbs = command.add_subparsers(metavar="VERB", required=True, parser_class=Parser, dest="verb")
+
+    def verb(name: str, summary: str) -> Parser:
+        made: Parser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        return made
+
+    render = verb("render", "a conversation as the prompt that the model reads")
+    render.add_argument(
+        "conversation", metavar="CONVERSATION.json", help="chat or Harmony messages"
+    )
+    render.add_argument("--ids", action="store_true", help="print token ids")
+    render.add_argument("--training", action="store_true", help="no prompt at the end, <|return|>")
+    parse = verb("parse", "token ids or text as messages")
+    parse.add_argument(
+        "file", type=_file_name, metavar="FILE", help="token ids or text; - for stdin"
+    )
+    parse.add_argument("--role", metavar="ROLE", help="whose message it begins in the middle of")
+    parse.add_argument("--strict", action="store_true", help="refuse what is not by the format")
+    diff = verb("diff", "two renderings token by token")
+    diff.add_argument("first", type=_file_name, metavar="A", help="token ids or text")
+    diff.add_argument("second", type=_file_name, metavar="B", help="token ids or text")
+    check = verb("check", "name the bug in a rendering, a chat template or a server")
+    check.add_argument("conversation", nargs="?", metavar="CONVERSATION.json")
+    check.add_argument(
+        "rendered", nargs="?", metavar="RENDERED", help="somebody's ids or text of it"
+    )
+    source = check.add_mutually_exclusive_group()
+    source.add_argument("--template", metavar="FILE", help="a Jinja chat template (extra: verify)")
+    source.add_argument("--server", metavar="URL", help="a running server")
+    check.add_argument(
+        "--live", action="store_true", help="with --server: ask the model, and check its answers"
+    )
+    check.add_argument(
+        "--tokenizer", metavar="DIR", help="a transformers tokenizer's folder; or that of --server"
+    )
+    check.add_argument("--training", action="store_true", help="RENDERED is a training example")
+    check.add_argument("--served-model", metavar="NAME", help="its name on the server")
+    check.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for each answer"
+    )
+    check.add_argument(
+        "--api-key-env", metavar="VARIABLE", help="environment variable that holds the server's key"
+    )
+    for one in (render, parse, diff, check):
+        _add_json_option(one)
 
 
 def _command(commands: Any, name: str, summary: str) -> Parser:

@@ -54,6 +54,11 @@ def check_vectors(folder: str | Path, precision: str = "float32") -> Judgement:
     return Judgement(tuple(findings), absent, tuple(notes))
 
 
+def has_results(folder: str | Path) -> bool:
+    """Whether a folder holds numbers of any operation."""
+    return any((Path(folder) / f"{n}{s}").is_file() for n in OPERATIONS for s in SUFFIXES)
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """The file of each operation that has one, in the suite's order."""
     if not folder.is_dir():
