@@ -8,10 +8,12 @@ put them into docs/_generate/reliability.json, and write the page.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,27 @@ def figures() -> Figures:
 
 def record(kind: str, name: str, values: dict[str, Any]) -> None:
     """Keep the figures of one run, in place of older ones of that name, and write the page."""
+    with _alone():
+        _record(kind, name, values)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two runs may end at the same time."""
+    lock = HERE / ".reliability.lock"
+    while True:
+        try:
+            lock.mkdir()
+            break
+        except FileExistsError:
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.rmdir()
+
+
+def _record(kind: str, name: str, values: dict[str, Any]) -> None:
     known = figures()
     known[kind][name] = {
         **values,
