@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref._files import outside, read_bounded
 from gptoss_ref.chat.split import SAFE_PATTERNS
 from gptoss_ref.chat.tokenizer import (
     HARMONY_TOKENS,
@@ -176,7 +177,7 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(path).decode())
     except OSError as error:
         raise TokenError(
             f"{path}: cannot read ({error.strerror}); a checkpoint whose vocab_size is not 201088 "
@@ -324,11 +325,14 @@ def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
 
     The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`, and nothing in
     the folder is read. Any other is built from its tokenizer.json (Hugging Face, byte-level BPE).
-    Raises TokenError when that file is missing, is of another kind, or does not fit the vocabulary.
+    Raises TokenError when that file is missing, is of another kind, is a link out of the folder, or
+    does not fit the vocabulary.
     """
     if config.vocab_size == LAST_SPECIAL + 1:
         return o200k_harmony()
     path = Path(folder) / "tokenizer.json"
+    if reason := outside(path, path.parent):
+        raise TokenError(f"{path}: {reason}")
     tokenizer = read_tokenizer_json(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenError(

@@ -33,6 +33,9 @@ _COMPANIONS = (
 )  # fmt: skip
 # Source config keys that the written ones replace.
 _REPLACED = {"rope_parameters", "rope_scaling", "quantization_config", "torch_dtype", "dtype"}
+# Source config keys by which other libraries choose code to load; so do those that begin with "_"
+# (CVE-2026-4372 in transformers). The result does not have them.
+_CODE = {"auto_map", "custom_pipelines", "attn_implementation", "experts_implementation"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def convert(
     if max_shard_bytes < 1:
         raise GptOssError(f"max_shard_bytes must be positive, not {max_shard_bytes}")
     dst = Path(dst)
-    config = _config(source, target, experts)
+    config, notes = _config(source, target, experts)
     outputs = list(_outputs(source, target, rule))
     nbytes = sum(output.nbytes for output in outputs)
     with new_folder(dst) as folder:
@@ -108,7 +111,7 @@ def convert(
             raise CheckpointError(f"{dst}: needs {nbytes} bytes, the disk has {free} free")
         files = write_shards(folder, outputs, max_shard_bytes, progress)
         write_json(folder / "config.json", config)
-        notes = _copy_companions(source, target, folder)
+        notes += _copy_companions(source, target, folder)
     return Conversion(
         path=str(dst),
         layout="openai" if target == "openai" else "hf",
@@ -141,17 +144,24 @@ def _target(
     return "hf-bfloat16", "bfloat16"
 
 
-def _config(source: Checkpoint, target: Layout, experts: Any) -> dict[str, Any]:
-    """The target's config.json; keys of a Hugging Face source that mean nothing here are kept."""
+def _config(
+    source: Checkpoint, target: Layout, experts: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The target's config.json, and notes about it.
+
+    Keys of a Hugging Face source that mean nothing here are kept, but those that choose code.
+    """
     if target == "openai":
-        return source.config.to_json("openai")
+        return source.config.to_json("openai"), []
     written = source.config.to_json("hf", experts)
     path = source.companion("config.json")
     raw = read_object(path) if path is not None else {}
     if "model_type" not in raw:  # the OpenAI dialect, which the written keys cover
-        return written
-    raw = {key: value for key, value in raw.items() if key not in _REPLACED}
-    return {**raw, **written}
+        return written, []
+    code = [key for key in raw if key in _CODE or key.startswith("_")]
+    raw = {key: value for key, value in raw.items() if key not in {*_REPLACED, *code}}
+    notes = [f"config.json: left out {key!r}: it may choose code to load" for key in code]
+    return {**raw, **written}, notes
 
 
 def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[str]:
@@ -211,6 +221,7 @@ def _copied(source: Checkpoint, tensor: str, shape: tuple[int, ...], parts: list
             rows = array if place.rows is None else array[slice(*place.rows)]
             flat = rows.reshape(-1)
             for start in range(0, flat.size, _COPY_VALUES):
+                source.shards.check_sizes()
                 yield flat[start : start + _COPY_VALUES]
                 source.shards.release()
 
@@ -245,6 +256,7 @@ class _Decoder:
         for e in range(experts):
             dense = np.empty((rows, groups * MXFP4_BLOCK), np.uint16)
             for tile in _tiles(*dense.shape):
+                shards.check_sizes()
                 if scales[e, tile].max() > _FINITE_SCALE:
                     self._check(blocks[e, tile], scales[e, tile], e)
                 pair = scales[e, tile].astype(np.uint16)[..., None] << 8 | blocks[e, tile]
@@ -275,6 +287,7 @@ class _Encoder:
         array = self.source.shards.array(self.place.tensor)  # (E, M, N)
         self._scales = []
         for e, expert in enumerate(array):
+            self.source.shards.check_sizes()
             dense = np.ascontiguousarray(expert.T)  # (N, M)
             for tile in _tiles(*dense.shape):
                 blocks, scales = self._encode(widen(dense[tile], np.float64), e)

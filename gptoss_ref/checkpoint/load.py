@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref._files import outside
 from gptoss_ref.checkpoint.locate import locate
 from gptoss_ref.checkpoint.names import Layout, Place, detect_layout, places
 from gptoss_ref.checkpoint.shards import Shards
@@ -59,12 +60,21 @@ class Checkpoint:
         return "bfloat16" if self.layout == "hf-bfloat16" else "mxfp4"
 
     def companion(self, name: str) -> Path | None:
-        """A file that goes with the weights, from `path` or `root`; None if neither has it."""
+        """A file that goes with the weights, from `path` or `root`; None if neither has it.
+
+        Raises CheckpointError for a link to a file elsewhere; see `_files.outside`.
+        """
         return _companion(self.path, self.root, name)
 
 
 def _companion(folder: Path, root: Path, name: str) -> Path | None:
-    return next((at / name for at in (folder, root) if (at / name).is_file()), None)
+    for at in (folder, root):
+        path = at / name
+        if outside(path, at) and (reason := outside(path, root)):
+            raise CheckpointError(f"{path}: {reason}")
+        if path.is_file():
+            return path
+    return None
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

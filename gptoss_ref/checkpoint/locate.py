@@ -53,6 +53,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
         raise CheckpointError(f"{path}: expected a checkpoint folder, not a file")
     original = folder / "original"
     if not _has_tensors(folder) and _has_tensors(original):
+        if folder.resolve() not in original.resolve().parents:
+            raise CheckpointError(f"{original}: is a link that leaves the folder")
         return original, folder
     whole = any((folder / name).exists() for name in ("tokenizer.json", "generation_config.json"))
     root = folder.parent if folder.name == "original" and not whole else folder
