@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from gptoss_ref.layers.linear import dense
 from gptoss_ref.numerics import Array, Policy
-from gptoss_ref.weights import ModelWeights, by_name, with_changed
+from gptoss_ref.weights import ModelWeights
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Adapter:
 
         Shapes are those of the weights: (V, D), (N, M), (E, N, M), …
         """
-        named = by_name(weights)
+        named = weights.named()
         changed = {name: policy.round(values) for name, values in self.whole.items()}
         for name, low_rank in self.factors.items():
             base = changed[name] if name in changed else dense(named[name], policy)
@@ -81,4 +81,4 @@ class Adapter:
 
     def applied(self, weights: ModelWeights, policy: Policy) -> ModelWeights:
         """``weights`` with this adapter in them."""
-        return with_changed(weights, self.changed(weights, policy))
+        return weights.replaced(self.changed(weights, policy))

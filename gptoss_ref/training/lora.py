@@ -21,7 +21,7 @@ import numpy as np
 from gptoss_ref.checkpoint.adapter import LowRank
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-from gptoss_ref.weights import ModelWeights, by_name
+from gptoss_ref.weights import ModelWeights
 
 MATRICES = ("*.attn.q_weight", "*.attn.k_weight", "*.attn.v_weight", "*.attn.out_weight",
             "*.mlp.gate_weight", "*.mlp.mlp1_weight", "*.mlp.mlp2_weight", "embedding",
@@ -66,7 +66,7 @@ class LoRA:
         Raises:
             GptOssError: a pattern that matches no matrix.
         """
-        shapes = {name: weight.shape for name, weight in by_name(weights).items()}
+        shapes = {name: weight.shape for name, weight in weights.named().items()}
         matrices = matching(list(shapes), MATRICES)
         for pattern in self.targets:
             if not any(fnmatchcase(name, pattern) for name in matrices):
