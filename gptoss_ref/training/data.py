@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.chat.conversation import build_conversation
 from gptoss_ref.chat.messages import Message
-from gptoss_ref.chat.render import drop_analysis, render_message
+from gptoss_ref.chat.render import drop_analysis, has_function_tools, render_message
 from gptoss_ref.chat.tokenizer import Tokenizer
 from gptoss_ref.errors import GptOssError, HarmonyError
 
@@ -155,7 +155,7 @@ Made = tuple[Sequence[int], Sequence[int], Sequence[bool]]
 def _from_messages(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
     messages, weights = _messages(data)
     kept = drop_analysis(messages, "answered")
-    functions = any(m.role == "developer" for m in kept) and bool(data.get("tools"))
+    functions = has_function_tools(messages)
     start = [tokenizer.special_id("start"), *tokenizer.encode("assistant")]
     tokens: list[int] = []
     targets: list[int] = []
