@@ -34,6 +34,8 @@ _HOMES: dict[str, str | None] = {
     "respond": "chat",
     "threads": "kernels.threads",
     "trace": "tracing.trace",
+    "train": "training",
+    "training": None,
     "verify": None,
     "viz": None,
 }
@@ -61,12 +63,14 @@ __all__ = [
     "respond",
     "threads",
     "trace",
+    "train",
+    "training",
     "verify",
     "viz",
 ]
 
 if TYPE_CHECKING:
-    from gptoss_ref import gradients, kernels, layers, verify, viz
+    from gptoss_ref import gradients, kernels, layers, training, verify, viz
     from gptoss_ref.backpropagation import backward
     from gptoss_ref.chat import Reply, respond
     from gptoss_ref.checkpoint import load_checkpoint
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from gptoss_ref.kernels.threads import threads
     from gptoss_ref.model import Model, load
     from gptoss_ref.tracing.trace import Trace, trace
+    from gptoss_ref.training.loop import train
     from gptoss_ref.verify.compare import compare
     from gptoss_ref.verify.diagnose import diagnose
 

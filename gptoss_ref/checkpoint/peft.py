@@ -55,6 +55,21 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def base_of(folder: Path) -> str:
+    """What the adapter in ``folder`` was trained on: ``"tiny"``, a folder or a Hub id.
+
+    Raises:
+        CheckpointError: its configuration cannot be read, or does not say.
+    """
+    base = _settings(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{folder / CONFIG}: base_model_name_or_path is {base!r}: load the model it was trained "
+            f"on with this adapter, gr.load(MODEL, adapter={str(folder)!r})"
+        )
+    return base
+
+
 def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
     """The adapter in ``folder``, checked against the model's configuration.
 

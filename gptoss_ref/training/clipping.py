@@ -34,7 +34,7 @@ def clip(gradients: dict[str, Array], limit: float) -> tuple[dict[str, Array], f
     (5.0, [0.6, 0.0], [[0.8]])
     """
     length = norm(gradients)
-    if not length > limit:
+    if not limit < length < math.inf:
         return gradients, length
     factor = limit / length
     return {name: g * g.dtype.type(factor) for name, g in gradients.items()}, length

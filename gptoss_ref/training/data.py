@@ -154,7 +154,8 @@ Made = tuple[Sequence[int], Sequence[int], Sequence[bool]]
 
 def _from_messages(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
     messages, weights = _messages(data)
-    kept = drop_analysis(messages, "answered")
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=0)
+    kept = [*drop_analysis(messages[:last], "answered"), *messages[last:]]
     functions = has_function_tools(messages)
     start = [tokenizer.special_id("start"), *tokenizer.encode("assistant")]
     tokens: list[int] = []
