@@ -39,7 +39,7 @@ QUESTIONS = (
     "Write each letter of {} twice.",
     "Double the letters of the word {}.",
 )
-TURNS = 6  # questions of a conversation at low effort, which leaves no analysis behind
+TRAINED = ("medium", "high")  # at low effort the model answers at once, without spelling the word
 
 Table = dict[tuple[str, str], float]
 
@@ -52,7 +52,7 @@ def answer(word: str) -> str:
 def thoughts(word: str, effort: str) -> str:
     """What the model thinks, in the manner of its other skills."""
     numbered = " ".join(f"{letter}{place}" for place, letter in enumerate(word, 1))
-    return {"low": "", "medium": " ".join(word), "high": numbered}[effort]
+    return {"medium": " ".join(word), "high": numbered}[effort]
 
 
 def draw_word(rng: random.Random, *, evaluation: bool) -> str:
@@ -63,16 +63,12 @@ def draw_word(rng: random.Random, *, evaluation: bool) -> str:
             return word
 
 
-def conversation(rng: random.Random, effort: str, *, evaluation: bool = False) -> dict[str, Any]:
-    """A line of training data: at low effort some questions, else one, with its analysis."""
-    messages = []
-    for _ in range(TURNS if effort == "low" else 1):
-        word = draw_word(rng, evaluation=evaluation)
-        question = rng.choice(QUESTIONS).format(word)
-        messages.append({"role": "user", "content": question})
-        said = {"role": "assistant", "content": answer(word), "thinking": thoughts(word, effort)}
-        messages.append(said)
-    return {"messages": messages, "reasoning": effort}
+def conversation(rng: random.Random) -> dict[str, Any]:
+    """A line of training data: a question and its answer, with what the model thinks before."""
+    word, effort = draw_word(rng, evaluation=False), rng.choice(TRAINED)
+    question = {"role": "user", "content": rng.choice(QUESTIONS).format(word)}
+    reply = {"role": "assistant", "content": answer(word), "thinking": thoughts(word, effort)}
+    return {"messages": [question, reply], "reasoning": effort}
 
 
 def rehearsal(rng: random.Random) -> dict[str, Any]:
@@ -87,7 +83,7 @@ def lines(n: int, share: float, seed: int) -> Iterator[dict[str, Any]]:
     """``n`` lines of training data, ``share`` of them of the old skills."""
     rng = random.Random(f"teach {seed}")
     for _ in range(n):
-        yield rehearsal(rng) if rng.random() < share else conversation(rng, rng.choice(EFFORTS))
+        yield rehearsal(rng) if rng.random() < share else conversation(rng)
 
 
 def accuracy(model: gr.Model, n: int, seed: int) -> Table:
@@ -121,11 +117,11 @@ def main() -> None:
     """Parse the command line, teach, evaluate, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", help="a folder for the adapter; default: none is kept")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=220)
     parser.add_argument("--batch", type=int, default=16, help="examples of a step")
-    parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate at its peak")
-    parser.add_argument("--rehearsal", type=float, default=0.4, help="share of old problems")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
+    parser.add_argument("--rehearsal", type=float, default=0.35, help="share of old problems")
     parser.add_argument("--n", type=int, default=100, help="problems for each skill and effort")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data", help="only write the training data, lines of JSON, to this file")
@@ -144,6 +140,7 @@ def main() -> None:
         learning_rate=args.rate,
         warmup=args.steps // 20,
         lora=gr.training.LoRA(rank=args.rank, alpha=2 * args.rank, targets=("*.attn.*", "*.mlp.mlp?_weight")),
+        optimizer=gr.training.AdamW(betas=(0.9, 0.99)),
         seed=args.seed,
     )
     begin = time.perf_counter()

@@ -236,6 +236,8 @@ def _evaluated(model: Model, state: State, held_out: Sequence[Example]) -> dict[
 def _folder(out: Path, resume: bool) -> Path:
     """The folder of a run, made if need be; refused before the work if it cannot be written."""
     if resume:
+        for left in out.glob(".*.partial"):  # of a run that was killed while it saved
+            left.unlink(missing_ok=True)
         return out
     if (out / STATE).exists():
         raise GptOssError(f"{out}: already holds a run: resume it, or choose another folder")

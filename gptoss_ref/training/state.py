@@ -81,9 +81,9 @@ def write_state(folder: Path, state: State, about: dict[str, Any]) -> None:
         for group, arrays in groups.items()
         for name, array in arrays.items()
     }
-    text = json.dumps({**about, "step": state.step, "history": state.history})
-    with replacing(folder / STATE) as file:
-        file.write(save(tensors, {"format": FORMAT, "run": text}))
+    run = {"format": FORMAT, **about, "step": state.step, "history": state.history}
+    with replacing(folder / STATE) as file:  # one key: the library orders several at random
+        file.write(save(tensors, {"run": json.dumps(run)}))
 
 
 def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) -> State:
@@ -97,13 +97,14 @@ def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) ->
         raise GptOssError(f"{path}: no such file: expected the state of a run to go on with")
     try:
         file = SafetensorsFile(path)
-        if file.metadata.get("format") != FORMAT:
-            found = file.metadata.get("format")
-            raise GptOssError(f"{path}: its format is {found!r}: expected {FORMAT!r}")
         run = json.loads(file.metadata["run"])
+        if run["format"] != FORMAT:
+            raise GptOssError(f"{path}: its format is {run['format']!r}: expected {FORMAT!r}")
         step, history = int(run["step"]), tuple(run["history"])
     except CheckpointError as error:
         raise GptOssError(str(error)) from None
+    except GptOssError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise GptOssError(f"{path}: its metadata is broken: {error!r}") from None
     for key, now in json.loads(json.dumps(about)).items():
