@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from gptoss_ref.backpropagation import backward
 from gptoss_ref.checkpoint.adapter import Adapter
+from gptoss_ref.checkpoint.locate import TINY, locate
 from gptoss_ref.checkpoint.peft import write_adapter
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
@@ -31,6 +32,7 @@ from gptoss_ref.training.evaluation import evaluate
 from gptoss_ref.training.parameters import Parameters
 from gptoss_ref.training.recipe import Recipe
 from gptoss_ref.training.state import STATE, State, identity, read_state, write_state
+from gptoss_ref.weights import MXFP4
 
 Report = Callable[[dict[str, Any], int], None]
 """Called with each record of the history and the steps of the whole run."""
@@ -47,13 +49,15 @@ class Run:
             update, its learning rate, the gradients' length before clipping, the targets of its
             batch. ``{"step", "held_out_loss", "held_out_right", "held_out_targets"}`` for each
             evaluation, after so many steps.
+        parameters: numbers that were trained.
         seconds: of this call.
     """
 
     model: Model
     adapter: Adapter
     history: list[dict[str, Any]]
-    seconds: float = field(compare=False)
+    parameters: int
+    seconds: float
 
 
 def train(
@@ -82,13 +86,14 @@ def train(
             not there. None: nothing is written.
         resume: go on with the run in ``out``.
         base: what the adapter's file calls the model: ``"tiny"``, a folder or a Hub id; empty: the
-            model's own folder.
+            folder that the model was loaded from.
         report: called after each step and each evaluation.
 
     Raises:
         GptOssError: no data; a recipe that cannot be; a loss or gradients that are not finite: the
             message names the first tap point that is not; ``out`` cannot be written, already
-            holds a run, or, to resume, holds none or another one.
+            holds a run, or, to resume, holds none or another one; ``out`` with a model whose
+            weights are not those of its checkpoint, and no ``base``.
         KeyboardInterrupt: passed on after the last whole step has been saved.
     """
     began = time.perf_counter()
@@ -106,7 +111,7 @@ def train(
         state = read_state(folder, start.arrays, about)
     else:
         state = State(start.arrays, Moments.zeros(start.arrays), 0, ())
-    base = base or str(model.path or "")
+    base = base or _base(model, folder)
 
     def save() -> None:
         if folder is not None:
@@ -140,7 +145,7 @@ def train(
         )
     save()
     seconds = time.perf_counter() - began
-    return Run(final, trained.adapter(base), list(state.history), seconds)
+    return Run(final, trained.adapter(base), list(state.history), trained.count, seconds)
 
 
 def _step(
@@ -231,6 +236,26 @@ def _evaluated(model: Model, state: State, held_out: Sequence[Example]) -> dict[
     found = evaluate(model, held_out)
     values = {f"held_out_{name}": value for name, value in found._asdict().items()}
     return {"step": state.step, **values}
+
+
+def _base(model: Model, folder: Path | None) -> str:
+    """Where the model that an adapter is for can be found again."""
+    if model.checkpoint is None:
+        return ""
+    stored = model.checkpoint.weights.named()
+    for name, now in model.weights.named().items():
+        same = now.blocks if isinstance(now, MXFP4) else now
+        was = stored[name]
+        if same is not (was.blocks if isinstance(was, MXFP4) else was):
+            if folder is None:
+                return ""
+            raise GptOssError(
+                f"{name} of the model is not its checkpoint's, to which an adapter is added: write "
+                "a checkpoint first (gptoss-ref convert merges an adapter), or give base"
+            )
+    if model.checkpoint.path == locate(TINY)[0]:
+        return TINY
+    return str(model.checkpoint.root.resolve())
 
 
 def _folder(out: Path, resume: bool) -> Path:

@@ -96,7 +96,7 @@ def test_a_resumed_run_has_the_same_bits(
     expected, files = whole_run
     for left in (records, 2):
         try:
-            run = train(
+            train(
                 small_model(),
                 DATA,
                 RECIPE,
@@ -108,7 +108,7 @@ def test_a_resumed_run_has_the_same_bits(
         except KeyboardInterrupt:
             assert sorted(files_of(tmp_path)) == sorted([CONFIG, TENSORS, STATE])
     run = train(small_model(), DATA, RECIPE, held_out=HELD_OUT, out=tmp_path, resume=True)
-    assert run == expected or run.history == expected.history
+    assert run.history == expected.history
     assert files_of(tmp_path) == files
     tokens = DATA[0].tokens
     np.testing.assert_array_equal(run.model(tokens), expected.model(tokens))
