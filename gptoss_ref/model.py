@@ -353,8 +353,8 @@ def load(
 
     Args:
         path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
-            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder with
-            a LoRA adapter in PEFT's files stands for the model that it names, with the adapter.
+            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder
+            with a LoRA adapter in PEFT's files stands for the model that it names, with it.
         adapter: such a folder, for the model ``path``. Its additions are in the weights that they
             change, which are then dense and in memory.
         backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.

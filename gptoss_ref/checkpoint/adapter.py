@@ -43,10 +43,11 @@ class LowRank:
         """R."""
         return int(self.a.shape[-2])
 
-    def product(self, dtype: DTypeLike = None) -> Array:
+    def product(self, dtype: DTypeLike | None = None) -> Array:
         """s · B A in ``dtype`` (None: that of the factors): (…, N, M)."""
         b, a = (x.astype(dtype or x.dtype, copy=False) for x in (self.b, self.a))
-        return np.matmul(b * b.dtype.type(self.scale), a)
+        product: Array = np.matmul(b * b.dtype.type(self.scale), a)
+        return product
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,9 @@ def convert(
 
     Raises:
         ConfigError: the target cannot express the configuration, or the two options conflict.
-        CheckpointError: the source or the adapter is bad, the target exists or cannot be written, or a value has
-            no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a value of 2^128 and
-            more to bfloat16.
+        CheckpointError: the source or the adapter is bad, the target exists or cannot be written,
+            or a value has no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a
+            value of 2^128 and more to bfloat16.
     """
     if dst == "":
         raise CheckpointError("the path of the result is empty; expected that of a new folder")

@@ -72,7 +72,7 @@ class Merger:
             self._note(weight, "bfloat16", bfloat16_to_float(bits, np.float64), before, after)
             yield bits
 
-    def floats(self, weight: str, dtype: np.dtype[np.floating]) -> Iterator[Array]:
+    def floats(self, weight: str, dtype: np.dtype[Any]) -> Iterator[Array]:
         """The sum in ``dtype``, pieces (N, M) as those of :meth:`bfloat16`."""
         for before, after in self._pieces(weight):
             values = after.astype(dtype)
@@ -134,7 +134,9 @@ class Merger:
                 a, b = factors.a[at].astype(np.float64), factors.b[at].astype(np.float64)
                 after = after + factors.scale * b @ a
             if not np.isfinite(after).all():
-                raise CheckpointError(f"{weight}: holds a NaN or an infinity with the adapter in it")
+                raise CheckpointError(
+                    f"{weight}: holds a NaN or an infinity with the adapter in it"
+                )
             yield before, after
 
     def _note(self, weight: str, stored: str, values: Array, before: Array, after: Array) -> None:

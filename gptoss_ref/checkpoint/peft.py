@@ -5,9 +5,9 @@ A tensor's name is ``base_model.model.`` + the module's path in transformers + `
 
 Experts are no modules there but parameters (E, M, N) of one module, which PEFT reaches by
 ``target_parameters``. It stores the factors of all experts in two matrices: A (E·R, M), whose rows
-are those of expert 0, then of expert 1, …; and B (N, R·E), in which the experts of one rank lie side
-by side. If both parameters of the module have factors, those of ``gate_up_proj``, wrapped first, are
-under ``experts.base_layer``, and those of ``down_proj`` under ``experts``.
+are those of expert 0, then of expert 1, …; and B (N, R·E), in which the experts of one rank lie
+side by side. If both parameters of the module have factors, those of ``gate_up_proj``, wrapped
+first, are under ``experts.base_layer``, and those of ``down_proj`` under ``experts``.
 
 Source: PEFT 0.21, ``peft/tuners/lora/layer.py`` (``ParamWrapper``), ``utils/save_and_load.py``.
 """
@@ -64,8 +64,8 @@ def base_of(folder: Path) -> str:
     base = _settings(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
-            f"{folder / CONFIG}: base_model_name_or_path is {base!r}: load the model it was trained "
-            f"on with this adapter, gr.load(MODEL, adapter={str(folder)!r})"
+            f"{folder / CONFIG}: base_model_name_or_path is {base!r}: load the model it was "
+            f"trained on with this adapter, gr.load(MODEL, adapter={str(folder)!r})"
         )
     return base
 
@@ -75,7 +75,7 @@ def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
 
     Raises:
         CheckpointError: a file is missing or unreadable, a tensor is of an unknown module or of
-            another shape, or the adapter needs something besides low-rank factors and whole weights.
+            another shape, or the adapter needs more than low-rank factors and whole weights.
     """
     settings = _settings(folder / CONFIG)
     path = folder / TENSORS
@@ -135,7 +135,9 @@ def _settings(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if settings.get("peft_type") != "LORA":
-        raise CheckpointError(f"{path}: peft_type must be 'LORA', not {settings.get('peft_type')!r}")
+        raise CheckpointError(
+            f"{path}: peft_type must be 'LORA', not {settings.get('peft_type')!r}"
+        )
     for key, allowed in _UNSUPPORTED.items():
         if settings.get(key) not in allowed:
             raise CheckpointError(f"{path}: {key} must be {allowed[0]!r}, not {settings[key]!r}")
@@ -189,7 +191,9 @@ def _factors(
     if len(place.shape) == 2:
         outputs, inputs = place.shape
         if (a.shape[1], b.shape) != (inputs, (outputs, a.shape[0])):
-            raise _misfit(path, name, (a.shape, b.shape), "A, B", f"((R, {inputs}), ({outputs}, R))")
+            raise _misfit(
+                path, name, (a.shape, b.shape), "A, B", f"((R, {inputs}), ({outputs}, R))"
+            )
         return len(a), (a, b), swapped
     experts, inputs, outputs = place.shape
     width, height = a.shape[1], b.shape[0]
@@ -261,9 +265,7 @@ def write_adapter(folder: Path, adapter: Adapter, config: ModelConfig) -> None:
             file.write(data)
 
 
-def _config(
-    adapter: Adapter, at: Mapping[str, Place], config: ModelConfig
-) -> dict[str, Any]:
+def _config(adapter: Adapter, at: Mapping[str, Place], config: ModelConfig) -> dict[str, Any]:
     """adapter_config.json as PEFT writes it; what is not given there has PEFT's default."""
     modules: dict[str, list[str]] = {}
     parameters: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
 """Training without torch: AdamW, schedules, LoRA, and a loop that can be stopped and go on.
 
-    examples = gr.training.read_jsonl("data.jsonl", model.tokenizer, context=2048)
-    run = gr.train(model, examples, gr.training.Recipe(steps=100), out="adapter")
-    run.model, run.adapter, run.history
+examples = gr.training.read_jsonl("data.jsonl", model.tokenizer, context=2048)
+run = gr.train(model, examples, gr.training.Recipe(steps=100), out="adapter")
+run.model, run.adapter, run.history
 """
 
 from gptoss_ref.checkpoint.adapter import Adapter, LowRank
@@ -18,8 +18,8 @@ from gptoss_ref.training.schedule import SCHEDULES, share
 
 __all__ = [
     "SCHEDULES",
-    "Adapter",
     "AdamW",
+    "Adapter",
     "DataError",
     "Evaluation",
     "Example",

@@ -5,9 +5,9 @@
     m̂ = m / (1 − β₁ᵗ)    v̂ = v / (1 − β₂ᵗ)   both began at zero: corrected for that at step t
     w ← w − η λ w − η m̂ / (√v̂ + ε)
 
-The decay λ shrinks the weight itself. As a part of the gradient (``torch.optim.Adam(weight_decay=)``)
-it would be divided by √v̂, and weights with large gradients would hardly decay. Source: Loshchilov and
-Hutter 2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
+The decay λ shrinks the weight itself. As a part of the gradient, as in torch's Adam, it would be
+divided by √v̂, and weights with large gradients would hardly decay. Source: Loshchilov and Hutter
+2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_ref.numerics import Array
-
 
 UNDECAYED = ("norm_scale", "bias", "sinks")
 """Ends of the names of weights that do not decay."""

@@ -2,8 +2,8 @@
 
     ‖g‖ = √(Σ over all arrays and entries of g²)        g ← g · min(1, limit / ‖g‖)
 
-One length over all arrays, so that the direction stays. Source: Pascanu et al. 2012, arXiv 1211.5063;
-``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the divisor.
+One length over all arrays, so that the direction stays. Source: Pascanu et al. 2012, arXiv
+1211.5063; ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the divisor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def norm(gradients: dict[str, Array]) -> float:
 
 
 def clip(gradients: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:
-    """The gradients, shortened to a joint length of ``limit`` if it is more, and that length before.
+    """The gradients, cut to a joint length of ``limit`` if it is more, and that length before.
 
     >>> clipped, before = clip({"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}, 1.0)
     >>> before, clipped["a"].round(3).tolist(), clipped["b"].round(3).tolist()

@@ -8,10 +8,10 @@ Each line holds one object, with one of
     {"tokens": [1, 2, 3], "learn": [0, 1, 1]}       ready; "learn" may be left out
 
 Messages are those of chat APIs: the assistant's may have ``thinking`` (its analysis) and
-``tool_calls``, a tool's answer has the ``name`` of its function or the ``tool_call_id`` of its call.
-``"weight": 0`` leaves an answer out of the loss. Messages may also be Harmony's own, with ``channel``
-and ``recipient``. Beside ``messages`` there may be ``reasoning`` (low, medium, high), ``instructions``
-and ``tools``.
+``tool_calls``, a tool's answer has the ``name`` of its function or the ``tool_call_id`` of its
+call. ``"weight": 0`` leaves an answer out of the loss. Messages may also be Harmony's own, with
+``channel`` and ``recipient``. Beside ``messages`` there may be ``reasoning`` (low, medium, high),
+``instructions`` and ``tools``.
 
 **What is learnt** is what the model would write: the assistant's messages after their opening
 ``<|start|>assistant``. Harmony drops the analysis behind earlier answers; such an answer stays as
@@ -119,7 +119,7 @@ def example(
     """One line's object as tokens; see the module.
 
     Raises:
-        DataError: it is none of the four kinds, is longer than ``context``, or has nothing to learn.
+        DataError: it is none of the four kinds, longer than ``context``, or has nothing to learn.
     """
     kinds = [kind for kind in KINDS if kind in data]
     if len(kinds) != 1:
@@ -238,7 +238,7 @@ def _message(entry: Any, names: dict[str, str]) -> Iterator[Message]:
         if thinking is not None or calls:
             raise DataError(f"thinking and tool_calls belong to the assistant, not to {role}")
         if role != "tool":
-            yield Message(role, content)
+            yield Message(role, content or "")
             return
         name = entry.get("name") or names.get(entry.get("tool_call_id", ""))
         if not isinstance(name, str):
@@ -284,7 +284,9 @@ def _from_tokens(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
         raise DataError("tokens must be a list of integers")
     wrong = [t for t in tokens if not 0 <= t < tokenizer.vocab_size]
     if wrong:
-        raise DataError(f"token {wrong[0]} is out of range: expected 0 to {tokenizer.vocab_size - 1}")
+        raise DataError(
+            f"token {wrong[0]} is out of range: expected 0 to {tokenizer.vocab_size - 1}"
+        )
     learn = [1] * len(tokens) if learn is None else learn
     if not isinstance(learn, list) or len(learn) != len(tokens) or not set(learn) <= {0, 1}:
         raise DataError(f"learn must be a list of {len(tokens)} zeros and ones, one for each token")

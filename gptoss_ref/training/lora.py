@@ -13,6 +13,7 @@ through W' alone. For experts all of it holds for each expert. Source: Hu et al.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -38,18 +39,21 @@ class LoRA:
         alpha: s = alpha / R.
         targets: patterns of weight names, such as ``"*.attn.q_weight"``, ``"block.0.*"`` or
             ``"*.mlp.mlp?_weight"``. Of what they match, matrices get factors; biases, norms and
-            sinks have none.
+            sinks have none. The default is all of attention: an adapted matrix is dense while it is
+            trained, and all experts of a released model would not fit into memory.
         rslora: s = alpha / √R instead, so that a larger rank does not learn more slowly.
     """
 
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("*.attn.*", "*.mlp.mlp?_weight")
+    targets: Iterable[str] = ("*.attn.*",)
     rslora: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise GptOssError(f"the rank of LoRA is {self.rank!r}: expected an integer of 1 or more")
+            raise GptOssError(
+                f"the rank of LoRA is {self.rank!r}: expected an integer of 1 or more"
+            )
         if not self.alpha > 0 or not math.isfinite(self.alpha):
             raise GptOssError(f"alpha of LoRA is {self.alpha!r}: expected a number above 0")
         targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
@@ -97,6 +101,6 @@ def gradients(d_weight: Array, low_rank: LowRank) -> tuple[Array, Array]:
     return s * np.swapaxes(b, -2, -1) @ d_weight, s * d_weight @ np.swapaxes(a, -2, -1)
 
 
-def matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+def matching(names: list[str], patterns: Iterable[str]) -> list[str]:
     """Those of ``names`` that a pattern matches, in their order."""
     return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]

@@ -7,6 +7,7 @@ a bfloat16 weight, most steps of a training would be rounded away.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gptoss_ref.checkpoint.adapter import Adapter, LowRank
@@ -35,9 +36,7 @@ class Parameters:
     lora: LoRA | None
 
     @classmethod
-    def start(
-        cls, model: Model, lora: LoRA | None, whole: tuple[str, ...], seed: int
-    ) -> Parameters:
+    def start(cls, model: Model, lora: LoRA | None, whole: Iterable[str], seed: int) -> Parameters:
         """Those of the first step: the model is what it was.
 
         Raises:
@@ -50,7 +49,9 @@ class Parameters:
         scales = {}
         for name, low_rank in (lora.start(model.weights, seed) if lora else {}).items():
             if name in arrays:
-                raise GptOssError(f"{name} is to be trained whole and by LoRA: expected one of them")
+                raise GptOssError(
+                    f"{name} is to be trained whole and by LoRA: expected one of them"
+                )
             arrays[name + A] = low_rank.a.astype(policy.dtype)
             arrays[name + B] = low_rank.b.astype(policy.dtype)
             scales[name] = low_rank.scale
@@ -90,7 +91,9 @@ class Parameters:
             checkpoint=model.checkpoint,
         )
 
-    def add_gradient(self, name: str, d_weight: Array, share: float, sums: dict[str, Array]) -> None:
+    def add_gradient(
+        self, name: str, d_weight: Array, share: float, sums: dict[str, Array]
+    ) -> None:
         """Adds ``share`` of a weight's gradient, in the weight's shape, to those of the arrays."""
         found = {name: d_weight}
         if name in self.scales:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,10 @@ class Recipe:
     schedule: str = "cosine"
     warmup: int = 0
     floor: float = 0.0
-    optimizer: AdamW = AdamW()
+    optimizer: AdamW = field(default_factory=AdamW)
     clip: float | None = 1.0
-    lora: LoRA | None = LoRA()
-    whole: tuple[str, ...] = ()
+    lora: LoRA | None = field(default_factory=LoRA)
+    whole: Iterable[str] = ()
     router_aux_loss_coef: float = 0.0
     seed: int = 0
     evaluate_every: int = 0
@@ -57,7 +58,9 @@ class Recipe:
     def __post_init__(self) -> None:
         share(self.schedule, 0, 1)  # raises if there is no such schedule
         least: dict[str, float] = {"batch_size": 1, "accumulation": 1, "seed": 0, "warmup": 0}
-        least |= {"evaluate_every": 0, "save_every": 0} | ({} if self.steps is None else {"steps": 1})
+        least |= {"evaluate_every": 0, "save_every": 0} | (
+            {} if self.steps is None else {"steps": 1}
+        )
         for name, low in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -71,7 +74,7 @@ class Recipe:
         for name, value in (("floor", self.floor), ("aux loss", self.router_aux_loss_coef)):
             if not (math.isfinite(value) and value >= 0):
                 raise GptOssError(f"{name} is {value!r}: expected a number of 0 or more")
-        whole = (self.whole,) if isinstance(self.whole, str) else tuple(self.whole)
+        whole = (self.whole,) if isinstance(self.whole, str) else tuple(self.whole)  # one pattern
         object.__setattr__(self, "whole", whole)
 
     def length(self, examples: int) -> int:
@@ -86,7 +89,7 @@ class Recipe:
         return self.learning_rate * here
 
     def batch(self, step: int, examples: int) -> Array:
-        """Indices of the examples of a step, (batch_size,): it depends on the seed and the step only.
+        """Indices of the examples of a step, (batch_size,): they follow from seed and step.
 
         Every epoch has an order of its own, so a run that goes on needs no state of a generator.
 

@@ -6,7 +6,8 @@
     cosine     floor + (1 − floor) (1 + cos π u) / 2
     wsd        1, then linearly down to the floor in the last fifth (warm-up, stable, decay)
 
-Sources: Loshchilov and Hutter 2016, arXiv 1608.03983 (cosine); Hu et al. 2024, arXiv 2404.06395 (wsd).
+Sources: Loshchilov and Hutter 2016, arXiv 1608.03983 (cosine); Hu et al. 2024, arXiv 2404.06395
+(wsd).
 """
 
 from __future__ import annotations

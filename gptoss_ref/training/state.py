@@ -109,7 +109,9 @@ def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) ->
         raise GptOssError(f"{path}: its metadata is broken: {error!r}") from None
     for key, now in json.loads(json.dumps(about)).items():
         if run.get(key) != now:
-            raise GptOssError(f"{path}: {_difference(key, run.get(key), now)}; a run goes on as it began")
+            raise GptOssError(
+                f"{path}: {_difference(key, run.get(key), now)}; a run goes on as it began"
+            )
     read: dict[str, dict[str, Array]] = {"parameter": {}, "m": {}, "v": {}}
     expected = {f"{group}.{name}" for group in read for name in arrays}
     if set(file.tensors) != expected:

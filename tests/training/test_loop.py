@@ -168,7 +168,9 @@ def test_the_gradient_of_factors_is_that_of_finite_differences() -> None:
     model, example = small_model("float64"), DATA[0]
     start = Parameters.start(model, LoRA(rank=2, targets=("*",)), (), 0)
     rng = np.random.default_rng(0)
-    at = start.with_arrays({n: x + 0.01 * rng.normal(size=x.shape) for n, x in start.arrays.items()})
+    at = start.with_arrays(
+        {n: x + 0.01 * rng.normal(size=x.shape) for n, x in start.arrays.items()}
+    )
     direction = {n: rng.normal(size=x.shape) for n, x in at.arrays.items()}
     sums: dict[str, np.ndarray] = {}
     gr.backward(
@@ -336,7 +338,8 @@ KILLED = """
 
     out = Path(sys.argv[1])
     recipe = replace(t.RECIPE, steps=100000, save_every=1)
-    train(t.small_model(), t.DATA, recipe, out=out, report=lambda e, n: print(e["step"], flush=True))
+    tell = lambda entry, steps: print(entry["step"], flush=True)
+    train(t.small_model(), t.DATA, recipe, out=out, report=tell)
 """
 
 

@@ -12,7 +12,11 @@ import transformers
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.training import SCHEDULES, AdamW, Moments, Recipe, clip, share
 
-SHAPES = {"block.0.attn.q_weight": (5, 3), "block.0.attn.sinks": (4,), "block.0.mlp.mlp1_bias": (2, 6)}
+SHAPES = {
+    "block.0.attn.q_weight": (5, 3),
+    "block.0.attn.sinks": (4,),
+    "block.0.mlp.mlp1_bias": (2, 6),
+}
 
 
 def drawn(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
