@@ -119,7 +119,8 @@ def main() -> None:
     """Parse the command line, teach, evaluate, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", help="a folder for the adapter; default: none is kept")
-    parser.add_argument("--steps", type=int, default=140)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--steps", type=int, default=220)
     parser.add_argument("--batch", type=int, default=16, help="examples of a step")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
@@ -141,9 +142,10 @@ def main() -> None:
         batch_size=args.batch,
         learning_rate=args.rate,
         warmup=args.steps // 20,
-        lora=gr.training.LoRA(rank=args.rank, alpha=2 * args.rank, targets=("*.attn.*",)),
+        lora=gr.training.LoRA(rank=args.rank, alpha=2 * args.rank, targets=("*.attn.*", "*.mlp.mlp?_weight")),
         optimizer=gr.training.AdamW(betas=(0.9, 0.99)),
         seed=args.seed,
+        save_every=10,
     )
     begin = time.perf_counter()
 
@@ -155,7 +157,7 @@ def main() -> None:
                 file=sys.stderr,
             )
 
-    run = gr.train(model, data, recipe, out=args.out, base="tiny", report=report)
+    run = gr.train(model, data, recipe, out=args.out, resume=args.resume, report=report)
     print(f"trained for {run.seconds:.0f} s", file=sys.stderr)
     before, after = (accuracy(m, args.n, args.seed) for m in (model, run.model))
     print(f"evaluated, {time.perf_counter() - begin:.0f} s in all", file=sys.stderr)

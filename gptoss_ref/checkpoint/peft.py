@@ -257,7 +257,10 @@ def write_adapter(folder: Path, adapter: Adapter, config: ModelConfig) -> None:
             tensors[f"{_PREFIX}{module}.{kind.format(letter)}"] = values
     for weight, values in adapter.whole.items():
         place = at[weight]
-        tensors[_PREFIX + place.tensor] = values.swapaxes(-2, -1) if place.transposed else values
+        tensor = place.tensor
+        if weight in adapter.factors:  # as PEFT has lm_head and embed_tokens, if they have factors
+            tensor = f"{_module(place)}.base_layer.weight"
+        tensors[_PREFIX + tensor] = values.swapaxes(-2, -1) if place.transposed else values
     text = json.dumps(_config(adapter, at, config), indent=2) + "\n"
     stored = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
     for name, data in ((CONFIG, text.encode()), (TENSORS, save(stored, {"format": "pt"}))):
@@ -286,6 +289,7 @@ def _config(adapter: Adapter, at: Mapping[str, Place], config: ModelConfig) -> d
             )
         )  # fmt: skip
 
+    whole = sorted({_module(at[name]) for name in adapter.whole if name not in adapter.factors})
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -295,8 +299,7 @@ def _config(adapter: Adapter, at: Mapping[str, Place], config: ModelConfig) -> d
         "use_rslora": adapter.rslora,
         "target_modules": targets(modules),
         "target_parameters": targets(parameters) or None,
-        "modules_to_save": sorted({at[name].tensor.rpartition(".")[0] for name in adapter.whole})
-        or None,
+        "modules_to_save": whole or None,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def test_the_model_that_is_trained_stays_as_it_is() -> None:
 
 
 def test_training_learns() -> None:
-    """Four rows by heart: 20 steps with the kernels take nine tenths of the loss away."""
+    """Four rows by heart: 40 steps with the kernels take nine tenths of the loss away."""
     rows = drawn_examples(4, seed=8)
     model = small_model(backend="numba")
     recipe = Recipe(
-        steps=20, batch_size=4, learning_rate=0.03, lora=LoRA(targets=("*",)), schedule="constant"
+        steps=40, batch_size=4, learning_rate=0.02, lora=LoRA(targets=("*",)), schedule="constant"
     )
     run = train(model, rows, recipe)
     assert evaluate(run.model, rows).loss < 0.1 * evaluate(model, rows).loss
@@ -204,20 +205,27 @@ def test_a_loss_that_is_nan_is_named() -> None:
 
 
 def test_gradients_that_are_not_finite_are_named() -> None:
-    """Logits of 1e35 have a finite loss; the gradient of a weight before them overflows float32."""
+    """Logits of 1e37 have a finite loss. The norm of a tiny embedding divides by it: overflow."""
     model = small_model()
-    d = CONFIGURATION.hidden_size
-    named = model.weights.named()
+    named = {
+        name: w
+        for name, w in as_weights(random_arrays(CONFIGURATION, 1), "float32").named().items()
+    }
     weights = model.weights.replaced(
         {
-            "norm_scale": np.full(d, 1e20, np.float32),
-            "unembedding": (1e15 * gr.layers.linear(np.eye(d), named["unembedding"])).T,
-            "block.1.attn.v_bias": np.full(16, 1e5, np.float32),
+            "norm_scale": np.full(CONFIGURATION.hidden_size, 1e20, np.float32),
+            "unembedding": named["unembedding"] * np.float32(1e17),
+            "embedding": named["embedding"] * np.float32(1e-6),
         }
     )
-    with pytest.raises(GptOssError, match=r"step 1: data: line \d+: the first gradient that is not "
-                                          r"finite is grad\.\w+"):  # fmt: skip
-        train(Model(CONFIGURATION, weights, backend="numpy"), DATA, Recipe(steps=1, lora=LORA))
+    recipe = Recipe(steps=1, lora=None, whole=("embedding",))
+    message = r"step 1: data: line \d+: the first gradient that is not finite is grad\.[\w.]+$"
+    with pytest.raises(GptOssError, match=message):
+        train(
+            Model(replace(CONFIGURATION, rms_norm_eps=1e-14), weights, backend="numpy"),
+            DATA,
+            recipe,
+        )
 
 
 @pytest.mark.parametrize(
@@ -268,9 +276,7 @@ def stopped(tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_goes_on_as_it_began(change: dict[str, Any], message: str, stopped: Path) -> None:
-    import dataclasses
-
-    recipe = dataclasses.replace(RECIPE, **change.get("recipe", {}))
+    recipe = replace(RECIPE, **change.get("recipe", {}))
     model = small_model(**change.get("model", {}))
     with pytest.raises(GptOssError, match=message):
         train(model, change.get("data", DATA), recipe, out=stopped, resume=True)
@@ -345,8 +351,6 @@ KILLED = """
 
 def test_a_run_that_is_killed_leaves_whole_files(tmp_path: Path) -> None:
     """SIGKILL at any moment of a run that saves after every step: the state can always be read."""
-    from dataclasses import replace
-
     recipe = replace(RECIPE, steps=100_000, save_every=1)
     for number, wait in enumerate((0.0, 0.003, 0.011)):
         out = tmp_path / str(number)
