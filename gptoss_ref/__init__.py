@@ -21,10 +21,12 @@ _HOMES: dict[str, str | None] = {
     "Reply": "chat",
     "Token": "generation",
     "Trace": "tracing.trace",
+    "backward": "backpropagation",
     "compare": "verify",
     "convert": "checkpoint",
     "diagnose": "verify",
     "generate": "generation",
+    "gradients": None,
     "kernels": None,
     "layers": None,
     "load": "model",
@@ -32,6 +34,8 @@ _HOMES: dict[str, str | None] = {
     "respond": "chat",
     "threads": "kernels.threads",
     "trace": "tracing.trace",
+    "train": "training",
+    "training": None,
     "verify": None,
     "viz": None,
 }
@@ -46,10 +50,12 @@ __all__ = [
     "Token",
     "Trace",
     "__version__",
+    "backward",
     "compare",
     "convert",
     "diagnose",
     "generate",
+    "gradients",
     "kernels",
     "layers",
     "load",
@@ -57,12 +63,15 @@ __all__ = [
     "respond",
     "threads",
     "trace",
+    "train",
+    "training",
     "verify",
     "viz",
 ]
 
 if TYPE_CHECKING:
-    from gptoss_ref import kernels, layers, verify, viz
+    from gptoss_ref import gradients, kernels, layers, training, verify, viz
+    from gptoss_ref.backpropagation import backward
     from gptoss_ref.chat import Reply, respond
     from gptoss_ref.checkpoint import load_checkpoint
     from gptoss_ref.checkpoint.convert import convert
@@ -72,6 +81,7 @@ if TYPE_CHECKING:
     from gptoss_ref.kernels.threads import threads
     from gptoss_ref.model import Model, load
     from gptoss_ref.tracing.trace import Trace, trace
+    from gptoss_ref.training.loop import train
     from gptoss_ref.verify.compare import compare
     from gptoss_ref.verify.diagnose import diagnose
 

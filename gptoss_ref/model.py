@@ -22,7 +22,8 @@ import numpy as np
 
 from gptoss_ref.backend import Backend, get_backend
 from gptoss_ref.cache import KVCache, LayerCache
-from gptoss_ref.checkpoint import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint import Checkpoint
+from gptoss_ref.checkpoint.load import load_adapted
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError, TokenError
 from gptoss_ref.layers import yarn
@@ -340,6 +341,7 @@ def _wants_all(name: str) -> bool:
 def load(
     path: str | Path,
     *,
+    adapter: str | Path | None = None,
     backend: str | Backend = "numba",
     policy: str | Policy = "float32",
     scale_255: Scale255 = "error",
@@ -351,7 +353,10 @@ def load(
 
     Args:
         path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
-            the Hub id of a checkpoint that is already in the local Hugging Face cache.
+            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder
+            with a LoRA adapter in PEFT's files stands for the model that it names, with it.
+        adapter: such a folder, for the model ``path``. Its additions are in the weights that they
+            change, which are then dense and in memory.
         backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.
         policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the latter two are computed by the
             NumPy layers whatever the backend, as ``model.backend.name`` then says.
@@ -359,15 +364,18 @@ def load(
             first used, ``"nan"`` (the MX specification) or ``"exponent"`` (OpenAI's loader).
 
     Raises:
-        CheckpointError, ConfigError: the checkpoint is not whole and consistent.
+        CheckpointError, ConfigError: the checkpoint is not whole and consistent, or the adapter
+            does not fit it.
         GptOssError: an unknown backend, policy or ``scale_255``.
     """
     policy = get_policy(policy)
     backend = get_backend(backend, policy)
     if scale_255 not in ("nan", "exponent", "error"):
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
-    checkpoint = load_checkpoint(path)
+    checkpoint, learnt = load_adapted(path, adapter)
     weights = _with_scale_255(checkpoint.weights, scale_255)
+    if learnt is not None:
+        weights = learnt.applied(weights, policy)
     return Model(checkpoint.config, weights, policy=policy, backend=backend, checkpoint=checkpoint)
 
 

@@ -92,7 +92,7 @@ def render_conversation(
     The prompt for an answer is the default: `…<|end|><|start|>assistant`.
     """
     everything = list(messages)
-    has_functions = _has_function_tools(everything)
+    has_functions = has_function_tools(everything)
     tokens: list[int] = []
     for message in drop_analysis(everything, history):
         tokens += render_message(message, tokenizer, has_function_tools=has_functions)
@@ -153,7 +153,8 @@ def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
     return [*tokenizer.encode(" "), tokenizer.special_id("constrain"), *tokenizer.encode(rest)]
 
 
-def _has_function_tools(messages: Iterable[Message]) -> bool:
+def has_function_tools(messages: Iterable[Message]) -> bool:
+    """Whether a developer message offers functions; the system message then says where calls go."""
     return any(
         space.name == "functions" and space.tools
         for message in messages

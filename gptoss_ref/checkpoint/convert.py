@@ -1,4 +1,4 @@
-"""From one checkpoint layout to another, tensor by tensor, in bounded memory."""
+"""From one checkpoint layout to another, tensor by tensor, in bounded memory; adapters merged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_ref.checkpoint.load import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint.load import Checkpoint, load_adapted
 from gptoss_ref.checkpoint.locate import TINY
+from gptoss_ref.checkpoint.merge import Merged, MergedExperts, Merger
 from gptoss_ref.checkpoint.names import Layout, Place, places
 from gptoss_ref.checkpoint.writer import Output, Progress, new_folder, write_json, write_shards
 from gptoss_ref.config_json import read_object
@@ -40,7 +41,11 @@ _CODE = {"auto_map", "custom_pipelines", "attn_implementation", "experts_impleme
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` wrote. `notes` says what the new layout cannot hold."""
+    """What `convert` wrote.
+
+    `notes` says what the new layout cannot hold; `merged`, of each weight that an adapter changed,
+    how exactly it was stored.
+    """
 
     path: str
     layout: str
@@ -48,6 +53,7 @@ class Conversion:
     nbytes: int
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    merged: tuple[Merged, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields, for ``json.dumps``."""
@@ -56,13 +62,26 @@ class Conversion:
     def __str__(self) -> str:
         files = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
         line = f"{self.path}: {self.layout} layout, {self.experts} experts, {self.nbytes} bytes"
-        return "\n".join([f"{line}, {files}", *(f"note: {note}" for note in self.notes)])
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([f"{line}, {files}", *self._merged_lines(), *notes])
+
+    def _merged_lines(self) -> Iterator[str]:
+        """One line for each way in which merged weights were stored."""
+        for stored in sorted({merged.stored for merged in self.merged}):
+            of = [merged for merged in self.merged if merged.stored == stored]
+            worst = max(of, key=lambda merged: merged.lost)
+            yield (
+                f"merged into {stored}: {len(of)} weights; rounding is "
+                f"{max(merged.error for merged in of):.2%} of a weight at most, and "
+                f"{worst.lost:.1%} of what the adapter adds ({worst.weight})"
+            )
 
 
 def convert(
     src: str | Path,
     dst: str | Path,
     *,
+    adapter: str | Path | None = None,
     layout: Literal["hf", "openai"] | None = None,
     experts: Literal["mxfp4", "bfloat16"] | None = None,
     rule: mxfp4.ScaleRule = "floor",
@@ -76,8 +95,12 @@ def convert(
     way back under any rule but `ceil`, though a block may come back with another scale and codes
     to match. Tokenizer and generation files come along.
 
+    An adapter is added to the weights that it changes, in float64, and rounded once to what the
+    target stores; everything else is copied. `Conversion.merged` has the errors.
+
     Args:
-        src: as for `load_checkpoint`.
+        src: as for `load_checkpoint`, or a folder with an adapter, which names its checkpoint.
+        adapter: a folder with an adapter in PEFT's files, for the checkpoint `src`.
         dst: a folder that does not exist. It appears complete, or not at all.
         layout: `hf` or `openai`; None: the source's.
         experts: `mxfp4` or `bfloat16` (Hugging Face only); None: the source's.
@@ -87,9 +110,9 @@ def convert(
 
     Raises:
         ConfigError: the target cannot express the configuration, or the two options conflict.
-        CheckpointError: the source is bad, the target exists or cannot be written, or a value has
-            no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a value of 2^128 and
-            more to bfloat16.
+        CheckpointError: the source or the adapter is bad, the target exists or cannot be written,
+            or a value has no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a
+            value of 2^128 and more to bfloat16.
     """
     if dst == "":
         raise CheckpointError("the path of the result is empty; expected that of a new folder")
@@ -97,13 +120,14 @@ def convert(
         raise CheckpointError(
             f"{dst}: {TINY!r} names the bundled model; expected another name for the new folder"
         )
-    source = load_checkpoint(src)
+    source, learnt = load_adapted(src, adapter)
+    merger = None if learnt is None else Merger(learnt, source.weights)
     target, experts = _target(source, layout, experts)
     if max_shard_bytes < 1:
         raise GptOssError(f"max_shard_bytes must be positive, not {max_shard_bytes}")
     dst = Path(dst)
     config, notes = _config(source, target, experts)
-    outputs = list(_outputs(source, target, rule))
+    outputs = list(_outputs(source, target, rule, merger))
     nbytes = sum(output.nbytes for output in outputs)
     with new_folder(dst) as folder:
         free = shutil.disk_usage(folder).free
@@ -119,6 +143,7 @@ def convert(
         nbytes=nbytes,
         files=tuple(files),
         notes=tuple(notes),
+        merged=() if merger is None else merger.errors,
     )
 
 
@@ -186,17 +211,26 @@ def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[s
     return []
 
 
-def _outputs(source: Checkpoint, target: Layout, rule: mxfp4.ScaleRule) -> Iterator[Output]:
+def _outputs(
+    source: Checkpoint, target: Layout, rule: mxfp4.ScaleRule, merger: Merger | None
+) -> Iterator[Output]:
     """The target's tensors in the order of the model, each with the way to make its data."""
     have = {place.weight: place for place in places(source.config, source.layout)}
     grouped: dict[str, list[Place]] = {}  # q, k and v may share a tensor
     for place in places(source.config, target):
         grouped.setdefault(place.tensor, []).append(place)
     encoders: dict[str, _Encoder] = {}
+    mergers: dict[str, MergedExperts] = {}
     for tensor, parts in grouped.items():
         weight, shape = parts[0].weight, parts[0].shape
         matrix, _, part = weight.rpartition(".")
-        if all(place.weight in have for place in parts):
+        expert = matrix if part in ("blocks", "scales") else weight
+        if merger is not None and any(place.weight in merger for place in parts):
+            yield merger.output(source, tensor, parts, have)
+        elif merger is not None and expert in merger:
+            merging = mergers.setdefault(matrix, MergedExperts(merger, matrix, rule))
+            yield Output(tensor, "U8", shape, getattr(merging, part))
+        elif all(place.weight in have for place in parts):
             yield _copied(source, tensor, shape, [have[place.weight] for place in parts])
         elif part in ("blocks", "scales"):
             encoder = encoders.setdefault(matrix, _Encoder(source, have[matrix], rule))

@@ -48,6 +48,10 @@ EXAMPLES = {
         'gptoss-ref inspect tiny "What is 27 + 58?" -o page.html',
         'gptoss-ref inspect tiny "What is 27 + 58?" --reasoning high --generate 64 -o page.html',
     ),
+    "train": (
+        "gptoss-ref train tiny data.jsonl -o adapter --steps 200 --held-out test.jsonl",
+        "gptoss-ref train tiny data.jsonl -o adapter --steps 200 --resume",
+    ),
 }
 """Two command lines of each command, shown by its ``--help``."""
 

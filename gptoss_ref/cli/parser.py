@@ -67,6 +67,7 @@ def build_parser() -> Parser:
         _add_diagnose,
         _add_inspect,
         _add_harmony,
+        _add_train,
     ):
         add(commands)
     return parser
@@ -107,6 +108,9 @@ def _add_convert(commands: Any) -> None:
     command = _command(commands, "convert", "write a checkpoint in another layout")
     command.add_argument("source", metavar="SRC", help=MODEL_HELP)
     command.add_argument("target", metavar="DST", help="a new folder")
+    command.add_argument(
+        "--adapter", metavar="DIR", help="merge this adapter (PEFT's files); SRC may also be one"
+    )
     command.add_argument("--layout", choices=["hf", "openai"], help="default: that of SRC")
     command.add_argument("--experts", choices=["mxfp4", "bfloat16"], help="default: those of SRC")
     _add_download_option(command)
@@ -291,6 +295,53 @@ def _add_harmony(commands: Any) -> None:
     )
     for one in (render, parse, diff, check):
         _add_json_option(one)
+
+
+def _add_train(commands: Any) -> None:
+    command = _command(commands, "train", "train a LoRA adapter, or whole weights, without torch")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("data", metavar="DATA.jsonl", help="a conversation or a text a line")
+    command.add_argument(
+        "-o", "--output", type=_file_name, required=True, metavar="OUT", help="folder of the run"
+    )
+    command.add_argument("--held-out", metavar="FILE", help="lines like DATA's, to evaluate on")
+    command.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+    command.add_argument("--plot", metavar="FILE", help="picture of the loss (extra: viz)")
+    for names, kind, default, letter, text in (
+        (("--steps",), int, None, "N", "of the optimiser; without it, --epochs says how many"),
+        (("--epochs",), float, 1.0, "X", "passes over the data"),
+        (("--batch",), int, 16, "N", "examples a step"),
+        (("--accumulation",), int, 1, "N", "parts that a batch is computed in, to save memory"),
+        (("--rate",), float, 1e-3, "R", "learning rate at its peak"),
+        (("--warmup",), int, 0, "N", "steps in which the rate rises"),
+        (("--weight-decay",), float, 0.0, "R", "of AdamW"),
+        (("--clip",), float, 1.0, "R", "longest gradient; 0: any"),
+        (("--router-aux-loss-coef",), float, 0.0, "R", "of the load-balancing loss"),
+        (("--rank",), int, 8, "N", "of LoRA; 0: none, only --whole"),
+        (("--alpha",), float, 16.0, "R", "of LoRA: its scale is alpha / rank"),
+        (("--evaluate-every",), int, 0, "N", "steps; 0: before and after"),
+        (("--save-every",), int, 0, "N", "steps; 0: at the end, and at Ctrl-C"),
+    ):
+        command.add_argument(*names, type=kind, default=default, metavar=letter, help=text)
+    command.add_argument(
+        "--schedule", default="cosine", metavar="NAME", help="constant, linear, cosine or wsd"
+    )
+    command.add_argument(
+        "--targets",
+        nargs="+",
+        default=["*.attn.*"],
+        metavar="PATTERN",
+        help="matrices that get low-rank factors (default: those of attention)",
+    )
+    command.add_argument(
+        "--whole", nargs="+", default=[], metavar="PATTERN", help="weights to train as they are"
+    )
+    command.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of the factors and of the order"
+    )
+    _add_download_option(command)
+    _add_backend_options(command)
+    _add_json_option(command)
 
 
 def _command(commands: Any, name: str, summary: str) -> Parser:
