@@ -21,10 +21,12 @@ _HOMES: dict[str, str | None] = {
     "Reply": "chat",
     "Token": "generation",
     "Trace": "tracing.trace",
+    "backward": "backpropagation",
     "compare": "verify",
     "convert": "checkpoint",
     "diagnose": "verify",
     "generate": "generation",
+    "gradients": None,
     "kernels": None,
     "layers": None,
     "load": "model",
@@ -46,10 +48,12 @@ __all__ = [
     "Token",
     "Trace",
     "__version__",
+    "backward",
     "compare",
     "convert",
     "diagnose",
     "generate",
+    "gradients",
     "kernels",
     "layers",
     "load",
@@ -62,7 +66,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gptoss_ref import kernels, layers, verify, viz
+    from gptoss_ref import gradients, kernels, layers, verify, viz
+    from gptoss_ref.backpropagation import backward
     from gptoss_ref.chat import Reply, respond
     from gptoss_ref.checkpoint import load_checkpoint
     from gptoss_ref.checkpoint.convert import convert

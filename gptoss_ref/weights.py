@@ -1,4 +1,4 @@
-"""Containers of the weights, as views of the checkpoint's bytes, and the router's result.
+"""Containers of the weights, as views of the checkpoint's bytes, and of results that have parts.
 
 Nothing here computes.
 
@@ -171,3 +171,47 @@ class RouterOutput(NamedTuple):
     logits: Array  # (T, E)
     indices: NDArray[np.int64]  # (T, A), largest logit first
     weights: Array  # (T, A), each row sums to one
+
+
+class LinearGradients(NamedTuple):
+    """Gradients of a linear layer; those of frozen weights are None."""
+
+    d_x: Array  # (T, M)
+    d_weight: Array | None  # (N, M)
+    d_bias: Array | None  # (N,)
+
+
+class RMSNormGradients(NamedTuple):
+    """Gradients of a norm."""
+
+    d_x: Array  # (T, D)
+    d_scale: Array  # (D,)
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of attention."""
+
+    d_q: Array  # (T, H, C)
+    d_k: Array  # (S, K, C)
+    d_v: Array  # (S, K, C)
+    d_sinks: Array  # (H,)
+
+
+class RouterGradients(NamedTuple):
+    """Gradients of a router; those of frozen weights are None."""
+
+    d_logits: Array  # (T, E)
+    d_x: Array  # (T, D)
+    d_weight: Array | None  # (E, D)
+    d_bias: Array | None  # (E,)
+
+
+class ExpertGradients(NamedTuple):
+    """Gradients of the experts of a block; those of frozen weights are None."""
+
+    d_x: Array  # (T, D)
+    d_weights: Array  # (T, A)
+    d_mlp1_weight: Array | None  # (E, 2F, D)
+    d_mlp1_bias: Array | None  # (E, 2F)
+    d_mlp2_weight: Array | None  # (E, D, F)
+    d_mlp2_bias: Array | None  # (E, D)
