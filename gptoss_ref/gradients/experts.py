@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gptoss_ref.gradients.linear import linear
+from gptoss_ref.gradients.linear import parameters, product
 from gptoss_ref.gradients.swiglu import swiglu
 from gptoss_ref.layers.experts import expert_linear
 from gptoss_ref.layers.swiglu import swiglu as swiglu_layer
@@ -92,20 +92,15 @@ def experts(
 
         d_weights[t, a] = r((d_y[t] * answer).sum(axis=-1))
         d_answer = r(weights[t, a, None] * d_y[t])  # (n, D)
-        second = linear(
-            d_answer, activated, mlp2_weight[e], weight_gradients=weight_gradients, policy=policy
-        )
-        d_gate_up = swiglu(second.d_x, gate_up, alpha, limit, policy=policy)  # (n, 2F)
-        first = linear(
-            d_gate_up, x[t], mlp1_weight[e], weight_gradients=weight_gradients, policy=policy
-        )
-        d_x[t] += first.d_x
+        d_activated = r(product(d_answer, mlp2_weight[e], policy=policy))  # (n, F)
+        d_gate_up = swiglu(d_activated, gate_up, alpha, limit, policy=policy)  # (n, 2F)
+        d_x[t] += product(d_gate_up, mlp1_weight[e], policy=policy)  # rounded once for all experts
         if d_w1 is not None and d_b1 is not None and d_w2 is not None and d_b2 is not None:
-            d_w1[e], d_b1[e] = first.d_weight, first.d_bias
-            d_w2[e], d_b2[e] = second.d_weight, second.d_bias
+            d_w1[e], d_b1[e] = parameters(d_gate_up, x[t], policy=policy)
+            d_w2[e], d_b2[e] = parameters(d_answer, activated, policy=policy)
         if tap is not None:
             stages["expert_out"][t, a] = d_answer
-            stages["swiglu"][t, a] = second.d_x
+            stages["swiglu"][t, a] = d_activated
             stages["gate_up"][t, a] = d_gate_up
 
     if tap is not None:

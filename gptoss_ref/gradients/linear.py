@@ -71,21 +71,25 @@ def projections(
         ``d_x`` (T, M), and for each layer ``d_weight`` (N, M) and ``d_bias`` (N,), or None twice.
     """
     policy = get_policy(policy)
-    x = x.astype(policy.dtype, copy=False)
-    d_ys = [d_y.astype(policy.dtype, copy=False) for d_y in d_ys]
     d_x = product(d_ys[0], weights[0], policy=policy)
     for d_y, weight in zip(d_ys[1:], weights[1:], strict=True):
         d_x += product(d_y, weight, policy=policy)
-    parameters: list[tuple[Array | None, Array | None]] = [
-        (policy.round(d_y.T @ x), policy.round(d_y.sum(axis=0))) if wanted else (None, None)
+    return policy.round(d_x), [
+        parameters(d_y, x, policy=policy) if wanted else (None, None)
         for d_y, wanted in zip(d_ys, weight_gradients, strict=True)
     ]
-    return policy.round(d_x), parameters
+
+
+def parameters(d_y: Array, x: Array, *, policy: Policy) -> tuple[Array, Array]:
+    """Gradients (N, M) and (N,) of a layer's weight and bias, from ``d_y`` (T, N), ``x`` (T, M)."""
+    d_y, x = (a.astype(policy.dtype, copy=False) for a in (d_y, x))
+    return policy.round(d_y.T @ x), policy.round(d_y.sum(axis=0))
 
 
 def product(d_y: Array, weight: ExpertMatrix, *, policy: Policy) -> Array:
     """``d_y`` (T, N) times ``weight`` (N, M), not yet rounded: (T, M)."""
     outputs, inputs = weight.shape
+    d_y = d_y.astype(policy.dtype, copy=False)
     d_x = np.zeros((len(d_y), inputs), policy.dtype)
     rows_per_tile = max(1, TILE_VALUES // max(1, inputs))
     for start in range(0, outputs, rows_per_tile):
