@@ -103,19 +103,25 @@ def _rows(
 
 def first_non_finite(model: Model, ids: list[Array]) -> str:
     """Says at which tap point of a forward pass over ``ids``, (T,) each, a value is not finite."""
-
-    class Found(Exception):
-        pass
-
-    def look(name: str, values: Array) -> None:
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-            raise Found(f"the first tap point that is not finite is {name}, at {list(where)}")
-
     for number, row in enumerate(ids):
-        try:
-            with np.errstate(all="ignore"):
-                model(row, tap=look)
-        except Found as found:
-            return str(found) + (f" of row {number} of the batch" if len(ids) > 1 else "")
+        look = _FirstNonFinite()
+        with np.errstate(all="ignore"):
+            model(row, tap=look)
+        if look.found:
+            of = f" of row {number} of the batch" if len(ids) > 1 else ""
+            return f"the first tap point that is not finite is {look.found}{of}"
     return "every tap point is finite, so it is the loss function that is not"
+
+
+class _FirstNonFinite:
+    """A tap that notes the first array with a NaN or an infinity."""
+
+    found = ""
+
+    def wants(self, name: str) -> bool:
+        return False  # the attention weights are not finite where the scores are not
+
+    def __call__(self, name: str, values: Array) -> None:
+        if not self.found and values.dtype.kind == "f" and not np.isfinite(values).all():
+            where = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
+            self.found = f"{name}, at {where}"
