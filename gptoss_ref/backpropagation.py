@@ -12,7 +12,7 @@ functions compute the gradients, :mod:`gptoss_ref.gradients` or the kernels, fol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from gptoss_ref.losses import (
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import gradient_names, matching
-from gptoss_ref.weights import AttentionWeights, MLPWeights, ModelWeights, RouterOutput
+from gptoss_ref.weights import AttentionWeights, MLPWeights, RouterOutput
 
 Watch = Callable[[str, Array], None]
 """Called with a name and a gradient."""
@@ -113,7 +113,7 @@ def backward(
     """
     rows, batched = batch_of(tokens)
     ids = [model.checked(row) for row in rows]
-    wanted_weights = matching(wrt, weight_names(model.weights), "weight")
+    wanted_weights = matching(wrt, list(model.weights.named()), "weight")
     wanted_taps = matching(taps, gradient_names(model.config), "tap point with a gradient")
     if loss is not None and (targets is not None or mask is not None):
         raise GptOssError("a loss function and targets or a mask: expected one or the other")
@@ -155,17 +155,6 @@ def backward(
     )
 
 
-def weight_names(weights: ModelWeights) -> list[str]:
-    """The names of all weights, by the fields of ``weights``, in the order of the forward pass."""
-    blocks = [
-        f"block.{n}.{part}.{field.name}"
-        for n, block in enumerate(weights.blocks)
-        for part in ("attn", "mlp")
-        for field in fields(getattr(block, part))
-    ]
-    return ["embedding", *blocks, "norm_scale", "unembedding"]
-
-
 class _Watcher:
     """Hands on the gradients that somebody wants."""
 
@@ -202,9 +191,7 @@ class _Pass:
         ends = np.cumsum([len(row) for row in ids])
         self.rows = [slice(end - len(row), end) for row, end in zip(ids, ends, strict=True)]
         self.positions = np.concatenate([np.arange(len(row)) for row in ids])
-        self.tables = self.backend.rope_tables(
-            self.positions, model._inv_freq, model._concentration, policy=self.policy
-        )
+        self.tables = model._rope_tables(self.positions)
         self.lowest = _lowest(weights.wanted | taps.wanted, model.config.num_hidden_layers)
 
     def forward(self, keep_routing: bool) -> tuple[list[Array], Array, list[RouterOutput]]:

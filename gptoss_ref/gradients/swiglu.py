@@ -7,11 +7,12 @@ With s = σ(α g), whose derivative with respect to g is α s (1 − s):
 
 Beyond a clamp the output does not move, so the gradient there is zero: dgate = dg if gate ≤ 7 and
 dup = du if |up| ≤ 7. The gate has no clamp from below: a gate of −100 still has a gradient, if a
-tiny one. **At** the clamp itself, where the left and the right derivative differ, the gradient
-passes: that is torch's choice (``torch.clamp`` passes it where the value equals the bound); a
-``minimum`` splits it in half between equal arguments in JAX and torch, and a kernel that tests
-``gate < limit`` stops it. In bfloat16, where 7 is a value that gates take, the choices differ in
-practice. Source: chain rule; OpenAI gpt-oss reference, ``swiglu``.
+tiny one. **At** the clamp itself, where the left and the right derivative differ, either is a
+subgradient, and implementations differ. Here the gradient passes, as ``torch.clamp`` did up to
+version 2.13. From 2.14 on torch stops it (pytorch issue 195931), and so does a kernel that tests
+``gate < limit``; ``minimum`` of two arrays, in torch and in JAX, halves it. In bfloat16, where 7 is
+a value that gates take, the choices differ in practice. Source: chain rule; OpenAI gpt-oss
+reference, ``swiglu``.
 """
 
 import numpy as np

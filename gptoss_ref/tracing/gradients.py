@@ -68,11 +68,13 @@ def names(config: ModelConfig) -> list[str]:
 
 
 def split(name: str) -> tuple[int | None, str]:
-    """Block (None outside the blocks) and stage of a gradient.
+    """Block (None outside the blocks) and stage of a gradient, or of a tap point.
 
     >>> split("grad.block.3.attn.q"), split("grad.weights.block.0.attn.sinks")
     ((3, 'grad.attn.q'), (0, 'grad.weights.attn.sinks'))
     """
+    if not is_gradient(name):
+        return taps.split(name)
     prefix = WEIGHTS if name.startswith(WEIGHTS) else PREFIX
     rest = name.removeprefix(prefix)
     if not rest.startswith("block."):

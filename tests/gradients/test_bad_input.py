@@ -62,12 +62,9 @@ def test_tokens(tiny: Model) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_first_tap_point(tiny: Model) -> None:
-    block = tiny.weights.blocks[2]
-    k_bias = np.full(block.attn.k_bias.shape, np.nan, np.float32)
-    broken = dataclasses.replace(block, attn=dataclasses.replace(block.attn, k_bias=k_bias))
-    blocks = (*tiny.weights.blocks[:2], broken, *tiny.weights.blocks[3:])
-    weights = dataclasses.replace(tiny.weights, blocks=blocks)
-    model = Model(tiny.config, weights, backend="numpy")
+    name = "block.2.attn.k_bias"
+    broken = np.full(tiny.weights.named()[name].shape, np.nan, np.float32)
+    model = Model(tiny.config, tiny.weights.replaced({name: broken}), backend="numpy")
     with pytest.raises(GptOssError, match=r"loss is nan: .* is block.2.attn.k, at \[0, 0, 0\]"):
         gr.backward(model, TOKENS)
     with pytest.raises(GptOssError, match=r"of row 0 of the batch"):
@@ -75,19 +72,14 @@ def test_a_loss_that_is_not_finite_names_the_first_tap_point(tiny: Model) -> Non
 
 
 def test_scale_255(tiny: Model) -> None:
-    block = tiny.weights.blocks[1]
-    matrix = block.mlp.mlp2_weight
-    scales = matrix.scales.copy()  # type: ignore[union-attr]
-    scales[:] = 255
+    name = "block.1.mlp.mlp2_weight"
+    matrix = tiny.weights.named()[name]
+    scales = np.full_like(matrix.scales, 255)
     for policy, error, message in (
         ("error", CheckpointError, "scale byte 255"),
         ("nan", GptOssError, "the loss is nan: .* block.1.mlp.expert_out"),
     ):
-        bad = dataclasses.replace(matrix, scales=scales, scale_255=policy)  # type: ignore[type-var]
-        mlp = dataclasses.replace(block.mlp, mlp2_weight=bad)
-        blocks = (tiny.weights.blocks[0], dataclasses.replace(block, mlp=mlp))
-        weights = dataclasses.replace(tiny.weights, blocks=blocks)
-        config = dataclasses.replace(tiny.config, num_hidden_layers=2)
-        model = Model(config, weights, backend="numpy")
+        bad = dataclasses.replace(matrix, scales=scales, scale_255=policy)
+        model = Model(tiny.config, tiny.weights.replaced({name: bad}), backend="numpy")
         with pytest.raises(error, match=message), np.errstate(all="ignore"):
             gr.backward(model, TOKENS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import gptoss_ref as gr
-from gptoss_ref.backpropagation import weight_names
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.model import Model
 from gptoss_ref.tracing.taps import expected_shape, gradient_names
@@ -63,7 +61,7 @@ def test_every_gradient_in_float64(
     ours = gr.backward(build(config, arrays), tokens, taps="*")
     theirs = model_gradients(config, arrays, tokens)
     assert abs(ours.loss - theirs.loss) <= 1e-12 * (1 + theirs.loss)
-    assert list(ours.weights) == weight_names(as_weights(arrays))
+    assert list(ours.weights) == list(as_weights(arrays).named())
     assert list(ours.taps) == gradient_names(config)
     for name, d in ours.taps.items():
         assert d.shape == expected_shape(name, config, length)
@@ -153,25 +151,14 @@ def test_load_balancing_loss_of_transformers() -> None:
 
 def moved(model: Model, direction: dict[str, Array], step: float) -> Model:
     """The model with every weight moved along ``direction``."""
+    weights = {name: w + step * direction[name] for name, w in model.weights.named().items()}
+    return with_weights(model, weights)
 
-    def of(container: Any, prefix: str) -> Any:
-        return dataclasses.replace(
-            container,
-            **{
-                field.name: getattr(container, field.name) + step * direction[prefix + field.name]
-                for field in dataclasses.fields(container)
-                if prefix + field.name in direction
-            },
-        )
 
-    blocks = tuple(
-        dataclasses.replace(
-            block, attn=of(block.attn, f"block.{n}.attn."), mlp=of(block.mlp, f"block.{n}.mlp.")
-        )
-        for n, block in enumerate(model.weights.blocks)
+def with_weights(model: Model, weights: dict[str, Any]) -> Model:
+    return Model(
+        model.config, model.weights.replaced(weights), policy=model.policy, backend="numpy"
     )
-    weights = dataclasses.replace(of(model.weights, ""), blocks=blocks)
-    return Model(model.config, weights, policy="float64", backend="numpy")
 
 
 @settings(max_examples=8)
@@ -351,17 +338,8 @@ def test_relabelled_experts_permute(case: Any) -> None:
     model, tokens, alone = case
     order = np.random.default_rng(1).permutation(model.config.num_experts)
     parts = ("gate_weight", "gate_bias", "mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
-    blocks = tuple(
-        dataclasses.replace(
-            block,
-            mlp=dataclasses.replace(
-                block.mlp, **{part: getattr(block.mlp, part)[order] for part in parts}
-            ),
-        )
-        for block in model.weights.blocks
-    )
-    weights = dataclasses.replace(model.weights, blocks=blocks)
-    other = Model(model.config, weights, policy="float64", backend="numpy")
+    named = model.weights.named()
+    other = with_weights(model, {n: w[order] for n, w in named.items() if n.endswith(parts)})
     found = gr.backward(other, tokens)
     for name, d in found.weights.items():
         mine = alone.weights[name]

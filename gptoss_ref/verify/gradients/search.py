@@ -214,7 +214,9 @@ def with_gradients(diagnosis: Diagnosis, model: Model, trace: Trace, rounding: s
     )
 
 
-def compared(report: Report, ref: Trace, other: Trace, model: Model | None, rounding: str) -> Report:
+def compared(
+    report: Report, ref: Trace, other: Trace, model: Model | None, rounding: str
+) -> Report:
     """A comparison of the forward pass, with the gradients that both traces hold after it.
 
     With the model each is recomputed from OTHER's own inputs. Without it nothing says how far

@@ -16,9 +16,9 @@ import numpy as np
 
 from gptoss_ref import gradients
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.gradients.router import load_balancing, shares
 from gptoss_ref.gradients.attention import weights_and_sink
 from gptoss_ref.gradients.linear import parameters, product
+from gptoss_ref.gradients.router import load_balancing, shares
 from gptoss_ref.layers import rope_tables, yarn
 from gptoss_ref.layers.linear import dense
 from gptoss_ref.losses import Counted
@@ -160,15 +160,13 @@ def swiglu(site: Site, d_answers: Array, indices: Array) -> Array:
 def gate_up(site: Site, d_activated: Array, x: Array) -> Array:
     """Gradient (T, A, 2F) of ``x`` (T, A, 2F), from ``d_activated`` (T, A, F)."""
     c = site.config
-    return gradients.swiglu(
-        d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=site.policy
-    )
+    return gradients.swiglu(d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=site.policy)
 
 
 def router_logits(
     site: Site, d_weights: Array, weights: Array, indices: Array, router: Array
 ) -> Array:
-    """Gradient (T, E), from ``d_weights``, ``weights`` and ``indices`` (T, A), ``router`` (T, E)."""
+    """Gradient (T, E), from ``d_weights``, ``weights``, ``indices`` (T, A), ``router`` (T, E)."""
     d = np.zeros(router.shape, site.policy.dtype)
     np.put_along_axis(d, indices, shares(d_weights, weights, policy=site.policy), axis=-1)
     return with_aux(site, d)
@@ -470,7 +468,7 @@ def _placed(stage: str, n: int) -> str:
 def balancing(
     coefficient: float, logits_of: list[Array], indices_of: list[Array], policy: Policy
 ) -> Callable[[int, bool], Array]:
-    """The load-balancing gradient (T, E) of each block's router logits, its coefficient included."""
+    """The load-balancing gradient (T, E) of each block's router logits, with its coefficient."""
 
     def of(layer: int, softmaxed: bool) -> Array:
         inputs = [_softmax(x) for x in logits_of] if softmaxed else logits_of
