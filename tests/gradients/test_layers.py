@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -16,11 +17,10 @@ from gptoss_ref import gradients
 from gptoss_ref.layers import rope_tables, yarn
 from gptoss_ref.layers.mxfp4 import encode
 from gptoss_ref.numerics import get_policy
-from tests.support import torch_backward
 from tests.support import torch_twin as twin
 from tests.support.agreement import NUMPY, POLICIES, STRAYS, ULP, as_tensor
 from tests.support.strategies import SEEDS, mxfp4_values, normal, on_grid
-from tests.support.torch_backward import layer_gradients
+from tests.support.torch_backward import Ops, layer_gradients
 
 Array = NDArray[Any]
 
@@ -107,6 +107,10 @@ def test_rope(policy: str, seed: int, tokens: int, heads: int, factor: int) -> N
     both(ours, policy, lambda x: twin.rope(x, *tables), d_o, x=x)
 
 
+def attended(window: int | None, q_positions: Any, k_positions: Any, **arrays: Any) -> Any:
+    return Ops().attended(**arrays, age=q_positions[:, None] - k_positions, window=window)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=15)
 @given(
@@ -146,7 +150,7 @@ def test_attention(
     both(
         ours,
         policy,
-        lambda **a: torch_backward.attention(**a, window=window),
+        partial(attended, window),
         d_mix,
         q=q,
         k=k[order],
@@ -240,7 +244,7 @@ def test_experts(policy: str, seed: int, tokens: int, active: int, clamp: int) -
     ours = {name: getattr(found, "d_" + name) for name in inputs}
     scale = {name: 3.0 * np.linalg.norm(d_y) * tokens**0.5 for name in inputs}
     against = "bfloat16" if policy == "bfloat16" else "float64"
-    theirs = layer_gradients(torch_backward.experts, d_y, against, indices=indices, **inputs)
+    theirs = layer_gradients(Ops().experts, d_y, against, indices=indices, **inputs)
     for name in inputs:
         agree({name: ours[name]}, theirs, policy, float(scale[name]))
     unchosen = np.setdiff1d(np.arange(experts), indices)

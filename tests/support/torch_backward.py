@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.support.strategies import Arrays, as_torch
 from tests.support.torch_twin import product, wide
 
 Array = NDArray[Any]
+Keep = Callable[[str, Tensor], Tensor]
 
 
 def layer_gradients(
@@ -41,65 +43,106 @@ def layer_gradients(
     return {name: as_array(d) for name, d in zip(names, found, strict=True)}
 
 
-def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, age: Tensor, window: int | None
-) -> tuple[Tensor, Tensor]:
-    """Attention as OpenAI's ``sdpa`` divides it: weights (H, T, S) and mix (T, H*C)."""
-    length, heads, channels = q.shape
-    kv_heads = k.shape[1]
-    q = q.reshape(length, kv_heads, -1, channels)
-    k, v = (a[:, :, None].expand(-1, -1, q.shape[2], -1) for a in (k, v))
-    scores = product("qkgc,skgc->kgqs", q, k) * (1 / math.sqrt(channels))
-    hidden = age < 0 if window is None else (age < 0) | (age >= window)
-    scores = scores.masked_fill(hidden, -math.inf)
-    column = sinks.reshape(kv_heads, -1, 1, 1).expand(-1, -1, length, -1)
-    weights = torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
-    weights = weights.reshape(heads, length, -1)
-    grouped = weights.reshape(kv_heads, -1, *weights.shape[1:])
-    return weights, product("kgqs,skgc->qkgc", grouped, v).reshape(length, -1)
+class Ops:
+    """The operations of the model, each of which a test may replace by one with another backward.
 
+    Attention is divided as OpenAI's ``sdpa`` divides it, and the experts gather their weights.
+    """
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor,
-    q_positions: Tensor,
-    k_positions: Tensor,
-    window: int | None,
-) -> Tensor:
-    return sdpa(q, k, v, sinks, q_positions[:, None] - k_positions, window)[1]
+    def embedding(self, table: Tensor, tokens: Tensor) -> Tensor:
+        return table[tokens]
 
+    def norm(self, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        return twin.rmsnorm(x, scale, eps)
 
-def experts(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    mlp1_weight: Tensor,
-    mlp1_bias: Tensor,
-    mlp2_weight: Tensor,
-    mlp2_bias: Tensor,
-    *,
-    alpha: float = 1.702,
-    limit: float = 7.0,
-    keep: Callable[[str, Tensor], Tensor] = lambda name, value: value,
-) -> Tensor:
-    """The experts' answers for all tokens at once, by gathering the chosen experts' weights."""
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return twin.rope(x, cos, sin)
 
-    def gathered(equation: str, a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = torch.einsum(equation, wide(a), wide(weight)[indices]).to(x.dtype)
-        return y + wide(bias)[indices].to(x.dtype)
+    def spread(self, x: Tensor, group: int, name: str) -> Tensor:
+        """Keys or values (S, K, C) for every head of their group: (S, K, G, C)."""
+        return x[:, :, None].expand(-1, -1, group, -1)
 
-    gate_up = keep("gate_up", gathered("td,tafd->taf", x, mlp1_weight, mlp1_bias))
-    activated = keep("swiglu", twin.swiglu(gate_up, alpha, limit))
-    answers = keep("expert_out", gathered("taf,tadf->tad", activated, mlp2_weight, mlp2_bias))
-    return product("tad,ta->td", answers, weights)
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """(T, K, G, C), (S, K, G, C) -> (K, G, T, S)."""
+        return product("qkgc,skgc->kgqs", q, k) * (1 / math.sqrt(q.shape[-1]))
+
+    def softmax(self, scores: Tensor, sinks: Tensor, hidden: Tensor) -> Tensor:
+        """Weights (K, G, T, S) of the keys."""
+        scores = scores.masked_fill(hidden, -math.inf)
+        kv_heads, group, length, _ = scores.shape
+        column = sinks.reshape(kv_heads, group, 1, 1).expand(-1, -1, length, -1)
+        return torch.softmax(torch.cat([scores, column], -1), -1)[..., :-1]
+
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        """(K, G, T, S), (S, K, G, C) -> (T, K, G, C)."""
+        return product("kgqs,skgc->qkgc", weights, v)
+
+    def shares(self, logits: Tensor, order: Tensor) -> Tensor:
+        """Softmax over the chosen: (T, A) of (T, E)."""
+        return torch.softmax(logits.gather(-1, order), -1)
+
+    def gathered(
+        self, equation: str, a: Tensor, weight: Tensor, bias: Tensor, indices: Tensor
+    ) -> Tensor:
+        """One linear layer of each token's experts; the weights' gradients are summed wide."""
+        y = torch.einsum(equation, wide(a), wide(weight)[indices]).to(a.dtype)
+        return y + wide(bias)[indices].to(a.dtype)
+
+    def swiglu(self, x: Tensor, alpha: float, limit: float) -> Tensor:
+        return twin.swiglu(x, alpha, limit)
+
+    def combined(self, answers: Tensor, shares: Tensor, bias: Tensor, indices: Tensor) -> Tensor:
+        """(T, A, D), (T, A) -> (T, D); ``bias`` (E, D) is part of the answers already."""
+        return product("tad,ta->td", answers, shares)
+
+    def residual(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + t
+
+    def attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor,
+        age: Tensor,
+        window: int | None,
+        keep: Keep = lambda name, value: value,
+    ) -> Tensor:
+        """The mix (T, H*C)."""
+        length, _, channels = q.shape
+        q = q.reshape(length, k.shape[1], -1, channels)
+        k, v = self.spread(k, q.shape[2], "k"), self.spread(v, q.shape[2], "v")
+        hidden = age < 0 if window is None else (age < 0) | (age >= window)
+        weights = self.softmax(self.scores(q, k), sinks, hidden)
+        shape = weights.shape
+        weights = keep("weights", weights.reshape(-1, *shape[2:])).reshape(shape)
+        return self.mix(weights, v).reshape(length, -1)
+
+    def experts(
+        self,
+        x: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        mlp1_weight: Tensor,
+        mlp1_bias: Tensor,
+        mlp2_weight: Tensor,
+        mlp2_bias: Tensor,
+        alpha: float = 1.702,
+        limit: float = 7.0,
+        keep: Keep = lambda name, value: value,
+    ) -> Tensor:
+        """The experts' answers for all tokens at once."""
+        gate_up = self.gathered("td,tafd->taf", x, mlp1_weight, mlp1_bias, indices)
+        activated = keep("swiglu", self.swiglu(keep("gate_up", gate_up), alpha, limit))
+        answers = self.gathered("taf,tadf->tad", activated, mlp2_weight, mlp2_bias, indices)
+        return self.combined(keep("expert_out", answers), weights, mlp2_bias, indices)
 
 
 class ModelGradients(NamedTuple):
     loss: float
     taps: dict[str, Array]
     weights: dict[str, Array]
+    forward: dict[str, Array]
 
 
 def field_name(name: str) -> str:
@@ -116,6 +159,7 @@ def model_gradients(
     tokens: Any,
     loss: Callable[[Tensor, list[Tensor]], Tensor] | None = None,
     policy: str = "float64",
+    ops: Ops | None = None,
 ) -> ModelGradients:
     """Loss and gradients; ``loss`` of logits and router logits, else that of the next token."""
     with torch.enable_grad():
@@ -123,12 +167,12 @@ def model_gradients(
         taps: dict[str, Tensor] = {}
 
         def keep(name: str, value: Tensor) -> Tensor:
-            if value.is_floating_point():
+            if value.is_floating_point() and value.requires_grad:
                 value.retain_grad()
-                taps[name] = value
+            taps[name] = value
             return value
 
-        logits, routers = forward(config, weights, tokens, keep)
+        logits, routers = forward(config, weights, tokens, keep, ops or Ops())
         if loss is None:
             value = next_token(logits, tokens)
         else:
@@ -141,6 +185,7 @@ def model_gradients(
         float(value),
         {name: as_array(tap.grad) for name, tap in taps.items() if tap.grad is not None},
         {field_name(n): as_array(w.grad) for n, w in weights.items() if w.grad is not None},
+        {name: as_array(tap.detach()) for name, tap in taps.items()},
     )
 
 
@@ -150,10 +195,7 @@ def next_token(logits: Tensor, tokens: Any) -> Tensor:
 
 
 def forward(
-    config: ModelConfig,
-    weights: Mapping[str, Tensor],
-    tokens: Any,
-    keep: Callable[[str, Tensor], Tensor],
+    config: ModelConfig, weights: Mapping[str, Tensor], tokens: Any, keep: Keep, ops: Ops
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits, and the routers' logits of each block."""
     dtype = weights["embedding"].dtype
@@ -169,62 +211,42 @@ def forward(
     positions = torch.arange(len(tokens))
     age = positions[:, None] - positions
     tables = twin.rope_tables(positions, inv_freq, concentration, dtype)
-    eps, c, routers = config.rms_norm_eps, config.head_dim, []
-    x = keep("embedding", weights["embedding"][torch.as_tensor(tokens, dtype=torch.long)])
+    eps, c, active = config.rms_norm_eps, config.head_dim, config.experts_per_token
+    routers = []
+    ids = torch.as_tensor(np.asarray(tokens), dtype=torch.long)
+    x = keep("embedding", ops.embedding(weights["embedding"], ids))
     for n in range(config.num_hidden_layers):
         at = f"block.{n}.attn."
         w = {name[len(at) :]: value for name, value in weights.items() if name.startswith(at)}
-        t = keep(at + "norm", twin.rmsnorm(x, w["norm.scale"], eps))
+        here = partial(_within, keep, at)
+        t = here("norm", ops.norm(x, w["norm.scale"], eps))
         rows = [w[f"{letter}.weight"] for letter in "qkv"]
-        fused = twin.linear(t, torch.cat(rows), torch.cat([w[f"{c_}.bias"] for c_ in "qkv"]))
-        q, k, v = (
-            keep(at + letter, part.reshape(len(x), -1, c))
-            for letter, part in zip("qkv", fused.split([len(r) for r in rows], -1), strict=True)
-        )
-        q, k = (
-            keep(at + "q_rope", twin.rope(q, *tables)),
-            keep(at + "k_rope", twin.rope(k, *tables)),
-        )
-        shares, mix = sdpa_kept(q, k, v, w["sinks"], age, twin.window_of(config, n), keep, at)
-        t = keep(at + "out", twin.linear(keep(at + "mix", mix), w["out.weight"], w["out.bias"]))
-        x = keep(at + "residual", x + t)
+        biases = torch.cat([w[f"{letter}.bias"] for letter in "qkv"])
+        fused = twin.linear(t, torch.cat(rows), biases)
+        parts = fused.split([len(r) for r in rows], -1)
+        q, k, v = (here(a, p.reshape(len(x), -1, c)) for a, p in zip("qkv", parts, strict=True))
+        q, k = here("q_rope", ops.rope(q, *tables)), here("k_rope", ops.rope(k, *tables))
+        window = twin.window_of(config, n)
+        mix = here("mix", ops.attended(q, k, v, w["sinks"], age, window, here))
+        t = here("out", twin.linear(mix, w["out.weight"], w["out.bias"]))
+        x = here("residual", ops.residual(x, t))
 
         at = f"block.{n}.mlp."
         w = {name[len(at) :]: value for name, value in weights.items() if name.startswith(at)}
-        t = keep(at + "norm", twin.rmsnorm(x, w["norm.scale"], eps))
-        logits = keep(at + "router_logits", twin.linear(t, w["gate.weight"], w["gate.bias"]))
+        here = partial(_within, keep, at)
+        t = here("norm", ops.norm(x, w["norm.scale"], eps))
+        logits = here("router_logits", twin.linear(t, w["gate.weight"], w["gate.bias"]))
         routers.append(logits)
-        ordered, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-        active = config.experts_per_token
-        shares = keep(at + "expert_weights", torch.softmax(ordered[:, :active], -1))
-        t = experts(
-            t,
-            order[:, :active],
-            shares,
-            *(w[name] for name in ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")),
-            alpha=config.swiglu_alpha,
-            limit=config.swiglu_limit,
-            keep=lambda name, value, at=at: keep(at + name, value),  # type: ignore[misc]
-        )
-        x = keep(at + "residual", x + keep(at + "out", t))
-    x = keep("norm", twin.rmsnorm(x, weights["norm.scale"], eps))
+        order = torch.sort(logits, dim=-1, descending=True, stable=True)[1][:, :active]
+        here("expert_indices", order)
+        shares = here("expert_weights", ops.shares(logits, order))
+        names = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
+        clamp = (config.swiglu_alpha, config.swiglu_limit)
+        t = ops.experts(t, order, shares, *(w[name] for name in names), *clamp, here)
+        x = here("residual", ops.residual(x, here("out", t)))
+    x = keep("norm", ops.norm(x, weights["norm.scale"], eps))
     return keep("logits", twin.linear(x, weights["unembedding"])), routers
 
 
-def sdpa_kept(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor,
-    age: Tensor,
-    window: int | None,
-    keep: Callable[[str, Tensor], Tensor],
-    at: str,
-) -> tuple[Tensor, Tensor]:
-    """``sdpa`` with its weights on the way from scores to mix."""
-    weights, _ = sdpa(q, k, v, sinks, age, window)
-    weights = keep(at + "weights", weights)
-    kv_heads = k.shape[1]
-    values = v[:, :, None].expand(-1, -1, q.shape[1] // kv_heads, -1)
-    grouped = weights.reshape(kv_heads, -1, *weights.shape[1:])
-    return weights, product("kgqs,skgc->qkgc", grouped, values).reshape(len(q), -1)
+def _within(keep: Keep, at: str, name: str, value: Tensor) -> Tensor:
+    return keep(at + name, value)

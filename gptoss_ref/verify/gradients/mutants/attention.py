@@ -217,7 +217,8 @@ def rope_without_gradient(right: Compute, site: Site, *arguments: Array) -> Arra
 def rope_inverse(right: Compute, site: Site, d: Array) -> Array:
     """RoPE's backward is the inverse, which divides by the concentration, not the transpose."""
     cos, sin = site.tables
-    return right(site, d) / (cos[:1, :1] ** 2 + sin[:1, :1] ** 2)[..., None]
+    found: Array = right(site, d) / (cos[:1, :1] ** 2 + sin[:1, :1] ** 2)[..., None]
+    return found
 
 
 def _is_query(right: Compute) -> bool:

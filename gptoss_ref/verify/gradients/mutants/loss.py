@@ -24,7 +24,8 @@ def loss_averaged_over_padding(right: Compute, site: Site, logits: Array) -> Arr
 
 def _divided(steps: int) -> Compute:
     def compute(right: Compute, site: Site, logits: Array) -> Array:
-        return right(site, logits) / site.policy.dtype.type(steps)
+        found: Array = right(site, logits) / site.policy.dtype.type(steps)
+        return found
 
     return compute
 
