@@ -119,7 +119,8 @@ class Replay:
         if run == 0:
             return values
         push = np.random.default_rng(run).uniform(-1, 1, values.shape)
-        return values * (1 + UNITS["float32"] * push).astype(values.dtype)
+        pushed: Array = values * (1 + UNITS["float32"] * push).astype(values.dtype)
+        return pushed
 
     def _balanced(self, site: Site, run: int) -> Site:
         layers = range(self.trace.config.num_hidden_layers)

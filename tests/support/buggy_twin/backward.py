@@ -96,7 +96,7 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
-        w, share, scores, total, hidden = ctx.saved_tensors
+        w, share, scores, total, _ = ctx.saved_tensors
         dtype, d, w = d.dtype, wide(d), wide(w)
         d_sinks = (-share[..., 0] * (w * d).sum(-1)).sum(-1).reshape(-1)
         used = _weights_of(ctx.kind, w, share, scores, total)
