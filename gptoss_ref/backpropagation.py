@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,7 +188,7 @@ class _Pass:
     def __init__(self, model: Model, ids: list[Array], weights: _Watcher, taps: _Watcher) -> None:
         self.model, self.backend, self.policy = model, model.backend, model.policy
         self.weights, self.taps = weights, taps
-        self.rules: Any = gradients
+        self.rules = _rules(model)
         self.ids = np.concatenate(ids)
         ends = np.cumsum([len(row) for row in ids])
         self.rows = [slice(end - len(row), end) for row, end in zip(ids, ends, strict=True)]
@@ -427,6 +429,17 @@ class _Pass:
             vocabulary = self.model.config.vocab_size
             d = self.rules.embedding(d_x, self.ids, vocabulary, policy=self.policy)
             self.weights.give("embedding", d)
+
+
+def _rules(model: Model) -> Any:
+    """What computes the gradients: the kernels there are for the ``numba`` backend, else NumPy."""
+    if model.backend.name != "numba":
+        return gradients
+    from gptoss_ref.kernels import gradients as kernels
+
+    named = {name: getattr(gradients, name) for name in gradients.__all__}
+    named["experts"] = partial(gradients.experts, activation=kernels.swiglu)
+    return SimpleNamespace(**{**named, "attention": kernels.attention})
 
 
 def _lowest(names: Iterable[str], blocks: int) -> int:

@@ -184,7 +184,7 @@ def test_the_format_is_named(tmp_path: Path) -> None:
     trace(model(), TOKENS, path=tmp_path / "run.trace")
     with safetensors.safe_open(tmp_path / "run.trace", "np") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "gptoss-trace-1"
+    assert metadata["format"] == "gptoss-trace-2"
     assert json.loads(metadata["tokens"]) == TOKENS
     assert metadata["policy"] == "float32"
     assert metadata["producer"] == f"gptoss_ref {gr.__version__} numpy"
@@ -278,7 +278,7 @@ def test_cut_anywhere(tmp_path: Path) -> None:
 def test_not_a_trace(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot be read"):
         Trace.load(tmp_path / "absent")
-    with pytest.raises(TraceError, match="format 'pt', expected 'gptoss-trace-1'"):
+    with pytest.raises(TraceError, match="format 'pt', expected 'gptoss-trace-2'"):
         Trace.load(Path(gr.load("tiny").path or "") / "model.safetensors")
 
 
@@ -298,7 +298,7 @@ def test_not_a_trace(tmp_path: Path) -> None:
 )
 def test_metadata_that_cannot_be(key: str, value: str | None, message: str, tmp_path: Path) -> None:
     kept = trace(model(), TOKENS, taps="embedding")
-    metadata = {"format": "gptoss-trace-1", **kept.metadata, key: value}
+    metadata = {"format": "gptoss-trace-2", **kept.metadata, key: value}
     metadata.pop("dtype", None)
     safetensors.torch.save_file(
         {"embedding": torch.from_numpy(kept["embedding"])},

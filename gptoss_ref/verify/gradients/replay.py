@@ -3,7 +3,7 @@
 What the other does not show is computed: the forward values by the local replay of the forward
 pass, the gradients by the stages of :mod:`~gptoss_ref.verify.gradients.stages`. What rounding
 explains is measured, as for the forward pass: the same stage from the same inputs, in float64 and
-in the other's rounding.
+in the other's rounding, with the terms of its sums a little off.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from gptoss_ref.errors import TraceError
 from gptoss_ref.losses import IGNORED, Counted
-from gptoss_ref.numerics import Array, Policy
+from gptoss_ref.numerics import Array
 from gptoss_ref.tracing import gradients as names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.stages import Compute, Node, Site, balancing, nodes
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays, over
 from gptoss_ref.verify.noise.noise_floor import Level, level, runs_of
+from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.replay.evaluate import walk
 from gptoss_ref.verify.replay.ops import Rules
 from gptoss_ref.weights import ModelWeights
@@ -95,8 +96,8 @@ class Replay:
     def _values(self, forward: Trace, needed: set[str]) -> list[dict[str, Array]]:
         """By run, the forward values: the trace's own, or computed from its nearest ones."""
         found = [
-            {name: _in(policy, forward[name]) for name in needed & set(forward)}
-            for policy in self.runs
+            {name: self._given(forward[name], run) for name in sorted(needed & set(forward))}
+            for run in self._all()
         ]
         missing = needed - set(forward)
         ways = [(Rules(), policy) for policy in self.runs]
@@ -105,6 +106,21 @@ class Replay:
             for values, array in zip(found, arrays, strict=True):
                 values[name] = array
         return found
+
+    def _given(self, values: Array, run: int) -> Array:
+        """The trace's own values as a run starts from them: but in the first, a little off.
+
+        A gradient is a sum of many terms, which may cancel, and a sum in float32 is off by about
+        as much as if its terms were each off by a rounding.
+        """
+        if values.dtype.kind in "iu":
+            return values
+        values = values.astype(self.runs[run].dtype)
+        if run == 0:
+            return values
+        push = np.random.default_rng(run).uniform(-1, 1, values.shape)
+        pushed: Array = values * (1 + UNITS["float32"] * push).astype(values.dtype)
+        return pushed
 
     def _balanced(self, site: Site, run: int) -> Site:
         layers = range(self.trace.config.num_hidden_layers)
@@ -165,17 +181,12 @@ class Replay:
         if (given or not wrong) and (name, run) in self._known:
             return self._known[name, run]
         if given:
-            found = _in(self.runs[run], self.trace[name])
+            found = self._given(self.trace[name], run)
         else:
             found = self._compute(self.nodes[name], run, wrong)
         if given or not wrong:
             self._known[name, run] = found
         return found
-
-
-def _in(policy: Policy, values: Array) -> Array:
-    """Given values in a run's dtype; integers as they are."""
-    return values if values.dtype.kind in "iu" else values.astype(policy.dtype)
 
 
 def _with(bug: Compute, right: Compute) -> Compute:
