@@ -74,8 +74,8 @@ NUMPY = Backend(
 @cache
 def _numba() -> Backend:
     from gptoss_ref import kernels
-    from gptoss_ref.kernels._block import blocks_of
-    from gptoss_ref.kernels._jit import path_name
+    from gptoss_ref.kernels.decode_step import blocks_of
+    from gptoss_ref.kernels.runtime.isa import path_name
 
     path_name()  # raises if the environment asks for one that cannot run
     backend = Backend(

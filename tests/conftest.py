@@ -48,7 +48,7 @@ def long_case() -> Any:
 @pytest.fixture(scope="session")
 def warm_kernels() -> None:
     """No command is the first to use the kernels, which it would say on standard error."""
-    from gptoss_ref.kernels.warmup import is_warm, warmup
+    from gptoss_ref.kernels.runtime.warmup import is_warm, warmup
 
     if not is_warm():
         warmup()

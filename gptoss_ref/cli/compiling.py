@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 from gptoss_ref.cli.console import notes
-from gptoss_ref.kernels._jit import cache_folder
-from gptoss_ref.kernels.warmup import is_warm, warmup
+from gptoss_ref.kernels.runtime.jit import cache_folder
+from gptoss_ref.kernels.runtime.warmup import is_warm, warmup
 
 
 def compile_once() -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._math import exp
 from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.scalar import exp
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import RouterOutput
 

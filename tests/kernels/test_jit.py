@@ -12,15 +12,17 @@ import pytest
 
 from gptoss_ref import kernels
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels import _jit
-from gptoss_ref.kernels._math import exp
+from gptoss_ref.kernels.runtime import isa
+from gptoss_ref.kernels.runtime import jit as _jit
+from gptoss_ref.kernels.runtime.scalar import exp
 from tests.kernels.test_threads import run_python
 from tests.support.kernel_cases import COMPILED_ONLY, INTERPRETED, bits, gaussian, relative_l2
 
 SMALL = """
 import numpy as np
 from gptoss_ref import kernels
-from gptoss_ref.kernels import _jit
+from gptoss_ref.kernels.runtime import isa
+from gptoss_ref.kernels.runtime import jit as _jit
 x, weight = np.ones((1, 3), np.float32), np.ones((2, 3), np.float32)
 """
 
@@ -85,7 +87,7 @@ print(len(caught), "NUMBA_CACHE_DIR" in str(caught[0].message))
 
 @COMPILED_ONLY
 def test_the_environment_forces_a_path() -> None:
-    code = SMALL + "print(_jit.path_name())"
+    code = SMALL + "print(isa.path_name())"
     assert run_python(code, GPTOSS_REF_KERNELS="plain") == "plain"
     code = (
         SMALL
@@ -100,23 +102,23 @@ except GptOssError as error: print(error)
 
 @COMPILED_ONLY
 def test_a_cpu_without_avx2_takes_the_plain_path() -> None:
-    code = SMALL + "print(_jit.available_paths(), kernels.linear(x, weight).tolist())"
+    code = SMALL + "print(isa.available_paths(), kernels.linear(x, weight).tolist())"
     assert run_python(code, NUMBA_CPU_FEATURES="", NUMBA_CPU_NAME="generic") == (
         "('plain',) [[3.0, 3.0]]"
     )
 
 
 def test_without_compilation_the_plain_path_runs_as_python() -> None:
-    code = SMALL + "print(_jit.available_paths(), kernels.linear(x, weight).tolist())"
+    code = SMALL + "print(isa.available_paths(), kernels.linear(x, weight).tolist())"
     assert run_python(code, NUMBA_DISABLE_JIT="1") == "('plain',) [[3.0, 3.0]]"
 
 
 def test_paths_are_chosen_by_name() -> None:
-    assert _jit.available_paths()[-1] == "plain"
-    for path in _jit.available_paths():
-        with _jit.instructions(path):
-            assert _jit.path_name() == path
-    with pytest.raises(GptOssError, match="plain"), _jit.instructions("mmx"):
+    assert isa.available_paths()[-1] == "plain"
+    for path in isa.available_paths():
+        with isa.instructions(path):
+            assert isa.path_name() == path
+    with pytest.raises(GptOssError, match="plain"), isa.instructions("mmx"):
         pass
 
 
@@ -141,7 +143,7 @@ def test_exponential() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is about compiled kernels")
-@pytest.mark.parametrize("path", _jit.available_paths())
+@pytest.mark.parametrize("path", isa.available_paths())
 def test_with_bounds_checks(path: str) -> None:
     """The kernels keep within their arrays; NUMBA_BOUNDSCHECK=1 makes Numba check."""
     code = SMALL + "print(kernels.linear(x, weight).tolist())"
@@ -154,8 +156,8 @@ def test_paths_agree() -> None:
     rng = np.random.default_rng(0)
     x, weight = gaussian(rng, 3, 65), bits(gaussian(rng, 33, 65))
     results = []
-    for path in _jit.available_paths():
-        with _jit.instructions(path):
+    for path in isa.available_paths():
+        with isa.instructions(path):
             results.append(kernels.linear(x, weight))
     for result in results:
         assert relative_l2(result, results[-1]) <= 1e-6

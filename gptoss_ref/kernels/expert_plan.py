@@ -11,12 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import (
-    jit,
-    jit_inner,
-)
-from gptoss_ref.kernels._pairs import SPARE
-from gptoss_ref.kernels._tiles import ROWS as TILE
+from gptoss_ref.kernels.matmul.amx import ROWS as TILE
+from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import SPARE
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.numerics import Array
 
 
