@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT8, INT16, method_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_ref import kernels, layers
 from gptoss_ref.errors import CheckpointError, GptOssError
+from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4

@@ -17,7 +17,7 @@ import numpy as np
 from gptoss_ref.kernels.matmul import amx
 from gptoss_ref.kernels.matmul.gemv import dot, gemv_rows
 from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
-from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.buffers import fill, floats, integers
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
@@ -155,8 +155,10 @@ def gemm_amx(x: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, team:
     """
     tokens, inputs = x.shape
     tiles = (tokens + amx.ROWS - 1) // amx.ROWS
-    planes = amx.planes_of(tiles, inputs)
-    amx.split_rows(x.reshape(-1), np.arange(tokens), planes, tiles, team)
+    planes, of = amx.planes_of(tiles, inputs), integers(tokens)
+    for t in range(tokens):
+        of[t] = t
+    amx.split_rows(x.reshape(-1), of, planes, tiles, team)
     _gemm_amx_tasks(x, planes, weight, bias, y, nan, tasks, team)
 
 

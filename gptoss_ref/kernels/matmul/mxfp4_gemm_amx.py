@@ -40,7 +40,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 )
 from gptoss_ref.kernels.matmul.mxfp4_block import ROWS as TASK_ROWS
 from gptoss_ref.kernels.runtime import llvm_ir as vec
-from gptoss_ref.kernels.runtime.buffers import fill, floats, on_cache_line
+from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import i8, i16, i32, index
 
@@ -115,7 +115,7 @@ def _decode_row_vectors(
 @jit_inner
 def new_amx(path: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
     """Room for rows that are split into so many tiles."""
-    return AmxPlanes(x, np.zeros(rows, np.bool_), planes_of(tiles, x.size // rows))
+    return AmxPlanes(x, falses(rows), planes_of(tiles, x.size // rows))
 
 
 @jit_inner

@@ -34,7 +34,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     redo_out_of_range,
 )
 from gptoss_ref.kernels.runtime import llvm_ir as vec
-from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.buffers import falses, fill, floats
 from gptoss_ref.kernels.runtime.isa import lanes_of
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import f32, i8, i16, i32, index
@@ -67,7 +67,7 @@ class Int16(NamedTuple):
 def new_int16(path: Any, x: Any, rows: int, tiles: int) -> Int16:
     """Room for the rounded activations."""
     blocks = (rows + SPARE) * (x.size // rows // BLOCK)
-    return Int16(x, np.zeros(rows, np.bool_), np.empty(blocks * BLOCK, np.int16), floats(blocks))
+    return Int16(x, falses(rows), np.empty(blocks * BLOCK, np.int16), floats(blocks))
 
 
 @jit_inner

@@ -40,7 +40,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     refused,
 )
 from gptoss_ref.kernels.runtime import llvm_ir as vec
-from gptoss_ref.kernels.runtime.buffers import fill, floats, on_cache_line
+from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
@@ -91,7 +91,7 @@ def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     n, groups = blocks_of_vector(path), x.size // rows // BLOCK
     planes = on_cache_line(rows * ((groups + 4 * n - 1) // (4 * n)) * group_bytes(n))
     fill(planes, np.uint8(0))
-    return Int8Planes(x, np.zeros(rows, np.bool_), planes)
+    return Int8Planes(x, falses(rows), planes)
 
 
 @jit_inner

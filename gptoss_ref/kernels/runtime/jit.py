@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import numba
 from numba.core import caching, config
 
-from gptoss_ref.kernels.runtime.parts import PART
+from gptoss_ref.kernels.runtime.parts import KERNEL, PART
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +67,8 @@ def jit_parallel(function: F) -> F:
 
 
 def _compiled_lazily(function: F, **options: Any) -> F:
-    dispatcher = numba.njit(**OPTIONS, **options)(function)
+    own = {} if "parallel" in options else KERNEL
+    dispatcher = numba.njit(**OPTIONS | own | options)(function)
     if not config.DISABLE_JIT:
         dispatcher._cache = _LazyCache(function)
     return cast(F, dispatcher)

@@ -3,10 +3,10 @@
 Numba optimises every function and makes machine code of it where it is defined, and does both again
 in each kernel that contains it. For a part the first is wasted. So parts are compiled by a pipeline
 of their own: the LLVM code that comes out of Numba's lowering is linked into the kernel as it is,
-and optimised there. That saves a fifth of the time in which the kernels of a chat compile.
+and optimised there. In kernels a first optimisation, which is only to save memory, is left out.
 
-This uses interfaces of Numba that are not documented. Where they are missing, ``PART`` is empty and
-parts are compiled as any other function.
+This uses interfaces of Numba that are not documented. Where they are missing, ``PART`` and
+``KERNEL`` leave them out, and functions are compiled as any other.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from numba.core.compiler_machinery import LoweringPass, register_pass
 from numba.core.typed_passes import IRLegalization
 
 
-class _PartLibrary(codegen.JITCodeLibrary):
-    """The LLVM code of a part, never optimised or made executable by itself."""
+class _KernelLibrary(codegen.JITCodeLibrary):
+    """The LLVM code of a kernel."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
         ll_module.data_layout = self._codegen._data_layout
+
+
+class _PartLibrary(_KernelLibrary):
+    """The LLVM code of a part, never optimised or made executable by itself."""
 
     def finalize(self) -> None:
         """Link what the part calls."""
@@ -45,37 +49,40 @@ class _PartLibrary(codegen.JITCodeLibrary):
         """A part has no Python objects."""
 
 
-@register_pass(mutates_CFG=False, analysis_only=False)
-class _TakeLibrary(LoweringPass):
-    _name = "gptoss_ref_part"
+def _pipeline(library: type) -> type:
+    """Numba's own compiler, with libraries of that kind."""
 
-    def __init__(self) -> None:
-        LoweringPass.__init__(self)
+    @register_pass(mutates_CFG=False, analysis_only=False)
+    class TakeLibrary(LoweringPass):
+        _name = f"gptoss_ref{library.__name__}"
 
-    def run_pass(self, state: Any) -> bool:
-        """Give the lowering a library of that kind."""
-        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()
-        return False
+        def __init__(self) -> None:
+            LoweringPass.__init__(self)
+
+        def run_pass(self, state: Any) -> bool:
+            state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
+            state.library.enable_object_caching()
+            return False
+
+    class Compiler(compiler.CompilerBase):
+        def define_pipelines(self) -> list[Any]:
+            pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+            pipeline.add_pass_after(TakeLibrary, IRLegalization)
+            pipeline.finalize()
+            return [pipeline]
+
+    return Compiler
 
 
-class _Parts(compiler.CompilerBase):
-    def define_pipelines(self) -> list[Any]:
-        """Numba's own, with that library."""
-        pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
-        pipeline.add_pass_after(_TakeLibrary, IRLegalization)
-        pipeline.finalize()
-        return [pipeline]
+_USED = {"_final_module", "_get_module_for_linking", "_raise_if_finalized", "link_in"}
+_FOUND = hasattr(codegen.CPUCodeLibrary, "_optimize_functions") and set(
+    codegen.CPUCodeLibrary.finalize.__code__.co_names
+) >= _USED
 
-
-_USED = ("_final_module", "_get_module_for_linking", "_raise_if_finalized", "link_in")
-_FOUND = all(
-    name in codegen.CPUCodeLibrary.__init__.__code__.co_names
-    or name in codegen.CPUCodeLibrary.finalize.__code__.co_names
-    for name in _USED
-)
+KERNEL: dict[str, Any] = {"pipeline_class": _pipeline(_KernelLibrary)} if _FOUND else {}
+"""Options of ``numba.njit`` for a kernel."""
 
 PART: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True} | (
-    {"pipeline_class": _Parts} if _FOUND else {}
+    {"pipeline_class": _pipeline(_PartLibrary)} if _FOUND else {}
 )
-"""Options of ``numba.njit`` for a part."""
+"""And for a part."""

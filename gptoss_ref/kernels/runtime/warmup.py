@@ -9,6 +9,7 @@ Who calls kernels without it waits at the first call, and is told why (``announc
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import time
@@ -146,10 +147,16 @@ def warmup(progress: Progress | None = None) -> None:
     """
     if progress is not None:
         announced["compiling"] = True
-    for done, (name, step) in enumerate(STEPS):
-        if progress is not None:
-            progress(name, done, len(STEPS))
-        step()
+    collecting = gc.isenabled()
+    gc.disable()  # a compiler makes many small objects, and no cycles that matter
+    try:
+        for done, (name, step) in enumerate(STEPS):
+            if progress is not None:
+                progress(name, done, len(STEPS))
+            step()
+    finally:
+        if collecting:
+            gc.enable()
     if progress is not None:
         progress("done", len(STEPS), len(STEPS))
     folder = cache_folder()
