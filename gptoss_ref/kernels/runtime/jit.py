@@ -37,6 +37,9 @@ LEAF: dict[str, Any] = {
 }
 """Of ``numba.extending.overload``: how a leaf is given its forms for the paths."""
 
+INTERPRETED = bool(config.DISABLE_JIT)
+"""Whether ``NUMBA_DISABLE_JIT`` is set: kernels are plain Python, to be stepped through."""
+
 when_compiling: list[Callable[[], None]] = []
 """Called each time that a kernel is about to be compiled (``warmup`` tells the user)."""
 
