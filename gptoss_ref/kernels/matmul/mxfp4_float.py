@@ -26,7 +26,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     refused,
 )
 from gptoss_ref.kernels.matmul.register_tile import WIDEST, pack, panel_width, tile
-from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import jit_inner
 
 FEW = 4
@@ -92,13 +92,19 @@ def multiply_floats(
                 sums[m * ROWS + r] = dot(row, prepared.x[at : at + inputs])
         return True
     fill(sums[: count * ROWS], np.float32(0.0))
-    width = panel_width(path)
+    width, start_of = panel_width(path), of[of_at]
+    in_order = True  # rows that follow one another are used where they lie
+    for m in range(count):
+        in_order = in_order and of[of_at + m] == start_of + m
     for g in range(0, groups, GROUPS):
         some = min(GROUPS, groups - g)
         depth = some * BLOCK
-        for m in range(count):
-            at = of[of_at + m] * inputs + g * BLOCK
-            slab[m * depth : (m + 1) * depth] = prepared.x[at : at + depth]
+        x, x_at, x_stride = prepared.x, start_of * inputs + g * BLOCK, inputs
+        if not in_order:
+            for m in range(count):
+                at = of[of_at + m] * inputs + g * BLOCK
+                copy(prepared.x[at : at + depth], slab[m * depth : (m + 1) * depth])
+            x, x_at, x_stride = slab, 0, depth
         for first in range(0, rows, width):
             n = min(width, rows - first)
             for r in range(n):
@@ -106,6 +112,6 @@ def multiply_floats(
                 decode_row(stored, start, some, decoded[r * depth : (r + 1) * depth])
             pack(path, decoded, 0, depth, n, depth, 0, panel)
             tile(
-                path, count, slab, 0, depth, panel, 0, width, depth, 0, sums, first, ROWS, True
+                path, count, x, x_at, x_stride, panel, 0, width, depth, 0, sums, first, ROWS, True
             )  # fmt: skip
     return True
