@@ -27,14 +27,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NEEDED = {
     "amx": "products on tiles (matmul/amx.py, matmul/mxfp4_gemm_amx.py)",
-    "avx512": "vectors of 64 bytes (register tile 12 x 32, mxfp4_gemv_int8 and _gemm_int16 on VNNI)",
+    "avx512": "vectors of 64 bytes, VNNI (register_tile, mxfp4_gemv_int8, mxfp4_gemm_int16)",
     "avx2": "vectors of 32 bytes (mxfp4_gemv_int8, mxfp4_gemm_int16)",
 }
 """What of the kernels runs on each instruction path only."""
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Names the kernels that this machine cannot run; ``.ci/run`` repeats these lines at its end."""
+    """Names the kernels that this machine cannot run; ``.ci/run`` repeats these lines."""
     from gptoss_ref.kernels.runtime.isa import available_paths
     from gptoss_ref.kernels.runtime.jit import INTERPRETED
 

@@ -46,8 +46,10 @@ class Behind:
         self._process: subprocess.Popen[bytes] | None = None
         if chat.model.backend.name == "numpy" and chat.model.policy.name == "float32":
             command = (sys.executable, "-m", "gptoss_ref", "warmup")
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **quiet)
+            nothing = subprocess.DEVNULL
+            self._process = subprocess.Popen(
+                command, stdin=nothing, stdout=nothing, stderr=nothing
+            )
             notes().line("(answering on the NumPy layers while the kernels compile)", dim=True)
 
     def take_over(self) -> None:

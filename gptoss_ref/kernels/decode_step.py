@@ -78,14 +78,14 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
         if path_name() not in addresses:
             addresses[path_name()] = _addresses(config, prepared[0])
         kernels = addresses[path_name()]
-        common = (path, method_of(1, 0), kernels, x.reshape(-1), chosen, state, *constants)
-        common = (*common, cos, sin)
+        first = (path, method_of(1, 0), kernels, x.reshape(-1), chosen, state)
+        common = (*first, *constants, cos, sin)
         # what Python does comes first, before the weights sweep the caches
         calls: list[list[Any]] = []
         for n, arguments in enumerate(prepared):
             assert arguments is not None
-            layers[n], keys, values, first = layers[n].reserved(position, 1)
-            where = (keys, values, first, reach(layers[n].window), *chunks_of(len(keys)))
+            layers[n], keys, values, origin = layers[n].reserved(position, 1)
+            where = (keys, values, origin, reach(layers[n].window), *chunks_of(len(keys)))
             calls.append([*common, *where, *arguments, tasks])
         with team(tasks, work) as of:
             for n, call in enumerate(calls):

@@ -16,7 +16,7 @@ from gptoss_ref.kernels.runtime import isa
 from gptoss_ref.kernels.runtime import jit as _jit
 from gptoss_ref.kernels.runtime.scalar import exp
 from tests.kernels.test_threads import run_python
-from tests.support.kernel_cases import COMPILED_ONLY, INTERPRETED, bits, gaussian, relative_l2
+from tests.support.kernel_cases import COMPILED_ONLY, INTERPRETED
 
 SMALL = """
 import numpy as np

@@ -196,7 +196,7 @@ def _prefill_tasks(
     group, width = heads // keys.heads, panel_width(path)
     padded = (channels + WIDEST - 1) // WIDEST * WIDEST  # channels of a row, whole panels
     most, q_positions = per_task * group, keys.q_positions
-    none = np.int64(0)  # a literal would be a type of its own, and ``flash_step`` compiled for it
+    none: Any = np.int64(0)  # a literal would have ``flash_step`` compiled for its own type
     scaled = floats(most * channels)
     state = State(
         floats(most), floats(most), floats(most * padded), floats(most * KEYS),

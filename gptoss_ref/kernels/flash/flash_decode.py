@@ -58,7 +58,8 @@ def _decode_tasks(
         m, l, acc, floats(group * KEYS), floats(channels * width),
         floats(KEYS * padded if padded != channels else 0),
     )  # fmt: skip
-    none, one = np.int64(0), np.int64(1)  # no literals, as in ``_prefill_tasks``
+    none: Any = np.int64(0)
+    one: Any = np.int64(1)  # no literals, as in ``_prefill_tasks``
     fill(state.values, np.float32(0.0))
     fill(m[start * heads : stop * heads], MASKED)
     fill(l[start * heads : stop * heads], np.float32(0.0))

@@ -66,7 +66,8 @@ def pack(
 ) -> None:
     """panel[k, l] = w[at + l · stride + k] for l < L; rows from ``rows`` on repeat the last.
 
-    The cache lines ``ahead`` elements further are asked for.
+    The cache lines ``ahead`` elements further are asked for, into the second cache: keys lie at
+    powers of two from one another, and in the first would drive each other out.
     """
     width = 16
     for l in range(width):
@@ -208,7 +209,7 @@ def _vector_pack(
         with cgutils.for_range(builder, squares_) as loop:
             k = builder.mul(loop.index, index(LANES))
             for row in rows:
-                vec.prefetch(builder, row, builder.add(k, ahead_), 0)
+                vec.prefetch(builder, row, builder.add(k, ahead_), 0, keep=2)
             loaded = [vec.load(builder, row, k, vec.vector(element, LANES)) for row in rows]
             for i, column in enumerate(vec.transposed(builder, loaded)):
                 to = builder.add(builder.mul(builder.add(k, index(i)), width_), first_)
@@ -264,7 +265,7 @@ def _tile_of(tokens: int, vectors: int) -> Any:
                 places_ = [builder.add(at, index(v * LANES)) for v in range(vectors)]
                 columns = [vec.load(builder, panel_, place, type_) for place in places_]
                 for place in places_:
-                    vec.prefetch(builder, panel_, builder.add(place, ahead_), 0)
+                    vec.prefetch(builder, panel_, builder.add(place, ahead_), 0, keep=2)
                 for m in range(tokens):
                     factor = vec.splat(builder, vec.load(builder, rows[m], loop.index, f32), LANES)
                     for v in range(vectors):
