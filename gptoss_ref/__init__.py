@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
     from gptoss_ref.errors import GptOssError
     from gptoss_ref.generation import Token, generate
-    from gptoss_ref.kernels.threads import threads
+    from gptoss_ref.kernels.runtime.threads import threads
     from gptoss_ref.model import Model, load
     from gptoss_ref.tracing.trace import Trace, trace
     from gptoss_ref.training.loop import train
@@ -113,6 +113,9 @@ for _name, _home in (
     ("dialects", "config_json"),
     ("generate", "generation"),
     ("info", "checkpoint.summary"),
+    ("kernels.doctor", "kernels.runtime.doctor"),
+    ("kernels.threads", "kernels.runtime.threads"),
+    ("kernels.warmup", "kernels.runtime.warmup"),
     ("routing", "weights"),
     ("selfcheck", "verify.published"),
     ("taps", "tracing.taps"),

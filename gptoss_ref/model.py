@@ -51,9 +51,9 @@ class Model:
         config: dimensions and constants.
         weights: as a checkpoint stores them.
         policy: where to round.
-        backend: what computes the layers, or its name: ``"numba"`` or ``"numpy"``. Kernels compute
-            in float32 only; under another policy both names give the NumPy layers. ``.backend``
-            tells which.
+        backend: what computes the layers, or its name: ``"numba"``, ``"numpy"`` or ``"auto"``, see
+            :func:`load`. Kernels compute in float32 only; under another policy every name gives
+            the NumPy layers. ``.backend`` tells which.
         checkpoint: where the weights came from; gives the tokenizer and the stop tokens.
     """
 
@@ -69,7 +69,7 @@ class Model:
         self.config = config
         self.weights = weights
         self.policy = get_policy(policy)
-        self.backend = get_backend(backend, self.policy)
+        self.backend = get_backend(backend, self.policy, weights)
         self.checkpoint = checkpoint
         self._prepared: tuple[tuple[Any, ...], Callable[..., None] | None] = ((), None)
         self._inv_freq, self._concentration = yarn(
@@ -342,14 +342,14 @@ def load(
     path: str | Path,
     *,
     adapter: str | Path | None = None,
-    backend: str | Backend = "numba",
+    backend: str | Backend = "auto",
     policy: str | Policy = "float32",
     scale_255: Scale255 = "error",
 ) -> Model:
     """Load a checkpoint without copying or decoding its weights.
 
-    The first pass on a machine compiles the ``"numba"`` backend's kernels, for some twenty seconds;
-    ``gptoss-ref warmup`` does that ahead of time.
+    The ``"numba"`` backend's kernels are compiled once on a machine, by the first pass that needs
+    them or ahead of time by ``gptoss-ref warmup``.
 
     Args:
         path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
@@ -358,6 +358,8 @@ def load(
         adapter: such a folder, for the model ``path``. Its additions are in the weights that they
             change, which are then dense and in memory.
         backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.
+            ``"auto"`` is the kernels, but for a small model the layers while no kernels are
+            compiled; ``model.backend.name`` says which it is.
         policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the latter two are computed by the
             NumPy layers whatever the backend, as ``model.backend.name`` then says.
         scale_255: what an MXFP4 scale byte of 255 means: an error when an expert that has one is
@@ -369,7 +371,8 @@ def load(
         GptOssError: an unknown backend, policy or ``scale_255``.
     """
     policy = get_policy(policy)
-    backend = get_backend(backend, policy)
+    if backend != "auto":
+        backend = get_backend(backend, policy)
     if scale_255 not in ("nan", "exponent", "error"):
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
     checkpoint, learnt = load_adapted(path, adapter)

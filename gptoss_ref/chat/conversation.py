@@ -82,11 +82,15 @@ class PrefixCache:
         self.tokens: list[int] = []
         self.cache: KVCache = model.new_cache()
 
+    def restart(self) -> None:
+        """Forget everything, as for a model that computes in another way from now on."""
+        self.tokens, self.cache = [], self._model.new_cache()
+
     def begin(self, prompt: Sequence[int]) -> list[int]:
         """What remains to be computed of the prompt, at least one token."""
         held = len(self.tokens)
         if held >= len(prompt) or list(prompt[:held]) != self.tokens:
-            self.tokens, self.cache = [], self._model.new_cache()
+            self.restart()
             held = 0
         return list(prompt[held:])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
 from gptoss_ref.chat.messages import is_call, place_of
 from gptoss_ref.chat.parser import Event, MessageEnd, Repair, TextDelta
+from gptoss_ref.cli.compiling import Behind
 from gptoss_ref.cli.console import Screen, notes, output
 from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError, HarmonyError
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     chat.messages = [Message.system(system)]
-    talk = Talk(chat, as_json=args.json)
+    talk = Talk(chat, as_json=args.json, may_compile=args.backend == "auto")
     if args.message is not None:
         talk.send(args.message)
     else:
@@ -55,11 +56,14 @@ class Talk:
     Args:
         chat: the conversation; keeps the history.
         as_json: print one JSON object per answer instead of its text.
+        may_compile: whether kernels that are not compiled yet may be, behind a conversation of a
+            person at a terminal.
     """
 
-    def __init__(self, chat: Chat, *, as_json: bool) -> None:
+    def __init__(self, chat: Chat, *, as_json: bool, may_compile: bool = False) -> None:
         self.chat = chat
         self.as_json = as_json
+        self.may_compile = may_compile
         self.interactive = sys.stdin.isatty()
 
     def send(self, message: str | Sequence[Message]) -> Reply:
@@ -83,9 +87,19 @@ class Talk:
         if self.interactive:
             with contextlib.suppress(ImportError):  # not on every system
                 import readline  # noqa: F401  # gives input() line editing
+        behind = Behind(self.chat) if self.may_compile and self.interactive else None
+        try:
+            self._messages(behind)
+        finally:
+            if behind is not None:
+                behind.stop()
+
+    def _messages(self, behind: Behind | None) -> None:
         while True:
             try:
                 message = self._ask("> ")
+                if behind is not None:
+                    behind.take_over()
                 if message.strip():
                     self._turn(message)
             except EOFError:

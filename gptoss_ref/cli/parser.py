@@ -379,9 +379,10 @@ def _add_download_option(command: Parser) -> None:
 def _add_backend_options(command: Parser) -> None:
     command.add_argument(
         "--backend",
-        default="numba",
+        default="auto",
         metavar="NAME",
-        help="numba (the compiled kernels) or numpy (the specification)",
+        help="numba (the compiled kernels), numpy (the specification), or auto: the kernels, but "
+        "for a small model the specification while no kernels are compiled",
     )
     command.add_argument(
         "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"

@@ -27,7 +27,7 @@ from numba.core import config
 from numba.np.ufunc import parallel as _numba_threads
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._tasks import ALONE, team_of
+from gptoss_ref.kernels.runtime.tasks import ALONE, team_of
 
 SMALL = 1 << 20
 """Multiply-adds below which starting threads would cost more than it saves.

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import (
-    jit,
-    jit_inner,
-)
-from gptoss_ref.kernels._pairs import SPARE
-from gptoss_ref.kernels._tiles import ROWS as TILE
+from gptoss_ref.kernels.matmul.amx import ROWS as TILE
+from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import SPARE
+from gptoss_ref.kernels.runtime.buffers import integers, zeros
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.numerics import Array
 
 
@@ -49,18 +47,17 @@ class Plan(NamedTuple):
 @jit
 def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
     """The plan of slots ``chosen`` among ``count`` experts."""
-    order, starts = np.empty(chosen.size, np.int64), np.zeros(count + 1, np.int64)
-    active = np.empty(count, np.int64)
+    slots = chosen.size
+    order, tokens, positions = integers(slots), zeros(slots + SPARE), zeros(slots + SPARE)
+    starts, tiles, active = zeros(count + 1), zeros(count + 1), integers(count)
     n = _group(chosen, per_token, order, starts, active)
-    tokens, positions = np.zeros(order.size + SPARE, np.int64), np.arange(order.size + SPARE)
-    tiles = np.zeros(count + 1, np.int64)
+    for i in range(slots):
+        tokens[i], positions[i] = order[i] // per_token, i
     for e in range(count):
         tiles[e + 1] = tiles[e] + (starts[e + 1] - starts[e] + TILE - 1) // TILE
-    tile_positions = np.empty(tiles[count] * TILE, np.int64)
-    tile_tokens = np.empty(tile_positions.size, np.int64)
+    rows = tiles[count] * TILE
+    tile_tokens, tile_positions = integers(rows), integers(rows)
     for e in active[:n]:
-        for i in range(starts[e], starts[e + 1]):
-            tokens[i] = order[i] // per_token
         for i in range(tiles[e] * TILE, tiles[e + 1] * TILE):
             position = min(starts[e] + i - tiles[e] * TILE, starts[e + 1] - 1)
             tile_positions[i], tile_tokens[i] = position, tokens[position]
@@ -70,19 +67,17 @@ def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
 @jit_inner
 def _group(chosen: Any, per_token: int, order: Any, starts: Any, active: Any) -> int:
     """Sort slots by expert into the last three arguments; number of active experts, 0 if wrong."""
-    count = starts.size - 1
+    count, n = starts.size - 1, 0
     for e in chosen:
         if e < 0 or e >= count:
             return 0
-    for e in chosen:
         starts[e + 1] += 1
-    n = 0
     for e in range(count):
         if starts[e + 1]:
             active[n] = e
             n += 1
         starts[e + 1] += starts[e]
-    filled = np.zeros(count, np.int64)
+    filled = zeros(count)
     for slot in range(chosen.size):
         e = chosen[slot]
         at = starts[e] + filled[e]

@@ -15,11 +15,11 @@ from functools import cache
 from typing import Any, cast
 
 from llvmlite import ir
-from numba import prange, types
+from numba import prange, typeof, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from gptoss_ref.kernels._jit import jit_inner, jit_parallel
+from gptoss_ref.kernels.runtime.jit import jit_inner, jit_parallel
 
 Team = tuple[int, int]
 """How many threads, and the address of what runs a task on them: see :func:`team_of`."""
@@ -61,6 +61,40 @@ def _loop() -> int:
 def team_of(n: int) -> Team:
     """A team of ``n`` threads, which must have been started."""
     return n, _loop()
+
+
+def by_address(kernel: Any) -> Any:
+    """What calls ``kernel`` in another kernel, as (address, its arguments), see :func:`address_of`.
+
+    So it is compiled once, not again inside every caller.
+    """
+    if config.DISABLE_JIT:
+        return lambda address, *arguments: kernel(*arguments)
+
+    @intrinsic
+    def call(typing_context: Any, address: Any, *arguments: Any) -> Any:
+        given = tuple(types.unliteral(type_) for type_ in arguments)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            type_ = context.call_conv.get_function_type(types.none, given)
+            callee = builder.inttoptr(args[0], type_.as_pointer())
+            values = _cast(context, builder, args[1], arguments, given)
+            _call_checked(context, builder, callee, given, values)
+            return context.get_dummy_value()
+
+        return types.none(address, types.StarArgTuple(arguments)), generate
+
+    return call
+
+
+def address_of(kernel: Any, *arguments: Any) -> int:
+    """Where ``kernel`` lies, compiled for such arguments."""
+    if config.DISABLE_JIT:
+        return 0
+    given = tuple(typeof(argument) for argument in arguments)
+    kernel.compile(given)
+    compiled = kernel.overloads[given]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def _in_ranges(part: Any) -> Any:

@@ -14,7 +14,7 @@ error is that of a float32 sum: within n · 2⁻²⁴ of Σ |w·x|, below 1e-6 r
 zero: ``linear`` computes again without tiles what has a NaN.
 
 ``configured`` tiles hold state of the thread: a kernel calls ``configure`` before its first product
-and ``release`` after the last. None of this runs where ``_jit.tiles()`` is False.
+and ``release`` after the last. None of this runs on another path than ``amx``.
 
 The layout of **split** activations: tiles of 16 rows, one after the other; in a tile, for each 32
 columns (a *step*), its planes; in a plane, for each pair of columns, the 16 rows' two bfloat16
@@ -30,14 +30,13 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from gptoss_ref.kernels import _ir
-from gptoss_ref.kernels._ir import Value, f32, i8, i32, index
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._tasks import jit_tasks
-from gptoss_ref.kernels.threads import run
-from gptoss_ref.numerics import Array
+from gptoss_ref.kernels.runtime import llvm_ir as vec
+from gptoss_ref.kernels.runtime.buffers import on_cache_line
+from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
 
 ROWS = 16
 """Rows of a tile, of weights or of activations."""
@@ -52,28 +51,13 @@ SUMS = (2 * ROWS) ** 2
 _UPPER, _HALF, _EXPONENT, _QUIET_NAN = -0x10000, 0x8000, 0x7F800000, 0x7FC00000
 
 
-def split(x: Array, of: Array) -> Array:
-    """Rows ``of`` (R,) of ``x`` (T, M) split; M a multiple of 32.
+@jit_tasks
+def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
+    """Tiles ``start`` … ``stop`` − 1 of rows ``of`` of ``x``, flat, into ``planes``.
 
     Tiles hold rows of[0] … of[15], of[16] … and so on; the last repeats its last row.
     """
-    tiles, words = -(-of.size // ROWS), x.shape[1] // STEP * STEP_WORDS
-    buffer = np.empty(tiles * words + 16, np.uint32)
-    start = -buffer.ctypes.data // 4 % 16  # words to the next cache line
-    planes = buffer[start : start + tiles * words]
-    run(_split, tiles, of.size * x.shape[1], x.reshape(-1), of, planes)
-    return planes
-
-
-@jit
-def _split(*arguments: Any) -> None:
-    split_rows(*arguments)
-
-
-@jit_tasks
-def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
-    """Tiles ``start`` … ``stop`` − 1."""
-    tiles = -(-of.size // ROWS)
+    tiles = (of.size + ROWS - 1) // ROWS
     steps = planes.size // tiles // STEP_WORDS
     for tile in range(start, stop):
         last = min(ROWS, of.size - tile * ROWS) - 1
@@ -82,15 +66,38 @@ def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
             split_step(x, s * STEP, steps * STEP, of, tile * ROWS, last, planes, to)
 
 
+@jit_inner
+def planes_of(tiles: int, inputs: int) -> Any:
+    """Room for that many tiles of split rows of ``inputs`` values."""
+    return on_cache_line(4 * tiles * (inputs // STEP) * STEP_WORDS).view(np.uint32)
+
+
 def _instruction(builder: ir.IRBuilder, name: str, *arguments: Value | int) -> None:
     """A tile instruction; plain integers are numbers of tile registers."""
     values = [ir.Constant(i8, a) if isinstance(a, int) else a for a in arguments]
-    _ir.call(builder, f"llvm.x86.{name}", ir.VoidType(), *values)
+    vec.call(builder, f"llvm.x86.{name}", ir.VoidType(), *values)
+
+
+def configure() -> None:
+    """All eight tile registers hold 16 rows of 64 bytes."""
+
+
+def release() -> None:
+    """The thread's tile registers are no longer in use."""
+
+
+@overload(configure, **LEAF)
+def _configure_on() -> Any:
+    return lambda: _configure()
+
+
+@overload(release, **LEAF)
+def _release_on() -> Any:
+    return lambda: _release()
 
 
 @intrinsic
-def configure(typing_context: Any) -> Any:
-    """All eight tile registers hold 16 rows of 64 bytes."""
+def _configure(typing_context: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         palette, row_bytes, rows = [1, *[0] * 15], [64, 0] * 8 + [0] * 16, [ROWS] * 8 + [0] * 8
@@ -103,8 +110,7 @@ def configure(typing_context: Any) -> Any:
 
 
 @intrinsic
-def release(typing_context: Any) -> Any:
-    """The thread's tile registers are no longer in use."""
+def _release(typing_context: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _instruction(builder, "tilerelease")
@@ -120,9 +126,9 @@ def _rounded(builder: ir.IRBuilder, x: Value) -> Value:
     """
 
     def constant(value: int) -> Value:
-        return _ir.constant(i32, value, x.type.count)
+        return vec.constant(i32, value, x.type.count)
 
-    bits = builder.bitcast(x, _ir.vector(i32, x.type.count))
+    bits = builder.bitcast(x, vec.vector(i32, x.type.count))
     near = builder.and_(builder.add(bits, constant(_HALF)), constant(_UPPER))
     cut = builder.and_(bits, constant(_UPPER))
     large = builder.icmp_unsigned(
@@ -140,20 +146,49 @@ def _planes(builder: ir.IRBuilder, x: Value) -> list[Value]:
         rest = builder.fsub(rest, builder.bitcast(planes[-1], x.type))
         # infinity − infinity, and NaN: nothing is left
         number = builder.fcmp_ordered("ord", rest, rest)
-        rest = builder.select(number, rest, _ir.constant(f32, 0.0, x.type.count))
+        rest = builder.select(number, rest, vec.constant(f32, 0.0, x.type.count))
     return planes
 
 
 def _paired(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
     """The upper halves of 32 words, two a word, the earlier below."""
-    even = _ir.shuffle(builder, a, range(0, 2 * ROWS, 2), b)
-    odd = _ir.shuffle(builder, a, range(1, 2 * ROWS, 2), b)
-    return builder.or_(builder.lshr(even, _ir.constant(i32, 16, ROWS)), odd)
+    even = vec.shuffle(builder, a, range(0, 2 * ROWS, 2), b)
+    odd = vec.shuffle(builder, a, range(1, 2 * ROWS, 2), b)
+    return builder.or_(builder.lshr(even, vec.constant(i32, 16, ROWS)), odd)
+
+
+def split_step(
+    x: Any, column: int, width: int, of: Any, of_at: int, last: int, planes: Any, to: int
+) -> None:
+    """One step, columns ``column`` …, of rows of[of_at] … of[of_at + last] of ``x``, flat.
+
+    A row is ``width`` long; it is written from planes[to] on.
+    """
+    step = planes[to : to + STEP_WORDS].reshape(PLANES, ROWS, ROWS)  # plane, pair, row
+    for r in range(ROWS):
+        at = of[of_at + min(r, last)] * width + column
+        rest = x[at : at + STEP].copy()
+        for p in range(PLANES):
+            bits = rest.view(np.uint32)
+            near = bits + np.uint32(_HALF) & np.uint32(0xFFFF0000)
+            large = (near & _EXPONENT) == _EXPONENT
+            rounded = np.where(large, bits & np.uint32(0xFFFF0000), near)
+            rounded = np.where(np.isnan(rest), np.uint32(_QUIET_NAN), rounded)
+            step[p, :, r] = rounded[0::2] >> 16 | rounded[1::2]
+            with np.errstate(invalid="ignore"):
+                rest = np.nan_to_num(rest - rounded.view(np.float32), nan=0.0)
+
+
+@overload(split_step, **LEAF)
+def _split_step_on(*arguments: Any) -> Any:
+    # fmt: off
+    return lambda x, column, width, of, of_at, last, planes, to: _split_step(
+        x, column, width, of, of_at, last, planes, to)
+    # fmt: on
 
 
 @intrinsic
-def split_step(
-    typing_context: Any,
+def _split_step(typing_context: Any,
     x: Any,
     column: Any,
     width: Any,
@@ -163,34 +198,29 @@ def split_step(
     planes: Any,
     to: Any,
 ) -> Any:
-    """One step, columns ``column`` …, of rows of[of_at] … of[of_at + last] of ``x``, flat.
-
-    A row is ``width`` long; it is written from planes[to] on.
-    """
-
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x_, _, width_, of_, of_at_, last_, planes_, to_ = args
-        source = builder.gep(_ir.data(context, builder, x, x_), [args[1]])
-        rows = _ir.data(context, builder, of, of_)
-        target = _ir.data(context, builder, planes, planes_)
+        source = builder.gep(vec.data(context, builder, x, x_), [args[1]])
+        rows = vec.data(context, builder, of, of_)
+        target = vec.data(context, builder, planes, planes_)
         words: list[list[Value]] = [[] for _ in range(PLANES)]  # [plane][row]
         for r in range(ROWS):
             inside = builder.icmp_signed("<", index(r), last_)
             number = builder.add(of_at_, builder.select(inside, index(r), last_))
-            at = builder.mul(_ir.load(builder, rows, number, _ir.i64), width_)
+            at = builder.mul(vec.load(builder, rows, number, vec.i64), width_)
             halves = [
                 _planes(
                     builder,
-                    _ir.load(builder, source, builder.add(at, index(h)), _ir.vector(f32, ROWS)),
+                    vec.load(builder, source, builder.add(at, index(h)), vec.vector(f32, ROWS)),
                 )
                 for h in (0, ROWS)
             ]
             for p in range(PLANES):
                 words[p].append(_paired(builder, halves[0][p], halves[1][p]))
         for p in range(PLANES):
-            for pair, column_ in enumerate(_ir.transposed(builder, words[p])):
+            for pair, column_ in enumerate(vec.transposed(builder, words[p])):
                 at = builder.add(to_, index(p * 256 + pair * ROWS))
-                _ir.store(builder, column_, target, at)
+                vec.store(builder, column_, target, at)
         return context.get_dummy_value()
 
     n = types.intp
@@ -207,7 +237,7 @@ def _product_of(tiles: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def place(array: int, offset: Value) -> Value:
                 types_ = {0: weights, 2: planes, 5: sums}
-                pointer = _ir.data(context, builder, types_[array], args[array])
+                pointer = vec.data(context, builder, types_[array], args[array])
                 return builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
 
             steps_ = args[4]
@@ -250,7 +280,6 @@ def _product_of(tiles: int) -> Any:
 _product_1, _product_2 = _product_of(1), _product_of(2)
 
 
-@jit
 def product(
     weights: Any,
     at: int,
@@ -272,11 +301,30 @@ def product(
         bias: float32 (32,).
         sums: float32 (SUMS,), overwritten.
     """
-    if count > ROWS:
-        _product_2(weights, at, planes, tile, steps, sums)
-    else:
-        _product_1(weights, at, planes, tile, steps, sums)
-    _turn(sums, count, bias, out, to, stride)
+    inputs = steps * STEP
+    w = (weights[at : at + 32 * inputs].astype(np.uint32) << 16).view(np.float32).reshape(32, -1)
+    split = planes.reshape(-1, steps, PLANES, ROWS, ROWS)  # tile, step, plane, pair, row
+    for m in range(count):
+        words = split[tile + m // ROWS, :, :, :, m % ROWS]  # step, plane, pair
+        halves = np.stack([words << 16, words & 0xFFFF0000], -1)  # step, plane, pair, 2
+        x = halves.view(np.float32).transpose(1, 0, 2, 3).reshape(PLANES, inputs)
+        with np.errstate(invalid="ignore"):
+            out[to + m * stride : to + m * stride + 32] = (x @ w.T).sum(0) + bias
+
+
+@overload(product, **LEAF)
+def _product_on(*arguments: Any) -> Any:
+    # fmt: off
+    def tiles(weights, at, planes, tile, steps, count, bias,  # type: ignore[no-untyped-def]
+              sums, out, to, stride):
+        if count > ROWS:
+            _product_2(weights, at, planes, tile, steps, sums)
+        else:
+            _product_1(weights, at, planes, tile, steps, sums)
+        _turn(sums, count, bias, out, to, stride)
+    # fmt: on
+
+    return tiles
 
 
 @intrinsic
@@ -286,24 +334,24 @@ def _turn(
     """out[to + m · stride + r] = sums[r, m] + bias[r] for m < count."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target = _ir.data(context, builder, sums, args[0]), args[4]
-        out_ = _ir.data(context, builder, out, args[3])
-        type_ = _ir.vector(f32, ROWS)
+        source, target = vec.data(context, builder, sums, args[0]), args[4]
+        out_ = vec.data(context, builder, out, args[3])
+        type_ = vec.vector(f32, ROWS)
         for tokens in (0, ROWS):
             with builder.if_then(builder.icmp_signed("<", index(tokens), args[1])):
                 for rows in (0, ROWS):
                     square = [
-                        _ir.load(builder, source, index((rows + r) * 2 * ROWS + tokens), type_)
+                        vec.load(builder, source, index((rows + r) * 2 * ROWS + tokens), type_)
                         for r in range(ROWS)
                     ]
-                    b = _ir.load(
-                        builder, _ir.data(context, builder, bias, args[2]), index(rows), type_
+                    b = vec.load(
+                        builder, vec.data(context, builder, bias, args[2]), index(rows), type_
                     )
-                    for m, column in enumerate(_ir.transposed(builder, square), tokens):
+                    for m, column in enumerate(vec.transposed(builder, square), tokens):
                         with builder.if_then(builder.icmp_signed("<", index(m), args[1])):
                             at = builder.add(target, builder.mul(args[5], index(m)))
                             at = builder.add(at, index(rows))
-                            _ir.store(builder, builder.fadd(column, b), out_, at)
+                            vec.store(builder, builder.fadd(column, b), out_, at)
         return context.get_dummy_value()
 
     n = types.intp

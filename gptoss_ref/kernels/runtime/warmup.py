@@ -4,14 +4,14 @@ A kernel compiles when it is first called; :func:`warmup` calls each of those th
 with small arrays of the types that a checkpoint gives, for one token and for several, below and
 above the size from which threads are used. What is in the cache folder is loaded instead.
 
-Who calls kernels without it waits at the first call, and is told why: :func:`announce`.
+Who calls kernels without it waits at the first call, and is told why (``announce``).
 """
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,22 +19,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite.binding import get_host_cpu_name
-from numba.core import config
 
 from gptoss_ref.kernels import sampling
-from gptoss_ref.kernels._block import blocks_of
-from gptoss_ref.kernels._jit import cache_folder, path_name
 from gptoss_ref.kernels.attention import attention
+from gptoss_ref.kernels.decode_step import blocks_of
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
 from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
-from gptoss_ref.kernels.threads import current_threads
+from gptoss_ref.kernels.runtime.announce import announced, is_warm, mark
+from gptoss_ref.kernels.runtime.jit import cache_folder
 from gptoss_ref.weights import (
     MXFP4,
     AttentionWeights,
@@ -42,6 +39,8 @@ from gptoss_ref.weights import (
     MLPWeights,
     ModelWeights,
 )
+
+__all__ = ["STEPS", "Progress", "drop_unused", "is_warm", "warmup"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being compiled, the steps done and the number of steps."""
@@ -51,7 +50,6 @@ UNUSED = 30 * 24 * 3600
 """Seconds after which the folder of another version is removed, if no process has used it."""
 
 _FOLDER = re.compile("kernels-[0-9a-f]{12}")
-_told = {"compiling": False}
 
 
 def _bits(*shape: int) -> Any:
@@ -132,48 +130,11 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("linear layers, several tokens", lambda: _linear(3, 64)),
     ("attention, one token", lambda: _attention(1, 2)),
     ("attention, several tokens", lambda: _attention(3, 2)),
-    ("experts", lambda: _experts(3, 64)),
+    ("experts, one token", lambda: _experts(1, 64)),
+    ("experts, several tokens", lambda: _experts(5, 512)),
     ("blocks, one token", _block),
     ("threads", lambda: _linear(1, 1088)),
 )
-
-
-def is_warm() -> bool:
-    """Whether nothing is left to compile: :func:`warmup` has run to its end before, on this path.
-
-    Under ``NUMBA_DISABLE_JIT=1`` there never is.
-    """
-    if config.DISABLE_JIT:
-        return True
-    folder = cache_folder()
-    return folder is not None and (folder / _mark()).exists()
-
-
-def _mark() -> str:
-    """File that tells of a finished warm-up, named by what Numba keeps compiled code apart by.
-
-    And by whether there are threads: on one core the loop over them is left uncompiled.
-    """
-    cpu = config.CPU_NAME or get_host_cpu_name()
-    kind = "threads" if current_threads() > 1 else "one-thread"
-    python = sys.implementation.cache_tag
-    return f"warm-{path_name()}-{kind}-{cpu}-numba{numba.__version__}-{python}"
-
-
-def announce() -> None:
-    """Say on standard error that kernels compile: one line, the first time in this process.
-
-    Nothing is said where :func:`is_warm`: then it is one kernel, of types that no chat uses.
-    """
-    if _told["compiling"] or is_warm():
-        return
-    _told["compiling"] = True
-    if sys.stderr is not None:  # as under pythonw, or in a service
-        once = ", once" if cache_folder() else ""
-        line = f"gptoss_ref: compiling kernels{once} (ahead of time: gptoss-ref warmup)\n"
-        with suppress(OSError, ValueError):  # a full disk, a closed stream
-            sys.stderr.write(line)
-            sys.stderr.flush()
 
 
 def warmup(progress: Progress | None = None) -> None:
@@ -182,19 +143,25 @@ def warmup(progress: Progress | None = None) -> None:
     The first time, folders of versions that nobody uses any more are removed.
 
     Args:
-        progress: told what compiles, in the place of :func:`announce`.
+        progress: told what compiles, in the place of ``announce``.
     """
     if progress is not None:
-        _told["compiling"] = True
-    for done, (name, step) in enumerate(STEPS):
-        if progress is not None:
-            progress(name, done, len(STEPS))
-        step()
+        announced["compiling"] = True
+    collecting = gc.isenabled()
+    gc.disable()  # a compiler makes many small objects, and no cycles that matter
+    try:
+        for done, (name, step) in enumerate(STEPS):
+            if progress is not None:
+                progress(name, done, len(STEPS))
+            step()
+    finally:
+        if collecting:
+            gc.enable()
     if progress is not None:
         progress("done", len(STEPS), len(STEPS))
     folder = cache_folder()
-    if folder is not None and not (folder / _mark()).exists():
-        (folder / _mark()).touch()
+    if folder is not None and not (folder / mark()).exists():
+        (folder / mark()).touch()
         drop_unused(folder)
 
 

@@ -21,17 +21,11 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels import _ir
-from gptoss_ref.kernels._jit import (
-    NEEDS,
-    available_paths,
-    cache_folder,
-    cpu_features,
-    jit,
-    path_name,
-)
-from gptoss_ref.kernels._tasks import jit_tasks
-from gptoss_ref.kernels.threads import SMALL, current_threads, run, threading_layer
+from gptoss_ref.kernels.runtime import llvm_ir as vec
+from gptoss_ref.kernels.runtime.isa import NEEDS, available_paths, cpu_features, path_name
+from gptoss_ref.kernels.runtime.jit import cache_folder, jit
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.runtime.threads import SMALL, current_threads, run, threading_layer
 from gptoss_ref.numerics import Array
 
 MXFP4_BYTES = 17 / 32
@@ -162,21 +156,21 @@ def _sum_prefetching(typing_context: Any, words: Any, start: Any, steps: Any) ->
     """Sum of ``steps`` times four cache lines."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        data = builder.gep(_ir.data(context, builder, words, args[0]), [args[1]])
-        type_ = _ir.vector(_ir.i64, _LINE // 8)
-        sums = _ir.Accumulators(builder, 1, 4, type_)
+        data = builder.gep(vec.data(context, builder, words, args[0]), [args[1]])
+        type_ = vec.vector(vec.i64, _LINE // 8)
+        sums = vec.Accumulators(builder, 1, 4, type_)
         with cgutils.for_range(builder, args[2]) as loop:
-            base = builder.mul(loop.index, _ir.index(4 * type_.count))
+            base = builder.mul(loop.index, vec.index(4 * type_.count))
             for line in range(4):
-                at = builder.add(base, _ir.index(line * type_.count))
-                _ir.prefetch(builder, data, at, _ir.NEAR)
-                sums[0, line] = builder.add(sums[0, line], _ir.load(builder, data, at, type_))
+                at = builder.add(base, vec.index(line * type_.count))
+                vec.prefetch(builder, data, at, vec.NEAR)
+                sums[0, line] = builder.add(sums[0, line], vec.load(builder, data, at, type_))
         total = builder.add(
             builder.add(sums[0, 0], sums[0, 1]), builder.add(sums[0, 2], sums[0, 3])
         )
-        result = _ir.index(0)
+        result = vec.index(0)
         for lane in range(type_.count):
-            result = builder.add(result, builder.extract_element(total, ir.Constant(_ir.i32, lane)))
+            result = builder.add(result, builder.extract_element(total, ir.Constant(vec.i32, lane)))
         return result
 
     return types.int64(words, types.intp, types.intp), generate

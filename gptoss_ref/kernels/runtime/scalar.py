@@ -14,7 +14,7 @@ from numba import types
 from numba.core import config
 from numba.extending import intrinsic
 
-from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels.runtime.jit import jit_inner
 
 _MAGIC = np.float32(12582912.0)
 """1.5 · 2²³: adding it to a float32 below 2²² rounds that to an integer, held in the low bits."""
@@ -78,7 +78,7 @@ if not config.DISABLE_JIT:
         return types.float32(types.int32), generate
 
 
-@jit
+@jit_inner
 def exp(x: Any) -> Any:
     """e^x of a float32, within 2e-7 relative; 0 below −87.3 and infinite above 88.7.
 

@@ -13,20 +13,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptoss_ref.kernels._arrays import weight_of
-from gptoss_ref.kernels._jit import current_path, jit, jit_inner
-from gptoss_ref.kernels._mixture import FINE, mixture
-from gptoss_ref.kernels._one_query import mix_one
-from gptoss_ref.kernels._pairs import ROWS
-from gptoss_ref.kernels._product import FEW, Stored, stored_of
-from gptoss_ref.kernels._tasks import ALONE, Team
 from gptoss_ref.kernels.attention import chunks_of, reach
+from gptoss_ref.kernels.expert_tasks import FINE, mixture
 from gptoss_ref.kernels.experts import refuse_chosen
-from gptoss_ref.kernels.linear import ROWS_PER_TASK, row_tasks, rows, some_rows
+from gptoss_ref.kernels.flash.flash_decode import flash_decode
+from gptoss_ref.kernels.matmul.gemm import ROWS_PER_TASK, add_all, gemv
+from gptoss_ref.kernels.matmul.gemv import gemv_rows
+from gptoss_ref.kernels.matmul.mxfp4_block import ROWS, Stored
+from gptoss_ref.kernels.matmul.mxfp4_methods import method_of, stored_of
 from gptoss_ref.kernels.rmsnorm import normalised
 from gptoss_ref.kernels.rope import turned
 from gptoss_ref.kernels.router import choose
-from gptoss_ref.kernels.threads import SMALL, team
+from gptoss_ref.kernels.runtime.arrays import weight_of
+from gptoss_ref.kernels.runtime.buffers import floats, integers
+from gptoss_ref.kernels.runtime.isa import current_path, path_name
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.tasks import ALONE, Team, address_of, by_address, jit_tasks
+from gptoss_ref.kernels.runtime.threads import SMALL, team
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
@@ -68,15 +71,21 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
         np.float32(config.swiglu_limit),
     )
 
+    addresses: dict[str, tuple[int, int, int]] = {}
+
     def blocks(x: Array, cos: Array, sin: Array, position: int, layers: list[Any]) -> None:
         path, chosen, state = current_path(), np.empty(active, np.int64), np.zeros(1, np.int64)
-        common = (path, x.reshape(-1), chosen, state, *constants, cos, sin)
+        if path_name() not in addresses:
+            addresses[path_name()] = _addresses(config, prepared[0])
+        kernels = addresses[path_name()]
+        first = (path, method_of(1, 0), kernels, x.reshape(-1), chosen, state)
+        common = (*first, *constants, cos, sin)
         # what Python does comes first, before the weights sweep the caches
         calls: list[list[Any]] = []
         for n, arguments in enumerate(prepared):
             assert arguments is not None
-            layers[n], keys, values, first = layers[n].reserved(position, 1)
-            where = (keys, values, first, reach(layers[n].window), *chunks_of(len(keys)))
+            layers[n], keys, values, origin = layers[n].reserved(position, 1)
+            where = (keys, values, origin, reach(layers[n].window), *chunks_of(len(keys)))
             calls.append([*common, *where, *arguments, tasks])
         with team(tasks, work) as of:
             for n, call in enumerate(calls):
@@ -125,6 +134,28 @@ def _blocks(weight: ExpertMatrix, shape: tuple[int, ...]) -> Stored | None:
     return stored_of(weight) if isinstance(weight, MXFP4) and weight.shape == shape else None
 
 
+def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
+    """Of :func:`gemv`, :func:`flash_decode` and :func:`mixture`, for arguments as below."""
+    path, one = current_path(), np.ones(1, np.float32)
+    heads, scalar, positions = np.ones((1, 1, 1), np.float32), np.float32(1), np.ones(1, np.int64)
+    weight, sinks, experts = block[1], block[7], block[-8:]
+    return (
+        address_of(gemv, one, weight, weight, one, 1, ALONE),
+        address_of(
+            flash_decode,
+            *(path, heads, heads, heads, sinks, positions, positions, 1, scalar, 1, one, 1, ALONE),
+        ),
+        address_of(
+            mixture,
+            *(path, method_of(1, 0), heads[0], positions, one, *experts, scalar, scalar),
+            *(heads[0], heads[0], positions, 1, ALONE),
+        ),
+    )
+
+
+_gemv, _flash_decode, _mixture = by_address(gemv), by_address(flash_decode), by_address(mixture)
+
+
 @jit_inner
 def _sized(team: Any, multiply_adds: int) -> Team:
     """The team, if that much work is worth it."""
@@ -134,6 +165,8 @@ def _sized(team: Any, multiply_adds: int) -> Team:
 @jit
 def _block(
     path: Any,
+    method: Any,
+    kernels: Any,
     x: Any,
     chosen: Any,
     state: Any,
@@ -177,45 +210,62 @@ def _block(
 
     Plain arguments, because tuples of arrays are slow to pass from Python.
     """
+    gemv_at, flash_at, mixture_at = kernels
     width, kv_heads, channels = x.size, keys.shape[1], keys.shape[2]
-    norm, out, last = np.empty(width, np.float32), np.empty(width, np.float32), len(keys) - 1
-    q, k = np.empty(q_bias.size, np.float32), np.empty(k_bias.size, np.float32)
+    norm, out, last = floats(width), floats(width), len(keys) - 1
+    q, k = floats(q_bias.size), floats(k_bias.size)
 
     normalised(x, norm_scale, eps, norm)
-    count = q.size + 2 * k.size
-    row_tasks(
-        path, norm, q_weight, q_bias, q, k_weight, k_bias, k,
-        v_weight, v_bias, values[last].reshape(-1),
-        (count + ROWS_PER_TASK - 1) // ROWS_PER_TASK, _sized(team, count * width),
+    work = (q.size + 2 * k.size) * width
+    _projections(
+        norm, q_weight, q_bias, q, k_weight, k_bias, k, v_weight, v_bias, values[last].reshape(-1),
+        (q.size + 2 * k.size + ROWS_PER_TASK - 1) // ROWS_PER_TASK, _sized(team, work),
     )  # fmt: skip
-    query = np.empty((1, sinks.size, channels), np.float32)
+    query = floats(q.size).reshape(1, sinks.size, channels)
     turned(q.reshape(query.shape), cos, sin, query)
     turned(k.reshape(1, kv_heads, channels), cos, sin, keys[last:])
-    positions = np.arange(first, first + len(keys))
-    mix_one(
-        path, query, keys, values, sinks, positions[last:], positions, window, scale, size, q,
-        chunks, _sized(team, 2 * q.size * min(len(keys), window + 1)),
+    positions = integers(len(keys))
+    for j in range(positions.size):
+        positions[j] = first + j
+    work = 2 * q.size * min(len(keys), window + 1)
+    _flash_decode(
+        flash_at, path, query, keys, values, sinks, positions[last:], positions, window, scale,
+        size, q, chunks, _sized(team, work),
     )  # fmt: skip
-    rows(
-        path, q, out_weight, out_bias, out,
-        (width + ROWS_PER_TASK - 1) // ROWS_PER_TASK, _sized(team, width * q.size),
-    )  # fmt: skip
-    _add(x, out)
+    tasks_out = (width + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    _gemv(gemv_at, q, out_weight, out_bias, out, tasks_out, _sized(team, width * q.size))
+    add_all(out, x)
 
     normalised(x, mlp_norm_scale, eps, norm)
-    logits = np.empty(gate_bias.size, np.float32)
-    some_rows(path, norm, gate_weight, gate_bias, logits, 0, logits.size)
-    weights = np.empty(chosen.size, np.float32)
+    logits, weights = floats(gate_bias.size), floats(chosen.size)
+    gemv_rows(norm, gate_weight, gate_bias, logits, 0, logits.size)
     choose(logits.reshape(1, -1), chosen.reshape(1, -1), weights.reshape(1, -1))
-    mixture(
-        path, FEW, norm.reshape(1, width), chosen, weights, blocks, scales, scale_255, bias,
-        blocks_2, scales_2, scale_255_2, bias_2, alpha, limit, np.empty((0, 0), np.float32),
+    nothing = norm[:0].reshape(0, 0)
+    _mixture(
+        mixture_at, path, method, norm.reshape(1, width), chosen, weights, blocks, scales,
+        scale_255, bias, blocks_2, scales_2, scale_255_2, bias_2, alpha, limit, nothing,
         out.reshape(1, width), state, tasks, team,
     )  # fmt: skip
-    _add(x, out)
+    add_all(out, x)
 
 
-@jit_inner
-def _add(x: Any, out: Any) -> None:
-    for d in range(x.size):
-        x[d] += out[d]
+@jit_tasks
+def _projections(
+    x: Any,
+    q_weight: Any,
+    q_bias: Any,
+    q: Any,
+    k_weight: Any,
+    k_bias: Any,
+    k: Any,
+    v_weight: Any,
+    v_bias: Any,
+    v: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Queries, keys and values of one token: rows numbered through, so threads start once."""
+    first, last = start * ROWS_PER_TASK, stop * ROWS_PER_TASK
+    gemv_rows(x, q_weight, q_bias, q, first, last)
+    gemv_rows(x, k_weight, k_bias, k, first - q.size, last - q.size)
+    gemv_rows(x, v_weight, v_bias, v, first - q.size - k.size, last - q.size - k.size)
