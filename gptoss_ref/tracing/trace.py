@@ -78,8 +78,9 @@ class Trace(Mapping[str, Array]):
     Args:
         arrays: some or all of the tap points, in the shapes of
             :data:`gptoss_ref.tracing.taps.TAPS`; float16, float32 or float64, or uint16 for
-        bfloat16 bits; expert indices are integers. tokens: (T,), the whole prompt, which starts at
-        position 0. config: of the model.
+            bfloat16 bits; expert indices are integers.
+        tokens: (T,), the whole prompt, which starts at position 0.
+        config: of the model.
         producer: who computed this, in words.
         policy: this package's numeric policy, if it was one.
         dtype: the rounding of the producer, one of ROUNDINGS; None infers it from the numbers.
@@ -169,27 +170,6 @@ class Trace(Mapping[str, Array]):
         values = _checked(tap, np.asarray(values), self.config, len(self.tokens))
         changed._arrays = {**self._arrays, tap: values}
         return changed
-
-    @property
-    def gradients(self) -> tuple[str, ...]:
-        """The names of the gradients that the trace holds."""
-        return tuple(name for name in self if gradients.is_gradient(name))
-
-    def forward(self) -> Trace:
-        """The same trace without its gradients."""
-        if not self.gradients:
-            return self
-        found = Trace(
-            {},
-            tokens=self.tokens,
-            config=self.config,
-            producer=self.producer,
-            policy=self.policy,
-            dtype=self._dtype,
-        )
-        found._arrays = {n: a for n, a in self._arrays.items() if not gradients.is_gradient(n)}
-        found.model = self.model
-        return found
 
     @property
     def gradients(self) -> tuple[str, ...]:

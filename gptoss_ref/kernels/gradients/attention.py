@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import jit_dot
-from gptoss_ref.kernels._math import exp
-from gptoss_ref.kernels.threads import SMALL, current_threads
+from gptoss_ref.kernels.runtime.jit import jit_dot
+from gptoss_ref.kernels.runtime.scalar import exp
+from gptoss_ref.kernels.runtime.threads import SMALL, current_threads
 from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
 from gptoss_ref.weights import AttentionGradients
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._math import exp
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.scalar import exp
 from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
 
 

@@ -129,8 +129,8 @@ def replay(
 
     Args:
         rounding: of the other implementation, one of
-        :data:`~gptoss_ref.verify.noise.rounding.UNITS`. wanted: only these tap points, which the
-        trace must hold; None: all it holds.
+            :data:`~gptoss_ref.verify.noise.rounding.UNITS`.
+        wanted: only these tap points, which the trace must hold; None: all it holds.
     """
     wanted = frozenset(trace if wanted is None else wanted)
     origins = segments(trace.config, trace)
