@@ -52,6 +52,10 @@ EXAMPLES = {
         "gptoss-ref train tiny data.jsonl -o adapter --steps 200 --held-out test.jsonl",
         "gptoss-ref train tiny data.jsonl -o adapter --steps 200 --resume",
     ),
+    "harmony": (
+        "gptoss-ref harmony render conversation.json --ids",
+        "gptoss-ref harmony check --template chat_template.jinja",
+    ),
 }
 """Two command lines of each command, shown by its ``--help``."""
 
