@@ -1,7 +1,7 @@
 """Every kernel that multiplies, on every instruction path of this CPU, beside the NumPy layer.
 
-    python -m benches.paths [--write]      about a minute; `--write` puts the table into
-                                           docs/performance.md, between the marks of this class of CPU
+    python -m benches.paths [--write]      a minute or two; `--write` puts the table into
+                                           docs/performance.md, at the marks of this class of CPU
 
 A cell is the rate in GFLOP/s and, behind it, how many times as fast as the NumPy layer the kernel
 is: the best of some calls each, all in one process, on the threads that kernels and NumPy use now

@@ -1,8 +1,8 @@
 """Products of stored weights with activations: y (T, N) = x (T, M) times W (N, M) transposed.
 
 Which file computes what; the number behind it is the rate of one thread in GFLOP/s, two numbers
-those of 16 and of 512 tokens. M = 2880, N = 512, on an AMD Zen 4 with that path forced, where NumPy's
-product of weights that are float32 already has 38 for one token, 42 for 16 and 101 for 512. AMX was
+those of 16 and of 512 tokens. M = 2880, N = 512, on an AMD Zen 4 with that path forced, where
+NumPy's product of weights that are float32 already has 38, 42, 101 for 1, 16, 512 tokens. AMX was
 measured on another machine, as a multiple of NumPy's product (docs/performance.md, which has all
 cells as ``python -m benches.paths`` printed them).
 
@@ -22,23 +22,6 @@ MXFP4, 5 …     mxfp4_float,         mxfp4_gemm_int16,     mxfp4_gemm_int16,   
 
 Bounds, as relative L2 of float64 at the released sizes: 1e-6 for all but ``mxfp4_gemm_int16``,
 which rounds activations to 16 bits: 2e-5, and below 1e-4 where one is 1000 times the rest.
-
-===================  ======================  ======================  ======================  ==================
-weights, tokens        plain                   AVX2                    AVX-512                 AMX
-=====================  ======================  ======================  ======================  ==================
-bfloat16, 1            ``gemv`` 24             ``gemv`` 34             ``gemv`` 32             as AVX-512
-bfloat16, more         ``gemm`` 82, 111        ``gemm`` 82, 111        ``gemm`` 79, 108        ``amx`` 2.2 ×
-float32, 1             ``gemv`` 22             ``gemv`` 21             ``gemv`` 22             as AVX-512
-float32, more          ``gemm`` 77, 110        ``gemm`` 77, 109        ``gemm`` 72, 108        as AVX-512
-MXFP4, 1               ``mxfp4_float`` 9       ``mxfp4_gemv_int8`` 32  ``mxfp4_gemv_int8`` 35  as AVX-512
-MXFP4, 2 to 4          ``mxfp4_float`` 13      ``mxfp4_gemv_int8`` 39  ``mxfp4_gemv_int8`` 52  as AVX-512
-MXFP4, more            ``mxfp4_float`` 49, 83  ``mxfp4_gemm_int16``    ``mxfp4_gemm_int16``    ``mxfp4_gemm_amx``
-                                               109, 128                107, 135                1.4 ×
-=====================  ======================  ======================  ======================  ==================
-
-Two rates are those of 16 and of 512 tokens. Bounds, as relative L2 of float64 at the released sizes:
-1e-6 for all but ``mxfp4_gemm_int16``, which rounds activations to 16 bits: 2e-5, and below 1e-4
-where one is 1000 times the rest.
 
 ===================  ===========================================================================
 file                 idea
