@@ -205,3 +205,67 @@ def test_gradients_without_targets() -> None:
     trace = Trace({"grad.norm": np.ones((22, 19))}, tokens=tokens, config=config)
     with pytest.raises(TraceError, match="holds gradients and no targets"):
         gr.diagnose(model, trace, rounding="float32")
+
+
+def transformers_trace(**about: Any) -> Trace:
+    from tests.support.transformers_model import transformers_model
+
+    config, arrays, tokens, targets, _ = case()
+    return gr.verify.capture(transformers_model(config, arrays), tokens, targets=targets, **about)
+
+
+def test_capture_of_transformers() -> None:
+    trace = transformers_trace()
+    found = gr.diagnose(case()[4], trace)
+    assert found.ok, found
+    assert {name for name in trace if name.startswith("grad.weights.")} == {
+        name for name in names.names(trace.config) if name.startswith("grad.weights.")
+    }
+    stages = {names.split(name)[1] for name in trace.gradients}
+    missing = {names.split(name)[1] for name in names.names(trace.config)} - stages
+    assert missing == {"grad.mlp.expert_out"}  # transformers has no such tensor of all experts
+
+
+def test_capture_of_openais_module_and_a_loss_of_ones_own() -> None:
+    import torch
+
+    from tests.support.openai_module import openai_module
+
+    config, arrays, tokens, targets, model = case()
+    module = openai_module(config, arrays)
+    trace = gr.verify.capture(module, tokens, targets=targets)
+    assert all(p.grad is None for p in module.parameters())
+    assert gr.diagnose(model, trace).ok
+    assert "grad.weights.block.0.attn.k_bias" in trace
+
+    def padded(logits: Any, wanted: Any) -> Any:
+        total = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        return total / len(wanted)
+
+    wrong = gr.verify.capture(module, tokens, targets=targets, loss=padded)
+    found = gr.diagnose(model, wrong)
+    assert [cause.name for cause in found.causes] == ["loss-averaged-over-padding"]
+    for parameter in module.block[1].mlp.parameters(recurse=False):
+        parameter.requires_grad_(False)
+    frozen = gr.verify.capture(module, tokens, targets=targets)
+    assert "grad.weights.block.1.mlp.mlp1_weight" not in frozen
+    module.requires_grad_(False)
+    with pytest.raises(TraceError, match="no gradient reaches"):
+        gr.verify.capture(module, tokens, targets=targets)
+
+
+def test_arrays_under_anybodys_names() -> None:
+    trace = traced(FAULTS["rope-without-gradient"])
+    config, _, tokens, targets, model = case()
+    q = trace["block.1.attn.q"].reshape(1, 22, -1)
+    arrays = {
+        "model.layers.1.self_attn.q_proj": q,
+        "grad.model.layers.1.self_attn.q_proj": np.zeros_like(q),
+        "grad.block.1.attn.q_rope": trace["grad.block.1.attn.q_rope"],
+    }
+    found = gr.verify.adapters.from_arrays(arrays, tokens, config, targets=targets, dtype="float32")
+    assert set(found) == {"block.1.attn.q", "grad.block.1.attn.q", "grad.block.1.attn.q_rope"}
+    causes = gr.diagnose(model, found).causes
+    assert [cause.name for cause in causes] == ["rope-without-gradient"]
+    with pytest.raises(TraceError, match="expected targets="):
+        gr.verify.adapters.from_arrays(arrays, tokens, config)

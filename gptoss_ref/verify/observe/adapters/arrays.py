@@ -16,7 +16,9 @@ from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array, bfloat16_to_float
 from gptoss_ref.tracing import taps
 from gptoss_ref.tracing.file import READABLE
+from gptoss_ref.tracing.gradients import PREFIX
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.observe.adapters.gradients import of_both_passes
 from gptoss_ref.verify.observe.adapters.layouts import axis_sizes, check_form, fits, to_tap
 from gptoss_ref.verify.observe.adapters.names import Meaning, lookup, meanings
 from gptoss_ref.verify.observe.adapters.tensors import as_array
@@ -40,6 +42,8 @@ def from_arrays(
     names: Names | None = None,
     producer: str = "arrays",
     dtype: str | None = None,
+    targets: Iterable[int] | Array | None = None,
+    router_aux_loss_coef: float = 0.0,
 ) -> Trace:
     """A Trace of arrays that carry anybody's names.
 
@@ -52,6 +56,9 @@ def from_arrays(
             ``{"my_q": ("block.0.attn.q", "H T C")}``.
         producer: who computed them, in words.
         dtype: the rounding of the producer; None infers it from the numbers.
+        targets: (T,), of gradients: ``grad.`` before any of these names, and ``grad.weights.``
+            before the names of our weights. See :class:`gptoss_ref.Trace`.
+        router_aux_loss_coef: see :class:`gptoss_ref.Trace`.
 
     Raises:
         TraceError: tokens that are no row of integers, an unknown name (the nearest is suggested),
@@ -59,6 +66,18 @@ def from_arrays(
             pair, or two arrays for one tap point that differ.
     """
     ids = prompt_ids(tokens)
+    if targets is not None or any(name.startswith(PREFIX) for name in mapping):
+        return of_both_passes(
+            from_arrays,
+            mapping,
+            ids,
+            config,
+            names=names,
+            targets=targets,
+            router_aux_loss_coef=router_aux_loss_coef,
+            producer=producer,
+            dtype=dtype,
+        )
     known = {**lookup(config), **_own(names or {}, config)}
     if not mapping:
         raise TraceError(f"{producer} holds no arrays: expected at least one tap point")

@@ -7,7 +7,7 @@ cannot be seen is left out. Everything is put back afterwards, also after an err
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
@@ -19,23 +19,37 @@ from gptoss_ref.errors import ConfigError, TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters.arrays import from_arrays
+from gptoss_ref.verify.observe.adapters.gradients import cross_entropy, differentiated
 from gptoss_ref.verify.observe.adapters.torch_openai import watch_openai
 from gptoss_ref.verify.observe.adapters.torch_transformers import watch_transformers
 from gptoss_ref.verify.observe.adapters.watching import Caught
 
 
 def capture(
-    module: Any, tokens: Iterable[int] | Array, *, config: ModelConfig | None = None
+    module: Any,
+    tokens: Iterable[int] | Array,
+    *,
+    config: ModelConfig | None = None,
+    targets: Iterable[int] | Array | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    router_aux_loss_coef: float = 0.0,
 ) -> Trace:
     """Run somebody's torch model on one prompt and keep what its tap points see.
 
-    The module runs in evaluation mode without gradients and is left as it was.
+    The module runs in evaluation mode, without gradients unless targets are given, and is left as
+    it was; its parameters' own ``grad`` is not touched.
 
     Args:
         module: transformers' ``GptOssForCausalLM`` (or its ``GptOssModel``: no logits), or a module
             with the names of OpenAI's ``Transformer``; plain or inside a wrapper.
         tokens: (T,), the whole prompt.
         config: what the module is meant to be. None takes what the module says of itself.
+        targets: (T,), the id that each position should predict, −100 where it does not count: then
+            the trace also holds the gradients of the loss, for what was seen and for the weights.
+            A parameter that may be trained and gets no gradient counts as zero.
+        loss: called with the module's logits (T, V) and the targets (T,), both tensors, for a loss
+            of your own that should be the cross entropy; None: torch's.
+        router_aux_loss_coef: of the load-balancing loss that ``loss`` includes, if it does.
 
     Raises:
         TraceError: the module has neither naming, its outputs do not fit the configuration, or the
@@ -46,9 +60,12 @@ def capture(
     naming, root, head = _recognised(module)
     config = config or (_own_config(module) if naming == "transformers" else _openai_config(root))
     Trace({}, tokens=ids, config=config)  # the prompt is judged before the model runs
+    wanted = None if targets is None else Trace({}, tokens=ids, config=config, targets=targets)
     caught = Caught()
     torch = import_module("torch")
-    with ExitStack() as stack, torch.no_grad():
+    if wanted is not None:
+        caught.tensors = {}
+    with ExitStack() as stack, torch.set_grad_enabled(wanted is not None):
         stack.enter_context(_evaluating(module))
         if naming == "transformers":
             watch_transformers(stack, root, head, caught)
@@ -59,7 +76,15 @@ def capture(
             watch_openai(stack, root, caught, config, len(ids))
             runner, extra = root, {}
             prompt = torch.tensor(ids, device=_device(root.embedding))  # (T,)
-        runner(prompt, **extra)
+        result = runner(prompt, **extra)
+        if wanted is not None:
+            logits = getattr(result, "logits", result)
+            logits = logits[0] if logits.ndim == 3 else logits
+            value = (loss or cross_entropy(torch))(
+                logits, torch.tensor(wanted.targets, device=logits.device)
+            )
+            found = differentiated(torch, module, config, caught.tensors or {}, value)
+            caught.arrays |= found
     trace = from_arrays(
         caught.arrays,
         ids,
@@ -67,6 +92,8 @@ def capture(
         names=caught.names,
         producer=f"{type(module).__module__.partition('.')[0]} {type(module).__qualname__}",
         dtype=caught.dtype,
+        targets=targets,
+        router_aux_loss_coef=router_aux_loss_coef,
     )
     if not trace:
         raise TraceError(f"{type(module).__qualname__} ran, but none of its modules was called")

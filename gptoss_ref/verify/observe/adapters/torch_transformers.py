@@ -8,6 +8,7 @@ integrations/moe.py.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -117,6 +118,7 @@ class _Gating:
         self.at, self.experts, self.caught = f"block.{n}.mlp.", experts, caught
         self.indices: Any = None
         self.calls: list[tuple[Any, Any]] = []
+        self.live: list[tuple[Any, Any]] = []  # the same tensors, which have gradients
 
     def watch(self, stack: ExitStack) -> None:
         original = getattr(self.experts, "_apply_gate", None)
@@ -126,6 +128,7 @@ class _Gating:
         def stand_in(gate_up: Any) -> Any:
             act = original(gate_up)
             self.calls.append((gate_up.detach().clone(), act.detach().clone()))
+            self.live.append((gate_up, act))
             return act
 
         stack.enter_context(replaced(vars(self.experts), "_apply_gate", stand_in))
@@ -136,6 +139,7 @@ class _Gating:
         given = [*args, *kwargs.values()]
         self.indices = next(x for x in given if hasattr(x, "dtype") and not x.is_floating_point())
         self.calls.clear()
+        self.live.clear()
 
     def _leaves(self, *_: Any) -> None:
         rows = self._rows()
@@ -151,6 +155,10 @@ class _Gating:
                 ordered.reshape(tokens, chosen, -1),
                 self.at + tap,
             )
+            if self.caught.tensors is not None and all(c[item].requires_grad for c in self.live):
+                parts = [call[item] for call in self.live]
+                order = partial(_ordered, rows, (tokens, chosen))
+                self.caught.tensors[f"{self.at}{tap} of _apply_gate"] = parts, order
 
     def experts_rows(self, item: int) -> Any:
         """All rows of gate_up (0) or of the activation (1) in the order of the calls."""
@@ -172,3 +180,11 @@ class _Gating:
             by_choice, places = self.indices.T.reshape(-1), place.T.reshape(-1)
             return places[torch.sort(by_choice, stable=True)[1]].cpu()
         return None
+
+
+def _ordered(rows: Any, shape: tuple[int, int], parts: list[Any]) -> Any:
+    """The rows of all calls in the order (T, A)."""
+    joined = import_module("torch").cat(parts)
+    ordered = joined.new_empty(joined.shape)
+    ordered[rows] = joined
+    return ordered.reshape(*shape, -1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import itemgetter
 from typing import Any
 
 from gptoss_ref.numerics import Array
+from gptoss_ref.verify.observe.adapters.gradients import Tensors
 from gptoss_ref.verify.observe.adapters.tensors import as_array
 
 Hook = Callable[..., None]
@@ -20,6 +22,7 @@ class Caught:
         self.arrays: dict[str, Array] = {}
         self.names: dict[str, tuple[str, str]] = {}
         self.dtype: str | None = None
+        self.tensors: Tensors | None = None  # to be differentiated, if gradients are wanted
 
     def keep(self, name: str, value: Any, tap: str | None = None, layout: str = "") -> None:
         """One tensor; ``tap`` and ``layout`` where names.py does not know the name."""
@@ -27,6 +30,8 @@ class Caught:
             return
         if name not in self.arrays:  # a module that is called again computes something else
             self.arrays[name] = as_array(value, name)
+            if self.tensors is not None and value.requires_grad:
+                self.tensors[name] = [value], itemgetter(0)
             if tap is not None:
                 self.names[name] = (tap, layout)
 
@@ -34,6 +39,8 @@ class Caught:
         """Forget one tensor, if it was kept."""
         self.arrays.pop(name, None)
         self.names.pop(name, None)
+        if self.tensors is not None:
+            self.tensors.pop(name, None)
 
     def output(self, name: str, item: int = 0) -> Hook:
         """A forward hook that keeps a module's output, or one of several."""
