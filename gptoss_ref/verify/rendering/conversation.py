@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
-from gptoss_ref.chat.tools import Tool, ToolNamespace, browser, python, tool_from_dict
+from gptoss_ref.chat.tool_data import tool_from_dict
+from gptoss_ref.chat.tools import Tool, ToolNamespace, browser, python
 from gptoss_ref.errors import HarmonyError
 
 MAX_BYTES = 16 << 20
