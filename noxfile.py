@@ -60,6 +60,13 @@ def kill_matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def harmony(session: nox.Session) -> None:
+    """The law that nothing a model writes is lost, on 100,000 sequences; the tests try 500."""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.support.harmony_law", *session.posargs)
+
+
+@nox.session
 def benches(session: nox.Session) -> None:
     """The benches that need no large checkpoint."""
     session.install(".[bench]")

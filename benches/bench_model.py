@@ -26,7 +26,7 @@ from rates import NumpyProduct, Reading
 import gptoss_ref as gr
 from gptoss_ref.cache import KVCache
 from gptoss_ref.checkpoint.summary import describe
-from gptoss_ref.kernels.doctor import bytes_per_token
+from gptoss_ref.kernels.runtime.doctor import bytes_per_token
 
 TINY_TOKENS_PER_SECOND = 1000
 DECODE_RATIO = 0.90

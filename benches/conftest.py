@@ -20,8 +20,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from rates import NumpyProduct, Reading
 
-from gptoss_ref.kernels._jit import path_name
-from gptoss_ref.kernels.threads import current_threads
+from gptoss_ref.kernels.runtime.isa import path_name
+from gptoss_ref.kernels.runtime.threads import current_threads
 
 ROUNDS = 9
 SECONDS = 0.05

@@ -55,7 +55,7 @@ def ours(folder: Path, prompts: Sequence[int]) -> Figures:
     from rates import NumpyProduct, Reading
 
     import gptoss_ref as gr
-    from gptoss_ref.kernels.doctor import bytes_per_token
+    from gptoss_ref.kernels.runtime.doctor import bytes_per_token
 
     start = time.perf_counter()
     model = gr.load(folder)
@@ -287,7 +287,7 @@ def share(ours: Sequence[Figures]) -> str:
 
 def machine() -> str:
     """CPU and thread count, for the page."""
-    from gptoss_ref.kernels._jit import path_name
+    from gptoss_ref.kernels.runtime.isa import path_name
 
     return f"{threads()} threads, {platform.machine()}, instruction path {path_name()}"
 

@@ -7,8 +7,8 @@ from statistics import median
 
 import numpy as np
 
-from gptoss_ref.kernels.doctor import _read
-from gptoss_ref.kernels.threads import current_threads
+from gptoss_ref.kernels.runtime.doctor import _read
+from gptoss_ref.kernels.runtime.threads import current_threads
 
 
 class Reading:

@@ -25,6 +25,7 @@ version = release = gptoss_ref.__version__
 extensions = [
     "docstrings",
     "names",
+    "notebooks",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",

@@ -20,18 +20,22 @@ _HOMES: dict[str, str | None] = {
     "ModelConfig": "config",
     "Reply": "chat",
     "Token": "generation",
-    "Trace": "tracing",
+    "Trace": "tracing.trace",
+    "backward": "backpropagation",
     "compare": "verify",
     "convert": "checkpoint",
     "diagnose": "verify",
     "generate": "generation",
+    "gradients": None,
     "kernels": None,
     "layers": None,
     "load": "model",
     "load_checkpoint": "checkpoint",
     "respond": "chat",
     "threads": "kernels.threads",
-    "trace": "tracing",
+    "trace": "tracing.trace",
+    "train": "training",
+    "training": None,
     "verify": None,
     "viz": None,
 }
@@ -46,10 +50,12 @@ __all__ = [
     "Token",
     "Trace",
     "__version__",
+    "backward",
     "compare",
     "convert",
     "diagnose",
     "generate",
+    "gradients",
     "kernels",
     "layers",
     "load",
@@ -57,21 +63,25 @@ __all__ = [
     "respond",
     "threads",
     "trace",
+    "train",
+    "training",
     "verify",
     "viz",
 ]
 
 if TYPE_CHECKING:
-    from gptoss_ref import kernels, layers, verify, viz
+    from gptoss_ref import gradients, kernels, layers, training, verify, viz
+    from gptoss_ref.backpropagation import backward
     from gptoss_ref.chat import Reply, respond
     from gptoss_ref.checkpoint import load_checkpoint
     from gptoss_ref.checkpoint.convert import convert
     from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
     from gptoss_ref.errors import GptOssError
     from gptoss_ref.generation import Token, generate
-    from gptoss_ref.kernels.threads import threads
+    from gptoss_ref.kernels.runtime.threads import threads
     from gptoss_ref.model import Model, load
     from gptoss_ref.tracing.trace import Trace, trace
+    from gptoss_ref.training.loop import train
     from gptoss_ref.verify.compare import compare
     from gptoss_ref.verify.diagnose import diagnose
 
@@ -103,6 +113,9 @@ for _name, _home in (
     ("dialects", "config_json"),
     ("generate", "generation"),
     ("info", "checkpoint.summary"),
+    ("kernels.doctor", "kernels.runtime.doctor"),
+    ("kernels.threads", "kernels.runtime.threads"),
+    ("kernels.warmup", "kernels.runtime.warmup"),
     ("routing", "weights"),
     ("selfcheck", "verify.published"),
     ("taps", "tracing.taps"),

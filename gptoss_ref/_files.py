@@ -1,27 +1,102 @@
-"""Writing a file whole or not at all."""
+"""Reads of a stranger's folder that stay in it; atomic writes: a whole file, or the old one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from gptoss_ref.errors import GptOssError
 
+MAX_TEXT = 100_000_000
+"""Bytes of the largest JSON file that is read; the released tokenizer.json has 28 million."""
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def outside(path: Path, folder: Path) -> str | None:
+    """Why ``path`` may not be read as a file of ``folder``; None if it may, or does not exist.
+
+    A checkpoint may come from a stranger, who could put a symbolic or hard link in it to a file of
+    the reader's. So the file, links followed, must lie within the folder and be a regular file, and
+    all its names (hard links) must be in the folder where it lies. Two exceptions: in a Hugging
+    Face cache, ``models--ORG--NAME/snapshots/REVISION/FILE`` is a link to
+    ``models--ORG--NAME/blobs/HASH``; and uv and conda install this package's own files as hard
+    links.
+    """
+    try:
+        target, home = path.resolve(), folder.resolve()
+        if home not in target.parents and target.parent not in _blobs(home):
+            return "is a link that leaves the folder"
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if stat.S_ISDIR(found.st_mode):
+        return None  # whoever opens it says so
+    if not stat.S_ISREG(found.st_mode):
+        return "is not a regular file"
+    if found.st_nlink > 1 and _PACKAGE not in target.parents:
+        names = sum(_is_same(other, found) for other in os.scandir(target.parent))
+        if found.st_nlink > names:
+            return (
+                f"has {found.st_nlink - names} other names (hard links) outside the folder; "
+                "a copy of it would be read"
+            )
+    return None
+
+
+def _blobs(home: Path) -> list[Path]:
+    """Where the Hugging Face cache that ``home`` is a snapshot of keeps its files."""
+    return [
+        repository / "blobs"
+        for snapshots, repository in zip(home.parents, home.parents[1:], strict=False)
+        if snapshots.name == "snapshots" and repository.name.startswith("models--")
+    ]
+
+
+def _is_same(entry: os.DirEntry[str], found: os.stat_result) -> bool:
+    other = os.lstat(entry.path)
+    return (other.st_ino, other.st_dev) == (found.st_ino, found.st_dev)
+
+
+def is_special(path: Path) -> bool:
+    """Whether this is a pipe, a socket or a device: no file whose end is known."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a text file, of MAX_TEXT at most.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    if is_special(path):
+        raise OSError(0, "not a regular file", str(path))
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_TEXT:
+            raise OSError(0, f"{size} bytes, more than {MAX_TEXT}", str(path))
+        return file.read()
+
 
 @contextlib.contextmanager
 def replacing(path: Path, error: type[GptOssError] = GptOssError) -> Iterator[IO[bytes]]:
-    """A temporary sibling of ``path``, which takes its name once the block succeeds.
+    """Open a temporary file beside ``path``; rename it to ``path`` if the block succeeds.
 
-    A file that is already there is replaced then, and only then.
+    An existing file is replaced only then. A link is replaced, not followed.
 
     Raises:
-        GptOssError: the file cannot be written; of the kind ``error``.
+        GptOssError: the file cannot be written; of the class ``error``.
     """
     if path.is_dir():  # asked now: at the end all that was written would be lost
         raise error(f"{path}: cannot be written: it is a folder")
+    if is_special(path):  # root could replace /dev/null
+        raise error(f"{path}: cannot be written: it is not a regular file")
     staging = path.parent / f".{path.name}.{os.urandom(6).hex()}.partial"
     try:
         with staging.open("xb") as file:

@@ -4,7 +4,9 @@ A model calls its layers through a backend, so one layer can be exchanged withou
 ``dataclasses.replace(NUMPY, attention=mine)`` is a backend whose attention is ``mine``.
 
 ``numpy`` is the specification, under every policy. ``numba`` computes the same in compiled kernels,
-under the float32 policy; numba itself is imported when that backend is first asked for.
+under the float32 policy; numba itself is imported when that backend is first asked for. ``auto``
+is the latter, but for a small model whose kernels would have to be compiled first: that answers at
+once on the layers.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from gptoss_ref import layers, sampling
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import FLOAT32, Array, Policy
-from gptoss_ref.weights import ModelWeights, RouterOutput
+from gptoss_ref.weights import MXFP4, ModelWeights, RouterOutput
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ NUMPY = Backend(
 @cache
 def _numba() -> Backend:
     from gptoss_ref import kernels
-    from gptoss_ref.kernels._block import blocks_of
-    from gptoss_ref.kernels._jit import path_name
+    from gptoss_ref.kernels.decode_step import blocks_of
+    from gptoss_ref.kernels.runtime.isa import path_name
 
     path_name()  # raises if the environment asks for one that cannot run
     backend = Backend(
@@ -100,8 +102,36 @@ def _numba() -> Backend:
 BACKENDS: dict[str, Callable[[], Backend]] = {"numba": _numba, "numpy": lambda: NUMPY}
 
 
-def get_backend(backend: str | Backend, policy: Policy = FLOAT32) -> Backend:
+SMALL = 1 << 28
+"""Bytes of weights below which the layers answer sooner than kernels compile."""
+
+
+def is_small(weights: ModelWeights) -> bool:
+    """Whether the layers compute a token of such a model in a fraction of a second."""
+    arrays = (
+        array
+        for part in weights.named().values()
+        for array in ((part.blocks, part.scales) if isinstance(part, MXFP4) else (part,))
+    )
+    return sum(getattr(array, "nbytes", 0) for array in arrays) < SMALL
+
+
+def compiled() -> bool:
+    """Whether the kernels of a chat are on disk, for the instructions that they would use here."""
+    from gptoss_ref.kernels.runtime.announce import is_warm
+    from gptoss_ref.kernels.runtime.jit import INTERPRETED
+
+    return is_warm() and not INTERPRETED
+
+
+def get_backend(
+    backend: str | Backend, policy: Policy = FLOAT32, weights: ModelWeights | None = None
+) -> Backend:
     """The backend of that name, or the NumPy one where that does not follow the policy.
+
+    Args:
+        weights: of the model; ``"auto"`` is ``"numpy"`` if they are small and no kernels are
+            compiled, else ``"numba"``.
 
     Raises:
         GptOssError: no backend has that name, or ``GPTOSS_REF_KERNELS`` asks for instructions that
@@ -109,8 +139,13 @@ def get_backend(backend: str | Backend, policy: Policy = FLOAT32) -> Backend:
     """
     if isinstance(backend, Backend):
         return backend
-    if backend not in BACKENDS:
-        raise GptOssError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if backend not in ("auto", *BACKENDS):
+        raise GptOssError(
+            f"unknown backend {backend!r}: expected one of auto, {', '.join(BACKENDS)}"
+        )
     if policy.name != "float32":
         return NUMPY
+    if backend == "auto":
+        small = weights is not None and is_small(weights)
+        backend = "numpy" if small and not compiled() else "numba"
     return BACKENDS[backend]()

@@ -1,16 +1,16 @@
-"""Key/value cache: what earlier tokens leave behind for later ones.
+"""Key/value cache: the keys and values of earlier tokens.
 
-Each layer has room for more positions than it holds, and new keys and values are written behind
-those that are held, where no later pass sees them until :meth:`KVCache.commit` counts them. So a
-pass copies nothing of what is stored, and one that fails or is interrupted, wherever that is,
-leaves the cache as it was.
+Each layer allocates more positions than it holds. A pass writes new keys and values into the free
+rows behind the held ones; no other pass reads them until :meth:`KVCache.commit` counts them.
+Therefore a pass copies nothing that is stored, and a pass that fails or is interrupted leaves the
+cache as it was.
 
-A full layer keeps every position; when it is full, it moves to twice the room. A windowed layer of
-window W has room for 2·W: when it is full, it moves to an equal one with the W − 1 positions that a
-later query can still see, once in W + 1 tokens.
+A layer with full attention keeps every position; if it has no free row, it moves to an array twice
+as long. A layer with a window of W allocates 2·W positions; if it has no free row, it moves the
+W − 1 positions that a later query can still see to a new array, once in W + 1 tokens.
 
-Attention compares absolute positions, so neither needs other bookkeeping than the position of its
-first row. Memory a position: 2 · K · C values on each full layer, none on a windowed one.
+Attention compares absolute positions, so a layer only stores the position of its first row. Memory
+for each position: 2 · K · C values on each full layer, none on a windowed one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FIRST_ROOM = 64
 
 
 def windowed_room(window: int) -> int:
-    """Positions that a layer with that window has room for, however many it has seen."""
+    """Positions that a layer with that window allocates, whatever the length of the context."""
     return 2 * window
 
 
 class LayerCache:
-    """Keys and values of one layer; never changed but for rows beyond those that count.
+    """Keys and values of one layer. Rows that are counted never change.
 
     Attributes:
         window: positions that a query sees, or None for all.
-        keys: (S, K, C), row 0 being position ``origin``; how many rows count, the cache knows.
+        keys: (S, K, C); row 0 is position ``origin``. :class:`KVCache` knows how many rows count.
         values: (S, K, C).
         origin: 0 on a full layer.
     """
@@ -50,16 +50,17 @@ class LayerCache:
     def extended(
         self, k: Array, v: Array, length: int
     ) -> tuple[LayerCache, Array, Array, NDArray[np.int64]]:
-        """Stored keys and values followed by new ones, as attention wants them.
+        """Stored keys and values, followed by new ones, for :func:`attention`.
 
         Args:
             k: (T, K, C), keys of positions ``length`` … ``length + T − 1``.
             v: (T, K, C).
-            length: positions stored so far, on a windowed layer including those forgotten.
+            length: positions stored so far; a windowed layer counts those it has dropped, too.
 
         Returns:
-            the layer that holds them all, itself if it has the room; keys (S, K, C) that queries
-            of the new positions can see; their values (S, K, C); their positions (S,), ascending.
+            the layer that holds them all (``self`` if it has free rows); keys (S, K, C) that
+            queries of the new positions can see; their values (S, K, C); their positions (S,),
+            ascending.
         """
         layer, keys, values, first = self.reserved(length, len(k))
         end = length + len(k)
@@ -69,12 +70,12 @@ class LayerCache:
         return layer, keys, values, np.arange(first, end)
 
     def reserved(self, length: int, count: int) -> tuple[LayerCache, Array, Array, int]:
-        """Room for ``count`` positions after the ``length`` stored ones, to be written by a kernel.
+        """Free rows for ``count`` positions after the ``length`` stored ones, for a kernel to fill.
 
         Returns:
-            the layer that has the room, itself if it can; keys (S, K, C) that queries of the new
-            positions can see, the last ``count`` not yet set; their values (S, K, C); the position
-            of the first.
+            the layer that has them (``self`` if it can); keys (S, K, C) that queries of the new
+            positions can see, of which the last ``count`` are not set yet; their values (S, K, C);
+            the position of the first.
         """
         end = length + count
         first = 0 if self.window is None else max(0, length - self.window + 1)
@@ -83,7 +84,7 @@ class LayerCache:
         return layer, layer.keys[seen], layer.values[seen], first
 
     def _moved(self, first: int, length: int, end: int) -> LayerCache:
-        """A copy with positions ``first`` … ``length − 1`` and room up to ``end``, and for more."""
+        """A copy with positions ``first`` … ``length − 1`` and free rows up to ``end`` or more."""
         if self.window is None:
             room = 2 * len(self.keys) or FIRST_ROOM
         else:
@@ -96,13 +97,13 @@ class LayerCache:
 
 
 class KVCache:
-    """One :class:`LayerCache` a layer, and the number of positions they hold.
+    """One :class:`LayerCache` for each layer, and the number of positions they hold.
 
-    A copy made by ``copy.deepcopy`` goes its own way.
+    ``copy.deepcopy`` makes an independent copy.
 
-    A cache is for one pass at a time. Two at once, from two threads, write their keys into the same
-    rows: either may see the other's, and the one that ends last is an error, because the cache no
-    longer ends where it began. Give each thread a cache of its own; a model may be shared.
+    Use a cache for one pass at a time. Two passes at once, from two threads, write into the same
+    rows: each may read the other's keys, and the pass that ends last raises an error. Give each
+    thread a cache of its own; threads may share a model.
 
     Attributes:
         length: positions stored, which is the position of the next token.
@@ -122,10 +123,10 @@ class KVCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def commit(self, layers: list[LayerCache], start: int, length: int) -> None:
-        """Take over what a pass from ``start`` on has left: layers of ``length`` positions.
+        """Store the result of a pass that began at ``start``: layers of ``length`` positions.
 
         Raises:
-            GptOssError: another pass has been taken over since this one began.
+            GptOssError: another pass was stored since this one began.
         """
         if self.length != start:
             raise GptOssError(

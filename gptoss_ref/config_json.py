@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss_ref._files import read_bounded
 from gptoss_ref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +79,22 @@ _RELEASED_VOCAB, _RETURN, _ENDOFTEXT = 201088, 200002, 199999
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. ConfigError if it is absent, not JSON, or repeats a key."""
+    """The JSON object in a file.
+
+    Raises ConfigError if the file is absent or larger than _files.MAX_TEXT; as parse_object.
+    """
+    try:
+        content = read_bounded(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        reason = "it is a folder" if path.is_dir() else error.strerror
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    return parse_object(content, path)
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in a file's content. ConfigError if it is no JSON object or repeats a key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -89,12 +105,7 @@ def read_object(path: Path) -> dict[str, Any]:
         return seen
 
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        reason = "it is a folder" if path.is_dir() else error.strerror
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+        value = json.loads(content, object_pairs_hook=unique)
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:

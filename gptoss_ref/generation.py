@@ -1,4 +1,4 @@
-"""Generation: choose a token, append it, ask again. Knows tokens, not text."""
+"""Generation: choose a token, append it, call the model again. Works on tokens, not on text."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def generate(
     Args:
         model: called once with the prompt, then once a token.
         tokens: prompt ids; with a ``cache``, those that follow what it holds.
-        max_new_tokens: at most so many.
+        max_new_tokens: the most tokens to generate.
         temperature: 0 takes the likeliest token (of equal ones the lowest id).
         top_k: keep the k likeliest tokens (and those equal to the k-th); 0 keeps all.
         top_p: keep the fewest likeliest tokens whose probabilities sum to at least this.
-        seed: of the random choice; None draws a fresh one.
+        seed: of the random generator; None takes a new one each time.
         stop_tokens: None for the checkpoint's own, () for none.
         cache: extended by the prompt and by all yielded tokens but the last.
 
@@ -83,7 +83,7 @@ def generate(
 def check_parameters(
     max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int | None
 ) -> None:
-    """A GptOssError that names the first of these that :func:`generate` would not take."""
+    """Raise GptOssError for the first of these that :func:`generate` does not accept."""
     _check("max_new_tokens", max_new_tokens, Integral, 0, np.inf, "0 or more")
     _check("temperature", temperature, Real, 0, np.finfo(np.float64).max, "0 or more")
     _check("top_k", top_k, Integral, 0, np.inf, "0 (all) or more")
@@ -92,7 +92,7 @@ def check_parameters(
 
 
 def _check(name: str, value: object, kind: type, low: float, high: float, expected: str) -> None:
-    """A GptOssError unless ``value`` is a number of this kind from ``low`` to ``high``."""
+    """Raise GptOssError unless ``value`` is a number of this kind from ``low`` to ``high``."""
     if not isinstance(value, kind) or not low <= value <= high:  # type: ignore[operator]
         whole = "a whole number, " if kind is Integral else ""
         raise GptOssError(f"{name} is {value!r}: expected {whole}{expected}")

@@ -22,7 +22,8 @@ import numpy as np
 
 from gptoss_ref.backend import Backend, get_backend
 from gptoss_ref.cache import KVCache, LayerCache
-from gptoss_ref.checkpoint import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint import Checkpoint
+from gptoss_ref.checkpoint.load import load_adapted
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError, TokenError
 from gptoss_ref.layers import yarn
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
 
 Tap = Callable[[str, Array], None]
-"""Called with each tap point's name and array. An attribute ``wants(name) -> bool``, if there is
-one, says beforehand whether a costly tap (the attention weights) is wanted."""
+"""Called with each tap point's name and array, which is read-only. An attribute
+``wants(name) -> bool``, if there is one, says whether a costly tap (the attention weights) is
+wanted."""
 
 CHUNK = 512
 """Tokens that go through a block at a time. With 512 a pass of 4,096 tokens of the 20b allocates
@@ -49,9 +51,9 @@ class Model:
         config: dimensions and constants.
         weights: as a checkpoint stores them.
         policy: where to round.
-        backend: what computes the layers, or its name: ``"numba"`` or ``"numpy"``. Kernels compute
-            in float32 only, so under another policy both names mean the NumPy layers; ``.backend``
-            says which it is.
+        backend: what computes the layers, or its name: ``"numba"``, ``"numpy"`` or ``"auto"``, see
+            :func:`load`. Kernels compute in float32 only; under another policy every name gives
+            the NumPy layers. ``.backend`` tells which.
         checkpoint: where the weights came from; gives the tokenizer and the stop tokens.
     """
 
@@ -67,7 +69,7 @@ class Model:
         self.config = config
         self.weights = weights
         self.policy = get_policy(policy)
-        self.backend = get_backend(backend, self.policy)
+        self.backend = get_backend(backend, self.policy, weights)
         self.checkpoint = checkpoint
         self._prepared: tuple[tuple[Any, ...], Callable[..., None] | None] = ((), None)
         self._inv_freq, self._concentration = yarn(
@@ -132,52 +134,66 @@ class Model:
             TokenError: no tokens, an id out of range, or more positions than the context has.
             CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
             GptOssError: a cache of another model's shape, or one that another pass, of another
-                thread, has extended meanwhile.
+                thread, has extended meanwhile; a tap that edits an array in place.
         """
-        keep = cache
-        cache = self.new_cache() if cache is None else cache
-        self._check_cache(cache)
-        start = cache.length
-        ids = self.checked(tokens, start)
-        backend, weights, policy = self.backend, self.weights, self.policy
-        positions = np.arange(start, start + len(ids))
-        cos, sin = backend.rope_tables(
-            positions, self._inv_freq, self._concentration, policy=policy
-        )  # (T, C/2) each
-        size = CHUNK if tap is None else len(ids)
-        chunks = [slice(at, at + size) for at in range(0, len(ids), size)]
-        tap = tap or _no_tap
-        layers = list(cache.layers)
+        held = self.new_cache() if cache is None else cache
+        self._check_cache(held)
+        ids = self.checked(tokens, held.length)
+        layers = list(held.layers)
+        look = _no_tap if tap is None else _looking(tap)
+        one_token = self._one_token() if len(ids) == 1 and tap is None else None
+        if one_token is None:
+            x = self._whole_arrays(ids, held.length, layers, look)  # (T, D)
+        else:
+            x = self._embedded(ids)  # (1, D)
+            one_token(x, *self._rope_tables(np.array([held.length])), held.length, layers)
+        logits = self._logits(x[-1:] if last_only else x, look)  # (T, V)
+        if cache is not None:
+            cache.commit(layers, held.length, held.length + len(ids))
+        return logits
 
-        x = backend.embedding(ids, weights.embedding, policy=policy)  # (T, D)
+    def _whole_arrays(self, ids: Array, start: int, layers: list[LayerCache], tap: Tap) -> Array:
+        """``ids`` (T,) through all blocks: (T, D). Extends ``layers``."""
+        x = self._embedded(ids)
         tap("embedding", x)
-        one_token = self._one_token() if len(ids) == 1 and tap is _no_tap else None
-        if one_token is not None:
-            one_token(x, cos, sin, start, layers)
-        for n, block in enumerate(weights.blocks if one_token is None else ()):
+        positions = np.arange(start, start + len(ids))
+        tables = self._rope_tables(positions)  # (T, C/2) each
+        size = CHUNK if tap is _no_tap else len(ids)
+        for n, block in enumerate(self.weights.blocks):
             parts = []
-            for rows in chunks:
-                where = (positions[rows], (cos[rows], sin[rows]))
+            for rows in (slice(at, at + size) for at in range(0, len(ids), size)):
+                cos, sin = (table[rows] for table in tables)
                 part = x[rows]
-                out = self._attention(part, n, block.attn, *where, layers, tap)
-                part = policy.round(part + out)
+                out = self._attention(part, n, block.attn, positions[rows], (cos, sin), layers, tap)
+                part = self.policy.round(part + out)
                 tap(f"block.{n}.attn.residual", part)
-                part = policy.round(part + self._experts(part, n, block.mlp, tap))
+                part = self.policy.round(part + self._experts(part, n, block.mlp, tap))
                 tap(f"block.{n}.mlp.residual", part)
                 parts.append(part)
             x = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if last_only:
-            x = x[-1:]
+        return x
+
+    def _embedded(self, ids: Array) -> Array:
+        """The embedding's rows of ``ids`` (T,): (T, D)."""
+        return self.backend.embedding(ids, self.weights.embedding, policy=self.policy)
+
+    def _rope_tables(self, positions: Array) -> tuple[Array, Array]:
+        """Cosines and sines of the angles of ``positions`` (T,): (T, C/2) each."""
+        return self.backend.rope_tables(
+            positions, self._inv_freq, self._concentration, policy=self.policy
+        )
+
+    def _logits(self, x: Array, tap: Tap) -> Array:
+        """The unembedding of the final norm of ``x`` (T, D): (T, V)."""
+        backend, weights, policy = self.backend, self.weights, self.policy
         x = backend.rmsnorm(x, weights.norm_scale, self.config.rms_norm_eps, policy=policy)
         tap("norm", x)
-        logits = backend.linear(x, weights.unembedding, policy=policy)  # (T, V)
+        logits = backend.linear(x, weights.unembedding, policy=policy)
         tap("logits", logits)
-        if keep is not None:
-            keep.commit(layers, start, start + len(ids))
         return logits
 
     def _one_token(self) -> Callable[..., None] | None:
-        """All blocks for one token, where the backend has that; made again for other weights."""
+        """All blocks for one token, if the backend has that; made again for other weights."""
         of, blocks = self._prepared
         now = (self.config, self.backend, self.weights)
         if len(of) != len(now) or any(a is not b for a, b in zip(of, now, strict=True)):
@@ -298,6 +314,26 @@ def _no_tap(name: str, values: Array) -> None:
     """The tap of a pass that nobody watches."""
 
 
+def _looking(tap: Tap) -> Tap:
+    """``tap``, which is shown read-only arrays: to edit one is an error that says what to do."""
+
+    def look(name: str, values: Array) -> None:
+        shown = values.view()
+        shown.flags.writeable = False
+        try:
+            tap(name, shown)
+        except ValueError as error:
+            if "read-only" not in str(error):
+                raise
+            raise GptOssError(
+                f"the tap edited {name!r} in place: a tap only looks, and an edit would change "
+                f"some passes and not others; copy the array, or replace a layer or a weight"
+            ) from error
+
+    look.wants = getattr(tap, "wants", _wants_all)  # type: ignore[attr-defined]
+    return look
+
+
 def _wants_all(name: str) -> bool:
     return True
 
@@ -305,34 +341,44 @@ def _wants_all(name: str) -> bool:
 def load(
     path: str | Path,
     *,
-    backend: str | Backend = "numba",
+    adapter: str | Path | None = None,
+    backend: str | Backend = "auto",
     policy: str | Policy = "float32",
     scale_255: Scale255 = "error",
 ) -> Model:
     """Load a checkpoint without copying or decoding its weights.
 
-    The first pass on a machine compiles the ``"numba"`` backend's kernels, for some twenty seconds;
-    ``gptoss-ref warmup`` does that ahead of time.
+    The ``"numba"`` backend's kernels are compiled once on a machine, by the first pass that needs
+    them or ahead of time by ``gptoss-ref warmup``.
 
     Args:
         path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
-            the Hub id of a checkpoint that is already in the local Hugging Face cache.
+            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder
+            with a LoRA adapter in PEFT's files stands for the model that it names, with it.
+        adapter: such a folder, for the model ``path``. Its additions are in the weights that they
+            change, which are then dense and in memory.
         backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.
+            ``"auto"`` is the kernels, but for a small model the layers while no kernels are
+            compiled; ``model.backend.name`` says which it is.
         policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the latter two are computed by the
             NumPy layers whatever the backend, as ``model.backend.name`` then says.
         scale_255: what an MXFP4 scale byte of 255 means: an error when an expert that has one is
             first used, ``"nan"`` (the MX specification) or ``"exponent"`` (OpenAI's loader).
 
     Raises:
-        CheckpointError, ConfigError: the checkpoint is not whole and consistent.
+        CheckpointError, ConfigError: the checkpoint is not whole and consistent, or the adapter
+            does not fit it.
         GptOssError: an unknown backend, policy or ``scale_255``.
     """
     policy = get_policy(policy)
-    backend = get_backend(backend, policy)
+    if backend != "auto":
+        backend = get_backend(backend, policy)
     if scale_255 not in ("nan", "exponent", "error"):
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
-    checkpoint = load_checkpoint(path)
+    checkpoint, learnt = load_adapted(path, adapter)
     weights = _with_scale_255(checkpoint.weights, scale_255)
+    if learnt is not None:
+        weights = learnt.applied(weights, policy)
     return Model(checkpoint.config, weights, policy=policy, backend=backend, checkpoint=checkpoint)
 
 

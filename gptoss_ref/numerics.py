@@ -31,9 +31,16 @@ Array = NDArray[Any]
 def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:
     """Exact values of bfloat16 bits (uint16, any shape) as float32 or float64.
 
+    Raises:
+        GptOssError: the array is not uint16, for instance because it holds the values themselves.
+
     >>> bfloat16_to_float(np.array([0x3F80, 0xC040, 0x0001], np.uint16))
     array([ 1.0000e+00, -3.0000e+00,  9.1835e-41], dtype=float32)
     """
+    if bits.dtype != np.uint16:
+        raise GptOssError(
+            f"bfloat16 bits of dtype {bits.dtype}: expected uint16, as float_to_bfloat16 gives"
+        )
     wide = bits.astype(np.uint32)
     wide <<= 16
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
@@ -103,6 +110,29 @@ FLOAT32 = Policy("float32", np.dtype(np.float32), np.dtype(np.float64))
 BFLOAT16 = Policy("bfloat16", np.dtype(np.float32), np.dtype(np.float32))
 POLICIES = {policy.name: policy for policy in (FLOAT64, FLOAT32, BFLOAT16)}
 
+_SPELLINGS = {
+    "bf16": "bfloat16",
+    "double": "float64",
+    "f16": "float16",
+    "f32": "float32",
+    "f64": "float64",
+    "float": "float32",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp64": "float64",
+    "half": "float16",
+}
+
+
+def format_name(name: str) -> str:
+    """The name of a number format as this package writes it.
+
+    >>> format_name("bf16"), format_name("torch.float32"), format_name("FP64")
+    ('bfloat16', 'float32', 'float64')
+    """
+    plain = name.lower().removeprefix("torch.")
+    return _SPELLINGS.get(plain, plain)
+
 
 def get_policy(policy: str | Policy) -> Policy:
     """The policy of that name.
@@ -112,6 +142,6 @@ def get_policy(policy: str | Policy) -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
-    if not isinstance(policy, str) or policy not in POLICIES:
+    if not isinstance(policy, str) or format_name(policy) not in POLICIES:
         raise GptOssError(f"unknown policy {policy!r}: expected one of {', '.join(POLICIES)}")
-    return POLICIES[policy]
+    return POLICIES[format_name(policy)]

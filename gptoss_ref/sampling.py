@@ -9,7 +9,7 @@ from gptoss_ref.numerics import Array
 
 
 def greedy(logits: Array) -> tuple[int, float]:
-    """The likeliest token of ``logits`` (V,), of equal ones the lowest, and its log-probability."""
+    """The likeliest token of ``logits`` (V,), of equal ones the lowest id; its log-probability."""
     token = int(np.argmax(logits))
     return token, log_probability(logits, token)
 
@@ -22,11 +22,11 @@ def log_probability(logits: Array, token: int) -> float:
 def token_probabilities(
     logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> NDArray[np.float64]:
-    """Distribution (V,) that is drawn from: temperature, then top-k, then top-p, renormalised.
+    """The distribution (V,) to sample from: temperature, then top-k, then top-p, renormalised.
 
-    ``logits`` (V,) are natural log-probabilities but for a constant. ``temperature`` divides them;
-    ``top_k`` > 0 keeps the k largest and their equals; ``top_p`` < 1 keeps the likeliest, up to the
-    one with which their sum reaches it.
+    ``logits`` (V,) are natural log-probabilities up to a constant. ``temperature`` divides them.
+    ``top_k`` > 0 keeps the k largest, and those equal to the k-th. ``top_p`` < 1 keeps the fewest
+    likeliest tokens whose probabilities sum to at least ``top_p``.
 
     >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
     array([0.625, 0.   , 0.375])

@@ -1,4 +1,4 @@
-"""Containers of the weights, as views of the checkpoint's bytes, and the router's result.
+"""Containers of the weights, as views of the checkpoint's bytes, and of results that have parts.
 
 Nothing here computes.
 
@@ -9,16 +9,21 @@ A weight is bfloat16 bits (uint16), a float32 or float64 array, or, for experts,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 
 Matrix = NDArray[Any]
 """A matrix or vector of floats, or of bfloat16 bits (uint16)."""
+
+_STORED = (np.float16, np.float32, np.float64, np.uint16)
 
 MXFP4_BLOCK = 32
 """Values that share one scale byte."""
@@ -95,12 +100,69 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """All weights of a model."""
+    """All weights of a model.
+
+    Each matrix also has a name: its fields, with dots, and ``block.n`` for ``blocks[n]``. A model
+    with one matrix replaced::
+
+        weights = model.weights.replaced({"block.3.attn.sinks": np.full(64, -20.0)})
+        gr.Model(model.config, weights, checkpoint=model.checkpoint)
+    """
 
     embedding: Matrix  # (V, D)
     blocks: tuple[BlockWeights, ...]
     norm_scale: Matrix  # (D,)
     unembedding: Matrix  # (V, D)
+
+    def named(self) -> dict[str, Any]:
+        """Every matrix by its name: ``"embedding"``, ``"block.0.attn.norm_scale"`` and so on."""
+        ends = {"norm_scale": self.norm_scale, "unembedding": self.unembedding}
+        inner = {
+            f"block.{n}.{part}.{field.name}": getattr(getattr(block, part), field.name)
+            for n, block in enumerate(self.blocks)
+            for part in ("attn", "mlp")
+            for field in fields(getattr(block, part))
+        }
+        return {"embedding": self.embedding, **inner, **ends}
+
+    def replaced(self, matrices: Mapping[str, ExpertMatrix]) -> ModelWeights:
+        """The same weights with some matrices replaced; those of ``self`` stay as they are.
+
+        Args:
+            matrices: by the names of :meth:`named`, in the shape of what they replace: float16,
+                float32 or float64 values, bfloat16 bits (uint16), or MXFP4 for experts.
+
+        Raises:
+            GptOssError: an unknown name, another shape, or a dtype that holds no weights.
+        """
+        held = self.named()
+        for name, matrix in matrices.items():
+            if name not in held:
+                near = difflib.get_close_matches(name, held, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise GptOssError(f"the model has no weight {name!r}{hint}")
+            if matrix.shape != held[name].shape:
+                raise GptOssError(f"{name} has shape {matrix.shape}: expected {held[name].shape}")
+            if not isinstance(matrix, MXFP4) and matrix.dtype not in _STORED:
+                raise GptOssError(
+                    f"{name} has dtype {matrix.dtype}: expected float16, float32 or float64, or "
+                    f"uint16 for bfloat16 bits"
+                )
+        new = {**held, **matrices}
+
+        def part(n: int, kind: str, old: Any) -> Any:
+            names = [field.name for field in fields(old)]
+            return replace(old, **{name: new[f"block.{n}.{kind}.{name}"] for name in names})
+
+        return ModelWeights(
+            embedding=new["embedding"],
+            blocks=tuple(
+                BlockWeights(part(n, "attn", block.attn), part(n, "mlp", block.mlp))
+                for n, block in enumerate(self.blocks)
+            ),
+            norm_scale=new["norm_scale"],
+            unembedding=new["unembedding"],
+        )
 
 
 class RouterOutput(NamedTuple):
@@ -109,3 +171,47 @@ class RouterOutput(NamedTuple):
     logits: Array  # (T, E)
     indices: NDArray[np.int64]  # (T, A), largest logit first
     weights: Array  # (T, A), each row sums to one
+
+
+class LinearGradients(NamedTuple):
+    """Gradients of a linear layer; those of frozen weights are None."""
+
+    d_x: Array  # (T, M)
+    d_weight: Array | None  # (N, M)
+    d_bias: Array | None  # (N,)
+
+
+class RMSNormGradients(NamedTuple):
+    """Gradients of a norm."""
+
+    d_x: Array  # (T, D)
+    d_scale: Array  # (D,)
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of attention."""
+
+    d_q: Array  # (T, H, C)
+    d_k: Array  # (S, K, C)
+    d_v: Array  # (S, K, C)
+    d_sinks: Array  # (H,)
+
+
+class RouterGradients(NamedTuple):
+    """Gradients of a router; those of frozen weights are None."""
+
+    d_logits: Array  # (T, E)
+    d_x: Array  # (T, D)
+    d_weight: Array | None  # (E, D)
+    d_bias: Array | None  # (E,)
+
+
+class ExpertGradients(NamedTuple):
+    """Gradients of the experts of a block; those of frozen weights are None."""
+
+    d_x: Array  # (T, D)
+    d_weights: Array  # (T, A)
+    d_mlp1_weight: Array | None  # (E, 2F, D)
+    d_mlp1_bias: Array | None  # (E, 2F)
+    d_mlp2_weight: Array | None  # (E, D, F)
+    d_mlp2_bias: Array | None  # (E, D)

@@ -25,6 +25,26 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+NEEDED = {
+    "amx": "products on tiles (matmul/amx.py, matmul/mxfp4_gemm_amx.py)",
+    "avx512": "vectors of 64 bytes, VNNI (register_tile, mxfp4_gemv_int8, mxfp4_gemm_int16)",
+    "avx2": "vectors of 32 bytes (mxfp4_gemv_int8, mxfp4_gemm_int16)",
+}
+"""What of the kernels runs on each instruction path only."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Names the kernels that this machine cannot run; ``.ci/run`` repeats these lines."""
+    from gptoss_ref.kernels.runtime.isa import available_paths
+    from gptoss_ref.kernels.runtime.jit import INTERPRETED
+
+    missing = NEEDED if INTERPRETED else [path for path in NEEDED if path not in available_paths()]
+    for path in missing:
+        how = "only as Python" if INTERPRETED else "only as Python, in a part of the tests"
+        line = f"instructions not run: {path}: {NEEDED[path]}: {how}"
+        terminalreporter.write_line(line, yellow=True)
+
+
 @pytest.fixture(scope="session")
 def one_torch_thread() -> Iterator[None]:
     """Torch on one thread: its operations here are too small to gain from more."""
@@ -48,7 +68,7 @@ def long_case() -> Any:
 @pytest.fixture(scope="session")
 def warm_kernels() -> None:
     """No command is the first to use the kernels, which it would say on standard error."""
-    from gptoss_ref.kernels.warmup import is_warm, warmup
+    from gptoss_ref.kernels.runtime.warmup import is_warm, warmup
 
     if not is_warm():
         warmup()
@@ -59,7 +79,7 @@ def tiny() -> Any:
     """The bundled model, float32."""
     import gptoss_ref
 
-    return gptoss_ref.load("tiny")
+    return gptoss_ref.load("tiny", backend="numba")
 
 
 @pytest.fixture(scope="session")

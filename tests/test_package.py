@@ -84,7 +84,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         "from gptoss_ref.generation import Token",
         "import gptoss_ref; gptoss_ref.generate",
         "from gptoss_ref.tracing.trace import Trace",
-        "from gptoss_ref.kernels.threads import available_threads",
+        "from gptoss_ref.kernels.runtime.threads import available_threads",
     ],
 )
 def test_functions_named_like_modules_are_functions_whatever_was_imported_first(first: str) -> None:

@@ -22,13 +22,14 @@ _HOMES = {
     "ToolNamespace": "tools",
     "browser": "tools",
     "python": "tools",
-    "tool_from_dict": "tools",
-    "tools_from_data": "tools",
+    "tool_from_dict": "tool_data",
+    "tools_from_data": "tool_data",
     "Chat": "conversation",
     "PrefixCache": "conversation",
     "build_conversation": "conversation",
     "respond": "conversation",
     "stream": "conversation",
+    "Collector": "reply",
     "Reply": "reply",
     "ToolCall": "reply",
     "Event": "parser",
@@ -47,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "Chat",
+    "Collector",
     "DeveloperContent",
     "Event",
     "HarmonyParser",
@@ -103,20 +105,19 @@ if TYPE_CHECKING:
         render_conversation_for_training,
         render_message,
     )
-    from gptoss_ref.chat.reply import Reply, ToolCall
+    from gptoss_ref.chat.reply import Collector, Reply, ToolCall
     from gptoss_ref.chat.tokenizer import (
         Tokenizer,
         harmony_specials,
         o200k_harmony,
         small_harmony,
     )
+    from gptoss_ref.chat.tool_data import tool_from_dict, tools_from_data
     from gptoss_ref.chat.tools import (
         Tool,
         ToolNamespace,
         browser,
         python,
-        tool_from_dict,
-        tools_from_data,
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
-from gptoss_ref.chat.parser import Event, HarmonyParser, MessageEnd
+from gptoss_ref.chat.parser import Event
 from gptoss_ref.chat.render import render_conversation
-from gptoss_ref.chat.reply import Reply, channel_text, tool_calls
-from gptoss_ref.chat.tools import Tool, tool_from_dict
+from gptoss_ref.chat.reply import Collector, Reply
+from gptoss_ref.chat.tool_data import tool_from_dict
+from gptoss_ref.chat.tools import Tool
 from gptoss_ref.errors import HarmonyError
 from gptoss_ref.generation import generate
 
@@ -34,7 +36,7 @@ def build_conversation(
         message: a question, or messages; those may begin with a system and a developer message.
         reasoning: "low", "medium" (the default) or "high", for the system message.
         instructions: for the developer message, which is there only if it has something to say.
-        tools: functions, as Tool or as plain data (see tools.tool_from_dict).
+        tools: functions, as Tool or as plain data (see tool_data.tool_from_dict).
 
     Raises:
         HarmonyError: there is nothing to answer, or `message` already has the message that an
@@ -43,6 +45,12 @@ def build_conversation(
     if isinstance(message, str):
         message = [Message.user(message)]
     messages = [message] if isinstance(message, Message) else list(message)
+    for part in messages:
+        if not isinstance(part, Message):
+            raise HarmonyError(
+                f"message {reprlib.repr(part)}: expected a Message; Message.from_dict makes one "
+                "of plain data"
+            )
     if not any(part.parts and part.parts != ("",) for part in messages):
         raise HarmonyError("nothing to answer: expected a text, or at least one message")
     functions = [tool if isinstance(tool, Tool) else tool_from_dict(tool) for tool in tools]
@@ -64,9 +72,9 @@ def build_conversation(
 class PrefixCache:
     """A key/value cache that remembers which tokens it holds, to be kept from answer to answer.
 
-    It serves a prompt that begins with those tokens; for any other it starts anew, because windowed
-    layers forget what is behind their window and cannot go back. Dropping the analysis of an
-    earlier answer changes the prompt, so this helps turns without analysis, and tool calls.
+    It is used for a prompt that begins with those tokens. Any other prompt starts with an empty
+    cache, because windowed layers keep only their window and cannot go back. Dropping the analysis
+    of an earlier answer changes the prompt, so this helps turns without analysis, and tool calls.
     """
 
     def __init__(self, model: Model) -> None:
@@ -74,16 +82,20 @@ class PrefixCache:
         self.tokens: list[int] = []
         self.cache: KVCache = model.new_cache()
 
+    def restart(self) -> None:
+        """Forget everything, as for a model that computes in another way from now on."""
+        self.tokens, self.cache = [], self._model.new_cache()
+
     def begin(self, prompt: Sequence[int]) -> list[int]:
         """What remains to be computed of the prompt, at least one token."""
         held = len(self.tokens)
         if held >= len(prompt) or list(prompt[:held]) != self.tokens:
-            self.tokens, self.cache = [], self._model.new_cache()
+            self.restart()
             held = 0
         return list(prompt[held:])
 
     def end(self, tokens: Sequence[int]) -> None:
-        """Note what the cache holds now: the beginning of these, as far as it was computed."""
+        """Record what the cache holds now: the first `cache.length` of these tokens."""
         self.tokens = list(tokens[: self.cache.length])
 
 
@@ -100,15 +112,23 @@ def stream(
     top_p: float = 1.0,
     seed: int | None = 0,
     prefix: PrefixCache | None = None,
+    stop_at_other_roles: bool = True,
 ) -> Iterator[Event | Reply]:
     """Answer, yielding the parser's events as they come and, last of all, the Reply.
 
-    The first arguments are those of `build_conversation`, the following ones those of `generate`;
-    `prefix` lets a later call use what this one computed. The history is rendered by the rule
-    "answered" of `render.drop_analysis`. Generation ends at return, call or endoftext.
+    The first arguments are those of `build_conversation`, the following ones those of `generate`.
+    The history is rendered by the rule "answered" of `render.drop_analysis`. Generation ends at
+    return, call or endoftext.
+
+    Args:
+        prefix: lets a later call use what this one computed.
+        stop_at_other_roles: end the answer where the model goes on to play the user, the system,
+            the developer or a tool; a Repair says so. Otherwise generation goes on; the messages of
+            these roles are among the events and in the Reply's messages and repairs, and never in
+            its texts.
 
     Raises:
-        HarmonyError: a conversation that cannot be.
+        HarmonyError: an invalid conversation, see `build_conversation`.
         TokenError: it exceeds the context.
         GptOssError: a sampling parameter out of range, or a model without a tokenizer.
     """
@@ -127,16 +147,10 @@ def stream(
         for name in ("return", "call", "endoftext")
         if f"<|{name}|>" in tokenizer.special
     }
-    parser = HarmonyParser(tokenizer)
+    collector = Collector(tokenizer, stop_at_other_roles=stop_at_other_roles)
     tokens: list[int] = []
     logprobs: list[float] = []
-    ends: list[MessageEnd] = []
     first = None
-
-    def noted(events: list[Event]) -> list[Event]:
-        ends.extend(event for event in events if isinstance(event, MessageEnd))
-        return events
-
     try:
         for token in generate(
             model,
@@ -152,26 +166,23 @@ def stream(
             first = first or time.perf_counter()
             tokens.append(int(token))
             logprobs.append(token.logprob)
-            yield from noted(parser.feed(token))
+            yield from collector.feed(token)
+            if collector.stopped:
+                break
     finally:
         prefix.end([*prompt, *tokens])
-    yield from noted(parser.finish())
+    yield from collector.finish()
     ended = time.perf_counter()
-    said = [end.message for end in ends]
+    stop_reason = stops.get(tokens[-1], "length") if tokens else "length"
     yield Reply(
-        analysis=channel_text(said, "analysis"),
-        commentary=channel_text(said, "commentary"),
-        final=channel_text(said, "final"),
-        tool_calls=tool_calls(ends),
-        messages=tuple(said),
+        **collector.fields(),
         tokens=tuple(tokens),
         logprobs=tuple(logprobs),
         prompt_tokens=len(prompt),
         cached_tokens=len(prompt) - len(pending),
         first_seconds=(first or ended) - began,
         seconds=ended - began,
-        stop_reason=stops.get(tokens[-1], "length") if tokens else "length",
-        repairs=tuple(parser.repairs),
+        stop_reason="other_role" if collector.stopped else stop_reason,
     )
 
 
@@ -188,6 +199,7 @@ def respond(
     top_p: float = 1.0,
     seed: int | None = 0,
     prefix: PrefixCache | None = None,
+    stop_at_other_roles: bool = True,
     on_event: Callable[[Event], None] | None = None,
 ) -> Reply:
     """Answer a question or go on with a conversation; see `stream` for the arguments.
@@ -196,7 +208,7 @@ def respond(
         on_event: called with each of the parser's events as it comes.
 
     Raises:
-        HarmonyError: messages, tools or an effort that cannot be.
+        HarmonyError: invalid messages, tools or effort.
         TokenError: the prompt does not fit the context.
         GptOssError: a sampling parameter out of range, or a model without a tokenizer.
 
@@ -218,6 +230,7 @@ def respond(
         top_p=top_p,
         seed=seed,
         prefix=prefix,
+        stop_at_other_roles=stop_at_other_roles,
     ):
         if isinstance(event, Reply):
             return event
@@ -233,9 +246,9 @@ class Chat:
         for event in chat.send("What is 27 + 58?"):
             ...                               # events as they come; the Reply last
 
-    The arguments are those of `stream`. `messages` is the history, analysis included; rendering it
-    drops what the model is no longer to see. An answer that fails, or whose events are not read to
-    the end, leaves the history as it was before the question.
+    The arguments are those of `stream`. `messages` is the history with the analysis; rendering
+    drops the analysis that the model must not see again. If an answer fails, or its events are not
+    read to the end, the history is as it was before the question.
     """
 
     def __init__(
@@ -250,6 +263,7 @@ class Chat:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = 0,
+        stop_at_other_roles: bool = True,
     ) -> None:
         self.model = model
         self.messages: list[Message] = []
@@ -265,6 +279,7 @@ class Chat:
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "stop_at_other_roles": stop_at_other_roles,
         }
 
     def send(self, message: str | Message | Sequence[Message]) -> Iterator[Event | Reply]:

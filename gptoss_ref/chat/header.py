@@ -4,30 +4,35 @@ Between `<|start|>` and `<|message|>` stands
 
     {role}[:{name}][ to={recipient}][<|channel|>{channel}][ to={recipient}][ {content type}]
 
-where the recipient may come before the channel (prompts) or after it (what models write), and the
+The recipient comes before the channel in prompts, and before or after it in what models write. The
 content type may begin with `<|constrain|>`, with or without a space before it. A tool's header has
-its name in place of a role. Models also write headers that do not follow this, so each departure
-goes through `report`: a strict parser raises there, a tolerant one notes it and takes the reading
-chosen here.
+its name in place of a role.
 
-Source of the plain readings: openai-harmony 0.0.8. It differs in one: a single word that is neither
-`to=…` nor the name of a tool, as in `final json` or `final <|constrain|>json`, is a content type
-here and a recipient there (openai/harmony issue 56 and pull request 144).
+Models also write headers that do not follow this. `report` is called for each departure, with the
+problem, the reading that is taken, and the text that no field of the header holds. A strict parser
+raises there. unfinished.py reads a header that lacks its `<|message|>`.
+
+Source: openai-harmony 0.0.8. One reading differs: a single word that is neither `to=...` nor the
+name of a tool, as in `final json` or `final <|constrain|>json`, is a content type here and a
+recipient there (openai/harmony issue 56 and pull request 144).
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptoss_ref.chat.messages import CHANNELS, ROLES, Message
 from gptoss_ref.chat.render import CONSTRAIN
 
-Report = Callable[[str, str], None]
-"""Called with what is wrong, and what is done about it."""
+Report = Callable[[str, str, str], None]
+"""Called with what is wrong, what is done about it, and the text that is left out."""
 
 _BUILT_IN_TOOLS = ("python", "browser")
+_TYPES = ("json", "code")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[_-]+[A-Za-z0-9]+)+")
 _GLUED = re.compile(rf"((?:{'|'.join(ROLES)})+)({'|'.join(CHANNELS)})?")
 
 
@@ -68,43 +73,21 @@ def parse_header(sections: list[str], role: str | None, report: Report) -> Heade
         if lead and lead[0] == role:
             lead.pop(0)
     elif not lead or lead[0].startswith("to="):
-        report("a header without a role", "taken as the assistant's")
+        report("a header without a role", "taken as the assistant's", "")
         role = "assistant"
     else:
         word = lead.pop(0)
         addressed = any(other.startswith("to=") for other in lead + rest)
-        role, name, glued = _role(word, addressed, report)
+        role, name, glued = read_role(word, addressed, report)
         if role is None:
-            report(f"unknown role {word!r}", "taken as the assistant's")
+            while lead and not lead[0].startswith(("to=", CONSTRAIN)):
+                word += " " + lead.pop(0)
+            report(f"unknown role {word!r}", "taken as the assistant's", word)
             role = "assistant"
     recipient, content_type = _recipient_and_type(lead + rest, report)
+    if channel and glued:
+        report(f"{glued!r} behind the role, and a channel", f"{channel!r} counts", glued)
     return Header(role, name, recipient, channel or glued, content_type)
-
-
-def parse_unfinished(sections: list[str], role: str | None, report: Report) -> tuple[Header, str]:
-    """A header and the text behind it, where no `<|message|>` parts them (openai/harmony pull 82).
-
-    The header is the role, the channel, `to=…` and `<|constrain|>…`, as far as they are there; the
-    text is everything else.
-    """
-    lead, name, channel = sections[0], None, None
-    first = re.match(r"\s*(\S+)", lead)
-    if role is None and first:
-        addressed = re.match(r"\s*\S+\s+to=", lead) is not None
-        role, name, channel = _role(first[1], addressed, report)
-    role = role or "assistant"
-    if first and (first[1] in (role, f"{role}:{name}", name) or channel):
-        lead = lead[first.end() :]
-    named = re.match(r"\s*([^\s<]+)", "".join(sections[1:]))
-    after = "".join(sections[1:])
-    if named:
-        channel, after = _known(named[1], report), after[named.end() :]
-    text, recipient, content_type = f"{lead} {after}".strip(), None, None
-    if found := re.match(r"to=(\S+)\s*", text):
-        recipient, text = found[1], text[found.end() :]
-    if found := re.match(re.escape(CONSTRAIN) + r"\w*\s*", text):
-        content_type, text = found[0].strip(), text[found.end() :]
-    return Header(role, name, recipient, channel, content_type), text
 
 
 def _words(text: str) -> list[str]:
@@ -114,51 +97,90 @@ def _words(text: str) -> list[str]:
 
 def _channel(sections: list[str], report: Report) -> tuple[str | None, list[str]]:
     """The channel, and the words that follow it. `sections` holds one text per `<|channel|>`."""
-    if len(sections) > 1:
-        report("more than one <|channel|> in a header", "the first channel named counts")
-    channel = None
+    names = []
     rest = []
     for section in sections:
         name, after = re.match(r"([^\s<]*)(.*)", section, re.DOTALL).groups()  # type: ignore[union-attr]
         words = _words(after)
         if not name:
-            report("<|channel|> without a name right after it", "the next word counts, if any")
+            report("<|channel|> without a name right after it", "the next word counts, if any", "")
             if words and not words[0].startswith(("to=", "<")):
                 name = words.pop(0)
         elif after and not after[0].isspace() and not after.startswith(CONSTRAIN):
-            report(f"{words[0]!r} right behind the channel {name!r}", "a word of its own")
-        if name and channel is None:
-            channel = _known(name, report)
+            report(f"{words[0]!r} right behind the channel {name!r}", "a word of its own", "")
+        names += [name] if name else []
         rest += words
-    return channel, rest
+    return one_channel(names, len(sections), report), rest
 
 
-def _known(channel: str, report: Report) -> str:
-    """`commentary` for `commentary?` and the like; a channel of another name is left alone."""
-    known = re.match(rf"({'|'.join(CHANNELS)})\b", channel)
-    if known and known[1] != channel:
-        report(f"channel {channel!r}", f"taken as {known[1]}")
-        return known[1]
+def one_channel(names: list[str], times: int, report: Report) -> str | None:
+    """The channel of a header with `times` tokens `<|channel|>`: the last known one named."""
+    known = [i for i, name in enumerate(names) if _known(name.lower())]
+    chosen = known[-1] if known else 0
+    if times > 1 or len(names) > 1:
+        others = names[:chosen] + names[chosen + 1 :]
+        action = f"{names[chosen]!r} counts, the last known one" if names else "there is none"
+        report("more than one <|channel|> in a header", action, " ".join(others))
+    if not names:
+        return None
+    channel = _known(names[chosen]) or names[chosen]
+    if channel != names[chosen]:
+        text = names[chosen].removeprefix(channel)
+        report(f"channel {names[chosen]!r}", f"taken as {channel}", text)
     return channel
 
 
-def _role(word: str, addressed: bool, report: Report) -> tuple[str | None, str | None, str | None]:
+def _known(channel: str) -> str | None:
+    """`commentary` for `commentary?` and the like, None for a channel of another name."""
+    known = re.match(rf"({'|'.join(CHANNELS)})\b", channel)
+    return known[1] if known else None
+
+
+def read_role(
+    word: str, addressed: bool, report: Report
+) -> tuple[str | None, str | None, str | None]:
     """Role (None: no such), name, and a channel glued to it, from the first word of a header.
 
-    A word that is no role is a tool's name if it looks like one or the message is `addressed`.
+    A word that is no role is a tool's name if it looks like one (`functions.f`, `python`, `get_it`)
+    or the message is `addressed`.
     """
     role, colon, name = word.partition(":")
     if role == "tool":
         return role, word, None
     if role in ROLES:
         return role, name if colon else None, None
+    if role.lower() in (*ROLES[:4], "human") and not addressed:
+        meant = "user" if role.lower() == "human" else role.lower()
+        report(f"unknown role {role!r}", f"taken as {meant}", role)
+        return meant, name if colon else None, None
     if glued := _GLUED.fullmatch(word):
         role = next(role for role in ROLES if glued[1].endswith(role))
-        report(f"unknown role {word!r}", f"taken as {' and '.join(filter(None, (role, glued[2])))}")
+        if role == "tool":
+            report(f"unknown role {word!r}", "taken as the name of a tool", "")
+            return role, word, None
+        taken = " and ".join(filter(None, (role, glued[2])))
+        report(f"unknown role {word!r}", f"taken as {taken}", glued[1].removesuffix(role))
         return role, None, glued[2]
     if _is_tool(word) or addressed:
         return "tool", word, None
+    if word == "functions" or _IDENTIFIER.fullmatch(word):
+        report(f"unknown role {word!r}", "taken as the name of a tool", "")
+        return "tool", word, None
     return None, None, None
+
+
+def names_a_role(text: str) -> bool:
+    """Whether a text that may be no header begins with a role, or with a tool's name.
+
+    Only words count that hardly begin a sentence: `functions.f`, and not every word with a dot.
+    """
+    word = (text.split() or [""])[0]
+    role = word.partition(":")[0]
+    return (
+        role in ROLES[:4]
+        or (word != "tool" and bool(_GLUED.fullmatch(word)))
+        or word.startswith(("functions.", "browser."))
+    )
 
 
 def _is_tool(word: str) -> bool:
@@ -169,24 +191,28 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
     """Recipient and content type from the words that are neither role nor channel."""
     recipient = content_type = None
     plain: list[str] = []
-    queue = iter(words)
-    for word in queue:
+    queue = deque(words)
+    while queue:
+        word = queue.popleft()
         if word.startswith("to="):
             target = word.removeprefix("to=")
             if not target:
-                report("to= without a name right after it", "the next word counts, if any")
-                target = next(queue, "")
+                report("to= without a name right after it", "the next word counts, if any", "")
+                follows = bool(queue) and not queue[0].startswith(("to=", CONSTRAIN))
+                target = queue.popleft() if follows else ""
             if recipient is not None or content_type is not None or plain:
                 report(
-                    f"to={target} behind another recipient or type", "the first of a kind counts"
+                    f"to={target} behind another recipient or type",
+                    "the first of a kind counts",
+                    f"to={target}" if recipient else "",
                 )
             recipient = recipient or target or None
         elif content_type is not None:
-            report(f"{word!r} behind the content type", "left out")
+            report(f"{word!r} behind the content type", "left out", word)
         elif word.startswith(CONSTRAIN):
             if word == CONSTRAIN:
-                report("<|constrain|> without a format right after it", "the next word counts")
-                word += next(queue, "")
+                report("<|constrain|> without a format right after it", "the next word counts", "")
+                word += queue.popleft() if queue and not queue[0].startswith("to=") else ""
             content_type = word
         else:
             plain.append(word)
@@ -194,8 +220,9 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
         behind = len(plain) - (content_type is None)
         if _is_tool(plain[0]) or behind == 1:
             recipient = plain.pop(0)
-    if content_type is None and plain:
+    if content_type is None and plain and (len(plain) == 1 or plain[-1] in _TYPES):
         content_type = plain.pop()
     if plain:
-        report(f"unexpected {' '.join(plain)!r} in a header", "left out")
+        text = " ".join(plain)
+        report(f"unexpected {text!r} in a header", "left out", text)
     return recipient, content_type

@@ -6,9 +6,9 @@ The file and a list of ranks say the same thing in two ways:
   lists *merges*: pairs of tokens to join, most urgent first.
 - tiktoken joins any two neighbours whose bytes together are a token, lowest rank first.
 
-They agree when ids are ranks and every token comes from exactly the pair that the ranks below it
-leave over when they are applied to its bytes. `read_tokenizer_json` checks that, so a file that
-would tokenise differently is refused and not misread.
+They give the same tokens if ids are ranks and if applying all lower ranks to the bytes of a token
+leaves exactly the pair that its merge joins. `read_tokenizer_json` checks that, and refuses a file
+that would tokenise differently.
 """
 
 import json
@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref._files import outside, read_bounded
+from gptoss_ref.chat.split import SAFE_PATTERNS
 from gptoss_ref.chat.tokenizer import (
     HARMONY_TOKENS,
     LAST_SPECIAL,
@@ -52,6 +54,9 @@ _short = reprlib.repr
 
 # How many ids may lie unused between the ranks and the special tokens: an id takes memory.
 _LARGEST_GAP = 2**20
+
+# The longest token, in bytes: checking its merge takes time quadratic in it. o200k_base has 128.
+_LONGEST_TOKEN = 512
 
 
 def _spell(token: bytes) -> str:
@@ -142,7 +147,8 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
     """The tokenizer that a tokenizer.json describes.
 
     Raises TokenError, naming the file and the field, when the file is missing or broken, is not a
-    plain byte-level BPE with one split pattern, or has merges that the ranks do not imply.
+    plain byte-level BPE, splits text by a pattern that is not in split.SAFE_PATTERNS, or has merges
+    that the ranks do not imply.
     """
     path = Path(path)
     data = _typed(path, "the whole file", _load(path), dict)
@@ -159,12 +165,19 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
     _check_merges(path, tokens, _field(path, model, "model.merges", list))
     special = _specials(path, _field(path, data, "added_tokens", list), len(tokens))
     pattern = _split_pattern(path, _field(path, data, "pre_tokenizer", dict))
-    return Tokenizer(tokens, special, pattern=pattern, name=str(path))
+    tokenizer = Tokenizer(tokens, special, pattern=pattern, name=str(path))
+    if pattern not in SAFE_PATTERNS:
+        raise TokenError(
+            f"{path}: pre_tokenizer.Split.pattern.Regex is {_short(pattern)}, expected that of "
+            "o200k_base or cl100k_base with numbers of 1, 2 or 3 digits "
+            "(gptoss_ref.chat.split.SAFE_PATTERNS): another may take any time on some text"
+        )
+    return tokenizer
 
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(path).decode())
     except OSError as error:
         raise TokenError(
             f"{path}: cannot read ({error.strerror}); a checkpoint whose vocab_size is not 201088 "
@@ -210,6 +223,8 @@ def _specials(path: Path, added_tokens: Sequence[Any], ranks: int) -> dict[str, 
                 f"{path}: added token {content!r} is not special, expected only special "
                 "ones: text would turn into it"
             )
+        if not content or content in special:
+            raise TokenError(f"{path}: {field}.content is {content!r}, expected a name of its own")
         token = _field(path, added, f"{field}.id", int)
         if token >= limit:
             raise TokenError(f"{path}: {field}.id is {_short(token)}, expected less than {limit}")
@@ -221,6 +236,10 @@ def _bytes(path: Path, field: str, text: str) -> bytes:
     """The bytes that a text of the GPT-2 table spells; at least one."""
     if not text:
         raise TokenError(f"{path}: {field}: a token is empty, expected at least one character")
+    if len(text) > _LONGEST_TOKEN:
+        raise TokenError(
+            f"{path}: {field}: a token has {len(text)} bytes, expected at most {_LONGEST_TOKEN}"
+        )
     try:
         return bytes(_BYTE_OF[character] for character in text)
     except KeyError as error:
@@ -306,11 +325,14 @@ def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
 
     The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`, and nothing in
     the folder is read. Any other is built from its tokenizer.json (Hugging Face, byte-level BPE).
-    Raises TokenError when that file is missing, is of another kind, or does not fit the vocabulary.
+    Raises TokenError when that file is missing, is of another kind, is a link out of the folder, or
+    does not fit the vocabulary.
     """
     if config.vocab_size == LAST_SPECIAL + 1:
         return o200k_harmony()
     path = Path(folder) / "tokenizer.json"
+    if reason := outside(path, path.parent):
+        raise TokenError(f"{path}: {reason}")
     tokenizer = read_tokenizer_json(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenError(

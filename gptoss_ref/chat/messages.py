@@ -1,26 +1,60 @@
 """What a Harmony conversation is made of: messages, and the contents of its first two.
 
-A conversation begins with a *system* message (who the model is, how hard to think, which channels
-it may use, its built-in tools) and a *developer* message (what others call the system prompt, and
-the function tools). Then *user*, *assistant* and *tool* messages follow. These are plain records;
-what they look like as text is in render.py and tools.py.
+A conversation begins with a *system* message (identity, reasoning effort, channels and built-in
+tools) and a *developer* message (what other APIs call the system prompt, and the function tools).
+Then *user*, *assistant* and *tool* messages follow. These are plain records; render.py and tools.py
+write them as text.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
+import reprlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from gptoss_ref.chat.tools import Tool, ToolNamespace, namespace_from_dict
+from gptoss_ref.chat.tool_data import namespaces_from_data, tools_from_data
+from gptoss_ref.chat.tools import Tool, ToolNamespace
 from gptoss_ref.errors import HarmonyError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
 CHANNELS = ("analysis", "commentary", "final")
+CHANNEL_WORDS = {
+    **dict.fromkeys(("thought", "thoughts", "thinking", "think", "reasoning"), "analysis"),
+    **dict.fromkeys(("answer", "response"), "final"),
+}
+"""Other names that models give a channel, and the channel that they mean."""
+
+# Recipients that are not tools: a message to one of these is talk.
+_NOT_TOOLS = ("all", "assistant", "user")
 
 MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
+
+
+def meant_channel(channel: str | None) -> str:
+    """Which of CHANNELS the name of a channel means; "final" if there is none.
+
+    A name that is misspelt, or is one of CHANNEL_WORDS, means that channel. Any other name means
+    "commentary", which is neither the answer nor hidden from the user.
+
+    >>> [meant_channel(name) for name in (None, "Final", "comentary", "thought", "??")]
+    ['final', 'final', 'commentary', 'analysis', 'commentary']
+    """
+    if channel is None:
+        return "final"
+    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", channel)).lower()
+    near = difflib.get_close_matches(word, CHANNELS, 1, cutoff=0.75)
+    return CHANNEL_WORDS.get(word) or (near[0] if near else "commentary")
+
+
+def _check_text(what: str, field_name: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        raise HarmonyError(f"{what}: {field_name} {reprlib.repr(value)}: expected text or None")
 
 
 def _namespaces(spaces: Sequence[ToolNamespace]) -> tuple[ToolNamespace, ...]:
@@ -62,6 +96,12 @@ class SystemContent:
             raise HarmonyError(
                 f"reasoning effort {self.reasoning_effort!r}: expected one of {', '.join(EFFORTS)}"
             )
+        for field_name in ("model_identity", "conversation_start_date", "knowledge_cutoff"):
+            _check_text("system message", field_name, getattr(self, field_name))
+        if isinstance(self.channels, str) or not all(isinstance(c, str) for c in self.channels):
+            raise HarmonyError(
+                f"system message: channels {reprlib.repr(self.channels)}: expected a list of names"
+            )
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "tools", _namespaces(self.tools))
 
@@ -81,6 +121,7 @@ class DeveloperContent:
     tools: Sequence[ToolNamespace] = ()
 
     def __post_init__(self) -> None:
+        _check_text("developer message", "instructions", self.instructions)
         object.__setattr__(self, "tools", _namespaces(self.tools))
 
     @classmethod
@@ -105,13 +146,13 @@ class Message:
         content: text, SystemContent (system only), DeveloperContent (developer only), or a
             sequence of those; kept as a tuple.
         name: the author's name; a tool message needs it ("functions.get_weather").
-        recipient: whom it is for: the tool that is called, or "assistant" in a tool's answer.
+        recipient: the tool that is called, or "assistant" in a tool's answer.
         channel: "analysis", "commentary" or "final" in the assistant's messages.
         content_type: such as "json" or `<|constrain|>json`; that prefix stands for the special
             token.
 
     Raises:
-        HarmonyError: a role or content that cannot be.
+        HarmonyError: an unknown role, or a field or content of the wrong type.
     """
 
     role: str
@@ -124,6 +165,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise HarmonyError(f"message role {self.role!r}: expected one of {', '.join(ROLES)}")
+        for field_name in ("name", "recipient", "channel", "content_type"):
+            _check_text(f"{self.role} message", field_name, getattr(self, field_name))
         if self.role == "tool" and not self.name:
             raise HarmonyError("tool message without a name: expected the name of the tool")
         single = isinstance(self.content, get_args(Content)) or not isinstance(
@@ -156,7 +199,7 @@ class Message:
 
     @classmethod
     def developer(cls, content: DeveloperContent | str) -> Message:
-        """The developer message. A plain text is taken as it is, with no heading."""
+        """The developer message. A plain text gets no heading."""
         return cls("developer", content)
 
     @classmethod
@@ -183,9 +226,9 @@ class Message:
         )
 
     @classmethod
-    def tool(cls, name: str, text: str) -> Message:
-        """A tool's answer to a call, addressed to the assistant in the commentary channel."""
-        return cls("tool", text, name=name, recipient="assistant", channel="commentary")
+    def tool(cls, name: str, text: str, channel: str | None = "commentary") -> Message:
+        """A tool's answer, addressed to the assistant in the channel of the call it answers."""
+        return cls("tool", text, name=name, recipient="assistant", channel=channel)
 
     def with_content(self, content: Content | Sequence[Content]) -> Message:
         """The same header with other content."""
@@ -202,22 +245,41 @@ class Message:
         """A message from plain data: the fields of this class, content being text.
 
         In a system message `content` may be an object with SystemContent's fields, in a developer
-        message one with `instructions` and `tools` (namespaces, see tools.py).
+        message one with `instructions` and `tools` (see tool_data.namespaces_from_data), or
+        `functions` (a list of tools).
 
         Raises:
-            HarmonyError: no object, an unknown field, or a message that cannot be.
+            HarmonyError: no object, an unknown field, or an invalid message.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("role"), str):
-            raise HarmonyError(f"message {data!r}: expected an object with role and content")
+            raise HarmonyError(
+                f"message {reprlib.repr(data)}: expected an object with role and content"
+            )
         unknown = set(data) - {"role", "content", "name", "recipient", "channel", "content_type"}
         if unknown:
-            raise HarmonyError(f"{data['role']} message: unknown field {sorted(unknown)[0]!r}")
+            raise HarmonyError(f"{data['role']} message: unknown field {min(map(str, unknown))!r}")
         content = data.get("content", "")
         if isinstance(content, Mapping):
             content = _content_from_dict(data["role"], content)
         if not isinstance(content, get_args(Content)):
-            raise HarmonyError(f"{data['role']} message: content must be text, found {content!r}")
+            raise HarmonyError(
+                f"{data['role']} message: content must be text, found {reprlib.repr(content)}"
+            )
         return cls(**{**data, "content": content})
+
+
+def is_call(message: Message) -> bool:
+    """Whether a message is the assistant's to a tool."""
+    return message.role == "assistant" and message.recipient not in (None, *_NOT_TOOLS)
+
+
+def place_of(message: Message) -> str:
+    """Which of CHANNELS holds a message of the assistant, see meant_channel.
+
+    A message without a channel whose content type is the name of one lacks only its `<|channel|>`.
+    """
+    named = message.content_type if message.content_type in CHANNELS else None
+    return meant_channel(named if message.channel is None else message.channel)
 
 
 def _content_from_dict(role: str, data: Mapping[str, Any]) -> Content:
@@ -228,7 +290,10 @@ def _content_from_dict(role: str, data: Mapping[str, Any]) -> Content:
     if role not in kinds:
         raise HarmonyError(f"{role} message: content must be text, found an object")
     fields = dict(data)
-    fields["tools"] = tuple(namespace_from_dict(space) for space in fields.get("tools", ()))
+    fields["tools"] = namespaces_from_data(fields.get("tools"))
+    if role == "developer" and "functions" in fields:
+        functions = tools_from_data(fields.pop("functions"))
+        fields["tools"] += (ToolNamespace("functions", None, functions),)
     try:
         return kinds[role](**fields)
     except TypeError as error:

@@ -14,10 +14,14 @@ What models write does not always follow the format (openai/harmony issues 38 an
 Otherwise the parser goes on with the likeliest reading, and a Repair says what was wrong:
 
 - a header that header.py cannot read plainly;
-- no `<|message|>` before the message ends: what follows the header's fields is the text;
-- no `<|start|>` before a header, or tokens before it: such tokens are skipped;
+- no `<|message|>` before the message ends: unfinished.py finds where the text begins;
+- no `<|start|>` before a header: it begins at the `<|channel|>`;
+- text between two messages: it is left out, or a message of its own if it has an end;
 - no end before `<|start|>`, `<|channel|>` or `<|endoftext|>`: the message ends there;
 - other special tokens in a text: they stay in it, spelt out.
+
+Nothing is lost: a token that is no control token is in a field of a header, in a message's text, or
+in the `text` of a Repair.
 """
 
 from __future__ import annotations
@@ -27,9 +31,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from gptoss_ref.chat.header import Header, parse_header, parse_unfinished
+from gptoss_ref.chat.header import Header, names_a_role, parse_header
 from gptoss_ref.chat.messages import ROLES, Message
 from gptoss_ref.chat.tokenizer import Tokenizer
+from gptoss_ref.chat.unfinished import parse_unfinished
 from gptoss_ref.errors import HarmonyError
 
 
@@ -50,7 +55,10 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class MessageEnd:
-    """A message is complete. `stop`: "end", "return", "call", or None where the tokens ran out."""
+    """A message is complete. `stop`: "end", "return" or "call", the token that ended it, or None.
+
+    None: the next message began, or the tokens ran out.
+    """
 
     message: Message
     stop: str | None
@@ -58,11 +66,20 @@ class MessageEnd:
 
 @dataclass(frozen=True)
 class Repair:
-    """The token at `position` (from 0) did not follow the format; what was done about it."""
+    """The token at `position` (from 0) did not follow the format; what was done about it.
+
+    `text` is what the model wrote and no message holds.
+    """
 
     position: int
     problem: str
     action: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"token {self.position}: {self.problem}: {self.action}" + (
+            f": {self.text!r}" if self.text else ""
+        )
 
 
 Event = MessageStart | TextDelta | MessageEnd | Repair
@@ -79,9 +96,9 @@ class HarmonyParser:
     """Reads one stream of tokens.
 
     Args:
-        tokenizer: whose ids these are.
-        role: whose message it begins in the middle of: a completion follows `<|start|>assistant`.
-            None: the stream begins with `<|start|>`.
+        tokenizer: the one that the ids belong to.
+        role: the role of the first message, if the tokens begin behind it: a completion follows
+            `<|start|>assistant`. None: the tokens begin with `<|start|>`.
         strict: raise HarmonyError at the first token that does not follow the format.
 
     Raises:
@@ -110,8 +127,10 @@ class HarmonyParser:
         self._channel = tokenizer.special_id("channel")
         self._constrain = tokenizer.special_id("constrain")
         self._end_of_text = tokenizer.special.get("<|endoftext|>")
+        self._ends = {*self._stops, self._end_of_text}
         self._events: list[Event] = []
-        self._skipped: list[int] = []
+        self._skipped: list[int] = []  # between messages
+        self._skipped_text = False  # whether they have any
         self._text: list[str] = []
         self._role = role
         self._sections: list[list[int]] = [[]]
@@ -140,13 +159,15 @@ class HarmonyParser:
     def finish(self) -> list[Event]:
         """There are no more tokens: end the message that is open. Call once.
 
-        An open text is a message as it stands; an open header is left out, and if strict raises
-        HarmonyError.
+        An open text is a message as it stands. Text in an open header is one too, and the rest of
+        the header is left out. HarmonyError for an open header if strict.
         """
         if self._state is _State.CONTENT:
             self._end(None)
         elif self._state is _State.HEADER and self.position > 0:
-            self._report("the end of the tokens in a header, expected <|message|>", "left out")
+            self._end_unfinished("the end of the tokens", None, cut=True)
+        elif self._skipped_text:
+            self._take_skipped("the end of the tokens", None, cut=True)
         elif self._skipped:
             self._report_skipped()
         self._state = _State.EXPECT_START
@@ -162,13 +183,19 @@ class HarmonyParser:
             self._open_header(None)
         elif token in (self._channel, self._message):
             self._report(f"{self._name(token)}, expected <|start|>", "a header is taken to be open")
+            if self._skipped_text and not names_a_role(self._tokenizer.decode(self._skipped)):
+                self._report_skipped()
             self._open_header(None)
-            self._sections, self._skipped = [self._skipped], []
+            self._sections = [self._forget_skipped()]
             self._in_header(token)
+        elif token in self._ends and self._skipped_text:
+            self._take_skipped(self._name(token), self._stops.get(token))
         else:
             if self._strict:
                 self._report(f"{self._name(token)}, expected <|start|>", "")
             self._skipped.append(token)
+            if token not in self._ends:
+                self._skipped_text |= bool(self._tokenizer.token_bytes(token).strip())
 
     def _in_header(self, token: int) -> None:
         """Up to `<|message|>`: collect the tokens, cut at `<|channel|>`."""
@@ -178,12 +205,19 @@ class HarmonyParser:
         elif token == self._channel:
             self._sections.append([])
         elif token == self._start:
-            self._report("<|start|> in a header, expected <|message|>", "the header begins again")
-            self._open_header(self._role if not any(self._sections) else None)
+            if any(self._sections):
+                self._end_unfinished("<|start|>", None)
+            else:
+                self._report("<|start|> in a header, expected a role", "the header begins again")
+            self._open_header(None)
         elif token in self._stops:
-            self._end_unfinished(self._stops[token])
+            self._end_unfinished(f"<|{self._stops[token]}|>", self._stops[token])
+        elif token == self._end_of_text:
+            self._end_unfinished(self._name(token), None)
         elif self._tokenizer.is_special(token) and token != self._constrain:
-            self._report(f"{self._name(token)} in a header, expected <|message|>", "left out")
+            name = self._tokenizer.decode([token])
+            problem = f"{self._name(token)} in a header, expected <|message|>"
+            self._report(problem, "left out", name)
         else:
             self._sections[-1].append(token)
 
@@ -233,30 +267,49 @@ class HarmonyParser:
         self.header, self._state = None, _State.EXPECT_START
         self._text.clear()
 
-    def _end_unfinished(self, stop: str) -> None:
-        """The message ends before its `<|message|>`. Without a text there is no message."""
-        self._report(f"<|{stop}|> in a header, expected <|message|>", "the rest of it is the text")
+    def _end_unfinished(self, what: str, stop: str | None, *, cut: bool = False) -> None:
+        """The message ends before its `<|message|>`. Without text or call there is no message."""
         sections = [self._decode(section) for section in self._sections]
-        header, text = parse_unfinished(sections, self._role, self._report)
+        departures: list[tuple[str, str, str]] = []
+        header, text = parse_unfinished(
+            sections, self._role, lambda *report: departures.append(report), cut=cut
+        )
+        problem = f"{what} in a header, expected <|message|>"
         self._state = _State.EXPECT_START
-        if text:
+        if text or (header.recipient and not cut):
+            self._report(problem, "what follows the header's fields is the text")
+            for departure in departures:
+                self._report(*departure)
             self._open_content(header)
             self._add_text(text)
             self._end(stop)
+        else:
+            self._report(problem, "left out, it has no text", " ".join(filter(None, sections)))
+
+    def _take_skipped(self, what: str, stop: str | None, *, cut: bool = False) -> None:
+        """Text between messages that has an end is a message without a header."""
+        self._open_header(None)
+        self._sections = [self._forget_skipped()]
+        self._end_unfinished(what, stop, cut=cut)
 
     # --- reports ------------------------------------------------------------------------------
 
-    def _report(self, problem: str, action: str) -> None:
+    def _report(self, problem: str, action: str, text: str = "") -> None:
         if self._strict:
             raise HarmonyError(f"token {self.position}: {problem}")
-        repair = Repair(self.position, problem, action)
+        repair = Repair(self.position, problem, action, text)
         self.repairs.append(repair)
         self._events.append(repair)
 
     def _report_skipped(self) -> None:
-        text = self._decode(self._skipped)
-        self._skipped = []
-        self._report(f"{text!r}, expected <|start|>", "skipped")
+        problem = f"{self._tokenizer.decode(self._skipped)!r}, expected <|start|>"
+        self._report(problem, "skipped", self._decode(self._forget_skipped()))
+
+    def _forget_skipped(self) -> list[int]:
+        """The skipped tokens, without those that end a message; there are none any more."""
+        skipped = [token for token in self._skipped if token not in self._ends]
+        self._skipped, self._skipped_text = [], False
+        return skipped
 
     def _decode(self, tokens: list[int]) -> str:
         data = self._tokenizer.decode_bytes(tokens)

@@ -11,10 +11,18 @@ id, so no text in a message can end it. A tool's header begins with its name and
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from gptoss_ref.chat.messages import Content, DeveloperContent, Message, SystemContent
+from gptoss_ref.chat.messages import (
+    Content,
+    DeveloperContent,
+    Message,
+    SystemContent,
+    is_call,
+    meant_channel,
+)
 from gptoss_ref.chat.tokenizer import Tokenizer
 from gptoss_ref.chat.tools import tools_section
 from gptoss_ref.errors import HarmonyError
@@ -33,6 +41,7 @@ def drop_analysis(
     "answered"
         what a final message followed is dropped: the thoughts behind answers given. Thoughts after
         the last answer stay, so a model that waits for a tool's result still knows why it called.
+        A tool's result is kept if the call that it answers is, in whichever channels they are.
         This is how openai/harmony's docs/format.md tells it, and what `respond` uses.
     "openai-harmony"
         what that package does (0.0.8): only if the assistant's latest message is a final one, and
@@ -44,20 +53,31 @@ def drop_analysis(
     Raises:
         HarmonyError: an unknown rule.
     """
-    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
+    if rule == "keep":
+        return list(messages)
     if rule == "openai-harmony":
+        finals = [i for i, message in enumerate(messages) if message.channel == "final"]
         said = [message for message in messages if message.role == "assistant"]
         before = finals[0] if said and said[-1].channel == "final" else 0
-    elif rule == "answered":
-        answers = [i for i in finals if messages[i].role == "assistant"]
-        before = answers[-1] if answers else 0
-    elif rule == "keep":
-        before = 0
-    else:
-        raise HarmonyError(
-            f"history rule {rule!r}: expected 'openai-harmony', 'answered' or 'keep'"
-        )
-    return [m for i, m in enumerate(messages) if i >= before or m.channel != "analysis"]
+        return [m for i, m in enumerate(messages) if i >= before or m.channel != "analysis"]
+    if rule == "answered":
+        return _drop_answered(messages)
+    raise HarmonyError(f"history rule {rule!r}: expected 'openai-harmony', 'answered' or 'keep'")
+
+
+def _drop_answered(messages: Sequence[Message]) -> list[Message]:
+    """The rule "answered". A tool's result is dropped if the call that it answers is."""
+    meant = [message.channel and meant_channel(message.channel) for message in messages]
+    answers = [i for i, m in enumerate(messages) if m.role == "assistant" and meant[i] == "final"]
+    before = answers[-1] if answers else 0
+    kept = [i >= before or channel != "analysis" for i, channel in enumerate(meant)]
+    waiting: dict[str, deque[int]] = defaultdict(deque)  # the calls of a tool without a result
+    for i, message in enumerate(messages):
+        if is_call(message):
+            waiting[str(message.recipient)].append(i)
+        elif message.role == "tool" and waiting[str(message.name)]:
+            kept[i] = kept[waiting[str(message.name)].popleft()]
+    return [message for message, keep in zip(messages, kept, strict=True) if keep]
 
 
 def render_conversation(
@@ -72,7 +92,7 @@ def render_conversation(
     The prompt for an answer is the default: `…<|end|><|start|>assistant`.
     """
     everything = list(messages)
-    has_functions = _has_function_tools(everything)
+    has_functions = has_function_tools(everything)
     tokens: list[int] = []
     for message in drop_analysis(everything, history):
         tokens += render_message(message, tokenizer, has_function_tools=has_functions)
@@ -133,7 +153,8 @@ def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
     return [*tokenizer.encode(" "), tokenizer.special_id("constrain"), *tokenizer.encode(rest)]
 
 
-def _has_function_tools(messages: Iterable[Message]) -> bool:
+def has_function_tools(messages: Iterable[Message]) -> bool:
+    """Whether a developer message offers functions; the system message then says where calls go."""
     return any(
         space.name == "functions" and space.tools
         for message in messages

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_ref.chat.messages import Message
-from gptoss_ref.chat.parser import MessageEnd, Repair
-
-# Recipients that are not tools: a message to one of these is talk.
-_NOT_TOOLS = ("all", "assistant", "user")
+from gptoss_ref.chat.messages import CHANNELS, Message, is_call, place_of
+from gptoss_ref.chat.parser import (
+    Event,
+    HarmonyParser,
+    MessageEnd,
+    MessageStart,
+    Repair,
+    TextDelta,
+)
+from gptoss_ref.chat.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,14 +28,17 @@ class ToolCall:
     Attributes:
         recipient: the tool, with its namespace: "functions.add".
         text: the arguments as written.
-        arguments: the same, parsed as JSON; None if the text is not JSON.
-        error: why the text is not a JSON object, or None if it is one.
+        arguments: the same, parsed as JSON (RFC 8259); None if the text is not JSON.
+        error: what is wrong with the arguments, or None if they are a JSON object. These are errors
+            too: a key given twice, a number beyond the range of float64, half a surrogate pair.
+        channel: the channel of the call, in which the answer belongs too.
     """
 
     recipient: str
     text: str
     arguments: Any
     error: str | None
+    channel: str | None = "commentary"
 
     @property
     def name(self) -> str:
@@ -36,22 +46,47 @@ class ToolCall:
         return self.recipient.partition(".")[2] or self.recipient
 
     def answer(self, result: Any) -> Message:
-        """The message that hands the tool's result back: a text as it is, other things as JSON."""
+        """The message with the tool's result: a str unchanged, anything else as JSON."""
         text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        return Message.tool(self.recipient, text)
+        return Message.tool(self.recipient, text, self.channel)
 
     @classmethod
     def from_message(cls, message: Message) -> ToolCall:
         """The call in a message. Never fails: what is wrong with the arguments is in `error`."""
         assert message.recipient is not None
-        arguments, error = None, None
-        try:
-            arguments = json.loads(message.text)
-            if not isinstance(arguments, dict):
-                error = f"expected a JSON object, found {type(arguments).__name__}"
-        except (ValueError, RecursionError) as problem:
-            error = f"not JSON: {problem}"
-        return cls(message.recipient, message.text, arguments, error)
+        arguments, error = read_arguments(message.text)
+        return cls(message.recipient, message.text, arguments, error, message.channel)
+
+
+def read_arguments(text: str) -> tuple[Any, str | None]:
+    """A call's arguments, and what is wrong with them; see ToolCall."""
+    twice: list[str] = []
+
+    def note_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=note_twice
+        )
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as problem:
+        return None, f"not JSON: {problem}"
+    if not isinstance(value, dict):
+        return value, f"expected a JSON object, found {type(value).__name__}"
+    return value, f"the key {twice[0]!r} is given twice" if twice else None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:40]} is beyond the range of float64")
+    return value
 
 
 @dataclass(frozen=True)
@@ -63,7 +98,8 @@ class Reply:
         commentary: what it said beside the answer, such as before a tool call.
         final: the answer; empty if it called a tool or was cut short.
         tool_calls: calls that wait for a result, see :meth:`gptoss_ref.chat.ToolCall.answer`.
-        messages: all of it, as messages to put into the history.
+        messages: all of it, as messages to put into the history. Of other roles there are none, if
+            the answer was stopped before them.
         tokens: the generated ids, the stop token included.
         logprobs: natural logarithm of each token's probability, before temperature and the like.
         prompt_tokens: length of the prompt.
@@ -71,8 +107,13 @@ class Reply:
         first_seconds: until the first token.
         seconds: until the last.
         stop_reason: "return" (answered), "call" (a tool), "length" (max_new_tokens or the context
-            is used up), "endoftext".
-        repairs: where the tokens did not follow the format.
+            is used up), "endoftext", "other_role" (the model went on to play another role).
+        repairs: where the tokens did not follow the format, with the text that is in none of the
+            texts and calls above.
+
+    Every generated token that is neither a control token nor part of a header is in one of
+    `analysis`, `commentary`, `final`, `tool_calls` and `repairs`, once. Messages whose channel has
+    another name are in the one that it means (messages.meant_channel), and a Repair says so.
     """
 
     analysis: str
@@ -107,6 +148,7 @@ class Reply:
                     "arguments": call.arguments,
                     "text": call.text,
                     "error": call.error,
+                    "channel": call.channel,
                 }
                 for call in self.tool_calls
             ],
@@ -117,16 +159,100 @@ class Reply:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "stop_reason": self.stop_reason,
-            "repairs": [f"token {r.position}: {r.problem}: {r.action}" for r in self.repairs],
+            "repairs": [str(repair) for repair in self.repairs],
         }
 
 
+class Collector:
+    """Reads an answer, token by token, and puts what it reads into the places of a Reply.
+
+    Args:
+        tokenizer: the one that the ids belong to.
+        stop_at_other_roles: whether the answer ends where the model plays another role. The words
+            of that role are in no event then, except a Repair.
+
+    `stopped` tells that it ended there. `repairs` are those of the parser and of this class.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, stop_at_other_roles: bool = True) -> None:
+        self.stopped = False
+        self.repairs: list[Repair] = []
+        self._parser = HarmonyParser(tokenizer)
+        self._stop_at_other_roles = stop_at_other_roles
+        self._ends: list[MessageEnd] = []
+
+    def feed(self, token: int) -> list[Event]:
+        """Read one token; the events it causes, in order."""
+        return self._collect(self._parser.feed(token), cut=False)
+
+    def finish(self) -> list[Event]:
+        """There are no more tokens."""
+        return self._collect(self._parser.finish(), cut=True)
+
+    def fields(self) -> dict[str, Any]:
+        """The first five attributes of a Reply, and `repairs`."""
+        said = tuple(end.message for end in self._ends)
+        return {
+            "analysis": channel_text(said, "analysis"),
+            "commentary": channel_text(said, "commentary"),
+            "final": channel_text(said, "final"),
+            "tool_calls": tool_calls(self._ends),
+            "messages": said,
+            "repairs": tuple(self.repairs),
+        }
+
+    def _collect(self, events: list[Event], *, cut: bool) -> list[Event]:
+        collected: list[Event] = []
+        for event in events:
+            hidden = False
+            match event:
+                case Repair():
+                    self.repairs.append(event)
+                case MessageStart(header) | TextDelta(header, _):
+                    hidden = header.role != "assistant" and self._stop_at_other_roles
+                    self.stopped |= hidden
+                case MessageEnd(message, stop):
+                    hidden = message.role != "assistant" and self._stop_at_other_roles
+                    if not cut and stop is None:  # the next message began: it is complete
+                        event = MessageEnd(message, "end")
+                    if not hidden:
+                        self._ends.append(event)
+                    collected += self._repairs(event, self._parser.position - (not cut))
+            collected += [] if hidden else [event]
+        return collected
+
+    def _repairs(self, end: MessageEnd, position: int) -> list[Event]:
+        """What is to be said about a message: not the assistant's, cut short, an odd channel."""
+        message = end.message
+        repairs: list[Repair] = []
+
+        def report(problem: str, action: str, text: str = "") -> None:
+            repairs.append(Repair(position, problem, action, text))
+
+        if message.role != "assistant":
+            action = "the answer ends before it" if self.stopped else "no part of the answer"
+            name = f" {message.name}" if message.name else ""
+            report(f"a message of the role {message.role}{name}", action, message.text)
+        elif is_call(message) and end.stop is None:
+            problem = f"the end of the tokens in a call of {message.recipient}"
+            report(problem, "left out of the calls", message.text)
+        elif not is_call(message) and message.channel not in (None, *CHANNELS):
+            report(f"a message in the channel {message.channel!r}", f"read as {place_of(message)}")
+        elif not is_call(message) and message.channel is None and message.content_type in CHANNELS:
+            report(f"no <|channel|> before {message.content_type!r}", "read as the channel")
+        self.repairs += repairs
+        return list(repairs)
+
+
 def channel_text(messages: Sequence[Message], channel: str) -> str:
-    """The talk in a channel, messages apart by an empty line. Without a channel it is `final`."""
+    """What the assistant says in a channel, messages apart by an empty line.
+
+    A message without a channel is in `final`; messages.place_of says where others are.
+    """
     return "\n\n".join(
         message.text
         for message in messages
-        if message.recipient in (None, *_NOT_TOOLS) and (message.channel or "final") == channel
+        if message.role == "assistant" and not is_call(message) and place_of(message) == channel
     )
 
 
@@ -135,7 +261,5 @@ def tool_calls(ends: Sequence[MessageEnd]) -> tuple[ToolCall, ...]:
     return tuple(
         ToolCall.from_message(end.message)
         for end in ends
-        if end.stop is not None
-        and end.message.role == "assistant"
-        and end.message.recipient not in (None, *_NOT_TOOLS)
+        if end.stop is not None and is_call(end.message)
     )

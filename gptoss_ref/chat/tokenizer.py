@@ -19,27 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gptoss_ref.chat.pack_ranks import O200K_TOKENS, shipped_tokens
+from gptoss_ref.chat.split import O200K_PATTERN, SAFE_PATTERNS, long_spaces
 from gptoss_ref.errors import TokenError
 
 if TYPE_CHECKING:
     import tiktoken
-
-# How text is cut before the byte pairs are merged. Source: tiktoken, tiktoken_ext/openai_public.py,
-# o200k_base: words with their leading space, numbers of one to three digits, punctuation, spaces.
-_UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
-_LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-O200K_PATTERN = "|".join(
-    [
-        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
 
 _NAMED = {
     199998: "startoftext",
@@ -82,7 +66,8 @@ class Tokenizer:
         tokens: the bytes of the ordinary tokens, in rank order: rank and id are the same number.
         special: name -> id of the special tokens, ids from len(tokens) on; two names may share an
             id.
-        pattern: the regular expression that cuts the text, in tiktoken's dialect.
+        pattern: the regular expression that splits the text, in tiktoken's dialect. One that is
+            not in split.SAFE_PATTERNS may take any time.
         name: what errors call it.
 
     Raises:
@@ -137,9 +122,32 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ordinary token ids of the text. Text that spells a special token stays text.
 
-        Half a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD.
+        Half a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD. With a pattern of
+        split.SAFE_PATTERNS the time is linear in the length of the text, whatever it is made of.
+
+        Raises TokenError if `text` is no str, or if tiktoken fails on it (another pattern).
         """
-        return self.encoding.encode_ordinary(text)
+        if not isinstance(text, str):
+            raise TokenError(f"{self.name}: cannot encode {type(text).__name__}, expected a str")
+        tokens: list[int] = []
+        at = 0
+        for begin, end in long_spaces(text) if self.pattern in SAFE_PATTERNS else ():
+            tokens += self._encode(text[at:begin])
+            tokens += self.encoding._encode_single_piece(text[begin:end])
+            at = end
+        return tokens + self._encode(text[at:])
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self.encoding.encode_ordinary(text)
+        except BaseException as error:
+            # what pyo3 makes of a panic in Rust is no Exception, and has no public class
+            if type(error).__name__ != "PanicException":
+                raise
+            raise TokenError(
+                f"{self.name}: tiktoken fails on a text of {len(text)} characters with this "
+                f"tokenizer's split pattern: {error}"
+            ) from None
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, a special one's name. TokenError for an id that no token has."""

@@ -30,6 +30,10 @@ from typing import Any
 from gptoss_ref.chat.typescript import typescript
 from gptoss_ref.errors import HarmonyError
 
+# Limits of a schema. openai-harmony reads JSON of at most 128 levels (serde_json).
+_DEEPEST = 128
+_LARGEST = 100_000
+
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -83,40 +87,6 @@ class ToolNamespace:
                 )
 
 
-def tool_from_dict(data: Mapping[str, Any]) -> Tool:
-    """A Tool from plain data: `{"name", "description", "parameters"}`, or that under "function".
-
-    The second is what chat APIs use: `{"type": "function", "function": {...}}`. Other fields of it
-    (such as "strict") are not part of the prompt and are left out. HarmonyError for anything else.
-    """
-    if isinstance(data, Mapping) and isinstance(data.get("function"), Mapping):
-        data = data["function"]
-    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-        raise HarmonyError(f"tool {data!r}: expected an object with name, description, parameters")
-    description = data.get("description", "")
-    if not isinstance(description, str):
-        raise HarmonyError(f"tool {data['name']}: description must be text")
-    return Tool(data["name"], description, data.get("parameters"))
-
-
-def tools_from_data(data: Any) -> tuple[Tool, ...]:
-    """Tools from what a JSON file of tools holds: a list of them, or one."""
-    return tuple(tool_from_dict(item) for item in (data if isinstance(data, list) else [data]))
-
-
-def namespace_from_dict(data: Mapping[str, Any]) -> ToolNamespace:
-    """A ToolNamespace from `{"name", "description", "tools": [...]}`.
-
-    Raises:
-        HarmonyError: no object with a name, or a tool that cannot be.
-    """
-    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-        raise HarmonyError(f"tool namespace {data!r}: expected an object with name and tools")
-    return ToolNamespace(
-        data["name"], data.get("description"), tools_from_data(list(data.get("tools", ())))
-    )
-
-
 def tools_section(namespaces: Iterable[ToolNamespace]) -> str:
     """The `# Tools` section, namespaces sorted by name. Source: openai-harmony 0.0.8."""
     by_name = {space.name: space for space in namespaces}
@@ -137,15 +107,44 @@ def _namespace(space: ToolNamespace) -> str:
         out.append(f"namespace {space.name} {{\n")
         for tool in space.tools:
             out += ["// " + line for line in _lines(tool.description)]
-            try:
-                takes = "" if tool.parameters is None else f"_: {typescript(tool.parameters)}"
-            except RecursionError:
-                raise HarmonyError(
-                    f"tool {tool.name}: the schema of its parameters is nested too deeply"
-                ) from None
+            takes = "" if tool.parameters is None else f"_: {_parameters_text(tool)}"
             out.append(f"type {tool.name} = ({takes}) => any;\n")
         out.append(f"}} // namespace {space.name}")
     return "\n".join(out)
+
+
+def _parameters_text(tool: Tool) -> str:
+    """The type of a tool's parameters. HarmonyError if the schema has no end, or no JSON form."""
+    values = 0
+    inside: set[int] = set()  # the objects and lists that the value is in, by identity
+
+    def visit(value: Any) -> None:
+        nonlocal values
+        values += 1
+        if not isinstance(value, (Mapping, list, tuple)):
+            return
+        if id(value) in inside:
+            raise HarmonyError(f"tool {tool.name}: the schema of its parameters contains itself")
+        if len(inside) == _DEEPEST:
+            raise HarmonyError(
+                f"tool {tool.name}: the schema of its parameters is nested too deeply, "
+                f"expected at most {_DEEPEST} levels"
+            )
+        if values > _LARGEST:
+            raise HarmonyError(
+                f"tool {tool.name}: the schema of its parameters is too large, "
+                f"expected at most {_LARGEST} values"
+            )
+        inside.add(id(value))
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            visit(inner)
+        inside.remove(id(value))
+
+    visit(tool.parameters)
+    try:
+        return typescript(tool.parameters)
+    except TypeError as error:
+        raise HarmonyError(f"tool {tool.name}: the schema of its parameters: {error}") from None
 
 
 def python() -> ToolNamespace:

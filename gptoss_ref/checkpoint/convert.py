@@ -1,4 +1,4 @@
-"""From one checkpoint layout to another, tensor by tensor, in bounded memory."""
+"""From one checkpoint layout to another, tensor by tensor, in bounded memory; adapters merged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_ref.checkpoint.load import Checkpoint, load_checkpoint
+from gptoss_ref.checkpoint.load import Checkpoint, load_adapted
+from gptoss_ref.checkpoint.locate import TINY
+from gptoss_ref.checkpoint.merge import Merged, MergedExperts, Merger
 from gptoss_ref.checkpoint.names import Layout, Place, places
 from gptoss_ref.checkpoint.writer import Output, Progress, new_folder, write_json, write_shards
 from gptoss_ref.config_json import read_object
@@ -32,11 +34,18 @@ _COMPANIONS = (
 )  # fmt: skip
 # Source config keys that the written ones replace.
 _REPLACED = {"rope_parameters", "rope_scaling", "quantization_config", "torch_dtype", "dtype"}
+# Source config keys by which other libraries choose code to load; so do those that begin with "_"
+# (CVE-2026-4372 in transformers). The result does not have them.
+_CODE = {"auto_map", "custom_pipelines", "attn_implementation", "experts_implementation"}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` wrote. `notes` says what the new layout cannot hold."""
+    """What `convert` wrote.
+
+    `notes` says what the new layout cannot hold; `merged`, of each weight that an adapter changed,
+    how exactly it was stored.
+    """
 
     path: str
     layout: str
@@ -44,6 +53,7 @@ class Conversion:
     nbytes: int
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    merged: tuple[Merged, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields, for ``json.dumps``."""
@@ -52,13 +62,26 @@ class Conversion:
     def __str__(self) -> str:
         files = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
         line = f"{self.path}: {self.layout} layout, {self.experts} experts, {self.nbytes} bytes"
-        return "\n".join([f"{line}, {files}", *(f"note: {note}" for note in self.notes)])
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([f"{line}, {files}", *self._merged_lines(), *notes])
+
+    def _merged_lines(self) -> Iterator[str]:
+        """One line for each way in which merged weights were stored."""
+        for stored in sorted({merged.stored for merged in self.merged}):
+            of = [merged for merged in self.merged if merged.stored == stored]
+            worst = max(of, key=lambda merged: merged.lost)
+            yield (
+                f"merged into {stored}: {len(of)} weights; rounding is "
+                f"{max(merged.error for merged in of):.2%} of a weight at most, and "
+                f"{worst.lost:.1%} of what the adapter adds ({worst.weight})"
+            )
 
 
 def convert(
     src: str | Path,
     dst: str | Path,
     *,
+    adapter: str | Path | None = None,
     layout: Literal["hf", "openai"] | None = None,
     experts: Literal["mxfp4", "bfloat16"] | None = None,
     rule: mxfp4.ScaleRule = "floor",
@@ -72,8 +95,12 @@ def convert(
     way back under any rule but `ceil`, though a block may come back with another scale and codes
     to match. Tokenizer and generation files come along.
 
+    An adapter is added to the weights that it changes, in float64, and rounded once to what the
+    target stores; everything else is copied. `Conversion.merged` has the errors.
+
     Args:
-        src: as for `load_checkpoint`.
+        src: as for `load_checkpoint`, or a folder with an adapter, which names its checkpoint.
+        adapter: a folder with an adapter in PEFT's files, for the checkpoint `src`.
         dst: a folder that does not exist. It appears complete, or not at all.
         layout: `hf` or `openai`; None: the source's.
         experts: `mxfp4` or `bfloat16` (Hugging Face only); None: the source's.
@@ -83,19 +110,24 @@ def convert(
 
     Raises:
         ConfigError: the target cannot express the configuration, or the two options conflict.
-        CheckpointError: the source is bad, the target exists or cannot be written, or a value has
-            no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a value of 2^128 and
-            more to bfloat16.
+        CheckpointError: the source or the adapter is bad, the target exists or cannot be written,
+            or a value has no counterpart: a NaN or infinity to MXFP4, a scale byte of 255 or a
+            value of 2^128 and more to bfloat16.
     """
     if dst == "":
         raise CheckpointError("the path of the result is empty; expected that of a new folder")
-    source = load_checkpoint(src)
+    if Path(dst).name == TINY:
+        raise CheckpointError(
+            f"{dst}: {TINY!r} names the bundled model; expected another name for the new folder"
+        )
+    source, learnt = load_adapted(src, adapter)
+    merger = None if learnt is None else Merger(learnt, source.weights)
     target, experts = _target(source, layout, experts)
     if max_shard_bytes < 1:
         raise GptOssError(f"max_shard_bytes must be positive, not {max_shard_bytes}")
     dst = Path(dst)
-    config = _config(source, target, experts)
-    outputs = list(_outputs(source, target, rule))
+    config, notes = _config(source, target, experts)
+    outputs = list(_outputs(source, target, rule, merger))
     nbytes = sum(output.nbytes for output in outputs)
     with new_folder(dst) as folder:
         free = shutil.disk_usage(folder).free
@@ -103,7 +135,7 @@ def convert(
             raise CheckpointError(f"{dst}: needs {nbytes} bytes, the disk has {free} free")
         files = write_shards(folder, outputs, max_shard_bytes, progress)
         write_json(folder / "config.json", config)
-        notes = _copy_companions(source, target, folder)
+        notes += _copy_companions(source, target, folder)
     return Conversion(
         path=str(dst),
         layout="openai" if target == "openai" else "hf",
@@ -111,6 +143,7 @@ def convert(
         nbytes=nbytes,
         files=tuple(files),
         notes=tuple(notes),
+        merged=() if merger is None else merger.errors,
     )
 
 
@@ -136,17 +169,24 @@ def _target(
     return "hf-bfloat16", "bfloat16"
 
 
-def _config(source: Checkpoint, target: Layout, experts: Any) -> dict[str, Any]:
-    """The target's config.json; keys of a Hugging Face source that mean nothing here are kept."""
+def _config(
+    source: Checkpoint, target: Layout, experts: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The target's config.json, and notes about it.
+
+    Keys of a Hugging Face source that mean nothing here are kept, but those that choose code.
+    """
     if target == "openai":
-        return source.config.to_json("openai")
+        return source.config.to_json("openai"), []
     written = source.config.to_json("hf", experts)
     path = source.companion("config.json")
     raw = read_object(path) if path is not None else {}
     if "model_type" not in raw:  # the OpenAI dialect, which the written keys cover
-        return written
-    raw = {key: value for key, value in raw.items() if key not in _REPLACED}
-    return {**raw, **written}
+        return written, []
+    code = [key for key in raw if key in _CODE or key.startswith("_")]
+    raw = {key: value for key, value in raw.items() if key not in {*_REPLACED, *code}}
+    notes = [f"config.json: left out {key!r}: it may choose code to load" for key in code]
+    return {**raw, **written}, notes
 
 
 def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[str]:
@@ -171,17 +211,26 @@ def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[s
     return []
 
 
-def _outputs(source: Checkpoint, target: Layout, rule: mxfp4.ScaleRule) -> Iterator[Output]:
+def _outputs(
+    source: Checkpoint, target: Layout, rule: mxfp4.ScaleRule, merger: Merger | None
+) -> Iterator[Output]:
     """The target's tensors in the order of the model, each with the way to make its data."""
     have = {place.weight: place for place in places(source.config, source.layout)}
     grouped: dict[str, list[Place]] = {}  # q, k and v may share a tensor
     for place in places(source.config, target):
         grouped.setdefault(place.tensor, []).append(place)
     encoders: dict[str, _Encoder] = {}
+    mergers: dict[str, MergedExperts] = {}
     for tensor, parts in grouped.items():
         weight, shape = parts[0].weight, parts[0].shape
         matrix, _, part = weight.rpartition(".")
-        if all(place.weight in have for place in parts):
+        expert = matrix if part in ("blocks", "scales") else weight
+        if merger is not None and any(place.weight in merger for place in parts):
+            yield merger.output(source, tensor, parts, have)
+        elif merger is not None and expert in merger:
+            merging = mergers.setdefault(matrix, MergedExperts(merger, matrix, rule))
+            yield Output(tensor, "U8", shape, getattr(merging, part))
+        elif all(place.weight in have for place in parts):
             yield _copied(source, tensor, shape, [have[place.weight] for place in parts])
         elif part in ("blocks", "scales"):
             encoder = encoders.setdefault(matrix, _Encoder(source, have[matrix], rule))
@@ -206,6 +255,7 @@ def _copied(source: Checkpoint, tensor: str, shape: tuple[int, ...], parts: list
             rows = array if place.rows is None else array[slice(*place.rows)]
             flat = rows.reshape(-1)
             for start in range(0, flat.size, _COPY_VALUES):
+                source.shards.check_sizes()
                 yield flat[start : start + _COPY_VALUES]
                 source.shards.release()
 
@@ -240,6 +290,7 @@ class _Decoder:
         for e in range(experts):
             dense = np.empty((rows, groups * MXFP4_BLOCK), np.uint16)
             for tile in _tiles(*dense.shape):
+                shards.check_sizes()
                 if scales[e, tile].max() > _FINITE_SCALE:
                     self._check(blocks[e, tile], scales[e, tile], e)
                 pair = scales[e, tile].astype(np.uint16)[..., None] << 8 | blocks[e, tile]
@@ -270,6 +321,7 @@ class _Encoder:
         array = self.source.shards.array(self.place.tensor)  # (E, M, N)
         self._scales = []
         for e, expert in enumerate(array):
+            self.source.shards.check_sizes()
             dense = np.ascontiguousarray(expert.T)  # (N, M)
             for tile in _tiles(*dense.shape):
                 blocks, scales = self._encode(widen(dense[tile], np.float64), e)

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref._files import outside
+from gptoss_ref.checkpoint.adapter import Adapter
 from gptoss_ref.checkpoint.locate import locate
 from gptoss_ref.checkpoint.names import Layout, Place, detect_layout, places
+from gptoss_ref.checkpoint.peft import base_of, is_adapter, read_adapter
 from gptoss_ref.checkpoint.shards import Shards
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.config_json import read_object
@@ -59,12 +62,21 @@ class Checkpoint:
         return "bfloat16" if self.layout == "hf-bfloat16" else "mxfp4"
 
     def companion(self, name: str) -> Path | None:
-        """A file that goes with the weights, from `path` or `root`; None if neither has it."""
+        """A file that goes with the weights, from `path` or `root`; None if neither has it.
+
+        Raises CheckpointError for a link to a file elsewhere; see `_files.outside`.
+        """
         return _companion(self.path, self.root, name)
 
 
 def _companion(folder: Path, root: Path, name: str) -> Path | None:
-    return next((at / name for at in (folder, root) if (at / name).is_file()), None)
+    for at in (folder, root):
+        path = at / name
+        if outside(path, at) and (reason := outside(path, root)):
+            raise CheckpointError(f"{path}: {reason}")
+        if path.is_file():
+            return path
+    return None
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -78,6 +90,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             not what the configuration calls for.
     """
     folder, root = locate(path)
+    if is_adapter(folder) and not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{path}: an adapter and not a checkpoint: gr.load applies it to the model it was "
+            "trained on, gptoss-ref convert merges both"
+        )
     config_path = _companion(folder, root, "config.json") or root / "config.json"
     config = ModelConfig.from_json(config_path)
     shards = Shards(folder)
@@ -105,6 +122,37 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         generation=generation,
         shards=shards,
     )
+
+
+def load_adapted(
+    path: str | Path, adapter: str | Path | None = None
+) -> tuple[Checkpoint, Adapter | None]:
+    """A checkpoint, and the adapter that goes with it.
+
+    Args:
+        path: as for :func:`load_checkpoint`, or a folder with an adapter in PEFT's files, which
+            name the checkpoint that it was trained on.
+        adapter: such a folder, for the checkpoint ``path``.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`load_checkpoint` does; an adapter that does not fit
+            the checkpoint, or whose own checkpoint is not here.
+    """
+    if adapter is None and isinstance(path, str | Path) and is_adapter(Path(path)):
+        adapter, path = path, base_of(Path(path))
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{adapter}: an adapter for a model that cannot be loaded: {error}"
+            ) from None
+    else:
+        checkpoint = load_checkpoint(path)
+    if adapter is None:
+        return checkpoint, None
+    if not is_adapter(Path(adapter)):
+        raise CheckpointError(f"{adapter}: expected a folder with adapter_config.json, of PEFT")
+    return checkpoint, read_adapter(Path(adapter), checkpoint.config)
 
 
 def _check_quantization(config_path: Path, layout: Layout) -> None:

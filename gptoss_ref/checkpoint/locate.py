@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from gptoss_ref._extras import install_line
 from gptoss_ref.errors import CheckpointError
 
 TINY = "tiny"
@@ -52,6 +53,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
         raise CheckpointError(f"{path}: expected a checkpoint folder, not a file")
     original = folder / "original"
     if not _has_tensors(folder) and _has_tensors(original):
+        if folder.resolve() not in original.resolve().parents:
+            raise CheckpointError(f"{original}: is a link that leaves the folder")
         return original, folder
     whole = any((folder / name).exists() for name in ("tokenizer.json", "generation_config.json"))
     root = folder.parent if folder.name == "original" and not whole else folder
@@ -127,7 +130,7 @@ def download(hub_id: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise CheckpointError(
-            "--download needs huggingface_hub: pip install 'gptoss-ref[hub]'"
+            f"--download needs huggingface_hub, which is not installed: {install_line('hub')}"
         ) from None
     try:
         folder = huggingface_hub.snapshot_download(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gptoss_ref._files import is_special
 from gptoss_ref.errors import CheckpointError
 
 # Bits per value of every dtype the format defines: any of them may appear in a valid header.
@@ -65,6 +66,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if is_special(path):  # opening a pipe would wait for a writer
+            raise CheckpointError(f"{path}: cannot be read: not a regular file")
         try:
             with path.open("rb") as file:
                 size = file.seek(0, 2)
@@ -81,8 +84,10 @@ class SafetensorsFile:
         """The tensor, in the shape of its header, as a read-only view; bfloat16 as uint16 bits.
 
         The view is unaligned where the file is; NumPy reads it correctly all the same.
-        Raises CheckpointError for a dtype not among `dtypes`: those of a gpt-oss checkpoint.
+        Raises CheckpointError for a dtype not among `dtypes`: those of a gpt-oss checkpoint, and
+        if the file has been truncated since it was mapped.
         """
+        self.check_size()
         info = self.tensors[name]
         if info.dtype not in dtypes:
             raise CheckpointError(
@@ -91,6 +96,19 @@ class SafetensorsFile:
         dtype = np.dtype(dtypes[info.dtype])
         count = math.prod(info.shape)
         return np.frombuffer(self._map, dtype, count, info.begin).reshape(info.shape)
+
+    def check_size(self) -> None:
+        """Raises CheckpointError if the file has been truncated since it was mapped.
+
+        Reading the lost part would end the process (SIGBUS on Linux and macOS): there a view gives
+        no error, so whoever reads for long asks in between. A file that is replaced by another
+        (renamed over) stays whole as it was mapped.
+        """
+        if self._map.size() < len(self._map):
+            raise CheckpointError(
+                f"{self.path}: was truncated while in use, from {len(self._map)} to "
+                f"{self._map.size()} bytes"
+            )
 
     def release(self) -> None:
         """Lets the kernel drop the mapping's resident pages; they are read again when used."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gptoss_ref._files import outside
 from gptoss_ref.checkpoint.reader import SafetensorsFile, TensorInfo
 from gptoss_ref.config_json import read_object
 from gptoss_ref.errors import CheckpointError, ConfigError
@@ -32,6 +33,8 @@ class Shards(Mapping[str, TensorInfo]):
         self._home: dict[str, SafetensorsFile] = {}
         index = folder / INDEX
         if index.exists():
+            if reason := outside(index, folder):
+                raise CheckpointError(f"{index}: {reason}")
             self.files = self._open_indexed(index)
         else:
             self.files = self._open_all()
@@ -57,6 +60,11 @@ class Shards(Mapping[str, TensorInfo]):
     def array(self, name: str) -> NDArray[Any]:
         """A tensor, in its own shape, as a read-only mapped view; see SafetensorsFile.array."""
         return self._home[name].array(name)
+
+    def check_sizes(self) -> None:
+        """Raises CheckpointError if a shard has been truncated since it was mapped."""
+        for file in self.files:
+            file.check_size()
 
     def release(self) -> None:
         """Lets the kernel drop the resident pages of all shards."""
@@ -116,32 +124,39 @@ class Shards(Mapping[str, TensorInfo]):
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        raw = read_object(index).get("weight_map")
+        return parse_weight_map(read_object(index), index)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+
+
+def parse_weight_map(content: Mapping[str, Any], index: Path) -> dict[str, str]:
+    """The file of each tensor, out of an index's object; `index` names it in errors.
+
+    Raises CheckpointError if it is no such mapping, or a file is not a plain name.
+    """
+    raw = content.get("weight_map")
     if not isinstance(raw, dict) or not raw:
         raise CheckpointError(f"{index}: weight_map must map each tensor's name to its file")
     for tensor, name in raw.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{index}: the file of {tensor!r} must be a name, not {name!r}")
+    for name in {*raw.values()}:
+        _check_plain(name, index)
     return raw
 
 
-def _inside(folder: Path, name: str, source: Path) -> Path:
-    """`folder / name`, provided the name is plain and leads, links followed, into the folder.
-
-    A link into a Hugging Face cache is followed too: there, `snapshots/REVISION/NAME` is a link
-    to `models--ORG--NAME/blobs/HASH`.
-    """
+def _check_plain(name: str, source: Path) -> None:
     plain = name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")
     if not plain or not name.endswith(".safetensors"):
         raise CheckpointError(
             f"{source}: the shard {name!r} is not the plain name of a .safetensors file "
             "in this folder"
         )
+
+
+def _inside(folder: Path, name: str, source: Path) -> Path:
+    """`folder / name`, provided that it is a file of the folder; see `_files.outside`."""
     path = folder / name
-    target = path.resolve()
-    blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
-    if folder.resolve() not in target.parents and not blob:
-        raise CheckpointError(f"{source}: the shard {name!r} is a link that leaves the folder")
+    if reason := outside(path, folder):
+        raise CheckpointError(f"{source}: the shard {name!r} {reason}")
     return path

@@ -196,8 +196,9 @@ def describe(model: str | Path | ModelConfig | Checkpoint) -> Info:
         return _from_config("configuration", model)
     if isinstance(model, Checkpoint):
         return _from_checkpoint(str(model.path), model)
-    if isinstance(model, str) and model in RELEASED:
-        return _from_config(f"gpt-oss-{model.removeprefix('gpt-oss-')}", RELEASED[model])
+    name = model.lower() if isinstance(model, str) and not Path(model).exists() else model
+    if isinstance(name, str) and name in RELEASED:
+        return _from_config(f"gpt-oss-{name.removeprefix('gpt-oss-')}", RELEASED[name])
     return _from_checkpoint(str(model), load_checkpoint(model))
 
 

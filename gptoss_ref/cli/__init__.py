@@ -11,6 +11,7 @@ import re
 import sys
 from typing import NoReturn
 
+from gptoss_ref.cli.console import visible
 from gptoss_ref.cli.parser import build_parser
 from gptoss_ref.errors import GptOssError
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bad_input(message: str) -> int:
     line = re.sub(r"\d{41,}", lambda m: f"{m[0][:12]}… ({len(m[0])} digits)", message)
-    print("gptoss-ref: error:", " ".join(line.split()), file=sys.stderr)
+    print("gptoss-ref: error:", visible(" ".join(line.split())), file=sys.stderr)
     return BAD_INPUT
 
 

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_ref.chat import Chat, Message, Reply, SystemContent, Tool, tools_from_data
-from gptoss_ref.chat.parser import Event, MessageEnd, TextDelta
+from gptoss_ref.chat.messages import is_call, place_of
+from gptoss_ref.chat.parser import Event, MessageEnd, Repair, TextDelta
+from gptoss_ref.cli.compiling import Behind
 from gptoss_ref.cli.console import Screen, notes, output
 from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError, HarmonyError
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     chat.messages = [Message.system(system)]
-    talk = Talk(chat, as_json=args.json)
+    talk = Talk(chat, as_json=args.json, may_compile=args.backend == "auto")
     if args.message is not None:
         talk.send(args.message)
     else:
@@ -54,11 +56,14 @@ class Talk:
     Args:
         chat: the conversation; keeps the history.
         as_json: print one JSON object per answer instead of its text.
+        may_compile: whether kernels that are not compiled yet may be, behind a conversation of a
+            person at a terminal.
     """
 
-    def __init__(self, chat: Chat, *, as_json: bool) -> None:
+    def __init__(self, chat: Chat, *, as_json: bool, may_compile: bool = False) -> None:
         self.chat = chat
         self.as_json = as_json
+        self.may_compile = may_compile
         self.interactive = sys.stdin.isatty()
 
     def send(self, message: str | Sequence[Message]) -> Reply:
@@ -73,6 +78,8 @@ class Talk:
             output().line(json.dumps(reply.to_dict(), ensure_ascii=False))
         elif reply.stop_reason == "length":
             notes().line(f"(cut off after {len(reply.tokens)} tokens)", dim=True)
+        elif reply.stop_reason == "other_role":
+            notes().line("(stopped: the model went on to play another role)", dim=True)
         return reply
 
     def loop(self) -> None:
@@ -80,9 +87,19 @@ class Talk:
         if self.interactive:
             with contextlib.suppress(ImportError):  # not on every system
                 import readline  # noqa: F401  # gives input() line editing
+        behind = Behind(self.chat) if self.may_compile and self.interactive else None
+        try:
+            self._messages(behind)
+        finally:
+            if behind is not None:
+                behind.stop()
+
+    def _messages(self, behind: Behind | None) -> None:
         while True:
             try:
                 message = self._ask("> ")
+                if behind is not None:
+                    behind.take_over()
                 if message.strip():
                     self._turn(message)
             except EOFError:
@@ -132,15 +149,24 @@ class Transcript:
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
-        if isinstance(event, TextDelta) and event.header.recipient is None:
-            thought = event.header.channel == "analysis"
-            (self._asides if thought else self._results).write(event.text, dim=thought)
+        if isinstance(event, TextDelta):
+            message = event.header.message("")
+            if not is_call(message):
+                aside = _is_aside(message)
+                (self._asides if aside else self._results).write(event.text, dim=aside)
         elif isinstance(event, MessageEnd):
             message = event.message
-            if message.recipient is not None:
+            if is_call(message):
                 self._results.write(f"{message.recipient}({message.text})")
-            aside = message.recipient is None and message.channel == "analysis"
-            (self._asides if aside else self._results).line()
+            (self._asides if _is_aside(message) else self._results).line()
+        elif isinstance(event, Repair) and event.text:
+            self._asides.line(f"({event})", dim=True)
+
+
+def _is_aside(message: Message) -> bool:
+    """Whether a message is no part of the answer: a thought, or somebody else's."""
+    thought = place_of(message) == "analysis" and not is_call(message)
+    return thought or message.role != "assistant"
 
 
 def _date(text: str | None) -> str | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+from typing import TYPE_CHECKING
 
 from gptoss_ref.cli.console import notes
-from gptoss_ref.kernels._jit import cache_folder
-from gptoss_ref.kernels.warmup import is_warm, warmup
+
+if TYPE_CHECKING:
+    from gptoss_ref.chat import Chat
 
 
 def compile_once() -> bool:
@@ -14,6 +18,9 @@ def compile_once() -> bool:
 
     Returns whether it had. Where they cannot be kept, a warning says so each time.
     """
+    from gptoss_ref.kernels.runtime.jit import cache_folder
+    from gptoss_ref.kernels.runtime.warmup import is_warm, warmup
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         done_before = is_warm()
@@ -24,3 +31,42 @@ def compile_once() -> bool:
         with notes().status(f"compiling kernels{once}") as status:
             warmup(lambda name, done, steps: status(f"{name} ({done + 1} of {steps})"))
     return done_before
+
+
+class Behind:
+    """Kernels that compile in another process while a conversation goes on without them.
+
+    Args:
+        chat: of a model that was loaded with the backend ``auto``. If that is the layers, because
+            no kernels are compiled, they are compiled now, and :meth:`take_over` exchanges them.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._process: subprocess.Popen[bytes] | None = None
+        if chat.model.backend.name == "numpy" and chat.model.policy.name == "float32":
+            command = (sys.executable, "-m", "gptoss_ref", "warmup")
+            nothing = subprocess.DEVNULL
+            self._process = subprocess.Popen(
+                command, stdin=nothing, stdout=nothing, stderr=nothing
+            )
+            notes().line("(answering on the NumPy layers while the kernels compile)", dim=True)
+
+    def take_over(self) -> None:
+        """Go on with the kernels if they are there; what was said is then computed again."""
+        from gptoss_ref.backend import get_backend
+
+        if self._process is None or self._process.poll() is None:
+            return
+        if self._process.returncode == 0:
+            self._chat.model.backend = get_backend("numba")
+            self._chat.prefix.restart()
+            notes().line("(the kernels are compiled, and answer from now on)", dim=True)
+        self._process = None
+
+    def stop(self) -> None:
+        """The conversation has ended; what is compiled so far is kept."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None

@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Text from a model is untrusted: on a terminal, control characters are shown and not obeyed.
+# Text from a model or a file is untrusted: control characters are shown and not obeyed.
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}
 _VISIBLE = {code: f"\\x{code:02x}" for code in _CONTROLS}
+
+
+def visible(text: str) -> str:
+    """The text with control characters spelt out, but tabs and line ends."""
+    return text.translate(_VISIBLE)
 
 
 class Screen:
@@ -44,7 +49,7 @@ class Screen:
         `style` is one of rich's, such as "bold red"; without rich, text has none.
         """
         if self.is_terminal:
-            text = text.translate(_VISIBLE)
+            text = visible(text)
         if self._rich is not None:
             self._rich.print(text, style=style or ("dim" if dim else None), end="", soft_wrap=True)
         else:

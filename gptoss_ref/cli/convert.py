@@ -16,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
         done = convert(
             source(args.source, args.download),
             args.target,
+            adapter=args.adapter,
             layout=args.layout,
             experts=args.experts,
             progress=progress,

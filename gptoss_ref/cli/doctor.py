@@ -9,7 +9,7 @@ from typing import Any
 from gptoss_ref.cli.compiling import compile_once
 from gptoss_ref.cli.console import output
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B
-from gptoss_ref.kernels.doctor import doctor
+from gptoss_ref.kernels.runtime.doctor import doctor
 
 CONFIGS = {"20b": GPT_OSS_20B, "120b": GPT_OSS_120B}
 

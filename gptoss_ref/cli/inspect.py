@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = model.tokenizer
     prompt = tokenizer.encode(args.prompt) if args.raw else render_conversation(messages, tokenizer)
     tokens = prompt + _reply(model, prompt, args)
-    text = inspector.page(model, tokens, name=Path(args.model).name, token=len(prompt) - 1)
+    text = inspector.page(model, tokens, name=Path(args.model).name)
     inspector.write(target, text)
     size = target.stat().st_size
     result = {

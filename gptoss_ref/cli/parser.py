@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
 import gptoss_ref
+from gptoss_ref.cli.help import HelpFormatter, examples, nearest, plainer
 from gptoss_ref.errors import GptOssError
 
 Run = Callable[[argparse.Namespace], int]
@@ -23,7 +25,17 @@ class Parser(argparse.ArgumentParser):
     """Reports a bad command line as every other bad input is reported: in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        raise UsageError(f"{plainer(message)} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """An option that a command does not have is an error that names the nearest one."""
+        if self._subparsers is None:
+            known = self._option_string_actions
+            for word in itertools.takewhile(lambda word: word != "--", args or ()):
+                name = word.split("=")[0]
+                if name.startswith("--") and not any(o.startswith(name) for o in known):
+                    self.error(f"unknown option {name}{nearest(name, known)}")
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> Parser:
@@ -33,7 +45,13 @@ def build_parser() -> Parser:
         description="The gpt-oss language models: chat with them, look into them, convert them.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {gptoss_ref.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def print_help(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=print_help)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for add in (
         _add_chat,
         _add_generate,
@@ -48,6 +66,8 @@ def build_parser() -> Parser:
         _add_compare,
         _add_diagnose,
         _add_inspect,
+        _add_harmony,
+        _add_train,
     ):
         add(commands)
     return parser
@@ -88,6 +108,9 @@ def _add_convert(commands: Any) -> None:
     command = _command(commands, "convert", "write a checkpoint in another layout")
     command.add_argument("source", metavar="SRC", help=MODEL_HELP)
     command.add_argument("target", metavar="DST", help="a new folder")
+    command.add_argument(
+        "--adapter", metavar="DIR", help="merge this adapter (PEFT's files); SRC may also be one"
+    )
     command.add_argument("--layout", choices=["hf", "openai"], help="default: that of SRC")
     command.add_argument("--experts", choices=["mxfp4", "bfloat16"], help="default: those of SRC")
     _add_download_option(command)
@@ -133,8 +156,7 @@ def _add_doctor(commands: Any) -> None:
         type=_megabytes,
         default=1024,
         metavar="N",
-        help="read at a time to measure the memory: more than the caches hold, 64 at least "
-        "(default: 1024)",
+        help="read at a time to measure the memory: more than the caches hold, 64 at least",
     )
     _add_json_option(command)
 
@@ -226,8 +248,110 @@ def _add_inspect(commands: Any) -> None:
     _add_json_option(command)
 
 
+def _add_harmony(commands: Any) -> None:
+    command = _command(commands, "harmony", "render, parse, compare and check Harmony prompts")
+    verbs = command.add_subparsers(metavar="VERB", required=True, parser_class=Parser, dest="verb")
+
+    def verb(name: str, summary: str) -> Parser:
+        made: Parser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        return made
+
+    render = verb("render", "a conversation as the prompt that the model reads")
+    render.add_argument(
+        "conversation", metavar="CONVERSATION.json", help="chat or Harmony messages"
+    )
+    render.add_argument("--ids", action="store_true", help="print token ids")
+    render.add_argument("--training", action="store_true", help="no prompt at the end, <|return|>")
+    parse = verb("parse", "token ids or text as messages")
+    parse.add_argument(
+        "file", type=_file_name, metavar="FILE", help="token ids or text; - for stdin"
+    )
+    parse.add_argument("--role", metavar="ROLE", help="whose message it begins in the middle of")
+    parse.add_argument("--strict", action="store_true", help="refuse what is not by the format")
+    diff = verb("diff", "two renderings token by token")
+    diff.add_argument("first", type=_file_name, metavar="A", help="token ids or text")
+    diff.add_argument("second", type=_file_name, metavar="B", help="token ids or text")
+    check = verb("check", "name the bug in a rendering, a chat template or a server")
+    check.add_argument("conversation", nargs="?", metavar="CONVERSATION.json")
+    check.add_argument(
+        "rendered", nargs="?", metavar="RENDERED", help="somebody's ids or text of it"
+    )
+    source = check.add_mutually_exclusive_group()
+    source.add_argument("--template", metavar="FILE", help="a Jinja chat template (extra: verify)")
+    source.add_argument("--server", metavar="URL", help="a running server")
+    check.add_argument(
+        "--live", action="store_true", help="with --server: ask the model, and check its answers"
+    )
+    check.add_argument(
+        "--tokenizer", metavar="DIR", help="a transformers tokenizer's folder; or that of --server"
+    )
+    check.add_argument("--training", action="store_true", help="RENDERED is a training example")
+    check.add_argument("--served-model", metavar="NAME", help="its name on the server")
+    check.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds for each answer"
+    )
+    check.add_argument(
+        "--api-key-env", metavar="VARIABLE", help="environment variable that holds the server's key"
+    )
+    for one in (render, parse, diff, check):
+        _add_json_option(one)
+
+
+def _add_train(commands: Any) -> None:
+    command = _command(commands, "train", "train a LoRA adapter, or whole weights, without torch")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("data", metavar="DATA.jsonl", help="a conversation or a text a line")
+    command.add_argument(
+        "-o", "--output", type=_file_name, required=True, metavar="OUT", help="folder of the run"
+    )
+    command.add_argument("--held-out", metavar="FILE", help="lines like DATA's, to evaluate on")
+    command.add_argument("--resume", action="store_true", help="go on with the run in OUT")
+    command.add_argument("--plot", metavar="FILE", help="picture of the loss (extra: viz)")
+    for names, kind, default, letter, text in (
+        (("--steps",), int, None, "N", "of the optimiser; without it, --epochs says how many"),
+        (("--epochs",), float, 1.0, "X", "passes over the data"),
+        (("--batch",), int, 16, "N", "examples a step"),
+        (("--accumulation",), int, 1, "N", "parts that a batch is computed in, to save memory"),
+        (("--rate",), float, 1e-3, "R", "learning rate at its peak"),
+        (("--warmup",), int, 0, "N", "steps in which the rate rises"),
+        (("--weight-decay",), float, 0.0, "R", "of AdamW"),
+        (("--clip",), float, 1.0, "R", "longest gradient; 0: any"),
+        (("--router-aux-loss-coef",), float, 0.0, "R", "of the load-balancing loss"),
+        (("--rank",), int, 8, "N", "of LoRA; 0: none, only --whole"),
+        (("--alpha",), float, 16.0, "R", "of LoRA: its scale is alpha / rank"),
+        (("--evaluate-every",), int, 0, "N", "steps; 0: before and after"),
+        (("--save-every",), int, 0, "N", "steps; 0: at the end, and at Ctrl-C"),
+    ):
+        command.add_argument(*names, type=kind, default=default, metavar=letter, help=text)
+    command.add_argument(
+        "--schedule", default="cosine", metavar="NAME", help="constant, linear, cosine or wsd"
+    )
+    command.add_argument(
+        "--targets",
+        nargs="+",
+        default=["*.attn.*"],
+        metavar="PATTERN",
+        help="matrices that get low-rank factors (default: those of attention)",
+    )
+    command.add_argument(
+        "--whole", nargs="+", default=[], metavar="PATTERN", help="weights to train as they are"
+    )
+    command.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of the factors and of the order"
+    )
+    _add_download_option(command)
+    _add_backend_options(command)
+    _add_json_option(command)
+
+
 def _command(commands: Any, name: str, summary: str) -> Parser:
-    command: Parser = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
+    command: Parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{name}: {summary}.",
+        epilog=examples(name),
+        formatter_class=HelpFormatter,
+    )
     command.set_defaults(run=_deferred(name))
     return command
 
@@ -255,9 +379,10 @@ def _add_download_option(command: Parser) -> None:
 def _add_backend_options(command: Parser) -> None:
     command.add_argument(
         "--backend",
-        default="numba",
+        default="auto",
         metavar="NAME",
-        help="numba (kernels; the default) or numpy (the specification)",
+        help="numba (the compiled kernels), numpy (the specification), or auto: the kernels, but "
+        "for a small model the specification while no kernels are compiled",
     )
     command.add_argument(
         "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"
@@ -267,7 +392,7 @@ def _add_backend_options(command: Parser) -> None:
 def _add_sampling_options(command: Parser, *, max_tokens: int) -> None:
     _add_choice_options(command)
     command.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default: {max_tokens}"
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help="at most so many new tokens"
     )
 
 

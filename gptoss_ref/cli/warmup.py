@@ -8,7 +8,8 @@ import time
 
 from gptoss_ref.cli.compiling import compile_once
 from gptoss_ref.cli.console import output
-from gptoss_ref.kernels._jit import cache_folder, path_name
+from gptoss_ref.kernels.runtime.isa import path_name
+from gptoss_ref.kernels.runtime.jit import cache_folder
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 Many queries are tasks by key/value head and query; one query is tasks by chunks of keys. Both go
 over blocks of keys with an online softmax, described with its accumulators and error bound in
-``_keys.py``. Faster than the layer because scores stay in cache, whatever the number of keys, and
+``flash/``. Faster than the layer because scores stay in cache, whatever the number of keys, and
 the G query heads of a key/value head share what is read.
 """
 
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, positions_of, values, vector_of
-from gptoss_ref.kernels._jit import current_path, jit
-from gptoss_ref.kernels._keys import KEYS, mix
-from gptoss_ref.kernels._math import exp, widen
-from gptoss_ref.kernels._one_query import mix_one
-from gptoss_ref.kernels._panels import dot
-from gptoss_ref.kernels._softmax import MASKED
-from gptoss_ref.kernels.threads import run
+from gptoss_ref.kernels.flash.flash_attention import KEYS, flash_prefill
+from gptoss_ref.kernels.flash.flash_decode import flash_decode
+from gptoss_ref.kernels.flash.online_softmax import MASKED
+from gptoss_ref.kernels.matmul.gemv import dot
+from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values, vector_of
+from gptoss_ref.kernels.runtime.isa import current_path
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.scalar import exp, widen
+from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 ROWS = 128
@@ -71,12 +72,12 @@ def attention(
     if queries == 1:
         size, chunks = chunks_of(keys)
         one = (q, *where, scale, size, out[0])
-        run(mix_one, chunks, work, current_path(), *one)
+        run(flash_decode, chunks, work, current_path(), *one)
     else:
         per_task = max(1, ROWS * kv_heads // heads)  # queries
         tasks = kv_heads * -(-queries // per_task)
         many = (q, *where, per_task, scale, out)
-        run(mix, tasks, work, current_path(), *many)
+        run(flash_prefill, tasks, work, current_path(), *many)
     return out
 
 
@@ -140,7 +141,7 @@ def attention_weights(
     q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
     weights = np.empty((q.shape[1], len(q), len(k)), np.float32)
     _weights(
-        *(current_path(), q.reshape(-1), k.reshape(-1), k.shape[1], q.shape[2], sinks),
+        *(q.reshape(-1), k.reshape(-1), k.shape[1], q.shape[2], sinks),
         *(q_positions, k_positions, reach(window), weights),
     )
     return weights
@@ -148,7 +149,6 @@ def attention_weights(
 
 @jit
 def _weights(
-    path: Any,
     q: Any,
     k: Any,
     kv_heads: int,
@@ -164,13 +164,14 @@ def _weights(
     for h in range(heads):
         head = h // (heads // kv_heads)
         for t in range(queries):
-            row = weights[h, t]
+            row, at = weights[h, t], (t * heads + h) * channels
+            query = q[at : at + channels]
             for j in range(keys):
                 distance = q_positions[t] - k_positions[j]
                 row[j] = MASKED
                 if distance >= 0 and distance < window:
                     at = (j * kv_heads + head) * channels
-                    row[j] = dot(path, q, (t * heads + h) * channels, k, at, channels) * scale
+                    row[j] = dot(query, k[at : at + channels]) * scale
             sink = widen(sinks[h])
             top = sink
             for j in range(keys):

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, is_bits, positions_of, weight_of
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._math import widen
+from gptoss_ref.kernels.runtime.arrays import check_policy, is_bits, positions_of, weight_of
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.scalar import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 

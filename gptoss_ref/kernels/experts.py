@@ -11,7 +11,7 @@ two sets of tasks run, and nothing but activations is stored between them:
    the same place.
 
 A thread has a range of tasks, and takes them expert by expert: it reads long stretches of memory in
-order. Products, their accumulators and their error are those of ``_product.py``: each within 1e-4
+order. Products, their accumulators and their error are those of ``matmul/``: each within 1e-4
 relative L2 of float64 given its input, and so is the result on Gaussian activations. Faster than
 the layer because weights are never widened in memory. Other weights (bfloat16 or float experts) go
 through ``linear`` expert by expert.
@@ -24,15 +24,15 @@ from collections.abc import Callable
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, matrix_of, positions_of, values
-from gptoss_ref.kernels._groups import plan_of, refuse_indices
-from gptoss_ref.kernels._jit import current_path
-from gptoss_ref.kernels._mixture import BAD_INDEX, REFUSED, mixture
-from gptoss_ref.kernels._pairs import ROWS
-from gptoss_ref.kernels._product import Stored, mode_of, refuse_255, stored_of
+from gptoss_ref.kernels.expert_plan import plan_of, refuse_indices
+from gptoss_ref.kernels.expert_tasks import BAD_INDEX, REFUSED, mixture
 from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.matmul.mxfp4_block import ROWS, Stored
+from gptoss_ref.kernels.matmul.mxfp4_methods import method_of, refuse_255, stored_of
+from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions_of, values
+from gptoss_ref.kernels.runtime.isa import current_path
+from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.kernels.swiglu import swiglu
-from gptoss_ref.kernels.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import MXFP4, ExpertMatrix
 
@@ -139,7 +139,7 @@ def _pass(
         mixture,
         biases[0].shape[1] // ROWS,
         3 * chosen.size * x.shape[1] * (biases[0].shape[1] // 2),
-        *(current_path(), mode_of(*x.shape), x, chosen, weights.reshape(-1)),
+        *(current_path(), method_of(*x.shape), x, chosen, weights.reshape(-1)),
         *(*first, matrix_of(biases[0]), *second, matrix_of(biases[1])),
         *(np.float32(limits[0]), np.float32(limits[1]), stages, out, state),
     )

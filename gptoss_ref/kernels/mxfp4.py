@@ -2,38 +2,39 @@
 
 ``decode`` and ``encode`` are one pass over the blocks, by arithmetic, where the layer builds index
 arrays; both give the layer's result exactly. ``matmul`` reads 4.25 bits a weight and never forms
-the matrix: tasks of 64 rows, whose ways and error bounds (1e-4 relative L2 at most) are in
-``_product.py``.
+the matrix: tasks of 64 rows, whose methods and error bounds (1e-4 relative L2 at most) are in
+``matmul/``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels import _tiles
-from gptoss_ref.kernels._blocks import BLOCK, SCALE_255, doubled
-from gptoss_ref.kernels._jit import current_path, jit
-from gptoss_ref.kernels._math import widen
-from gptoss_ref.kernels._pairs import ROWS, SPARE
-from gptoss_ref.kernels._product import (
-    TILES,
-    Inputs,
-    Stored,
-    kept,
-    mode_of,
-    product,
+from gptoss_ref.kernels.matmul.amx import ROWS as TILE
+from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
+from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored, decode_values
+from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import SPARE
+from gptoss_ref.kernels.matmul.mxfp4_methods import (
+    method_of,
+    multiply,
+    prepare,
     refuse_255,
-    room,
     scale_255_code,
+    settle,
     stored_of,
+    sums_of,
+    workspace,
 )
-from gptoss_ref.kernels._tasks import jit_tasks
-from gptoss_ref.kernels.threads import run
+from gptoss_ref.kernels.runtime.buffers import fill
+from gptoss_ref.kernels.runtime.isa import current_path
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK
 
@@ -43,7 +44,6 @@ Scale255 = Literal["nan", "exponent", "error"]
 ScaleRule = Literal["floor", "ceil", "even", "fit"]
 """How the largest magnitude of a block gives its scale, see :func:`encode`."""
 
-_NONE = np.empty(0, np.uint32)
 _RULES = {"floor": 0, "ceil": 1, "even": 2, "fit": 3}
 
 
@@ -85,12 +85,9 @@ def decode(
 
 @jit
 def _decode(blocks: Any, scales: Any, halves: Any, out: Any) -> None:
-    for block in range(scales.size):
-        half = halves[scales[block]]
-        for j in range(16):
-            byte = np.int32(blocks[block * 16 + j])
-            out[block * BLOCK + 2 * j] = doubled(np.int32(byte & np.int32(15))) * half
-            out[block * BLOCK + 2 * j + 1] = doubled(np.int32(byte >> np.int32(4))) * half
+    for g in range(scales.size):
+        bytes_, values = blocks[g * 16 : g * 16 + 16], out[g * BLOCK : (g + 1) * BLOCK]
+        decode_values(bytes_, halves[scales[g]], values)
 
 
 def encode(x: Array, *, rule: ScaleRule = "floor") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -172,50 +169,68 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
             matmul(x, MXFP4(blocks, scales, weight.name, weight.scale_255), bias[rows], part)
             y[:, rows] = part
         return
-    mode = mode_of(tokens, x.shape[1])
-    of = np.arange(tokens + SPARE) % tokens
     failed = np.zeros(1, np.bool_)
-    planes = _tiles.split(x, of[:tokens]) if mode == TILES else _NONE
-    inputs = kept(current_path(), mode, x.reshape(-1), tokens)
-    work = _Work(current_path(), of, planes, bias, y, failed)
     tasks = -(-outputs // ROWS)
-    run(_matmul, tasks, x.size * outputs, work, stored, inputs)
+    run(
+        _matmul, tasks, x.size * outputs, current_path(), method_of(*x.shape), x, *stored, bias, y,
+        failed,
+    )  # fmt: skip
     if failed[0]:
         refuse_255(weight.scales, weight.name)
 
 
-class _Work(NamedTuple):
-    """Arguments of :func:`_matmul`."""
-
-    path: Any
-    of: Any
-    split: Any
-    bias: Any
-    y: Any
-    failed: Any
-
-
 @jit
-def _matmul(*arguments: Any) -> None:
-    _matmul_tasks(*arguments)
+def _matmul(
+    path: Any,
+    method: Any,
+    x: Any,
+    blocks: Any,
+    scales: Any,
+    scale_255: int,
+    bias: Any,
+    y: Any,
+    failed: Any,
+    tasks: int,
+    team: Any,
+) -> None:
+    tokens = x.shape[0]
+    tiles = (tokens + TILE - 1) // TILE
+    of = np.arange(tokens + SPARE) % tokens
+    prepared = prepare(path, method, x.reshape(-1), tokens, tiles)
+    settle(path, prepared, of[:tokens], team)
+    stored = Stored(blocks, scales, scale_255)
+    _matmul_tasks(path, stored, prepared, of, bias, y, failed, tasks, team)
 
 
 @jit_tasks
-def _matmul_tasks(work: _Work, stored: Stored, inputs: Inputs, start: int, stop: int) -> None:
+def _matmul_tasks(
+    path: Any,
+    stored: Stored,
+    prepared: Any,
+    of: Any,
+    bias: Any,
+    y: Any,
+    failed: Any,
+    start: int,
+    stop: int,
+) -> None:
     """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
-    bias, y = work.bias, work.y
     tokens, outputs = y.shape
-    groups = inputs.x.size // tokens // BLOCK
-    sums, scratch = room(tokens, inputs, groups)
+    groups = prepared.x.size // tokens // BLOCK
+    sums, scratch = sums_of(tokens), workspace(prepared, tokens, groups)
+    y_flat = y.reshape(-1)
     for first in range(start * ROWS, min(stop * ROWS, outputs), ROWS):
         rows = min(ROWS, outputs - first)
-        if not product(
-            work.path, stored, first * groups, rows, groups, inputs,
-            work.of, 0, work.split, 0, tokens, sums, scratch,
-        ):  # fmt: skip
-            work.failed[0] = True
+        block = first * groups
+        if not multiply(
+            path, stored, block, rows, groups, prepared, of, 0, 0, tokens, sums, scratch
+        ):
+            failed[0] = True
             break
         for t in range(tokens):
-            for r in range(rows):
-                total = sums[t * ROWS + r]
-                y[t, first + r] = total + widen(bias[first + r]) if bias.size else total
+            row = y_flat[t * outputs + first : t * outputs + first + rows]
+            if bias.size:
+                widen_all(bias[first : first + rows], row)
+            else:
+                fill(row, np.float32(0.0))
+            add_all(sums[t * ROWS : t * ROWS + rows], row)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, values, vector_of
-from gptoss_ref.kernels._jit import jit, jit_dot
-from gptoss_ref.kernels._math import widen
+from gptoss_ref.kernels.runtime.arrays import check_policy, values, vector_of
+from gptoss_ref.kernels.runtime.jit import jit, jit_dot_inner, jit_inner
+from gptoss_ref.kernels.runtime.scalar import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
@@ -37,15 +37,19 @@ def normalised(x: Any, scale: Any, eps: Any, y: Any) -> None:
     """y (T·D,) = x (T·D,), normalised over each D, times ``scale`` (D,)."""
     width = scale.size
     for at in range(0, x.size, width):
-        mean = _sum_of_squares(x, at, width) / np.float32(width)
-        root = np.sqrt(np.float32(mean + eps))
-        for d in range(width):
-            y[at + d] = np.float32(x[at + d] / root) * widen(scale[d])
+        mean = _sum_of_squares(x[at : at + width]) / np.float32(width)
+        _row(x[at : at + width], np.sqrt(np.float32(mean + eps)), scale, y[at : at + width])
 
 
-@jit_dot
-def _sum_of_squares(x: Any, at: int, width: int) -> Any:
+@jit_dot_inner
+def _sum_of_squares(x: Any) -> Any:
     total = np.float32(0.0)
-    for d in range(width):
-        total += x[at + d] * x[at + d]
+    for value in x:
+        total += value * value
     return total
+
+
+@jit_inner
+def _row(x: Any, root: Any, scale: Any, y: Any) -> None:
+    for d in range(y.size):
+        y[d] = np.float32(x[d] / root) * widen(scale[d])

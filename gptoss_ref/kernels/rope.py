@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.errors import ConfigError, GptOssError
-from gptoss_ref.kernels._arrays import check_policy, positions_of, values
-from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values
+from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 

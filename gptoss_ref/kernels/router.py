@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._math import exp
 from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.runtime.buffers import falses
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.scalar import exp
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import RouterOutput
 
@@ -49,7 +50,7 @@ def choose(logits: Any, indices: Any, weights: Any) -> None:
     (tokens, active), count = indices.shape, logits.shape[1]
     infinity = np.float32(np.inf)
     for t in range(tokens):
-        taken = np.zeros(count, np.bool_)
+        taken = falses(count)
         for a in range(active):
             best, largest = -1, -infinity
             for e in range(count):

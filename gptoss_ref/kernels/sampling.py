@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import jit
+from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.numerics import Array
 
 

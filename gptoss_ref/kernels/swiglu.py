@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._arrays import check_policy, values
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._math import exp
+from gptoss_ref.kernels.runtime.arrays import check_policy, values
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.scalar import exp
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
@@ -36,7 +36,7 @@ def swiglu(
     return y
 
 
-@jit
+@jit_inner
 def activated(gate: Any, up: Any, alpha: Any, limit: Any) -> Any:
     """gate · sigmoid(alpha · gate) · (up + 1), both clamped; NaN stays NaN."""
     gate = limit if gate > limit else gate

@@ -23,7 +23,11 @@ from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array
 
-FORMAT = "gptoss-trace-1"
+FORMAT = "gptoss-trace-2"
+"""What is written."""
+
+READABLE = ("gptoss-trace-1", FORMAT)
+"""What can be read; version 1 knows no gradients."""
 
 # What a trace may hold; bfloat16 as its bits, like everywhere in the package.
 FILE_DTYPES: dict[str, DTypeLike] = {
@@ -150,7 +154,7 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """
     try:
         file = SafetensorsFile(path)
-        if file.metadata.get("format") != FORMAT:
+        if file.metadata.get("format") not in READABLE:
             raise TraceError(
                 f"{path}: not a trace: its metadata has format "
                 f"{file.metadata.get('format')!r}, expected {FORMAT!r}"

@@ -64,6 +64,11 @@ def names(config: ModelConfig) -> list[str]:
     return [*BEFORE, *blocks, *AFTER]
 
 
+def gradient_names(config: ModelConfig) -> list[str]:
+    """The tap points that have a gradient: all but the expert indices, which are integers."""
+    return [name for name in names(config) if not name.endswith("expert_indices")]
+
+
 def split(name: str) -> tuple[int | None, str]:
     """Block number (None outside the blocks) and stage of a tap point.
 
@@ -80,7 +85,7 @@ def split(name: str) -> tuple[int | None, str]:
     if prefix == "block" and number.isdecimal() and stage in STAGES and str(int(number)) == number:
         return int(number), stage
     known = [*BEFORE, *AFTER, *(f"block.{number or 0}.{stage}" for stage in STAGES)]
-    raise TraceError(f"unknown tap point {name!r}{_nearest(name, known)}")
+    raise TraceError(f"unknown tap point {name!r}{nearest(name, known)}")
 
 
 def axes(name: str) -> Axes:
@@ -121,7 +126,7 @@ def expected_shape(name: str, config: ModelConfig, length: int) -> tuple[int, ..
 def check_name(name: str, config: ModelConfig) -> None:
     """Raises TraceError, with the nearest name there is, unless this model has the tap point."""
     if name not in (known := names(config)):
-        raise TraceError(f"unknown tap point {name!r}{_nearest(name, known)}")
+        raise TraceError(f"unknown tap point {name!r}{nearest(name, known)}")
 
 
 def check_shape(name: str, shape: Sequence[int], config: ModelConfig, length: int) -> None:
@@ -143,19 +148,30 @@ def select(patterns: str | Iterable[str], config: ModelConfig) -> list[str]:
     Raises:
         TraceError: a pattern matches nothing.
     """
-    known = names(config)
+    return matching(patterns, names(config), "tap point")
+
+
+def matching(patterns: str | Iterable[str], known: Sequence[str], what: str) -> list[str]:
+    """Those of the ``known`` names that match one of some shell patterns, in their order.
+
+    Raises:
+        TraceError: a pattern matches nothing; ``what`` is what it calls the names.
+    """
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matches = [name for name in known if fnmatchcase(name, pattern)]
         if not matches:
-            raise TraceError(f"no tap point matches {pattern!r}{_nearest(pattern, known)}")
+            raise TraceError(f"no {what} matches {pattern!r}{nearest(pattern, known)}")
         chosen.update(matches)
     return [name for name in known if name in chosen]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message: the known name that is nearest, or what is expected."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else f": expected one of {', '.join(TAPS)}"
+    if close:
+        return f": did you mean {close[0]!r}?"
+    return f": expected one of {', '.join(TAPS if known[0] in TAPS else known[:20])}"
 
 
 def _remedy(shape: tuple[int, ...], expected: tuple[int, ...], letters: Axes) -> str:

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 import gptoss_ref
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import ConfigError, TraceError
+from gptoss_ref.losses import IGNORED
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array, bfloat16_to_float, float_to_bfloat16
+from gptoss_ref.tracing import gradients
 from gptoss_ref.tracing.file import Slot, TraceWriter, create, file_dtype, read, text_of
 from gptoss_ref.tracing.taps import (
     AFTER,
@@ -34,7 +36,10 @@ from gptoss_ref.tracing.taps import (
     check_name,
     check_shape,
     expected_shape,
+    gradient_names,
+    matching,
     names,
+    nearest,
     select,
     split,
 )
@@ -78,6 +83,9 @@ class Trace(Mapping[str, Array]):
         producer: who computed this, in words.
         policy: this package's numeric policy, if it was one.
         dtype: the rounding of the producer, one of ROUNDINGS; None infers it from the numbers.
+        targets: (T,) of a trace with gradients (see :mod:`gptoss_ref.tracing.gradients`): the id
+            that each position should predict, −100 where it does not count.
+        router_aux_loss_coef: of the load-balancing loss that the gradients include.
 
     Raises:
         TraceError: unknown names, shapes or dtypes that do not fit, tokens out of range; each with
@@ -93,6 +101,8 @@ class Trace(Mapping[str, Array]):
         producer: str = "unknown",
         policy: str | None = None,
         dtype: str | None = None,
+        targets: Iterable[int] | Array | None = None,
+        router_aux_loss_coef: float = 0.0,
     ) -> None:
         self.config = config
         self.tokens = _checked_tokens(tokens, config)
@@ -104,17 +114,19 @@ class Trace(Mapping[str, Array]):
                 raise TraceError(f"unknown rounding {known!r}: expected one of {expected}")
         self._dtype = dtype or policy
         self.model: Model | None = None  # that made it, if that was just now
+        self.targets = None if targets is None else _checked_targets(targets, self)
+        self.router_aux_loss_coef = router_aux_loss_coef
         for name in arrays:
-            check_name(name, config)
+            _check_name(name, config)
         self._arrays = {
             name: _checked(name, np.asarray(arrays[name]), config, len(self.tokens))
-            for name in names(config)
+            for name in (*names(config), *gradients.names(config))
             if name in arrays
         }
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._arrays:
-            check_name(name, self.config)
+            _check_name(name, self.config)
             raise MissingTap(f"this trace does not hold {name!r}")
         values = self._arrays[name]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
@@ -159,9 +171,55 @@ class Trace(Mapping[str, Array]):
         return changed
 
     @property
+    def gradients(self) -> tuple[str, ...]:
+        """The names of the gradients that the trace holds."""
+        return tuple(name for name in self if gradients.is_gradient(name))
+
+    def forward(self) -> Trace:
+        """The same trace without its gradients."""
+        if not self.gradients:
+            return self
+        found = Trace(
+            {},
+            tokens=self.tokens,
+            config=self.config,
+            producer=self.producer,
+            policy=self.policy,
+            dtype=self._dtype,
+        )
+        found._arrays = {n: a for n, a in self._arrays.items() if not gradients.is_gradient(n)}
+        found.model = self.model
+        return found
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The names of the gradients that the trace holds."""
+        return tuple(name for name in self if gradients.is_gradient(name))
+
+    def forward(self) -> Trace:
+        """The same trace without its gradients."""
+        if not self.gradients:
+            return self
+        found = Trace(
+            {},
+            tokens=self.tokens,
+            config=self.config,
+            producer=self.producer,
+            policy=self.policy,
+            dtype=self._dtype,
+        )
+        found._arrays = {n: a for n, a in self._arrays.items() if not gradients.is_gradient(n)}
+        found.model = self.model
+        return found
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What a file says of the trace: producer, policy, dtype, config (JSON), tokens (JSON)."""
         known = {"producer": self.producer, "policy": self.policy, "dtype": self._dtype}
+        if self.targets is not None:
+            known["targets"] = text_of(self.targets)
+        if self.router_aux_loss_coef:
+            known["router_aux_loss_coef"] = repr(self.router_aux_loss_coef)
         return {
             **{key: value for key, value in known.items() if value is not None},
             "config": json.dumps(self.config.to_json(), separators=(",", ":")),
@@ -177,7 +235,9 @@ class Trace(Mapping[str, Array]):
         """
         if self._dtype is not None:
             return self._dtype
-        found = [rounding_of(self, name) for name in self if split(name)[1] in _TELLING]
+        forward = (name for name in self if not gradients.is_gradient(name))
+        telling = [name for name in forward if split(name)[1] in _TELLING] or self.gradients
+        found = [rounding_of(self, name) for name in telling]
         return max((grid for grid in found if grid), key=ROUNDINGS.index, default=None)
 
     def save(self, path: str | Path) -> None:
@@ -216,6 +276,8 @@ class Trace(Mapping[str, Array]):
                 producer=metadata["producer"],
                 policy=metadata.get("policy"),
                 dtype=metadata.get("dtype"),
+                targets=json.loads(metadata.get("targets", "null")),
+                router_aux_loss_coef=float(metadata.get("router_aux_loss_coef", 0)),
             )
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
@@ -229,6 +291,8 @@ def trace(
     *,
     taps: str | Iterable[str] = "*",
     path: str | Path | None = None,
+    targets: Iterable[int] | Array | None = None,
+    router_aux_loss_coef: float = 0.0,
 ) -> Trace:
     """Run ``model`` on ``tokens`` (T,), from position 0, and keep what the tap points see.
 
@@ -240,11 +304,19 @@ def trace(
         taps: shell patterns of the tap points to keep, one or several; see
             :func:`gptoss_ref.tracing.taps.select`.
         path: a file to write; the result then reads from it.
+        targets: (T,), the id that each position should predict, −100 where it does not count: then
+            the trace also holds gradients, under ``grad.`` and ``grad.weights.`` names that the
+            patterns choose like tap points; see :mod:`gptoss_ref.tracing.gradients`.
+        router_aux_loss_coef: see :func:`gptoss_ref.backward`.
 
     Raises:
         TokenError: no tokens, an id out of range, or more than the context holds.
         TraceError: a pattern matches nothing, or the file cannot be written.
+        GptOssError: what :func:`gptoss_ref.backward` raises for such targets.
     """
+    if targets is not None:
+        wanted = np.asarray(targets if isinstance(targets, np.ndarray) else list(targets))
+        return _with_gradients(model, tokens, taps, path, wanted, router_aux_loss_coef)
     chosen = select(taps, model.config)
     ids = model.checked(tokens, 0)
     about: dict[str, Any] = {
@@ -273,6 +345,51 @@ def trace(
         for start in range(0, len(ids), rows):
             model(ids[start : start + rows], cache, tap=_Write(writer, set(chosen), start))
     result = Trace.load(path)
+    result.model = model
+    return result
+
+
+def _with_gradients(
+    model: Model,
+    tokens: Iterable[int] | Array,
+    patterns: str | Iterable[str],
+    path: str | Path | None,
+    targets: Array,
+    router_aux_loss_coef: float,
+) -> Trace:
+    """A trace of the forward and the backward pass, made in memory."""
+    from gptoss_ref.backpropagation import backward
+
+    known = [*names(model.config), *gradients.names(model.config)]
+    chosen = matching(patterns, known, "tap point or gradient")
+    ids = model.checked(tokens, 0)
+    kept: dict[str, Array] = {}
+    keep = _Keep(kept, chosen, model.policy.name)
+    model(ids, tap=keep)
+    wanted = set(chosen)
+    found = backward(
+        model,
+        ids,
+        targets,
+        wrt=[n for n in model.weights.named() if gradients.WEIGHTS + n in wanted],
+        taps=[n for n in gradient_names(model.config) if gradients.PREFIX + n in wanted],
+        router_aux_loss_coef=router_aux_loss_coef,
+    )
+    for prefix, arrays in ((gradients.PREFIX, found.taps), (gradients.WEIGHTS, found.weights)):
+        for name, d in arrays.items():
+            keep(prefix + name, d)
+    result = Trace(
+        kept,
+        tokens=ids,
+        config=model.config,
+        producer=f"gptoss_ref {gptoss_ref.__version__} {model.backend.name}",
+        policy=model.policy.name,
+        targets=targets,
+        router_aux_loss_coef=router_aux_loss_coef,
+    )
+    if path is not None:
+        result.save(path)
+        result = Trace.load(path)
     result.model = model
     return result
 
@@ -360,9 +477,38 @@ def _checked_tokens(tokens: Iterable[int] | Array, config: ModelConfig) -> NDArr
     return ids.astype(np.int64)
 
 
+def _checked_targets(targets: Iterable[int] | Array, trace: Trace) -> NDArray[np.int64]:
+    ids = np.asarray(targets if isinstance(targets, np.ndarray) else list(targets))
+    if ids.shape != trace.tokens.shape or ids.dtype.kind not in "iu":
+        raise TraceError(
+            f"targets have shape {ids.shape} and dtype {ids.dtype}: expected integers of shape "
+            f"{trace.tokens.shape}, one for each token"
+        )
+    size = trace.config.vocab_size
+    wrong = ids[(ids != IGNORED) & ((ids < 0) | (ids >= size))]
+    if wrong.size:
+        raise TraceError(
+            f"target {wrong[0]} is out of range: expected 0 to {size - 1}, or {IGNORED}"
+        )
+    return ids.astype(np.int64)
+
+
+def _check_name(name: str, config: ModelConfig) -> None:
+    """Raises TraceError unless a trace of this model may hold an array of that name."""
+    if gradients.is_gradient(name):
+        if name not in (known := gradients.names(config)):
+            raise TraceError(f"unknown gradient {name!r}{nearest(name, known)}")
+    else:
+        check_name(name, config)
+
+
 def _checked(name: str, values: Array, config: ModelConfig, length: int) -> Array:
     """One array as a trace keeps it, or a TraceError."""
-    check_shape(name, values.shape, config, length)
+    if not gradients.is_gradient(name):
+        check_shape(name, values.shape, config, length)
+    elif values.shape != (expected := gradients.expected_shape(name, config, length)):
+        letters = ", ".join(gradients.axes(name))
+        raise TraceError(f"{name} has shape {values.shape}: expected ({letters}) = {expected}")
     if name.endswith("expert_indices"):
         if values.dtype.kind not in "iu":
             raise TraceError(f"{name} has dtype {values.dtype}: expected integers")

@@ -3,5 +3,15 @@
 from gptoss_ref.verify.compare import compare
 from gptoss_ref.verify.diagnose import diagnose
 from gptoss_ref.verify.observe.adapters import capture, from_arrays, from_llama, observe, read
+from gptoss_ref.verify.rendering.check import harmony
 
-__all__ = ["capture", "compare", "diagnose", "from_arrays", "from_llama", "observe", "read"]
+__all__ = [
+    "capture",
+    "compare",
+    "diagnose",
+    "from_arrays",
+    "from_llama",
+    "harmony",
+    "observe",
+    "read",
+]

@@ -21,6 +21,7 @@ from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace, rounding_of
+from gptoss_ref.verify.gradients.search import compared
 from gptoss_ref.verify.noise.error_bounds import Propagation
 from gptoss_ref.verify.noise.metrics import Rows, logit_figures, measure
 from gptoss_ref.verify.noise.noise_floor import Level, Yardstick, follow, made_by, measure_yardstick
@@ -56,6 +57,13 @@ def compare(
     """
     check_comparable(ref, other)
     rounding = _coarser(ref, rounding or other.dtype_name)
+    if ref.gradients and other.gradients:
+        with_model = model or ref.model
+        forward = compare(
+            ref.forward(), other.forward(), model=model, yardstick=yardstick, rounding=rounding
+        )
+        return compared(forward, ref, other, with_model, rounding)
+    ref, other = ref.forward(), other.forward()
     if model is not None and not made_by(model, ref):
         raise TraceError("REF is not a trace of this model: its configuration or embeddings differ")
     model = model or ref.model

@@ -15,6 +15,7 @@ from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.gradients.search import with_gradients
 from gptoss_ref.verify.noise.rounding import UNITS, known
 from gptoss_ref.verify.noise.tap_check import Local
 from gptoss_ref.verify.observe.adapters import from_arrays, read
@@ -59,6 +60,13 @@ def diagnose(
         return diagnose_observation(model, other, known(rounding or "bfloat16"), progress)
     trace = _as_trace(model, other, tokens)
     rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
+    if trace.gradients:
+        forward = trace.forward()
+        if len(forward):
+            found = diagnose(model, forward, rounding=rounding, progress=progress)
+        else:
+            found = _report(Search(model.weights, forward, rounding, progress))
+        return with_gradients(found, model, trace, rounding)
     if OUTPUTS.issuperset(trace):
         return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)

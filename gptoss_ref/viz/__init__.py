@@ -14,6 +14,7 @@ from gptoss_ref.viz.block_floats import mxfp4_code_points, mxfp4_error
 from gptoss_ref.viz.expert_routing import routing
 from gptoss_ref.viz.gated_unit import swiglu
 from gptoss_ref.viz.lens import logit_lens
+from gptoss_ref.viz.loss_curve import loss_curve
 from gptoss_ref.viz.rotary import yarn
 from gptoss_ref.viz.stream import residual_norms
 from gptoss_ref.viz.tap_distance import tap_errors
@@ -22,6 +23,7 @@ __all__ = [
     "attention",
     "inspector",
     "logit_lens",
+    "loss_curve",
     "mxfp4_code_points",
     "mxfp4_error",
     "residual_norms",

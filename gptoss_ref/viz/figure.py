@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import numpy as np
 
+from gptoss_ref._extras import install_line
 from gptoss_ref.errors import GptOssError, TraceError
 from gptoss_ref.numerics import Array
 
@@ -42,7 +43,7 @@ def drawing(function: Callable[P, Figure]) -> Callable[P, Figure]:
             import matplotlib
         except ImportError:
             raise GptOssError(
-                "figures need matplotlib, of the extra viz: pip install 'gptoss-ref[viz]'"
+                f"figures need matplotlib, which is not installed: {install_line('viz')}"
             ) from None
         defaults: dict[str, Any] = {
             key: value

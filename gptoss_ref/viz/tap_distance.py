@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.tracing.taps import split
+from gptoss_ref.tracing.gradients import split
 from gptoss_ref.viz.figure import INK, SOFT, drawing, new_figure
 
 if TYPE_CHECKING:

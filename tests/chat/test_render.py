@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import openai_harmony as oh
@@ -170,6 +171,33 @@ def test_history_rules(messages: list[Message], answered: list[int], harmony: li
         drop_analysis(messages, "all")  # type: ignore[arg-type]
 
 
+LOOK = Message("assistant", "1", recipient="python", channel="analysis")
+SEEN, SEEN_LATE = Message.tool("python", "2", "analysis"), Message.tool("python", "2")
+ASIDE = Message.tool("functions.f", "1", "analysis")
+
+
+@pytest.mark.parametrize(
+    ("messages", "kept"),
+    [
+        ([USER, LOOK, SEEN, THINK], [0, 1, 2, 3]),
+        ([USER, LOOK, SEEN, ANSWER], [0, 3]),
+        # the result in another channel than the call: it goes with the call
+        ([USER, LOOK, SEEN_LATE, ANSWER], [0, 3]),
+        ([USER, CALL, ASIDE, ANSWER], [0, 1, 2, 3]),
+        ([USER, LOOK, CALL, RESULT, SEEN_LATE, ANSWER], [0, 2, 3, 5]),
+        # two calls of one tool, answered in their order
+        ([USER, replace(CALL, channel="analysis"), CALL, ASIDE, RESULT, ANSWER], [0, 2, 4, 5]),
+        ([USER, CALL, CALL, ASIDE, ASIDE, ANSWER], [0, 1, 2, 3, 4, 5]),
+        # a result without a call goes by its own channel
+        ([USER, ASIDE, RESULT, ANSWER], [0, 2, 3]),
+        # channels as models misspell them
+        ([USER, replace(THINK, channel="thought"), replace(ANSWER, channel="Final")], [0, 2]),
+    ],
+)  # fmt: skip
+def test_a_result_is_kept_with_its_call(messages: list[Message], kept: list[int]) -> None:
+    assert drop_analysis(messages, "answered") == [messages[i] for i in kept]
+
+
 @given(conversations)
 def test_answered_is_the_oracle_on_what_is_left(messages: list[Message]) -> None:
     """The rule only drops messages: openai-harmony renders the rest alike, told to drop nothing.
@@ -177,7 +205,7 @@ def test_answered_is_the_oracle_on_what_is_left(messages: list[Message]) -> None
     What the tools make the system message say does not depend on what was dropped.
     """
     kept = drop_analysis(messages, "answered")
-    assert all(m in kept for m in messages if m.channel != "analysis")
+    assert all(m in kept for m in messages if m.channel != "analysis" and m.role != "tool")
     keep = oh.RenderConversationConfig(auto_drop_analysis=False)
     same(
         render_conversation(messages, o200k_harmony(), None, history="answered"),

@@ -15,8 +15,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_ref import Model
-from gptoss_ref import generation as generate
+from gptoss_ref import Model, generate
 from gptoss_ref.backend import NUMPY
 from gptoss_ref.chat import (
     Chat,
@@ -25,6 +24,7 @@ from gptoss_ref.chat import (
     MessageEnd,
     MessageStart,
     PrefixCache,
+    Repair,
     Reply,
     SystemContent,
     TextDelta,
@@ -233,6 +233,76 @@ def test_a_call_that_was_cut_short_is_no_call() -> None:
     assert reply.tool_calls == ()
     assert reply.messages[0].recipient == "functions.add"
     assert reply.final == ""
+    (repair,) = reply.repairs
+    assert repair.problem == "the end of the tokens in a call of functions.add"
+    assert repair.text == reply.messages[0].text == '{"a": '
+    assert repr(repair.text) in reply.to_dict()["repairs"][0]
+
+
+@pytest.mark.parametrize("end", ["<|return|>", "<|end|>", "<|endoftext|>", ""])
+def test_an_answer_without_a_header(end: str) -> None:
+    text = '{"colour": "red"}'
+    for length in range(1, len(spelt(text)) + 1):
+        reply = respond(model_saying(text + end), "?", max_new_tokens=length)
+        assert reply.final == TOKENIZER.decode(reply.tokens)
+    reply = respond(model_saying(text + end), "?", max_new_tokens=len(spelt(text + end)))
+    assert reply.final == text
+    assert reply.repairs
+
+
+# --- other roles and channels ---------------------------------------------------------------------
+
+PLAYS_THE_USER = (
+    "<|channel|>final<|message|>A<|end|><|start|>user<|message|>B<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>C<|return|>"
+)
+
+
+def test_the_answer_ends_where_the_model_plays_another_role() -> None:
+    model = model_saying(PLAYS_THE_USER)
+    reply = respond(model, "?")
+    assert (reply.final, reply.stop_reason) == ("A", "other_role")
+    assert reply.messages == (Message.assistant("A"),)
+    assert [repair.problem for repair in reply.repairs] == ["a message of the role user"]
+    # nothing was generated behind that header
+    assert TOKENIZER.decode(reply.tokens).endswith("<|start|>user<|message|>")
+    assert len(model.passes) == len(reply.tokens)
+
+
+def test_or_goes_on_when_told_to() -> None:
+    events = []
+    reply = respond(
+        model_saying(PLAYS_THE_USER), "?", stop_at_other_roles=False, on_event=events.append
+    )
+    assert (reply.final, reply.stop_reason) == ("A\n\nC", "return")
+    assert [message.role for message in reply.messages] == ["assistant", "user", "assistant"]
+    assert [repair.text for repair in reply.repairs] == ["B"]
+    assert list(reply.repairs) == [event for event in events if isinstance(event, Repair)]
+
+
+def test_a_chat_goes_on_after_it() -> None:
+    model = model_saying(PLAYS_THE_USER, SHORT)
+    chat = Chat(model)
+    assert chat.ask("a?").stop_reason == "other_role"
+    assert chat.messages == [Message.user("a?"), Message.assistant("A")]
+    assert chat.ask("b?").final == "85"
+    asked = [Message.user("a?"), Message.assistant("A"), Message.user("b?")]
+    assert model.contexts[1] == render_conversation(build_conversation(asked), TOKENIZER)
+    whole = Chat(model_saying(PLAYS_THE_USER), stop_at_other_roles=False)
+    assert whole.ask("a?").final == "A\n\nC"
+
+
+def test_a_channel_of_another_name() -> None:
+    events = []
+    reply = respond(
+        model_saying("<|channel|>thought<|message|>hm<|return|>"), "?", on_event=events.append
+    )
+    assert (reply.analysis, reply.final) == ("hm", "")
+    assert [(repair.problem, repair.action) for repair in reply.repairs] == [
+        ("a message in the channel 'thought'", "read as analysis")
+    ]
+    assert [event for event in events if isinstance(event, Repair)] == list(reply.repairs)
+    assert reply.repairs[0].position == len(reply.tokens) - 1
 
 
 # --- tools ----------------------------------------------------------------------------------------
@@ -249,11 +319,31 @@ def test_a_call_that_was_cut_short_is_no_call() -> None:
         ("[1, 2]", [1, 2], "expected a JSON object, found list"),
         ("[" * 100_000, None, "not JSON"),
         ('{"a": ' + "9" * 5000 + "}", None, "not JSON"),
+        # RFC 8259 and Python's json differ
+        ('{"a": NaN}', None, "not JSON: NaN"),
+        ('{"a": [-Infinity]}', None, "not JSON: -Infinity"),
+        ("NaN", None, "not JSON: NaN"),
+        ('{"a": 1e999}', None, "not JSON: 1e999 is beyond"),
+        ('{"a": 1,}', None, "not JSON"),
+        ("{'a': 1}", None, "not JSON"),
+        ("{a: 1}", None, "not JSON"),
+        ('{"a": 01}', None, "not JSON"),
+        ('{"a": .5}', None, "not JSON"),
+        ('{"a": True}', None, "not JSON"),
+        ('{"a": "\n"}', None, "not JSON"),
+        ('{"a": 1} {}', None, "not JSON"),
+        ('{"a": 1} // one', None, "not JSON"),
+        ('\ufeff{"a": 1}', None, "not JSON"),
+        ('{"a": "\\ud800"}', None, "not JSON"),
+        ('{"a": "\\ud83d\\ude80"}', {"a": "🚀"}, None),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', {"a": 1, "b": {"c": 2}}, "the key 'c' is given twice"),
+        (' \n{"a": 1e308}\t', {"a": 1e308}, None),
     ],
 )
 def test_arguments(text: str, arguments: Any, error: str | None) -> None:
     found = ToolCall.from_message(Message.call("functions.add", text))
     assert (found.text, found.arguments, found.name) == (text, arguments, "add")
+    json.dumps(found.arguments, ensure_ascii=False, allow_nan=False).encode()
     assert (found.error is None) if error is None else found.error.startswith(error)
 
 
@@ -266,6 +356,9 @@ def test_a_call_and_its_result() -> None:
     (asked,) = reply.tool_calls
     assert (asked.recipient, asked.arguments, asked.error) == ("functions.add", {"a": 27}, None)
     assert asked.answer("85") == Message.tool("functions.add", "85")
+    for channel in ("analysis", "commentary", "final", None):
+        message = Message("assistant", "{}", recipient="functions.add", channel=channel)
+        assert ToolCall.from_message(message).answer("85").channel == channel
     assert asked.answer({"sum": 85}).text == '{"sum": 85}'
     (plain,) = reply.to_dict()["tool_calls"]
     assert (plain["recipient"], plain["name"]) == (asked.recipient, asked.name)
@@ -461,6 +554,8 @@ def test_tiny_tokenizes_as_transformers_does(tiny: Model) -> None:
         ({"message": []}, "nothing to answer"),
         ({"message": "?", "reasoning": "max"}, "effort 'max': expected one of low"),
         ({"message": "?", "tools": [3]}, "tool 3: expected an object"),
+        ({"message": [{"role": "user", "content": "?"}]}, "expected a Message; Message.from_dict"),
+        ({"message": [Message.user("?"), "more"]}, "message 'more': expected a Message"),
         ({"message": [Message.system(), Message.user("?")], "reasoning": "low"}, "so is a system"),
         (
             {"message": [Message.developer("x"), Message.user("?")], "instructions": "y"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import subprocess
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiktoken_ext.openai_public
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ from gptoss_ref.chat import (
     tokenizer_json,
 )
 from gptoss_ref.chat import pack_ranks as ranks
-from gptoss_ref.chat.tokenizer import O200K_PATTERN
+from gptoss_ref.chat.split import LONG, O200K_PATTERN, SAFE_PATTERNS
 from gptoss_ref.errors import TokenError
 from tests.support.harmony_oracle import SPELT, oracle, texts
 
@@ -155,6 +157,79 @@ def test_importing_chat_does_not_import_tiktoken() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+# --- texts of any length --------------------------------------------------------------------------
+
+MILLION = 1_000_000
+MARK = "\N{COMBINING ACUTE ACCENT}"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(" ", "\t", "\N{NO-BREAK SPACE}", "\u2028", "\n", "\r\n", " \n", "a", "A", "aB", "1"),
+        *("1a", "=", ".\n", "\n/", "'s", MARK, "a" + MARK, "漢字", "ſ", "\x1c", "\0", "<|end|>"),
+        *("\ud800", "aB1. \n漢" + MARK),
+    ],
+)
+def test_a_million_of_anything(unit: str) -> None:
+    """Each takes about a second; without the cut, spaces panic in tiktoken."""
+    run = unit * (MILLION // len(unit))
+    for text in (f".{run}x", run) if unit == " " else (f".{run}x",):
+        decoded = o200k_harmony().encoding.decode(o200k_harmony().encode(text))
+        assert decoded == text.replace("\ud800", "\N{REPLACEMENT CHARACTER}")
+
+
+SPACES = [" ", "\t", "\v", "\x85", "\N{NO-BREAK SPACE}", "\u2028", "\N{IDEOGRAPHIC SPACE}"]
+runs = st.builds(
+    lambda units, length: ("".join(units) * length)[:length],
+    st.lists(st.sampled_from([*SPACES, "   ", "\n", "\r", "\x1c"]), min_size=1, max_size=3),
+    st.one_of(st.integers(1, 4), st.integers(LONG - 3, LONG + 3), st.just(9 * LONG)),
+)
+
+
+@given(
+    st.lists(
+        st.one_of(runs, texts, st.sampled_from(["a", "A", "'s", "1", ".", "/", MARK, "\n", "\0"])),
+        max_size=6,
+    ).map("".join),
+    st.sampled_from(sorted(SAFE_PATTERNS)),
+)
+@settings(max_examples=200)
+def test_cutting_changes_no_token(text: str, pattern: str) -> None:
+    """Against tiktoken on the uncut text, which still bears runs of this length."""
+    tokenizer = small_with(pattern)
+    assert tokenizer.encode(text) == tokenizer.encoding.encode_ordinary(text)
+
+
+@functools.cache
+def small_with(pattern: str) -> Tokenizer:
+    return small_harmony(1000, pattern=pattern)
+
+
+def test_the_patterns_are_the_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiktoken_ext.openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
+    assert tiktoken_ext.openai_public.o200k_base()["pat_str"] == O200K_PATTERN
+    llama_3 = (  # meta-llama/Meta-Llama-3-8B, tokenizer.json
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    assert {O200K_PATTERN, ONE_DIGIT, llama_3} < SAFE_PATTERNS
+
+
+@pytest.mark.parametrize("text", [None, b"a", 3, ["a"]])
+def test_what_is_no_text(text: Any) -> None:
+    with pytest.raises(TokenError, match=f"encode {type(text).__name__}, expected a str"):
+        o200k_harmony().encode(text)
+
+
+def test_a_panic_of_tiktoken_is_a_token_error() -> None:
+    """A pattern of one's own is not cut."""
+    own = small_harmony(300, pattern=r"\s+(?!\S)|\s+|\S+")
+    with pytest.raises(TokenError, match="tiktoken fails on a text of 1000000 characters"):
+        own.encode(" " * MILLION)
+    assert own.decode(own.encode("a b")) == "a b"
+
+
 # --- smaller vocabularies and tokenizer.json ------------------------------------------------------
 
 ONE_DIGIT = O200K_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
@@ -257,6 +332,10 @@ def _wrong_pair(data: dict[str, Any]) -> None:
             lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "("}),
             "the split pattern does not compile",
         ),
+        (
+            lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"(a+)+b"}),
+            r"Split.pattern.Regex is .*\(a\+\)\+b.*, expected that of o200k_base or cl100k_base",
+        ),
         (lambda d: d.pop("model"), "json: model is missing, expected an object"),
         (lambda d: d.update(model=[]), r"json: model is \[\], expected an object"),
         (lambda d: d["model"].update(vocab=[]), r"model.vocab is \[\], expected an object"),
@@ -282,6 +361,15 @@ def _wrong_pair(data: dict[str, Any]) -> None:
             r"added_tokens\[0\].id is 1000000000000, expected less than 1050097",
         ),
         (lambda d: d["added_tokens"][0].update(id=-1), "has id -1, expected at least 1500"),
+        (
+            lambda d: d["added_tokens"][0].update(content=""),
+            "content is '', expected a name of its",
+        ),
+        (lambda d: d["added_tokens"][1].update(d["added_tokens"][0]), r"\[1\].content is '<|start"),
+        (
+            lambda d: d["model"]["vocab"].update({"a" * 10**6: 1500}),
+            "a token has 1000000 bytes, expected at most 512",
+        ),
         (lambda d: d["added_tokens"].append(3), r"added_tokens\[21\] is 3, expected an object"),
         (lambda d: d["added_tokens"][0].update(content="\ud800"), "expected whole characters"),
         (lambda d: d.update(pre_tokenizer=None), "pre_tokenizer is None, expected an object"),

@@ -83,9 +83,8 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "COMMAND"),
-        (["chatt"], "invalid choice: 'chatt'"),
-        (["chat", "hello", "--loud"], "unrecognized arguments: --loud"),
+        (["chatt"], "unknown command 'chatt': did you mean chat"),
+        (["chat", "hello", "--loud"], "unknown option --loud"),
         (["chat", "hello", "there"], "unrecognized arguments: there"),
         (["chat", "hello", "--temperature", "warm"], "--temperature: invalid float value: 'warm'"),
         (["chat", "hello", "--max-tokens", "1.5"], "--max-tokens: invalid int value: '1.5'"),
@@ -93,8 +92,11 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
         (["chat", "hello", "--model"], "--model: expected one argument"),
         (["generate"], "PROMPT"),
         (["convert", "tiny"], "DST"),
-        (["convert", "tiny", "out", "--layout", "gguf"], "invalid choice: 'gguf'"),
-        (["convert", "tiny", "out", "--experts", "int4"], "invalid choice: 'int4'"),
+        (
+            ["convert", "tiny", "out", "--layout", "gguf"],
+            "unknown --layout 'gguf': expected one of hf, openai",
+        ),
+        (["convert", "tiny", "out", "--experts", "int4"], "unknown --experts 'int4'"),
         (["selfcheck"], "MODEL"),
         (["warmup", "now"], "unrecognized arguments: now"),
         (["doctor", "--megabytes", "63"], "--megabytes: expected an integer of 64 or more"),

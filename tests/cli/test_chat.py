@@ -156,6 +156,31 @@ def test_a_cut_answer_says_so(says: Says, capsys: Captured) -> None:
     assert "cut off after 4 tokens" in capsys.readouterr().err
 
 
+def test_another_role_is_no_answer(says: Says, capsys: Captured) -> None:
+    model = says(
+        ANSWER.format("85").replace("return", "end") + "<|start|>user<|message|>Thanks!<|end|>"
+    )
+    assert main(["chat", "What is 27 + 58?"]) == 0
+    assert capsys.readouterr() == ("85\n", "(stopped: the model went on to play another role)\n")
+    assert len(model.prompts) == 1
+
+
+def test_what_is_in_no_message_is_a_note(says: Says, capsys: Captured) -> None:
+    end = "<|end|> So it is.<|start|>assistant"
+    says(THOUGHT.replace("<|end|><|start|>assistant", end).format("a") + ANSWER.format("85"))
+    assert main(["chat", "What is 27 + 58?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "85\n"
+    assert err.startswith("a\n(token ")
+    assert err.endswith(": skipped: ' So it is.')\n")
+
+
+def test_channels_of_other_names(says: Says, capsys: Captured) -> None:
+    says(SUM.replace("analysis", "thought").replace("final", "Final"))
+    assert main(["chat", "What is 27 + 58?"]) == 0
+    assert capsys.readouterr() == ("85\n", "7+8=15\n")
+
+
 def test_the_loop_keeps_the_history(says: Says, types: Types, capsys: Captured) -> None:
     model = says(SUM, ANSWER.format("86"))
     types("What is 27 + 58?", "", "   ", "One more.")
@@ -249,10 +274,10 @@ def test_an_error_ends_a_pipes_loop(says: Says, types: Types, capsys: Captured) 
 
 def test_what_the_output_cannot_encode_is_replaced() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); sys.argv[1:] = ['chat', 'hello']\n"
+        "import sys; sys.argv[1:] = ['chat', 'hello']\n"
         "import gptoss_ref.cli.chat as chat\n"
         "from gptoss_ref.cli import entry_point\n"
-        "from scripted import ScriptedModel\n"
+        "from tests.support.scripted import ScriptedModel\n"
         f"chat.load_model = lambda *_, **__: ScriptedModel({ANSWER.format('2π')!r})\n"
         "entry_point()\n"
     )
@@ -270,10 +295,10 @@ def test_a_person_at_a_real_terminal() -> None:
     """Through a pseudo-terminal: streaming, Ctrl-C in an answer, another message, Ctrl-D."""
     script = [THOUGHT.format("so " * 5000), ANSWER.format("85")]
     code = (
-        "import signal, sys; sys.path.insert(0, 'tests')\n"
+        "import signal, sys\n"
         "import gptoss_ref.cli.chat as chat\n"
         "from gptoss_ref.cli import main\n"
-        "from scripted import ScriptedModel\n"
+        "from tests.support.scripted import ScriptedModel\n"
         # a run in the background passes on an ignored Ctrl-C
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"chat.load_model = lambda *_, **__: ScriptedModel(*{script!r}, seconds=0.01)\n"

@@ -15,8 +15,8 @@ import pytest
 import gptoss_ref
 from gptoss_ref.cli import main
 from gptoss_ref.cli.parser import build_parser
-from gptoss_ref.kernels._jit import path_name
-from gptoss_ref.kernels.warmup import Progress
+from gptoss_ref.kernels.runtime.isa import path_name
+from gptoss_ref.kernels.runtime.warmup import Progress
 from gptoss_ref.verify.published import Check, SelfCheck
 
 pytestmark = pytest.mark.usefixtures("warm_kernels")

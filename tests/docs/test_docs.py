@@ -26,6 +26,7 @@ PUBLIC = tuple(
         "",
         ".chat",
         ".checkpoint",
+        ".gradients",
         ".kernels",
         ".layers",
         ".verify",
@@ -159,7 +160,7 @@ def test_a_missing_shape_is_found() -> None:
     assert without_shape(unsaid.body, "m") == ["m.f"]
 
 
-@pytest.mark.parametrize("room", ["layers", "kernels"])
+@pytest.mark.parametrize("room", ["layers", "gradients", "kernels"])
 def test_every_array_of_a_layer_is_named_with_its_shape(room: str) -> None:
     package = import_module(f"gptoss_ref.{room}")
     for name in package.__all__:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref import kernels, layers
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import instructions
+from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from tests.support.kernel_cases import (
     EVERY_PATH,

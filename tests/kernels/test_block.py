@@ -19,8 +19,8 @@ from gptoss_ref.backend import NUMPY, get_backend
 from gptoss_ref.cache import KVCache
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import CheckpointError, GptOssError
-from gptoss_ref.kernels._jit import instructions
-from gptoss_ref.kernels.threads import SMALL, available_threads
+from gptoss_ref.kernels.runtime.isa import instructions
+from gptoss_ref.kernels.runtime.threads import SMALL, available_threads
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32
 from tests.kernels.test_threads import BUSY

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gptoss_ref import kernels, layers
 from gptoss_ref.errors import CheckpointError, GptOssError
-from gptoss_ref.kernels._jit import instructions
-from gptoss_ref.kernels._product import FEW, PAIRS, TILES, mode_of
+from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
+from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
 from tests.support.kernel_cases import (
@@ -97,7 +97,7 @@ def test_wide_experts_equal_the_layer(path: str, tokens: int) -> None:
     """So wide that several tokens take the int16 way, or tiles, as in the released models."""
     arguments = case(11, tokens, 4, 3, *WIDE)
     with instructions(path):
-        assert mode_of(tokens, WIDE[0]) == {"amx": TILES, "plain": FEW}.get(path, PAIRS)
+        assert method_of(tokens, WIDE[0]) == {"amx": AMX, "plain": FLOAT}.get(path, INT16)
         ours = kernels.experts(*arguments)
     theirs = layers.experts(*arguments, policy=FLOAT64)
     for t in range(tokens):

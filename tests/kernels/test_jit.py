@@ -12,24 +12,25 @@ import pytest
 
 from gptoss_ref import kernels
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels import _jit
-from gptoss_ref.kernels._math import exp
+from gptoss_ref.kernels.runtime import isa
+from gptoss_ref.kernels.runtime import jit as _jit
+from gptoss_ref.kernels.runtime.scalar import exp
 from tests.kernels.test_threads import run_python
-from tests.support.kernel_cases import COMPILED_ONLY, INTERPRETED, bits, gaussian, relative_l2
+from tests.support.kernel_cases import COMPILED_ONLY, INTERPRETED
 
 SMALL = """
 import numpy as np
 from gptoss_ref import kernels
-from gptoss_ref.kernels import _jit
+from gptoss_ref.kernels.runtime import isa
+from gptoss_ref.kernels.runtime import jit as _jit
 x, weight = np.ones((1, 3), np.float32), np.ones((2, 3), np.float32)
 """
 
 
 def test_options_are_given_in_one_place_only() -> None:
-    folder = Path(_jit.__file__).parent
-    for source in folder.glob("*.py"):
-        if source.name == "_jit.py":
-            continue
+    sources = set(Path(kernels.__file__).parent.rglob("*.py")) - {Path(_jit.__file__)}
+    assert len(sources) > 30
+    for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
             name = getattr(node, "attr", None) or getattr(node, "id", None)
             assert name not in ("njit", "vectorize", "guvectorize", "cfunc"), source.name
@@ -85,7 +86,7 @@ print(len(caught), "NUMBA_CACHE_DIR" in str(caught[0].message))
 
 @COMPILED_ONLY
 def test_the_environment_forces_a_path() -> None:
-    code = SMALL + "print(_jit.path_name())"
+    code = SMALL + "print(isa.path_name())"
     assert run_python(code, GPTOSS_REF_KERNELS="plain") == "plain"
     code = (
         SMALL
@@ -100,23 +101,23 @@ except GptOssError as error: print(error)
 
 @COMPILED_ONLY
 def test_a_cpu_without_avx2_takes_the_plain_path() -> None:
-    code = SMALL + "print(_jit.available_paths(), kernels.linear(x, weight).tolist())"
+    code = SMALL + "print(isa.available_paths(), kernels.linear(x, weight).tolist())"
     assert run_python(code, NUMBA_CPU_FEATURES="", NUMBA_CPU_NAME="generic") == (
         "('plain',) [[3.0, 3.0]]"
     )
 
 
 def test_without_compilation_the_plain_path_runs_as_python() -> None:
-    code = SMALL + "print(_jit.available_paths(), kernels.linear(x, weight).tolist())"
-    assert run_python(code, NUMBA_DISABLE_JIT="1") == "('plain',) [[3.0, 3.0]]"
+    code = SMALL + "print(isa.path_name(), kernels.linear(x, weight).tolist())"
+    assert run_python(code, NUMBA_DISABLE_JIT="1") == "plain [[3.0, 3.0]]"
 
 
 def test_paths_are_chosen_by_name() -> None:
-    assert _jit.available_paths()[-1] == "plain"
-    for path in _jit.available_paths():
-        with _jit.instructions(path):
-            assert _jit.path_name() == path
-    with pytest.raises(GptOssError, match="plain"), _jit.instructions("mmx"):
+    assert isa.available_paths()[-1] == "plain"
+    for path in isa.available_paths():
+        with isa.instructions(path):
+            assert isa.path_name() == path
+    with pytest.raises(GptOssError, match="plain"), isa.instructions("mmx"):
         pass
 
 
@@ -140,25 +141,47 @@ def test_exponential() -> None:
     np.testing.assert_array_equal(y, np.array([0, 0, 0, 1, 1, np.inf, np.inf, np.nan], np.float32))
 
 
+LAYERS = """
+import numpy as np
+from tests.support.kernel_cases import bits, gaussian, random_mxfp4, relative_l2
+from gptoss_ref import kernels, layers
+from gptoss_ref.numerics import FLOAT64
+rng = np.random.default_rng(0)
+def equal(kernel, layer, bound, *arguments):
+    distance = relative_l2(kernel(*arguments), layer(*arguments, policy=FLOAT64))
+    assert distance <= bound, (kernel, distance)
+for tokens in TOKENS:
+    x = gaussian(rng, tokens, WIDTH)
+    equal(kernels.linear, layers.linear, 5e-6, x, bits(gaussian(rng, 33, WIDTH)))
+    equal(kernels.linear, layers.linear, 1e-4, x, random_mxfp4(rng, 65, WIDTH))
+    q, k, v = (gaussian(rng, n, h, 48) for n, h in ((tokens, 6), (70, 2), (70, 2)))
+    where = (gaussian(rng, 6), np.arange(70 - tokens, 70), np.arange(70), 66)
+    equal(kernels.attention, layers.attention, 1e-5, q, k, v, *where)
+    first, second = random_mxfp4(rng, 3, 128, WIDTH), random_mxfp4(rng, 3, WIDTH, 64)
+    indices = np.stack([rng.permutation(3)[:2] for _ in range(tokens)])
+    weights = rng.random((tokens, 2), np.float32)
+    biases = (bits(gaussian(rng, 3, 128)), bits(gaussian(rng, 3, WIDTH)))
+    each = (x, indices, weights, first, biases[0], second, biases[1])
+    equal(kernels.experts, layers.experts, 1e-4, *each)
+print("equal")
+"""
+
+
 @pytest.mark.skipif(INTERPRETED, reason="is about compiled kernels")
-@pytest.mark.parametrize("path", _jit.available_paths())
-def test_with_bounds_checks(path: str) -> None:
-    """The kernels keep within their arrays; NUMBA_BOUNDSCHECK=1 makes Numba check."""
-    code = SMALL + "print(kernels.linear(x, weight).tolist())"
-    environment = {"NUMBA_BOUNDSCHECK": "1", "GPTOSS_REF_KERNELS": path}
+def test_with_bounds_checks() -> None:
+    """The portable forms keep within their arrays; NUMBA_BOUNDSCHECK=1 makes Numba check."""
+    code = LAYERS.replace("TOKENS", "(1, 7)").replace("WIDTH", "96")
+    environment = {"NUMBA_BOUNDSCHECK": "1", "GPTOSS_REF_KERNELS": "plain"}
     cache = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", "")}
-    assert run_python(code, **environment, **cache) == "[[3.0, 3.0]]"
+    assert run_python(code, **environment, **cache) == "equal"
 
 
-def test_paths_agree() -> None:
-    rng = np.random.default_rng(0)
-    x, weight = gaussian(rng, 3, 65), bits(gaussian(rng, 33, 65))
-    results = []
-    for path in _jit.available_paths():
-        with _jit.instructions(path):
-            results.append(kernels.linear(x, weight))
-    for result in results:
-        assert relative_l2(result, results[-1]) <= 1e-6
+@pytest.mark.parametrize("path", [path for path in isa.PATHS if path != "plain"])
+def test_every_path_runs_as_python(path: str) -> None:
+    """Also those whose instructions this CPU lacks: their layouts, lookups and fallbacks."""
+    code = LAYERS.replace("TOKENS", "(1, 5)").replace("WIDTH", "512")
+    environment = {"NUMBA_DISABLE_JIT": "1", "GPTOSS_REF_KERNELS": path}
+    assert run_python(code, **environment) == "equal"
 
 
 @COMPILED_ONLY
@@ -166,7 +189,7 @@ def test_the_bound_of_float_sums_without_avx2() -> None:
     """The plain path has few partial sums there; at the released widths."""
     code = """
 import numpy as np
-from kernel_cases import bits, gaussian, relative_l2
+from tests.support.kernel_cases import bits, gaussian, relative_l2
 from gptoss_ref import kernels, layers
 from gptoss_ref.numerics import FLOAT64
 for inputs in (2880, 4096):

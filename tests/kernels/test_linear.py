@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gptoss_ref import kernels, layers
 from gptoss_ref.errors import CheckpointError, GptOssError
-from gptoss_ref.kernels._jit import instructions
-from gptoss_ref.kernels._product import FEW, PAIRS, TILES, mode_of
+from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
+from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
 from tests.support.kernel_cases import (
@@ -44,7 +44,7 @@ def test_wide_inputs_of_several_tokens_take_another_way(path: str) -> None:
     """What the tests mean by ``WIDE``."""
     if not INTERPRETED:
         with instructions(path):
-            assert mode_of(*WIDE) == {"amx": TILES, "plain": FEW}.get(path, PAIRS)
+            assert method_of(*WIDE) == {"amx": AMX, "plain": FLOAT}.get(path, INT16)
 
 
 @EVERY_PATH

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gptoss_ref import kernels, layers, sampling
 from gptoss_ref.errors import ConfigError, GptOssError
-from gptoss_ref.kernels._jit import instructions
+from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from tests.support.kernel_cases import (
     EVERY_PATH,

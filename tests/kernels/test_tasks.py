@@ -8,9 +8,9 @@ import numba
 import numpy as np
 import pytest
 
-from gptoss_ref.kernels._jit import jit
-from gptoss_ref.kernels._tasks import jit_tasks
-from gptoss_ref.kernels.threads import SMALL, run, team
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.runtime.threads import SMALL, run, team
 from tests.kernels.test_threads import BUSY, run_python
 from tests.support.kernel_cases import COMPILED_ONLY
 
@@ -53,7 +53,7 @@ def test_every_task_is_done_once(tasks: int, work: int) -> None:
 @COMPILED_ONLY
 def test_an_error_on_the_calling_thread_is_raised() -> None:
     code = """
-from gptoss_ref.kernels._tasks import ALONE
+from gptoss_ref.kernels.runtime.tasks import ALONE
 from tests.kernels.test_tasks import kernel
 import numpy as np
 try:

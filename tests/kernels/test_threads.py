@@ -15,8 +15,8 @@ import pytest
 from gptoss_ref import kernels
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import threads as _function  # noqa: F401  (the package's name)
-from gptoss_ref.kernels._jit import instructions
-from gptoss_ref.kernels.threads import available_threads, current_threads, threads
+from gptoss_ref.kernels.runtime.isa import instructions
+from gptoss_ref.kernels.runtime.threads import available_threads, current_threads, threads
 from tests.support.kernel_cases import COMPILED_ONLY, EVERY_PATH, bits, gaussian, random_mxfp4
 
 BUSY = pytest.mark.skipif(available_threads() < 2, reason="needs two cores")
@@ -116,7 +116,7 @@ def test_callers_take_turns_on_the_workqueue_layer() -> None:
     """Numba's workqueue aborts the process when two Python threads are in it."""
     code = """
 import tests.kernels.test_threads as t
-from gptoss_ref.kernels.threads import threading_layer
+from gptoss_ref.kernels.runtime.threads import threading_layer
 t.test_python_threads_may_overlap()
 print(threading_layer())
 """
@@ -149,7 +149,7 @@ def test_a_fork_after_threads_that_others_started(who: str) -> None:
     code = f"""
 import os, numba, numpy as np
 import tests.kernels.test_threads as t
-from gptoss_ref.kernels.doctor import bandwidth
+from gptoss_ref.kernels.runtime.doctor import bandwidth
 @numba.njit(parallel=True)
 def theirs(x):
     for i in numba.prange(x.size):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_ref import kernels, layers
-from gptoss_ref.kernels import _tiles
-from gptoss_ref.kernels._jit import available_paths, instructions
+from gptoss_ref.kernels.matmul import amx as _tiles
+from gptoss_ref.kernels.runtime.isa import available_paths, instructions
 from gptoss_ref.numerics import FLOAT64
 from tests.support.kernel_cases import EXAMPLES, FLOAT_BOUND, bits, gaussian, relative_l2
 

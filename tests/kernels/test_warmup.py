@@ -13,10 +13,10 @@ import pytest
 from gptoss_ref.cli.parser import build_parser
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels._jit import available_paths
-from gptoss_ref.kernels.doctor import LEAST_MEGABYTES, bandwidth, bytes_per_token, doctor
-from gptoss_ref.kernels.threads import available_threads, current_threads
-from gptoss_ref.kernels.warmup import drop_unused
+from gptoss_ref.kernels.runtime.doctor import LEAST_MEGABYTES, bandwidth, bytes_per_token, doctor
+from gptoss_ref.kernels.runtime.isa import available_paths
+from gptoss_ref.kernels.runtime.threads import available_threads, current_threads
+from gptoss_ref.kernels.runtime.warmup import drop_unused
 from tests.kernels.test_threads import run_python, standard_error
 from tests.support.kernel_cases import COMPILED_ONLY
 
@@ -49,7 +49,7 @@ def test_warmup_leaves_nothing_to_compile() -> None:
 import numpy as np
 from numba.core import compiler
 from gptoss_ref import kernels
-from gptoss_ref.kernels.warmup import STEPS, warmup
+from gptoss_ref.kernels.runtime.warmup import STEPS, warmup
 seen = []
 warmup(lambda name, done, steps: seen.append((done, steps)))
 compiler.compile_extra = None  # compiling would now fail
@@ -69,7 +69,7 @@ print(seen == [(i, len(STEPS)) for i in range(len(STEPS) + 1)])
 def test_what_one_thread_compiled_is_not_warm_for_several(tmp_path: Path) -> None:
     """On one core the kernels that start threads are left out."""
     code = """
-from gptoss_ref.kernels import warmup
+from gptoss_ref.kernels.runtime import warmup
 warmup.STEPS = warmup.STEPS[:1]
 warmup.warmup()
 print(warmup.is_warm())
@@ -121,7 +121,7 @@ def test_nothing_is_said_where_nobody_listens(before: str, tmp_path: Path) -> No
 def test_who_shows_progress_says_it_alone(tmp_path: Path) -> None:
     """As the command line does, with a spinner."""
     code = """
-from gptoss_ref.kernels import warmup
+from gptoss_ref.kernels.runtime import warmup
 warmup.STEPS = warmup.STEPS[:1]
 warmup.warmup(lambda *_: None)
 (warmup.cache_folder() / warmup._mark()).unlink()
@@ -133,7 +133,7 @@ warmup.warmup(lambda *_: None)
 @COMPILED_ONLY
 def test_warm_kernels_say_nothing_about_one_of_other_types(tmp_path: Path) -> None:
     code = """
-from gptoss_ref.kernels import warmup
+from gptoss_ref.kernels.runtime import warmup
 import numpy as np
 (warmup.cache_folder() / warmup._mark()).touch()
 warmup.sampling.greedy(np.ones(3))
@@ -206,7 +206,8 @@ def test_a_process_that_uses_a_folder_dates_it_and_warming_drops_the_others(tmp_
     os.utime(old, (0, 0))
     code = """
 import os, time
-from gptoss_ref.kernels import _jit, warmup
+from gptoss_ref.kernels.runtime import jit as _jit
+from gptoss_ref.kernels.runtime import warmup
 folder = warmup.cache_folder()
 os.utime(folder, (0, 0))
 _jit.cache_folder.cache_clear()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import gptoss_ref
 from gptoss_ref.backend import get_backend
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.kernels._jit import instructions
+from gptoss_ref.kernels.runtime.isa import instructions
 from tests.kernels.test_threads import BUSY, run_python
 from tests.support.agreement import relative_l2
 from tests.support.checks_model import LongCase, build_model, check_logits, check_taps, in_chunks
@@ -152,8 +152,8 @@ def test_after_warmup_a_model_needs_no_other_kernel() -> None:
     """
     code = """
 import gptoss_ref as gr
-from gptoss_ref.kernels import _jit
-from gptoss_ref.kernels.warmup import warmup
+from gptoss_ref.kernels.runtime import jit as _jit
+from gptoss_ref.kernels.runtime.warmup import warmup
 warmup()
 def refuse(self, signature, context):
     raise SystemExit(f"{self._function.__name__}{signature} is not warm")
@@ -182,8 +182,8 @@ def test_after_warmup_a_larger_model_needs_no_other_kernel() -> None:
     """One whose products are worth threads."""
     code = """
 import gptoss_ref as gr
-from gptoss_ref.kernels import _jit
-from gptoss_ref.kernels.warmup import warmup
+from gptoss_ref.kernels.runtime import jit as _jit
+from gptoss_ref.kernels.runtime.warmup import warmup
 from tests.model.test_backends import large_model
 warmup()
 def refuse(self, signature, context):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from numba.core import config
 
-from gptoss_ref.kernels._jit import available_paths
+from gptoss_ref.kernels.runtime.isa import available_paths
 from gptoss_ref.weights import MXFP4
 
 INTERPRETED = bool(config.DISABLE_JIT)

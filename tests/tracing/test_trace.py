@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import gptoss_ref as gr
 from gptoss_ref.backend import NUMPY
 from gptoss_ref.errors import TokenError, TraceError
 from gptoss_ref.model import Model
+from gptoss_ref.tracing import trace as trace_module
 from gptoss_ref.tracing.taps import axes, expected_shape, names, select, split
 from gptoss_ref.tracing.trace import Trace, trace
 from tests.support import torch_twin
@@ -36,7 +36,6 @@ from tests.support.strategies import (
     small_config,
 )
 
-TRACE = sys.modules["gptoss_ref.trace"]  # gptoss_ref.trace is the function
 CONFIG = small_config()
 ARRAYS = random_arrays(CONFIG, 3)
 TOKENS = random_tokens(CONFIG, 17, 3)
@@ -185,7 +184,7 @@ def test_the_format_is_named(tmp_path: Path) -> None:
     trace(model(), TOKENS, path=tmp_path / "run.trace")
     with safetensors.safe_open(tmp_path / "run.trace", "np") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "gptoss-trace-1"
+    assert metadata["format"] == "gptoss-trace-2"
     assert json.loads(metadata["tokens"]) == TOKENS
     assert metadata["policy"] == "float32"
     assert metadata["producer"] == f"gptoss_ref {gr.__version__} numpy"
@@ -196,7 +195,7 @@ def test_the_format_is_named(tmp_path: Path) -> None:
 def test_written_in_chunks(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows land in their places, attention weights too; later keys have none."""
     whole = trace(model(policy), TOKENS)
-    monkeypatch.setattr(TRACE, "CHUNK_VALUES", 700)  # 5 tokens at a time
+    monkeypatch.setattr(trace_module, "CHUNK_VALUES", 700)  # 5 tokens at a time
     chunked = trace(model(policy), TOKENS, path=tmp_path / "run.trace")
     bound = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}[policy]
     for name in whole:
@@ -210,7 +209,7 @@ def test_a_long_trace_is_never_whole_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = random_tokens(CONFIG, 400, 0)
-    monkeypatch.setattr(TRACE, "CHUNK_VALUES", 40 * 400 * CONFIG.num_attention_heads)
+    monkeypatch.setattr(trace_module, "CHUNK_VALUES", 40 * 400 * CONFIG.num_attention_heads)
     tracemalloc.start()
     trace(model(), tokens, path=tmp_path / "run.trace")
     _, peak = tracemalloc.get_traced_memory()
@@ -279,7 +278,7 @@ def test_cut_anywhere(tmp_path: Path) -> None:
 def test_not_a_trace(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot be read"):
         Trace.load(tmp_path / "absent")
-    with pytest.raises(TraceError, match="format 'pt', expected 'gptoss-trace-1'"):
+    with pytest.raises(TraceError, match="format 'pt', expected 'gptoss-trace-2'"):
         Trace.load(Path(gr.load("tiny").path or "") / "model.safetensors")
 
 
@@ -299,7 +298,7 @@ def test_not_a_trace(tmp_path: Path) -> None:
 )
 def test_metadata_that_cannot_be(key: str, value: str | None, message: str, tmp_path: Path) -> None:
     kept = trace(model(), TOKENS, taps="embedding")
-    metadata = {"format": "gptoss-trace-1", **kept.metadata, key: value}
+    metadata = {"format": "gptoss-trace-2", **kept.metadata, key: value}
     metadata.pop("dtype", None)
     safetensors.torch.save_file(
         {"embedding": torch.from_numpy(kept["embedding"])},

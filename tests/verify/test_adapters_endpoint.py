@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import gptoss_ref
 from gptoss_ref.errors import EndpointError, GptOssError, TokenError, TraceError
 from gptoss_ref.model import Model
-from gptoss_ref.verify.observe.adapters import observe
+from gptoss_ref.verify.observe.adapters import endpoint, observe
 from gptoss_ref.verify.observe.adapters.completions import Piece, Texts, parse
 from gptoss_ref.verify.observe.adapters.transport import Answer
 from gptoss_ref.verify.observe.observation import LogprobObservation
@@ -388,7 +388,7 @@ def test_garbage_is_understood_or_refused(observing: Any, data: st.DataObject) -
         return Answer(data.draw(st.sampled_from([200, 200, 200, 400])), json.loads(text), text)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(GptOssError):
-        patch.setattr("gptoss_ref.verify.observe.adapters.endpoint.request", request)
+        patch.setattr(endpoint, "request", request)
         observation = observing("http://127.0.0.1:1", [64, 65])
         assert np.isfinite(observation.values).any()
         observation.producer.encode()

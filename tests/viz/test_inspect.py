@@ -181,6 +181,21 @@ def test_one_token_is_a_page(tiny: Any) -> None:
     assert facts["start"] == 0
 
 
+def test_it_opens_where_a_block_lifts_the_right_token_most() -> None:
+    ranks = np.array(
+        [
+            [9, 400, 30, 80],  # after the embedding
+            [0, 300, 2, 80],
+            [0, 5, 0, 1],
+        ]
+    )
+    assert build.most_telling(ranks) == (2, 0)  # log(31/3); token 1 and 3 end behind the first
+    ranks[-1, 3] = 0
+    assert build.most_telling(ranks) == (3, 1)
+    assert build.most_telling(ranks[:, :0]) == (0, 1)
+    assert build.most_telling(np.ones((3, 4), int)) == (4, 1)
+
+
 def test_sparse_keeps_the_largest_of_each_row() -> None:
     rng = np.random.default_rng(3)
     weights = np.tril(rng.dirichlet(np.ones(9), size=(2, 9)))
@@ -259,7 +274,7 @@ def test_the_command_writes_the_page_of_a_chat(tmp_path: Path, capsys: Captured,
     prompt = render_conversation(conversation, tiny.tokenizer)
     reply = [int(token) for token in gr.generate(tiny, prompt, 40)]
     assert facts["tokens"] == said["tokens"] == prompt + reply
-    assert facts["start"] == len(prompt) - 1 == said["prompt_tokens"] - 1
+    assert said["prompt_tokens"] == len(prompt)
     assert facts["model"] == "tiny"
     assert {path.name for path in tmp_path.iterdir()} == {"page.html", "tools.json"}
 

@@ -93,6 +93,19 @@ def share(text: str) -> float:
     return float(text.removesuffix(" %").removeprefix("<")) / 100
 
 
+def test_the_address_holds_what_is_chosen(page: chromium.Browser, case: tuple[Any, Path]) -> None:
+    token, layer, _ = chosen(page)
+    assert page.run("location.hash") == f"#token={token}&layer={layer}"
+    page.click("#layers > :nth-child(4)")
+    assert page.run("location.hash") == f"#token={token}&layer=3"
+    page.run("location.hash = '#token=7&layer=2&head=1'")
+    time.sleep(0.1)
+    assert chosen(page) == (7, 2, 1)
+    page.run("location.hash = '#token=99999&layer=-1&head=x'")  # out of range: what was stays
+    time.sleep(0.1)
+    assert chosen(page) == (7, 2, -1)
+
+
 def test_what_it_says_is_in_the_trace(page: chromium.Browser, case: tuple[Any, Path]) -> None:
     """After a click on a token, on a layer and on a head."""
     trace = case[0]
@@ -369,7 +382,7 @@ def test_many_layers_and_heads_fit_on_a_phone(browser: chromium.Browser, tmp_pat
         20, num_hidden_layers=36, num_attention_heads=64, num_key_value_heads=8, num_experts=128
     )
     path = tmp_path / "deep.html"
-    inspector.write(path, inspector.page(model, tokens))
+    inspector.write(path, inspector.page(model, tokens, token=len(tokens) - 1))
     browser.viewport(360, 740, phone=True)
     browser.open(path)
     assert browser.run("document.documentElement.scrollWidth") == 360

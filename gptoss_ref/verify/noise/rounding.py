@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptoss_ref.errors import TraceError
-from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, Policy
+from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, Policy, format_name
 
 UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Unit roundoff: the largest relative error of one rounding to nearest."""
@@ -32,9 +32,10 @@ def known(rounding: str | None) -> str:
         raise TraceError(
             "the rounding of OTHER cannot be told from its numbers: state it, one of " + expected
         )
-    if rounding not in UNITS:
+    name = format_name(rounding)
+    if name not in UNITS:
         raise TraceError(f"unknown rounding {rounding!r}: expected one of {expected}")
-    return rounding
+    return name
 
 
 class Float16(Policy):

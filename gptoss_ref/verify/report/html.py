@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 
-from gptoss_ref.tracing.taps import split
+from gptoss_ref.tracing.gradients import split
 from gptoss_ref.verify.report.report import WRONG, Report, Row
 from gptoss_ref.verify.report.text import FLIPS_SHOWN, kinds, number, prediction
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from gptoss_ref.tracing.taps import split
+from gptoss_ref.tracing.gradients import split
 from gptoss_ref.verify.report.report import WRONG, Report, Row
 
 Style = Literal["", "bold", "dim", "red", "bold red", "green", "bold green", "yellow"]

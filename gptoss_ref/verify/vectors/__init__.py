@@ -8,6 +8,13 @@ from gptoss_ref.verify.vectors.exercise import (
     load_function,
 )
 from gptoss_ref.verify.vectors.flags import FLAGS, Flag
+from gptoss_ref.verify.vectors.harmony import (
+    HarmonyFinding,
+    HarmonyJudgement,
+    check_harmony,
+    check_harmony_file,
+    harmony_vectors,
+)
 from gptoss_ref.verify.vectors.judge import Finding, Judgement, judge_case
 from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
 from gptoss_ref.verify.vectors.results import check_vectors
@@ -20,14 +27,19 @@ __all__ = [
     "Case",
     "Finding",
     "Flag",
+    "HarmonyFinding",
+    "HarmonyJudgement",
     "Judgement",
     "Operation",
     "all_cases",
     "check_file",
     "check_function",
+    "check_harmony",
+    "check_harmony_file",
     "check_vectors",
     "digest",
     "find_operation",
+    "harmony_vectors",
     "judge_case",
     "load_function",
     "suite_files",

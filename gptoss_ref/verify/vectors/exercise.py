@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,9 +30,10 @@ def check_function(function: Callable[..., Any], operation: str) -> Judgement:
     of the outputs. An exception in it makes the case wrong.
 
     Raises:
-        GptOssError: no operation has that name.
+        GptOssError: no operation has that name, or the function does not take its arguments.
     """
     wanted = find_operation(operation)
+    _check_signature(function, wanted)
     return Judgement(tuple(_try(function, case) for case in cases_of(wanted)))
 
 
@@ -100,11 +102,37 @@ def load_function(place: str) -> Callable[..., Any]:
         raise GptOssError(f"{path}: {_what_happened(error, path)}") from None
     function: Callable[..., Any] | None = getattr(module, name, None)
     if not callable(function):
-        own = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        own = [
+            n
+            for n, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == spec.name and n[0] != "_"
+        ]
         near = difflib.get_close_matches(name, own, 1)
         hint = f" (nearest: {near[0]})" if near else ""
-        raise GptOssError(f"{path}: has no function {name}{hint}")
+        has = f"its functions are {', '.join(own)}" if own else "it defines none"
+        raise GptOssError(f"{path}: has no function {name}{hint}: {has}")
     return function
+
+
+def _check_signature(function: Callable[..., Any], operation: Operation) -> None:
+    """Refuse a function that the operation's arguments do not fit.
+
+    Raises:
+        GptOssError: with its signature and the expected one.
+    """
+    case = cases_of(operation)[0]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one that cannot tell, such as a builtin: the call will
+        return
+    try:
+        signature.bind(*case.inputs.values(), *case.parameters.values())
+    except TypeError as error:
+        name = getattr(function, "__name__", "the function")
+        raise GptOssError(
+            f"{name}{signature} does not take these arguments ({error}): "
+            f"expected {operation.signature}"
+        ) from None
 
 
 def _try(function: Callable[..., Any], case: Case) -> Finding:

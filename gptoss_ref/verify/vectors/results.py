@@ -18,7 +18,7 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.verify.observe.npz import load_npz
 from gptoss_ref.verify.vectors.judge import Judgement, judge_case
 from gptoss_ref.verify.vectors.operations import OPERATIONS
-from gptoss_ref.verify.vectors.suite import cases_of
+from gptoss_ref.verify.vectors.suite import cases_of, suite_arrays
 
 SUFFIXES = (".safetensors", ".npz", ".json")
 
@@ -40,18 +40,23 @@ def check_vectors(folder: str | Path, precision: str = "float32") -> Judgement:
         operation = OPERATIONS[name]
         outputs: dict[str, dict[str, Array]] = defaultdict(dict)
         known = {f"{c.id}/{o}" for c in cases_of(operation) for o in operation.outputs}
-        inputs = {f"{c.id}/{i}" for c in cases_of(operation) for i in c.inputs}
+        ours = suite_arrays(operation)  # a folder that the tool wrote brings inputs, too
         for key, values in _read(path).items():
             if key in known:
                 case, output = key.split("/")
                 outputs[case][output] = values
-            elif key not in inputs:
+            elif key not in ours:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f" (nearest: {near[0]})" if near else ""
                 notes.append(f"{path.name}: no case has an output {key!r}{hint}")
         findings += [judge_case(c, outputs[c.id], precision) for c in cases_of(operation)]
     absent = tuple(name for name in OPERATIONS if name not in given)
     return Judgement(tuple(findings), absent, tuple(notes))
+
+
+def has_results(folder: str | Path) -> bool:
+    """Whether a folder holds numbers of any operation."""
+    return any((Path(folder) / f"{n}{s}").is_file() for n in OPERATIONS for s in SUFFIXES)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -4,6 +4,8 @@
     schema.json                 JSON Schema of the manifest
     README.md                   how to use the suite from any language
     <operation>.safetensors     "<case>/<name>" for every input and every expected output
+    harmony.json                cases of Harmony: render, parse, stream, tokenize
+    harmony.schema.json         JSON Schema of harmony.json
 
 Expected values are computed in float64 and stored as float32, indices as int32, bytes as uint8.
 The files are the same to the byte wherever they are written; :data:`DIGEST` says which.
@@ -26,12 +28,13 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants import CATALOGUE, TIES
 from gptoss_ref.verify.vectors.cases import Case, all_cases
 from gptoss_ref.verify.vectors.flags import FLAGS
+from gptoss_ref.verify.vectors.harmony import harmony_files
 from gptoss_ref.verify.vectors.mistakes import MISTAKES
 from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "733991d2b8591c4b4db0506b6a9e22d7f546c2f5eef74cbd65e9ca3c25af114e"
+DIGEST = "c68dbb7fe4727a1d2710913ce127f2dab52d5e8b1cecf616e78f089b2a6d6518"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
@@ -53,9 +56,10 @@ def suite_files() -> dict[str, bytes]:
     """Name and content of every file of the suite."""
     here = files(__package__)
     contents = {name: (here / name).read_bytes() for name in ("README.md", "schema.json")}
+    contents |= harmony_files()
     contents[MANIFEST] = (json.dumps(manifest(), indent=1, ensure_ascii=False) + "\n").encode()
     for operation in OPERATIONS.values():
-        contents[_file(operation)] = save(_tensors(operation))
+        contents[_file(operation)] = save(suite_arrays(operation))
     return dict(sorted(contents.items()))
 
 
@@ -135,7 +139,7 @@ def _file(operation: Operation) -> str:
     return f"{operation.name}.safetensors"
 
 
-def _tensors(operation: Operation) -> dict[str, Array]:
+def suite_arrays(operation: Operation) -> dict[str, Array]:
     """Everything of one operation by name; other accepted answers are ``<case>/<name>.or1`` …"""
     tensors = {}
     for case in cases_of(operation):

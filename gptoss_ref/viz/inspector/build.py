@@ -56,7 +56,8 @@ def page(
         source: a trace that holds :data:`TAPS`, or tokens (T,), which are computed here without
             keeping whole attention maps.
         name: of the model, for the heading; None: that of its folder.
-        token: the position that is selected at first; None: the last.
+        token: the position that is selected at first; None: the most telling, see
+            :func:`most_telling`. The address of the page (``#token=5&layer=2&head=0``) wins.
 
     Raises:
         GptOssError: the trace lacks taps, is of another configuration or holds NaN; the tokens
@@ -75,6 +76,7 @@ def page(
         producer = f"gptoss_ref {gptoss_ref.__version__} {model.backend.name}"
         policy = model.policy.name
     count = len(tokens)
+    layer = min(1, config.num_hidden_layers - 1)
     if token is not None and not 0 <= token < count:
         raise GptOssError(f"token is {token}: expected a position from 0 to {count - 1}")
     recording = Recording(model, tokens)
@@ -88,6 +90,8 @@ def page(
     else:
         model(tokens, tap=recording)
 
+    if token is None:
+        token, layer = most_telling(recording.arrays["next_ranks"])
     shown = [tokens, *(recording.arrays[key].ravel() for key in ("lens", "final"))]
     facts: dict[str, Any] = {
         "format": "gptoss-inspector-1",
@@ -108,7 +112,8 @@ def page(
             if tokenizer is not None and tokenizer.is_special(number)
         ],
         "messages": messages(tokens.tolist(), tokenizer),
-        "start": count - 1 if token is None else token,
+        "start": token,
+        "startLayer": layer,
     }
     maps = recording.attention
     for keep in KEEP:
@@ -120,6 +125,27 @@ def page(
         if size <= LIMIT:
             return text
     raise too_large(count, size)
+
+
+def most_telling(ranks: Array) -> tuple[int, int]:
+    """The token and the block at which the pass shows most of what it does.
+
+    That is the block which lifts the token that came next most, and to the first place in the end,
+    by the logit lens: from a low rank before it to a high rank after it.
+
+    Args:
+        ranks: (L + 1, T − 1), of the token that came next, from 0; after the embedding and after
+            each block.
+    """
+    layers, count = len(ranks) - 1, ranks.shape[1] + 1
+    if count == 1:
+        return 0, min(1, layers - 1)
+    logs = np.log1p(ranks.astype(np.float64))
+    gains = np.where(ranks[-1] == 0, logs[:-1] - logs[1:], -np.inf)  # (L, T − 1)
+    if not np.isfinite(gains).any():
+        return count - 1, min(1, layers - 1)
+    layer, token = np.unravel_index(gains.argmax(), gains.shape)
+    return int(token), int(layer)
 
 
 def too_large(count: int, size: int) -> GptOssError:

@@ -9,7 +9,23 @@
   const { tokens, texts, layers, heads, windows } = facts;
   const count = tokens.length;
   const MEAN = -1; // the head that stands for the mean of all
-  const state = { token: facts.start, layer: Math.min(1, layers - 1), head: MEAN };
+  const state = { token: facts.start, layer: facts.startLayer, head: MEAN };
+
+  // The address holds what is selected, so that a link leads to it: #token=5&layer=2&head=0.
+  function readAddress() {
+    const given = new URLSearchParams(location.hash.slice(1));
+    for (const [name, low, size] of [["token", 0, count], ["layer", 0, layers], ["head", MEAN, heads]]) {
+      const text = given.get(name) ?? "";
+      const value = Number(text);
+      if (/^-?\d+$/.test(text) && value >= low && value < size) state[name] = value;
+    }
+  }
+
+  function writeAddress() {
+    const { token, layer, head } = state;
+    const hash = `#token=${token}&layer=${layer}` + (head === MEAN ? "" : `&head=${head}`);
+    if (hash !== location.hash) history.replaceState(null, "", hash);
+  }
 
   // --- data ----------------------------------------------------------------------------------
 
@@ -246,6 +262,7 @@
     mark(elements, token, "aria-selected");
     mark(layerButtons, layer, "aria-checked");
     mark(headRows, head + 1, "aria-checked");
+    writeAddress();
     byId("back").disabled = token === 0;
     byId("on").disabled = token === count - 1;
     fill("status", `Token ${token} of ${count - 1}: `, make("b", { class: "text" }, visible(tokens[token])));
@@ -450,9 +467,16 @@
     });
   }
   for (const element of document.querySelectorAll("#prompt, main, footer")) element.hidden = false;
+  readAddress();
   draw();
   elements[state.token].scrollIntoView({ block: "center" });
   window.scrollTo(0, 0);
+  window.addEventListener("hashchange", () => {
+    state.head = MEAN;
+    readAddress();
+    draw();
+    elements[state.token].scrollIntoView({ block: "nearest" });
+  });
   document.documentElement.dataset.ready = "yes";
 })().catch((error) => {
   const failed = document.getElementById("failed");

@@ -15,7 +15,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array, bfloat16_to_float
 from gptoss_ref.tracing import taps
-from gptoss_ref.tracing.file import FORMAT
+from gptoss_ref.tracing.file import READABLE
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters.layouts import axis_sizes, check_form, fits, to_tap
 from gptoss_ref.verify.observe.adapters.names import Meaning, lookup, meanings
@@ -114,7 +114,7 @@ def read(
         raise TraceError(f"{path}: expected a trace, an .npz or a .safetensors file")
     else:
         arrays, metadata = _read_safetensors(path)
-        if metadata.get("format") == FORMAT:
+        if metadata.get("format") in READABLE:
             return Trace.load(path)
     given = None if tokens is None else prompt_ids(tokens)
     own = next((prompt_ids(arrays.pop(name), path) for name in TOKENS if name in arrays), None)

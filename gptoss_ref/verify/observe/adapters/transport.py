@@ -55,6 +55,14 @@ def request(
         EndpointError: no connection, no whole answer in time, an answer that is too large, or a
             success whose body is not JSON.
     """
+    status, content = fetch(url, body, timeout=timeout, api_key=api_key)
+    return _judged(url, status, content)
+
+
+def fetch(
+    url: str, body: Any = None, *, timeout: float = 60.0, api_key: str | None = None
+) -> tuple[int, bytes]:
+    """Status and content of an answer of any kind; arguments and errors as for :func:`request`."""
     parts = address(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise EndpointError(f"{url}: expected an address such as http://127.0.0.1:8000/v1")
@@ -104,7 +112,7 @@ def request(
         if alarm is not None:
             alarm.cancel()
         connection.close()
-    return _judged(url, response.status, content)
+    return response.status, content
 
 
 def address(url: str) -> SplitResult:

@@ -1,0 +1,93 @@
+"""How the command line explains itself: examples, defaults, and the nearest name after a typo."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+
+EXAMPLES = {
+    "chat": (
+        'gptoss-ref chat "What is 27 + 58?" --reasoning high',
+        "gptoss-ref chat --model ~/gpt-oss-20b --tools tools.json",
+    ),
+    "generate": (
+        'gptoss-ref generate "The capital of France is" --max-tokens 8',
+        'gptoss-ref generate "Once" --temperature 1 --top-p 0.9 --seed 7 --json',
+    ),
+    "info": ("gptoss-ref info 20b", "gptoss-ref info ~/gpt-oss-20b --json"),
+    "convert": (
+        "gptoss-ref convert tiny tiny-bfloat16 --experts bfloat16",
+        "gptoss-ref convert ~/gpt-oss-20b/original 20b-hf --layout hf",
+    ),
+    "selfcheck": (
+        "gptoss-ref selfcheck ~/gpt-oss-20b",
+        "gptoss-ref selfcheck openai/gpt-oss-20b --policy bfloat16 --json",
+    ),
+    "vectors": (
+        "gptoss-ref vectors suite",
+        "gptoss-ref vectors --check my-results --precision bfloat16",
+    ),
+    "check": ("gptoss-ref check", "gptoss-ref check mine.py:swiglu swiglu"),
+    "warmup": ("gptoss-ref warmup", "gptoss-ref warmup --json"),
+    "doctor": ("gptoss-ref doctor", "gptoss-ref doctor --megabytes 4096 --json"),
+    "trace": (
+        'gptoss-ref trace tiny --prompt "What is 27 + 58?" -o ours.trace --policy float64',
+        "gptoss-ref trace tiny --tokens 17,4,250 --taps 'block.0.*' -o block0.trace",
+    ),
+    "compare": (
+        "gptoss-ref compare ours.trace theirs.npz --model tiny",
+        "gptoss-ref compare ours.trace theirs.safetensors --rounding bfloat16 --html report.html",
+    ),
+    "diagnose": (
+        "gptoss-ref diagnose tiny theirs.npz --tokens 17,4,250",
+        'gptoss-ref diagnose tiny --endpoint http://localhost:8080 --prompt "What is 27 + 58?"',
+    ),
+    "inspect": (
+        'gptoss-ref inspect tiny "What is 27 + 58?" -o page.html',
+        'gptoss-ref inspect tiny "What is 27 + 58?" --reasoning high --generate 64 -o page.html',
+    ),
+    "train": (
+        "gptoss-ref train tiny data.jsonl -o adapter --steps 200 --held-out test.jsonl",
+        "gptoss-ref train tiny data.jsonl -o adapter --steps 200 --resume",
+    ),
+}
+"""Two command lines of each command, shown by its ``--help``."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of each option that has one, unless its help already speaks of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        shown = action.default not in (None, "", argparse.SUPPRESS) and not isinstance(
+            action.default, bool
+        )
+        if shown and action.nargs != 0 and "default" not in text:
+            text += " (default: %(default)s)"
+        return text
+
+
+def examples(command: str) -> str | None:
+    """The epilog of a command's help."""
+    lines = EXAMPLES.get(command)
+    return lines and "\n".join(["examples:", *(f"  {line}" for line in lines)])
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """``: did you mean …?``, or nothing if no word is near."""
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def plainer(message: str) -> str:
+    """argparse's message about a choice that there is not, with the nearest one."""
+    found = re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    argument, given, listed = found.groups()
+    choices = [choice.strip("' ") for choice in listed.split(",")]
+    kind = "command" if argument == "COMMAND" else argument
+    hint = nearest(given, choices) or f": expected one of {', '.join(choices)}"
+    return f"unknown {kind} {given!r}{hint}"

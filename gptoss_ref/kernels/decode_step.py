@@ -1,0 +1,271 @@
+"""A whole block for one token, as in decoding: attention, experts and both residuals in one kernel.
+
+It is the kernels of the layers one after the other, and gives what they give to the last bit. What
+it saves is what Python does between them: tens of megabytes of weights pass through the caches
+while a layer computes, so that Python's own memory has left them when it is next needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from gptoss_ref.kernels.attention import chunks_of, reach
+from gptoss_ref.kernels.expert_tasks import FINE, mixture
+from gptoss_ref.kernels.experts import refuse_chosen
+from gptoss_ref.kernels.flash.flash_decode import flash_decode
+from gptoss_ref.kernels.matmul.gemm import ROWS_PER_TASK, add_all, gemv
+from gptoss_ref.kernels.matmul.gemv import gemv_rows
+from gptoss_ref.kernels.matmul.mxfp4_block import ROWS, Stored
+from gptoss_ref.kernels.matmul.mxfp4_methods import method_of, stored_of
+from gptoss_ref.kernels.rmsnorm import normalised
+from gptoss_ref.kernels.rope import turned
+from gptoss_ref.kernels.router import choose
+from gptoss_ref.kernels.runtime.arrays import weight_of
+from gptoss_ref.kernels.runtime.buffers import floats, integers
+from gptoss_ref.kernels.runtime.isa import current_path, path_name
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.tasks import ALONE, Team, address_of, by_address, jit_tasks
+from gptoss_ref.kernels.runtime.threads import SMALL, team
+from gptoss_ref.numerics import Array
+from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
+
+
+class Layer(Protocol):
+    """What earlier tokens have left in one block (``cache.LayerCache``)."""
+
+    window: int | None
+
+    def reserved(self, length: int, count: int) -> tuple[Any, Array, Array, int]:
+        """Room for ``count`` positions after the ``length`` that are stored.
+
+        Returns:
+            the layer that has it; keys and values that can be seen from there, those of the new
+            positions last, and unset; the position of the first.
+        """
+
+
+Blocks = Callable[[Array, Array, Array, int, list[Any]], None]
+"""Takes x (1, D), which becomes the result; cosines and sines (1, C/2); the token's position; and
+the layers of the cache, which become those that hold the token too."""
+
+
+def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
+    """All blocks for one token, of a model of that ``ModelConfig``.
+
+    None if some weights are not stored as the released ones are: those are contiguous
+    bfloat16, and contiguous MXFP4 for the experts.
+    """
+    if weights.embedding.shape[1:] != (config.hidden_size,):
+        return None
+    prepared = [_prepared(config, block) for block in weights.blocks]
+    inner, active = config.intermediate_size, config.experts_per_token
+    tasks, work = -(-2 * inner // ROWS), 3 * active * config.hidden_size * inner
+    constants = (
+        np.float32(config.rms_norm_eps),
+        np.float32(1 / math.sqrt(config.head_dim)),
+        np.float32(config.swiglu_alpha),
+        np.float32(config.swiglu_limit),
+    )
+
+    addresses: dict[str, tuple[int, int, int]] = {}
+
+    def blocks(x: Array, cos: Array, sin: Array, position: int, layers: list[Any]) -> None:
+        path, chosen, state = current_path(), np.empty(active, np.int64), np.zeros(1, np.int64)
+        if path_name() not in addresses:
+            addresses[path_name()] = _addresses(config, prepared[0])
+        kernels = addresses[path_name()]
+        first = (path, method_of(1, 0), kernels, x.reshape(-1), chosen, state)
+        common = (*first, *constants, cos, sin)
+        # what Python does comes first, before the weights sweep the caches
+        calls: list[list[Any]] = []
+        for n, arguments in enumerate(prepared):
+            assert arguments is not None
+            layers[n], keys, values, origin = layers[n].reserved(position, 1)
+            where = (keys, values, origin, reach(layers[n].window), *chunks_of(len(keys)))
+            calls.append([*common, *where, *arguments, tasks])
+        with team(tasks, work) as of:
+            for n, call in enumerate(calls):
+                _block(*(*call, of))
+                if state[0] != FINE:
+                    mlp = weights.blocks[n].mlp
+                    refuse_chosen(chosen, mlp.mlp1_weight, mlp.mlp2_weight)
+                    raise AssertionError(f"block {n}: the experts end with state {state[0]}")
+
+    return None if None in prepared else blocks
+
+
+def _prepared(config: Any, block: BlockWeights) -> tuple[Any, ...] | None:
+    """The weights of a block as :func:`_block` takes them, or None."""
+    attn, mlp = block.attn, block.mlp
+    D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
+    H, KC = config.num_attention_heads, config.num_key_value_heads * config.head_dim
+    HC = H * config.head_dim
+    first, second = (_blocks(mlp.mlp1_weight, (E, 2 * F, D)), _blocks(mlp.mlp2_weight, (E, D, F)))
+    if first is None or second is None or config.experts_per_token > E:
+        return None
+    bits = (
+        *(_bits(attn.norm_scale, D), _bits(attn.q_weight, HC, D), _bits(attn.q_bias, HC)),
+        *(_bits(attn.k_weight, KC, D), _bits(attn.k_bias, KC)),
+        *(_bits(attn.v_weight, KC, D), _bits(attn.v_bias, KC), _bits(attn.sinks, H)),
+        *(_bits(attn.out_weight, D, HC), _bits(attn.out_bias, D)),
+        *(_bits(mlp.norm_scale, D), _bits(mlp.gate_weight, E, D), _bits(mlp.gate_bias, E)),
+    )
+    biases = (_bits(mlp.mlp1_bias, E, 2 * F), _bits(mlp.mlp2_bias, E, D))
+    if any(array is None for array in (*bits, *biases)):
+        return None
+    flat = tuple(array.reshape(-1) for array in bits if array is not None)
+    return (*flat, *first, biases[0], *second, biases[1])
+
+
+def _bits(weight: Matrix, *shape: int) -> Array | None:
+    """A weight of that shape, if it is contiguous bfloat16."""
+    if not isinstance(weight, np.ndarray) or weight.shape != shape:  # another kind, or no bias
+        return None
+    stored = weight_of(weight)
+    return None if stored is None or stored.dtype != np.uint16 else stored
+
+
+def _blocks(weight: ExpertMatrix, shape: tuple[int, ...]) -> Stored | None:
+    """A matrix of that shape, if it is contiguous MXFP4."""
+    return stored_of(weight) if isinstance(weight, MXFP4) and weight.shape == shape else None
+
+
+def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
+    """Of :func:`gemv`, :func:`flash_decode` and :func:`mixture`, for arguments as below."""
+    path, one = current_path(), np.ones(1, np.float32)
+    heads, scalar, positions = np.ones((1, 1, 1), np.float32), np.float32(1), np.ones(1, np.int64)
+    weight, sinks, experts = block[1], block[7], block[-8:]
+    return (
+        address_of(gemv, one, weight, weight, one, 1, ALONE),
+        address_of(
+            flash_decode,
+            *(path, heads, heads, heads, sinks, positions, positions, 1, scalar, 1, one, 1, ALONE),
+        ),
+        address_of(
+            mixture,
+            *(path, method_of(1, 0), heads[0], positions, one, *experts, scalar, scalar),
+            *(heads[0], heads[0], positions, 1, ALONE),
+        ),
+    )
+
+
+_gemv, _flash_decode, _mixture = by_address(gemv), by_address(flash_decode), by_address(mixture)
+
+
+@jit_inner
+def _sized(team: Any, multiply_adds: int) -> Team:
+    """The team, if that much work is worth it."""
+    return team if multiply_adds > SMALL else ALONE
+
+
+@jit
+def _block(
+    path: Any,
+    method: Any,
+    kernels: Any,
+    x: Any,
+    chosen: Any,
+    state: Any,
+    eps: Any,
+    scale: Any,
+    alpha: Any,
+    limit: Any,
+    cos: Any,
+    sin: Any,
+    keys: Any,
+    values: Any,
+    first: int,
+    window: int,
+    size: int,
+    chunks: int,
+    norm_scale: Any,
+    q_weight: Any,
+    q_bias: Any,
+    k_weight: Any,
+    k_bias: Any,
+    v_weight: Any,
+    v_bias: Any,
+    sinks: Any,
+    out_weight: Any,
+    out_bias: Any,
+    mlp_norm_scale: Any,
+    gate_weight: Any,
+    gate_bias: Any,
+    blocks: Any,
+    scales: Any,
+    scale_255: int,
+    bias: Any,
+    blocks_2: Any,
+    scales_2: Any,
+    scale_255_2: int,
+    bias_2: Any,
+    tasks: int,
+    team: Any,
+) -> None:
+    """``tasks``: of the experts' first matrices. Keys and values of the token go to the last row.
+
+    Plain arguments, because tuples of arrays are slow to pass from Python.
+    """
+    gemv_at, flash_at, mixture_at = kernels
+    width, kv_heads, channels = x.size, keys.shape[1], keys.shape[2]
+    norm, out, last = floats(width), floats(width), len(keys) - 1
+    q, k = floats(q_bias.size), floats(k_bias.size)
+
+    normalised(x, norm_scale, eps, norm)
+    work = (q.size + 2 * k.size) * width
+    _projections(
+        norm, q_weight, q_bias, q, k_weight, k_bias, k, v_weight, v_bias, values[last].reshape(-1),
+        (q.size + 2 * k.size + ROWS_PER_TASK - 1) // ROWS_PER_TASK, _sized(team, work),
+    )  # fmt: skip
+    query = floats(q.size).reshape(1, sinks.size, channels)
+    turned(q.reshape(query.shape), cos, sin, query)
+    turned(k.reshape(1, kv_heads, channels), cos, sin, keys[last:])
+    positions = integers(len(keys))
+    for j in range(positions.size):
+        positions[j] = first + j
+    work = 2 * q.size * min(len(keys), window + 1)
+    _flash_decode(
+        flash_at, path, query, keys, values, sinks, positions[last:], positions, window, scale,
+        size, q, chunks, _sized(team, work),
+    )  # fmt: skip
+    tasks_out = (width + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    _gemv(gemv_at, q, out_weight, out_bias, out, tasks_out, _sized(team, width * q.size))
+    add_all(out, x)
+
+    normalised(x, mlp_norm_scale, eps, norm)
+    logits, weights = floats(gate_bias.size), floats(chosen.size)
+    gemv_rows(norm, gate_weight, gate_bias, logits, 0, logits.size)
+    choose(logits.reshape(1, -1), chosen.reshape(1, -1), weights.reshape(1, -1))
+    nothing = norm[:0].reshape(0, 0)
+    _mixture(
+        mixture_at, path, method, norm.reshape(1, width), chosen, weights, blocks, scales,
+        scale_255, bias, blocks_2, scales_2, scale_255_2, bias_2, alpha, limit, nothing,
+        out.reshape(1, width), state, tasks, team,
+    )  # fmt: skip
+    add_all(out, x)
+
+
+@jit_tasks
+def _projections(
+    x: Any,
+    q_weight: Any,
+    q_bias: Any,
+    q: Any,
+    k_weight: Any,
+    k_bias: Any,
+    k: Any,
+    v_weight: Any,
+    v_bias: Any,
+    v: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Queries, keys and values of one token: rows numbered through, so threads start once."""
+    first, last = start * ROWS_PER_TASK, stop * ROWS_PER_TASK
+    gemv_rows(x, q_weight, q_bias, q, first, last)
+    gemv_rows(x, k_weight, k_bias, k, first - q.size, last - q.size)
+    gemv_rows(x, v_weight, v_bias, v, first - q.size - k.size, last - q.size - k.size)

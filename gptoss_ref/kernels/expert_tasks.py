@@ -1,0 +1,165 @@
+"""A pass of tokens through MXFP4 experts; see ``experts.py`` for what its two sets of tasks are."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptoss_ref.kernels.expert_plan import Plan, plan_of
+from gptoss_ref.kernels.matmul.amx import ROWS as TILE
+from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
+from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored
+from gptoss_ref.kernels.matmul.mxfp4_methods import (
+    multiply,
+    new,
+    prepare,
+    quantise,
+    settle,
+    sums_of,
+    workspace,
+)
+from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.swiglu import activated
+
+FINE, BAD_INDEX, REFUSED = 0, 1, 2
+"""How a pass ends: indices that are refused, or a scale byte 255 that is an error."""
+
+
+class _Call(NamedTuple):
+    """What a pass is given, and writes."""
+
+    weights: Any  # (T·A,), by slot
+    biases: Any  # of the first matrices, flat, and of the second
+    alpha: Any
+    limit: Any
+    shown: Any  # (T·A, 2F + F + D): gate and up, activation, answer, by slot; or nothing
+    out: Any  # (T, D)
+    state: Any  # int64 (1,): FINE, …
+
+
+@jit
+def mixture(
+    path: Any,
+    method: Any,
+    x: Any,
+    chosen: Any,
+    weights: Any,
+    blocks: Any,
+    scales: Any,
+    scale_255: int,
+    bias: Any,
+    blocks_2: Any,
+    scales_2: Any,
+    scale_255_2: int,
+    bias_2: Any,
+    alpha: Any,
+    limit: Any,
+    shown: Any,
+    out: Any,
+    state: Any,
+    tasks: int,
+    team: Any,
+) -> None:
+    """Tokens x (T, D) through their experts ``chosen`` (T·A,), into ``out`` (T, D).
+
+    Args:
+        bias: (E, 2F); ``bias_2``: (E, D).
+        shown: see :class:`_Call`; (0, 0) if nobody looks.
+        state: becomes how it ended.
+        tasks: of the first matrices; of the second there are those of D rows.
+    """
+    (tokens, width), count, inner = x.shape, bias.shape[0], bias.shape[1] // 2
+    biases = (bias.reshape(-1), bias_2.reshape(-1))
+    call = _Call(weights, biases, alpha, limit, shown, out, state)
+    plan = plan_of(chosen, chosen.size // tokens, count)
+    state[0] = FINE if plan.active.size else BAD_INDEX
+    tiles = plan.tile_tokens.size // TILE
+    given = prepare(path, method, x.reshape(-1), tokens, tiles)
+    hidden = new(path, method, floats(chosen.size * inner), chosen.size, tiles)
+    settle(path, given, plan.tile_tokens, team)
+    first, second = Stored(blocks, scales, scale_255), Stored(blocks_2, scales_2, scale_255_2)
+    _tasks(path, False, call, plan, first, given, plan.tokens, hidden, tasks, team)
+    settle(path, hidden, plan.tile_positions, team)
+    tasks = (width + ROWS - 1) // ROWS
+    _tasks(path, True, call, plan, second, hidden, plan.positions, hidden, tasks, team)
+
+
+@jit_tasks
+def _tasks(
+    path: Any,
+    last: bool,
+    call: _Call,
+    plan: Plan,
+    stored: Stored,
+    inputs: Any,
+    of: Any,
+    hidden: Any,
+    start: int,
+    stop: int,
+) -> None:
+    """Tasks ``start`` … ``stop`` − 1 of the first or the ``last`` matrices.
+
+    One function for both, so that the products are compiled once.
+    """
+    biases = call.biases[1] if last else call.biases[0]
+    count = plan.starts.size - 1
+    outputs = biases.size // count
+    inner = hidden.x.size // plan.order.size
+    groups = (inner if last else call.out.shape[1]) // BLOCK
+    sums, scratch = sums_of(plan.order.size), workspace(inputs, plan.order.size, groups)
+    bias = floats(ROWS)
+    begin, end = start * ROWS, min(stop * ROWS, outputs)
+    if last:
+        for t in range(call.out.shape[0]):
+            fill(call.out[t, begin:end], np.float32(0.0))
+    for e in plan.active:
+        at, tokens = plan.starts[e], plan.starts[e + 1] - plan.starts[e]
+        for row in range(begin, end, ROWS):
+            rows, number = min(ROWS, outputs - row), e * outputs + row
+            if not multiply(
+                path, stored, number * groups, rows, groups, inputs, of, at, plan.tiles[e], tokens,
+                sums, scratch,
+            ):  # fmt: skip
+                call.state[0] = REFUSED
+                return
+            widen_all(biases[number : number + rows], bias[:rows])
+            for m in range(tokens):
+                total = sums[m * ROWS : m * ROWS + rows]
+                add_all(bias[:rows], total)
+                if last:
+                    _answer(call, plan.order[at + m], row, total)
+                else:
+                    _activate(path, call, plan.order[at + m], row, total, hidden, at + m)
+
+
+@jit_inner
+def _activate(
+    path: Any, call: _Call, slot: int, row: int, gate_up: Any, hidden: Any, position: int
+) -> None:
+    """Gate and up from ``row`` on: the activations that are one block of the second input."""
+    inner, column = hidden.x.size // call.weights.size, row // 2
+    doubled = 2 * inner
+    to = position * inner + column
+    block = hidden.x[to : to + BLOCK]
+    for j in range(BLOCK):
+        block[j] = activated(gate_up[2 * j], gate_up[2 * j + 1], call.alpha, call.limit)
+    if call.shown.size:
+        copy(gate_up, call.shown[slot, row : row + ROWS])
+        copy(block, call.shown[slot, doubled + column : doubled + column + BLOCK])
+    quantise(path, hidden, position, column // BLOCK, inner // BLOCK)
+
+
+@jit_inner
+def _answer(call: _Call, slot: int, row: int, answer: Any) -> None:
+    """An expert's answer from ``row`` on, times its weight, onto the token's result."""
+    tokens, width = call.out.shape
+    if call.shown.size:
+        column = call.shown.shape[1] - width + row
+        copy(answer, call.shown[slot, column : column + answer.size])
+    token, weight = slot // (call.weights.size // tokens), call.weights[slot]
+    result = call.out[token, row : row + answer.size]
+    for r in range(answer.size):
+        result[r] += weight * answer[r]

@@ -1,0 +1,243 @@
+"""Flash attention: keys and values a block at a time, with an online softmax.
+
+Rows are queries times the G heads that share a key/value head, so that each key and value is read
+once for all of them. For a block of keys, ``flash_step``:
+
+1. packs the keys as panels, and the register tile gives all scores of the block;
+2. scores that a query may not see become −∞ (not where positions show that all are visible; keys at
+   the block's ends that no query sees are left out, so a windowed layer touches its window only);
+3. online softmax: with m the largest score so far, l and acc are scaled by e^(m − m');
+4. the register tile again, the values being the panel as they lie, adds weights times values.
+
+``flash_prefill`` goes over the blocks for many queries: a task is one key/value head and some
+queries; the sink is the first score, with no value: m, l and acc begin as the sink, 1 and 0. For
+one query see ``flash_decode.py``.
+
+Accumulators: float32. The exponential is the kernels' own (2e-7). L2 error to float64 below 2e-6 of
+Σ weight · |value|, times the queries' size where it is above 1: scores are rounded to float32, and
+their rounding reaches the exponent, as in the layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptoss_ref.kernels.flash.online_softmax import MASKED, online_softmax
+from gptoss_ref.kernels.matmul.register_tile import WIDEST, pack, panel_width, tile
+from gptoss_ref.kernels.runtime.buffers import copy, fill, floats, integers
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.scalar import widen
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+
+KEYS = 64
+"""Keys of a block; a multiple of every panel's width."""
+
+
+class Keys(NamedTuple):
+    """Keys and values, and who may see them."""
+
+    k: Any  # float32, flat, (S, K, C); so are the values
+    v: Any
+    heads: Any  # K
+    channels: Any  # C
+    q_positions: Any
+    k_positions: Any
+    lowest: Any  # least position of each block of keys
+    highest: Any  # and greatest
+    window: Any
+
+
+@jit_inner
+def keys_of(k: Any, v: Any, q_positions: Any, k_positions: Any, window: int) -> Keys:
+    """Of keys and values (S, K, C)."""
+    blocks, size = (k_positions.size + KEYS - 1) // KEYS, k_positions.size
+    lowest, highest = integers(blocks), integers(blocks)
+    for b in range(blocks):
+        low = high = k_positions[b * KEYS]
+        for j in range(b * KEYS, min((b + 1) * KEYS, size)):
+            low, high = min(low, k_positions[j]), max(high, k_positions[j])
+        lowest[b], highest[b] = low, high
+    flat = (k.reshape(-1), v.reshape(-1))
+    where = (q_positions, k_positions, lowest, highest, window)
+    return Keys(flat[0], flat[1], k.shape[1], k.shape[2], *where)
+
+
+@jit_inner
+def visible(
+    k_positions: Any, b: int, low: int, high: int, earliest: int, latest: int, window: int
+) -> tuple[int, int]:
+    """First key of block ``b`` and number of keys, less those at its ends that no query sees.
+
+    ``low`` … ``high`` are the positions of its keys, ``earliest`` … ``latest`` of the queries.
+    """
+    at, end = b * KEYS, min((b + 1) * KEYS, k_positions.size)
+    if low > latest or earliest - high >= window:
+        return at, 0
+    while k_positions[end - 1] > latest:
+        end -= 1
+    while earliest - k_positions[at] >= window:
+        at += 1
+    return at, end - at
+
+
+class State(NamedTuple):
+    """Of rows of queries: largest score, sum of weights, weighted sum of values; and scratch."""
+
+    m: Any
+    l: Any
+    acc: Any  # rows of ``padded`` floats
+    scores: Any  # rows of KEYS
+    panel: Any
+    values: Any  # a block's values side by side; empty, they are used where they lie
+
+
+@jit_inner
+def flash_step(
+    path: Any,
+    scaled: Any,
+    keys: Keys,
+    first: int,
+    count: int,
+    group: int,
+    head: int,
+    at: int,
+    n: int,
+    hidden: bool,
+    ahead: int,
+    padded: int,
+    state: State,
+    row_at: int,
+) -> None:
+    """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of ``count`` queries of key/value ``head``.
+
+    Args:
+        scaled: the rows t · G + g over √C; query t is number first + t.
+        hidden: some of the keys may not be seen by some query.
+        ahead: how many elements further the cache lines of the next block lie.
+        padded: length of a row of ``state.acc``.
+        row_at: the first row of ``state``.
+    """
+    rows, width = count * group, panel_width(path)
+    channels, stride = keys.channels, keys.heads * keys.channels  # from one key to the next
+    base = at * stride + head * channels
+    for l in range(0, n, width):
+        some = min(width, n - l)
+        pack(path, keys.k, base + l * stride, stride, some, channels, ahead, state.panel)
+        tile(
+            path, rows, scaled, 0, channels, state.panel, 0, width, channels, 0,
+            state.scores, l, KEYS, False,
+        )  # fmt: skip
+    if hidden:
+        _hide(state.scores, keys, first, count, group, at, n)
+    online_softmax(state.scores, KEYS, rows, n, state.m, state.l, state.acc, padded, row_at)
+    values, v_at, v_stride = keys.v, base, stride
+    if state.values.size:
+        for j in range(n):
+            to = j * padded
+            copy(keys.v[base + j * stride : base + j * stride + channels],
+                 state.values[to : to + channels])  # fmt: skip
+        values, v_at, v_stride, ahead = state.values, 0, padded, 0
+    for c in range(0, padded, width):
+        tile(
+            path, rows, state.scores, 0, KEYS, values, v_at + c, v_stride, n, ahead,
+            state.acc, row_at * padded + c, padded, True,
+        )  # fmt: skip
+
+
+@jit_inner
+def _hide(scores: Any, keys: Keys, first: int, count: int, group: int, at: int, n: int) -> None:
+    """Scores that a query may not see become −∞."""
+    positions = keys.k_positions[at : at + n]
+    for t in range(count):
+        p, window = keys.q_positions[first + t], keys.window
+        for g in range(group):
+            row = scores[(t * group + g) * KEYS : (t * group + g) * KEYS + n]
+            for j in range(n):
+                seen = positions[j] <= p and p - positions[j] < window
+                row[j] = row[j] if seen else MASKED
+
+
+@jit
+def flash_prefill(
+    path: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    sinks: Any,
+    q_positions: Any,
+    k_positions: Any,
+    window: int,
+    per_task: int,
+    scale: Any,
+    out: Any,
+    tasks: int,
+    team: Any,
+) -> None:
+    """Many queries; task n is queries n // K · ``per_task`` … of key/value head n % K."""
+    keys = keys_of(k, v, q_positions, k_positions, window)
+    _prefill_tasks(path, q, keys, sinks, per_task, scale, out, tasks, team)
+
+
+@jit_tasks
+def _prefill_tasks(
+    path: Any,
+    q: Any,
+    keys: Keys,
+    sinks: Any,
+    per_task: int,
+    scale: Any,
+    out: Any,
+    start: int,
+    stop: int,
+) -> None:
+    queries, heads, channels = q.shape
+    group, width = heads // keys.heads, panel_width(path)
+    padded = (channels + WIDEST - 1) // WIDEST * WIDEST  # channels of a row, whole panels
+    most, q_positions = per_task * group, keys.q_positions
+    none: Any = np.int64(0)  # a literal would have ``flash_step`` compiled for its own type
+    scaled = floats(most * channels)
+    state = State(
+        floats(most), floats(most), floats(most * padded), floats(most * KEYS),
+        floats(channels * width), floats(KEYS * padded),
+    )  # fmt: skip
+    fill(state.values, np.float32(0.0))
+    for task in range(start, stop):
+        head, first = task % keys.heads, task // keys.heads * per_task
+        count = min(per_task, queries - first)
+        earliest = latest = q_positions[first]
+        for t in range(count):
+            earliest = min(earliest, q_positions[first + t])
+            latest = max(latest, q_positions[first + t])
+            for g in range(group):
+                row, h = t * group + g, head * group + g
+                state.m[row] = widen(sinks[h])
+                state.l[row] = np.float32(1.0 if state.m[row] < np.inf else np.nan)
+                _scaled(q[first + t, h], scale, scaled[row * channels : (row + 1) * channels])
+        fill(state.acc[: count * group * padded], np.float32(0.0))
+        for b in range(keys.lowest.size):
+            low, high = keys.lowest[b], keys.highest[b]
+            at, n = visible(keys.k_positions, b, low, high, earliest, latest, keys.window)
+            if n:
+                hidden = high > earliest or latest - low >= keys.window
+                flash_step(
+                    path, scaled, keys, first, count, group, head, at, n, hidden, none, padded,
+                    state, none,
+                )  # fmt: skip
+        for row in range(count * group):
+            t, h = first + row // group, head * group + row % group
+            to = out[t, h * channels : (h + 1) * channels]
+            _divided(state.acc[row * padded : row * padded + channels], state.l[row], to)
+
+
+@jit_inner
+def _scaled(x: Any, factor: Any, out: Any) -> None:
+    for i in range(out.size):
+        out[i] = x[i] * factor
+
+
+@jit_inner
+def _divided(x: Any, by: Any, out: Any) -> None:
+    for i in range(out.size):
+        out[i] = x[i] / by

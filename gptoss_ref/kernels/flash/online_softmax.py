@@ -1,0 +1,189 @@
+"""Online softmax: a block's scores become weights, and earlier sums are brought to their scale.
+
+For each row of scores there are m, the largest so far, l, the sum of weights e^(score − m), and
+acc, the sum of weights times values (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv
+2205.14135).
+
+Written as vectors of 16 lanes without an instruction of any one CPU, which LLVM splits into what
+there is; the Python function is what runs under ``NUMBA_DISABLE_JIT=1``. As loops over slices that
+LLVM vectorises it took 2.2 times as long with AVX-512 and 1.8 with AVX2: a maximum of floats that
+passes over NaN is not vectorised, and one of ordered integers costs four operations.
+
+e^x is 2^n · e^r with |r| ≤ ln 2 / 2, within 2e-7 relative. No score is above the largest, so x ≤ 0:
+below −87.3 a weight is 0, and nothing overflows. NaN, and ∞ − ∞, give NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic, overload
+
+from gptoss_ref.kernels.runtime import llvm_ir as vec
+from gptoss_ref.kernels.runtime.jit import LEAF
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i32, index
+from gptoss_ref.kernels.runtime.scalar import EXP_COEFFICIENTS, exp
+
+LANES = 16
+MASKED = np.float32(-np.inf)
+
+_LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
+_MAGIC = 12582912.0
+"""1.5 · 2²³: adding it rounds to an integer, held in the low bits."""
+_SMALLEST = -87.33654
+
+
+def online_softmax(
+    scores: Any,
+    stride: int,
+    rows: int,
+    n: int,
+    m: Any,
+    l: Any,
+    acc: Any,
+    width: int,
+    row_at: int,
+) -> None:
+    """One block of ``n`` keys onto the sums of ``rows`` rows, but for its values.
+
+    With m' the largest of m[row_at + r] and the row's scores: scores[r · stride + j] becomes
+    e^(score − m'); l and the row of ``acc`` are multiplied by e^(m − m'), and the weights added to
+    l; m becomes m'. All −∞: weights are 0. NaN among them makes l NaN, and leaves m to the others.
+
+    Args:
+        stride: of the rows of scores, a multiple of 16; what is beyond ``n`` may be overwritten.
+        width: of the rows of ``acc``, a multiple of 16.
+    """
+    for row in range(row_at, row_at + rows):
+        some = scores[(row - row_at) * stride : (row - row_at) * stride + n]
+        most = m[row]
+        for score in some:
+            most = score if score > most else most
+        base = np.float32(0.0) if most == MASKED else most  # −∞ − 0: no weight; NaN stays NaN
+        factor = exp(np.float32(m[row] - base))
+        total = np.float32(0.0)
+        for j in range(n):
+            some[j] = exp(np.float32(some[j] - base))
+            total += some[j]
+        m[row], l[row] = most, l[row] * factor + total
+        for c in range(row * width, (row + 1) * width):
+            acc[c] *= factor
+
+
+@overload(online_softmax, **LEAF)
+def _online_softmax(*arguments: Any) -> Any:
+    if config.BOUNDSCHECK:
+        return online_softmax
+
+    # fmt: off
+    def vectors(scores, stride, rows, n, m, l, acc, width, row_at):  # type: ignore[no-untyped-def]
+        _vectors(scores, stride, rows, n, m, l, acc, width, row_at)
+    # fmt: on
+
+    return vectors
+
+
+def _constant(value: float) -> Value:
+    return vec.constant(f32, value, LANES)
+
+
+def _exp(builder: Any, x: Value) -> Value:
+    """e^x for x ≤ 0 (and NaN)."""
+    shifted = vec.multiply_add(builder, x, _constant(_LOG2E), _constant(_MAGIC))
+    n = builder.fsub(shifted, _constant(_MAGIC))
+    r = vec.multiply_add(builder, n, _constant(-_LN2_HIGH), x)
+    r = vec.multiply_add(builder, n, _constant(-_LN2_LOW), r)
+    p = _constant(EXP_COEFFICIENTS[0])
+    for coefficient in EXP_COEFFICIENTS[1:]:
+        p = vec.multiply_add(builder, p, r, _constant(coefficient))
+    y = builder.fadd(vec.multiply_add(builder, p, builder.fmul(r, r), r), _constant(1.0))
+    bits = builder.bitcast(shifted, vec.vector(i32, LANES))
+    power = builder.shl(
+        builder.add(bits, vec.constant(i32, 127, LANES)), vec.constant(i32, 23, LANES)
+    )
+    y = builder.fmul(y, builder.bitcast(power, x.type))
+    return builder.select(builder.fcmp_ordered("<", x, _constant(_SMALLEST)), _constant(0.0), y)
+
+
+def _larger(builder: Any, a: Value, b: Value) -> Value:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _in_all_lanes(builder: Any, combine: Any, a: Value) -> Value:
+    """``combine`` of all lanes of ``a``, in all lanes."""
+    for distance in (8, 4, 2, 1):
+        a = combine(a, vec.shuffle(builder, a, [lane ^ distance for lane in range(LANES)]))
+    return a
+
+
+@intrinsic
+def _vectors(
+    typing_context: Any,
+    scores: Any,
+    stride: Any,
+    rows: Any,
+    n: Any,
+    m: Any,
+    l: Any,
+    acc: Any,
+    width: Any,
+    row_at: Any,
+) -> Any:
+    """:func:`online_softmax`; lanes beyond ``n`` count as −∞."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scores_, stride_, rows_, n_, m_, l_, acc_, width_, row_at_ = args
+        type_ = vec.vector(f32, LANES)
+        values = vec.data(context, builder, scores, scores_)
+        tops = builder.gep(vec.data(context, builder, m, m_), [row_at_])
+        totals = builder.gep(vec.data(context, builder, l, l_), [row_at_])
+        results = vec.data(context, builder, acc, acc_)
+        steps = builder.udiv(builder.add(n_, index(LANES - 1)), index(LANES))
+        numbers = vec.constant(i32, list(range(LANES)))
+        state = vec.Accumulators(builder, 1, 2, type_)  # the largest, the sum
+
+        with cgutils.for_range(builder, rows_) as outer:
+            row = outer.index
+            start = builder.gep(values, [builder.mul(row, stride_)])
+            before = vec.splat(builder, vec.load(builder, tops, row, f32), LANES)
+            state[0, 0], state[0, 1] = before, _constant(0.0)
+            with cgutils.for_range(builder, steps) as loop:
+                at = builder.mul(loop.index, index(LANES))
+                left = vec.splat(builder, builder.trunc(builder.sub(n_, at), i32), LANES)
+                inside = builder.icmp_signed("<", numbers, left)
+                loaded = vec.load(builder, start, at, type_)
+                score = builder.select(inside, loaded, _constant(-np.inf))
+                vec.store(builder, score, start, at)
+                state[0, 0] = _larger(builder, score, state[0, 0])
+            most = _in_all_lanes(builder, lambda a, b: _larger(builder, a, b), state[0, 0])
+            masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
+            base = builder.select(masked, _constant(0.0), most)  # −∞ − 0: no weight
+            with cgutils.for_range(builder, steps) as loop:
+                at = builder.mul(loop.index, index(LANES))
+                score = vec.load(builder, start, at, type_)
+                weight = _exp(builder, builder.fsub(score, base))
+                vec.store(builder, weight, start, at)
+                state[0, 1] = builder.fadd(state[0, 1], weight)
+            sum_ = _in_all_lanes(builder, builder.fadd, state[0, 1])
+            factor = _exp(builder, builder.fsub(before, base))
+
+            first = i32(0)
+            vec.store(builder, builder.extract_element(most, first), tops, row)
+            old = builder.fmul(
+                vec.load(builder, totals, row, f32), builder.extract_element(factor, first)
+            )
+            vec.store(builder, builder.fadd(old, builder.extract_element(sum_, first)), totals, row)
+            changed = builder.fcmp_unordered("!=", builder.extract_element(factor, first), f32(1.0))
+            with builder.if_then(changed):
+                line = builder.gep(results, [builder.mul(builder.add(row_at_, row), width_)])
+                with cgutils.for_range(builder, builder.udiv(width_, index(LANES))) as loop:
+                    at = builder.mul(loop.index, index(LANES))
+                    scaled = builder.fmul(vec.load(builder, line, at, type_), factor)
+                    vec.store(builder, scaled, line, at)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(scores, i, i, i, m, l, acc, i, i), generate

@@ -1,0 +1,358 @@
+"""Products of many activations with bfloat16 weights on AMX, the matrix unit of some x86 CPUs.
+
+A tile register holds 16 rows of 64 bytes. One instruction, ``tdpbf16ps``, multiplies 16 rows of 32
+bfloat16 weights with 16 activations' 32 values, and adds to 16 x 16 float32 sums. Weights are
+loaded as they are stored. Activations are float32, and are split into **planes**, bfloat16 numbers
+that add up to the float32 number exactly:
+
+    x = hi + mid + lo,   hi = bfloat16(x), mid = bfloat16(x − hi), lo = x − hi − mid
+
+since each takes 8 of the 24 bits. Three products with exact factors take the place of one, so the
+error is that of a float32 sum: within n · 2⁻²⁴ of Σ |w·x|, below 1e-6 relative L2. Numbers below
+2⁻¹²⁶ count as zero, which costs x below 2⁻¹⁰⁸ some of its last bits. Infinities and NaN are in
+``hi``, with zeros behind them. An infinite *weight* gives NaN where planes have other signs or are
+zero: ``linear`` computes again without tiles what has a NaN.
+
+``configured`` tiles hold state of the thread: a kernel calls ``configure`` before its first product
+and ``release`` after the last. None of this runs on another path than ``amx``.
+
+The layout of **split** activations: tiles of 16 rows, one after the other; in a tile, for each 32
+columns (a *step*), its planes; in a plane, for each pair of columns, the 16 rows' two bfloat16
+numbers. That is 1024 bytes a plane, on cache lines of their own: unaligned tiles load at a third
+of the speed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from gptoss_ref.kernels.runtime import llvm_ir as vec
+from gptoss_ref.kernels.runtime.buffers import on_cache_line
+from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+
+ROWS = 16
+"""Rows of a tile, of weights or of activations."""
+STEP = 32
+"""Columns that one instruction multiplies."""
+PLANES = 3
+STEP_WORDS = PLANES * 256
+"""Words (uint32) of one step of 16 split rows."""
+SUMS = (2 * ROWS) ** 2
+"""Room that ``product`` needs for its sums."""
+
+_UPPER, _HALF, _EXPONENT, _QUIET_NAN = -0x10000, 0x8000, 0x7F800000, 0x7FC00000
+
+
+@jit_tasks
+def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
+    """Tiles ``start`` … ``stop`` − 1 of rows ``of`` of ``x``, flat, into ``planes``.
+
+    Tiles hold rows of[0] … of[15], of[16] … and so on; the last repeats its last row.
+    """
+    tiles = (of.size + ROWS - 1) // ROWS
+    steps = planes.size // tiles // STEP_WORDS
+    for tile in range(start, stop):
+        last = min(ROWS, of.size - tile * ROWS) - 1
+        for s in range(steps):
+            to = (tile * steps + s) * STEP_WORDS
+            split_step(x, s * STEP, steps * STEP, of, tile * ROWS, last, planes, to)
+
+
+@jit_inner
+def planes_of(tiles: int, inputs: int) -> Any:
+    """Room for that many tiles of split rows of ``inputs`` values."""
+    return on_cache_line(4 * tiles * (inputs // STEP) * STEP_WORDS).view(np.uint32)
+
+
+def _instruction(builder: ir.IRBuilder, name: str, *arguments: Value | int) -> None:
+    """A tile instruction; plain integers are numbers of tile registers."""
+    values = [ir.Constant(i8, a) if isinstance(a, int) else a for a in arguments]
+    vec.call(builder, f"llvm.x86.{name}", ir.VoidType(), *values)
+
+
+def configure() -> None:
+    """All eight tile registers hold 16 rows of 64 bytes."""
+
+
+def release() -> None:
+    """The thread's tile registers are no longer in use."""
+
+
+@overload(configure, **LEAF)
+def _configure_on() -> Any:
+    return lambda: _configure()
+
+
+@overload(release, **LEAF)
+def _release_on() -> Any:
+    return lambda: _release()
+
+
+@intrinsic
+def _configure(typing_context: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        palette, row_bytes, rows = [1, *[0] * 15], [64, 0] * 8 + [0] * 16, [ROWS] * 8 + [0] * 8
+        content = ir.Constant(ir.ArrayType(i8, 64), palette + row_bytes + rows)
+        where = cgutils.global_constant(builder, "tiles", content)
+        _instruction(builder, "ldtilecfg", builder.bitcast(where, i8.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _release(typing_context: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _instruction(builder, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _rounded(builder: ir.IRBuilder, x: Value) -> Value:
+    """The bfloat16 number nearest to each float, as the bits of a float; NaN is kept.
+
+    A finite number that would round to infinity is cut instead.
+    """
+
+    def constant(value: int) -> Value:
+        return vec.constant(i32, value, x.type.count)
+
+    bits = builder.bitcast(x, vec.vector(i32, x.type.count))
+    near = builder.and_(builder.add(bits, constant(_HALF)), constant(_UPPER))
+    cut = builder.and_(bits, constant(_UPPER))
+    large = builder.icmp_unsigned(
+        "==", builder.and_(near, constant(_EXPONENT)), constant(_EXPONENT)
+    )
+    rounded = builder.select(large, cut, near)
+    return builder.select(builder.fcmp_unordered("uno", x, x), constant(_QUIET_NAN), rounded)
+
+
+def _planes(builder: ir.IRBuilder, x: Value) -> list[Value]:
+    """The bits of bfloat16 numbers that add up to ``x``, as the upper halves of words."""
+    planes, rest = [], x
+    for _ in range(PLANES):
+        planes.append(_rounded(builder, rest))
+        rest = builder.fsub(rest, builder.bitcast(planes[-1], x.type))
+        # infinity − infinity, and NaN: nothing is left
+        number = builder.fcmp_ordered("ord", rest, rest)
+        rest = builder.select(number, rest, vec.constant(f32, 0.0, x.type.count))
+    return planes
+
+
+def _paired(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
+    """The upper halves of 32 words, two a word, the earlier below."""
+    even = vec.shuffle(builder, a, range(0, 2 * ROWS, 2), b)
+    odd = vec.shuffle(builder, a, range(1, 2 * ROWS, 2), b)
+    return builder.or_(builder.lshr(even, vec.constant(i32, 16, ROWS)), odd)
+
+
+def split_step(
+    x: Any, column: int, width: int, of: Any, of_at: int, last: int, planes: Any, to: int
+) -> None:
+    """One step, columns ``column`` …, of rows of[of_at] … of[of_at + last] of ``x``, flat.
+
+    A row is ``width`` long; it is written from planes[to] on.
+    """
+    step = planes[to : to + STEP_WORDS].reshape(PLANES, ROWS, ROWS)  # plane, pair, row
+    for r in range(ROWS):
+        at = of[of_at + min(r, last)] * width + column
+        rest = x[at : at + STEP].copy()
+        for p in range(PLANES):
+            bits = rest.view(np.uint32)
+            near = bits + np.uint32(_HALF) & np.uint32(0xFFFF0000)
+            large = (near & _EXPONENT) == _EXPONENT
+            rounded = np.where(large, bits & np.uint32(0xFFFF0000), near)
+            rounded = np.where(np.isnan(rest), np.uint32(_QUIET_NAN), rounded)
+            step[p, :, r] = rounded[0::2] >> 16 | rounded[1::2]
+            with np.errstate(invalid="ignore"):
+                rest = np.nan_to_num(rest - rounded.view(np.float32), nan=0.0)
+
+
+@overload(split_step, **LEAF)
+def _split_step_on(*arguments: Any) -> Any:
+    # fmt: off
+    return lambda x, column, width, of, of_at, last, planes, to: _split_step(
+        x, column, width, of, of_at, last, planes, to)
+    # fmt: on
+
+
+@intrinsic
+def _split_step(typing_context: Any,
+    x: Any,
+    column: Any,
+    width: Any,
+    of: Any,
+    of_at: Any,
+    last: Any,
+    planes: Any,
+    to: Any,
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x_, _, width_, of_, of_at_, last_, planes_, to_ = args
+        source = builder.gep(vec.data(context, builder, x, x_), [args[1]])
+        rows = vec.data(context, builder, of, of_)
+        target = vec.data(context, builder, planes, planes_)
+        words: list[list[Value]] = [[] for _ in range(PLANES)]  # [plane][row]
+        for r in range(ROWS):
+            inside = builder.icmp_signed("<", index(r), last_)
+            number = builder.add(of_at_, builder.select(inside, index(r), last_))
+            at = builder.mul(vec.load(builder, rows, number, vec.i64), width_)
+            halves = [
+                _planes(
+                    builder,
+                    vec.load(builder, source, builder.add(at, index(h)), vec.vector(f32, ROWS)),
+                )
+                for h in (0, ROWS)
+            ]
+            for p in range(PLANES):
+                words[p].append(_paired(builder, halves[0][p], halves[1][p]))
+        for p in range(PLANES):
+            for pair, column_ in enumerate(vec.transposed(builder, words[p])):
+                at = builder.add(to_, index(p * 256 + pair * ROWS))
+                vec.store(builder, column_, target, at)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(x, n, n, of, n, n, planes, n), generate
+
+
+def _product_of(tiles: int) -> Any:
+    """32 rows of weights times ``tiles`` (1 or 2) tiles of split activations."""
+
+    @intrinsic
+    def product_of(
+        typing_context: Any, weights: Any, at: Any, planes: Any, tile: Any, steps: Any, sums: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            def place(array: int, offset: Value) -> Value:
+                types_ = {0: weights, 2: planes, 5: sums}
+                pointer = vec.data(context, builder, types_[array], args[array])
+                return builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
+
+            steps_ = args[4]
+            row_bytes = builder.mul(steps_, index(2 * STEP))
+            tile_bytes = builder.mul(steps_, index(4 * STEP_WORDS))
+            rows = [place(0, args[1])]
+            rows.append(builder.gep(rows[0], [builder.mul(row_bytes, index(ROWS))]))
+            tokens = [builder.gep(place(2, index(0)), [builder.mul(tile_bytes, args[3])])]
+            tokens.append(builder.gep(tokens[0], [tile_bytes]))
+            line = index(64)
+            for t in range(2 * tiles):
+                _instruction(builder, "tilezero", t)
+            with cgutils.for_range(builder, steps_) as loop:
+                at = builder.mul(loop.index, line)
+                for r in range(2):
+                    _instruction(
+                        builder, "tileloadd64", 4 + r, builder.gep(rows[r], [at]), row_bytes
+                    )
+                at = builder.mul(loop.index, index(4 * STEP_WORDS))
+                for p in range(PLANES):
+                    plane = builder.add(at, index(1024 * p))
+                    for t in range(tiles):
+                        where = builder.gep(tokens[t], [plane])
+                        _instruction(builder, "tileloadd64", 6 + t, where, line)
+                    for t in range(tiles):
+                        for r in range(2):
+                            _instruction(builder, "tdpbf16ps", 2 * t + r, 4 + r, 6 + t)
+            for t in range(tiles):
+                for r in range(2):
+                    where = place(5, index(r * ROWS * 2 * ROWS + t * ROWS))
+                    _instruction(builder, "tilestored64", 2 * t + r, where, index(8 * ROWS))
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(weights, n, planes, n, n, sums), generate
+
+    return product_of
+
+
+_product_1, _product_2 = _product_of(1), _product_of(2)
+
+
+def product(
+    weights: Any,
+    at: int,
+    planes: Any,
+    tile: int,
+    steps: int,
+    count: int,
+    bias: Any,
+    sums: Any,
+    out: Any,
+    to: int,
+    stride: int,
+) -> None:
+    """out[to + m · stride + r] = row r · activations m + bias[r], for r < 32, m < count ≤ 32.
+
+    Args:
+        weights: bfloat16 bits, flat; 32 rows of ``steps`` · 32 one after the other, from ``at``.
+        planes: split activations, as long; m counts from tile number ``tile``.
+        bias: float32 (32,).
+        sums: float32 (SUMS,), overwritten.
+    """
+    inputs = steps * STEP
+    w = (weights[at : at + 32 * inputs].astype(np.uint32) << 16).view(np.float32).reshape(32, -1)
+    split = planes.reshape(-1, steps, PLANES, ROWS, ROWS)  # tile, step, plane, pair, row
+    for m in range(count):
+        words = split[tile + m // ROWS, :, :, :, m % ROWS]  # step, plane, pair
+        halves = np.stack([words << 16, words & 0xFFFF0000], -1)  # step, plane, pair, 2
+        x = halves.view(np.float32).transpose(1, 0, 2, 3).reshape(PLANES, inputs)
+        with np.errstate(invalid="ignore"):
+            out[to + m * stride : to + m * stride + 32] = (x @ w.T).sum(0) + bias
+
+
+@overload(product, **LEAF)
+def _product_on(*arguments: Any) -> Any:
+    # fmt: off
+    def tiles(weights, at, planes, tile, steps, count, bias,  # type: ignore[no-untyped-def]
+              sums, out, to, stride):
+        if count > ROWS:
+            _product_2(weights, at, planes, tile, steps, sums)
+        else:
+            _product_1(weights, at, planes, tile, steps, sums)
+        _turn(sums, count, bias, out, to, stride)
+    # fmt: on
+
+    return tiles
+
+
+@intrinsic
+def _turn(
+    typing_context: Any, sums: Any, count: Any, bias: Any, out: Any, to: Any, stride: Any
+) -> Any:
+    """out[to + m · stride + r] = sums[r, m] + bias[r] for m < count."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = vec.data(context, builder, sums, args[0]), args[4]
+        out_ = vec.data(context, builder, out, args[3])
+        type_ = vec.vector(f32, ROWS)
+        for tokens in (0, ROWS):
+            with builder.if_then(builder.icmp_signed("<", index(tokens), args[1])):
+                for rows in (0, ROWS):
+                    square = [
+                        vec.load(builder, source, index((rows + r) * 2 * ROWS + tokens), type_)
+                        for r in range(ROWS)
+                    ]
+                    b = vec.load(
+                        builder, vec.data(context, builder, bias, args[2]), index(rows), type_
+                    )
+                    for m, column in enumerate(vec.transposed(builder, square), tokens):
+                        with builder.if_then(builder.icmp_signed("<", index(m), args[1])):
+                            at = builder.add(target, builder.mul(args[5], index(m)))
+                            at = builder.add(at, index(rows))
+                            vec.store(builder, builder.fadd(column, b), out_, at)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(sums, n, bias, out, n, n), generate

@@ -1,0 +1,210 @@
+"""Products of bfloat16 or float32 rows with several tokens.
+
+256 columns at a time: a panel of rows is packed, stays in the first cache, and is multiplied with
+all tokens on register tiles (``register_tile.py``). Some columns of the activations stay in
+the second cache while all panels pass by. On AMX 32 rows as they lie are multiplied with all
+tokens split into bfloat16 planes (``amx.py``).
+
+Accumulators: float32, in pieces of 256. Error: that of a float32 sum, below 1e-6 relative L2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.kernels.matmul import amx
+from gptoss_ref.kernels.matmul.gemv import dot, gemv_rows
+from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
+from gptoss_ref.kernels.runtime.buffers import fill, floats, integers
+from gptoss_ref.kernels.runtime.isa import current_path, path_name
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.scalar import widen
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.runtime.threads import run
+from gptoss_ref.numerics import Array
+
+ROWS_PER_TASK = 64
+DEPTH = 256
+"""Inner indices of a panel: 32 rows of that depth fill a first-level cache."""
+TOKENS = 768
+"""Tokens multiplied at once: with that depth they fit a second-level cache."""
+AMX_ROWS = 32
+"""Rows of a task on AMX."""
+AMX_BYTES = 1 << 20
+"""Of split activations multiplied at once, to fit a second-level cache."""
+
+
+def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Array) -> None:
+    """y (T, N) = x (T, M) times a weight (N, M) transposed, plus ``bias`` ((N,) or empty).
+
+    Args:
+        stored: contiguous bfloat16 or float32, read-only; (M, N) if ``by_column``.
+    """
+    (tokens, inputs), outputs = x.shape, y.shape[1]
+    flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
+    path, work = current_path(), tokens * outputs * inputs
+    if by_column:
+        run(gemm, tasks, work, path, x, flat, True, bias, y)
+    elif tokens == 1:
+        run(gemv, tasks, work, x[0], flat, bias, y[0])
+    elif path_name() == "amx" and stored.dtype == np.uint16 and inputs % amx.STEP == 0 < inputs:
+        nan = np.zeros(1, np.bool_)
+        run(gemm_amx, -(-outputs // AMX_ROWS), work, x, flat, bias, y, nan)
+        if nan[0]:  # perhaps of an infinite weight, ∞ − ∞ of planes: summed whole instead
+            run(gemm, tasks, work, path, x, flat, False, bias, y)
+    else:
+        run(gemm, tasks, work, path, x, flat, False, bias, y)
+
+
+@jit
+def gemv(x: Any, weight: Any, bias: Any, y: Any, tasks: int, team: Any) -> None:
+    """One token: y (N,) = flat ``weight`` (N, M) times x (M,), plus ``bias`` ((N,) or empty)."""
+    _gemv_tasks(x, weight, bias, y, tasks, team)
+
+
+@jit_tasks
+def _gemv_tasks(x: Any, weight: Any, bias: Any, y: Any, start: int, stop: int) -> None:
+    gemv_rows(x, weight, bias, y, start * ROWS_PER_TASK, stop * ROWS_PER_TASK)
+
+
+@jit
+def gemm(
+    path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, tasks: int, team: Any
+) -> None:
+    """Several tokens: y (T, N) = x (T, M) times the flat weight, plus ``bias``."""
+    _gemm_tasks(path, x, weight, by_column, bias, y, tasks, team)
+
+
+@jit_tasks
+def _gemm_tasks(
+    path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, start: int, stop: int
+) -> None:
+    """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
+    (tokens, inputs), outputs = x.shape, y.shape[1]
+    width = panel_width(path)
+    panel = floats(DEPTH * width)  # [DEPTH, L]
+    edge = floats(TOKENS * width)  # [T, L], where a panel overhangs y
+    x_flat, y_flat = x.reshape(-1), y.reshape(-1)
+    begin, end = start * ROWS_PER_TASK, min(stop * ROWS_PER_TASK, outputs)
+    for t in range(tokens):
+        row = y_flat[t * outputs + begin : t * outputs + end]
+        if bias.size:
+            widen_all(bias[begin:end], row)
+        else:
+            fill(row, np.float32(0.0))
+    for t in range(0, tokens, TOKENS):
+        count = min(TOKENS, tokens - t)
+        for k in range(0, inputs, DEPTH):
+            depth = min(DEPTH, inputs - k)
+            for first in range(begin, end, width):
+                rows = min(width, end - first)
+                if by_column:
+                    _pack_columns(weight, first, k, outputs, rows, depth, width, panel)
+                else:
+                    at = first * inputs + k
+                    pack(path, weight, at, inputs, rows, depth, width * inputs, panel)
+                of, to = t * inputs + k, t * outputs + first
+                if rows == width:
+                    tile(
+                        path, count, x_flat, of, inputs, panel, 0, width, depth, 0,
+                        y_flat, to, outputs, True,
+                    )  # fmt: skip
+                    continue
+                tile(
+                    path, count, x_flat, of, inputs, panel, 0, width, depth, 0,
+                    edge, 0, width, False,
+                )  # fmt: skip
+                for m in range(count):
+                    to = (t + m) * outputs + first
+                    add_all(edge[m * width : m * width + rows], y_flat[to : to + rows])
+
+
+@jit_inner
+def widen_all(stored: Any, out: Any) -> None:
+    """Stored weights (N,) as float32."""
+    for i in range(out.size):
+        out[i] = widen(stored[i])
+
+
+@jit_inner
+def add_all(x: Any, out: Any) -> None:
+    """out (N,) += x."""
+    for i in range(out.size):
+        out[i] += x[i]
+
+
+@jit_inner
+def _pack_columns(
+    weight: Any, first: int, k: int, outputs: int, rows: int, depth: int, width: int, panel: Any
+) -> None:
+    """panel[i, l] = weight[k + i, first + l] of a matrix stored column by column, (M, N) flat."""
+    for i in range(depth):
+        at = (k + i) * outputs + first
+        row = panel[i * width : (i + 1) * width]
+        widen_all(weight[at : at + rows], row[:rows])
+        fill(row[rows:], np.float32(0.0))
+
+
+@jit
+def gemm_amx(x: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, team: Any) -> None:
+    """:func:`gemm` on AMX, for bfloat16 ``weight`` stored row by row.
+
+    ``nan``: set if there is a NaN among the results.
+    """
+    tokens, inputs = x.shape
+    tiles = (tokens + amx.ROWS - 1) // amx.ROWS
+    planes, of = amx.planes_of(tiles, inputs), integers(tokens)
+    for t in range(tokens):
+        of[t] = t
+    amx.split_rows(x.reshape(-1), of, planes, tiles, team)
+    _gemm_amx_tasks(x, planes, weight, bias, y, nan, tasks, team)
+
+
+@jit_tasks
+def _gemm_amx_tasks(
+    x: Any, planes: Any, weight: Any, bias: Any, y: Any, nan: Any, start: int, stop: int
+) -> None:
+    """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1, some tokens at a time.
+
+    Their split activations stay in the second-level cache while the weights pass by. Rows that
+    fill no 32 take a dot product each.
+    """
+    tokens, outputs = y.shape
+    inputs = x.shape[1]
+    x_flat, y_flat = x.reshape(-1), y.reshape(-1)
+    some = max(1, AMX_BYTES // (64 * amx.PLANES * inputs)) * 32
+    biases, sums = floats(AMX_ROWS), floats(amx.SUMS)
+    fill(biases, np.float32(0.0))
+    whole = min(stop, outputs // AMX_ROWS)
+    amx.configure()
+    for t in range(0, tokens, some):
+        for first in range(start * AMX_ROWS, whole * AMX_ROWS, AMX_ROWS):
+            if bias.size:
+                widen_all(bias[first : first + AMX_ROWS], biases)
+            for m in range(t, min(t + some, tokens), 32):
+                count = min(32, tokens - m)
+                amx.product(
+                    weight, first * inputs, planes, m // amx.ROWS, inputs // amx.STEP, count,
+                    biases, sums, y_flat, m * outputs + first, outputs,
+                )  # fmt: skip
+                for token in range(m, m + count):
+                    to = token * outputs + first
+                    if not _all_numbers(y_flat[to : to + AMX_ROWS]):
+                        nan[0] = True
+    amx.release()
+    for n in range(max(start, whole) * AMX_ROWS, min(stop * AMX_ROWS, outputs)):
+        row = weight[n * inputs : (n + 1) * inputs]
+        for t in range(tokens):
+            total = dot(row, x_flat[t * inputs : (t + 1) * inputs])
+            y_flat[t * outputs + n] = total + widen(bias[n]) if bias.size else total
+
+
+@jit_inner
+def _all_numbers(x: Any) -> bool:
+    """Whether none of some values is a NaN."""
+    nans = 0
+    for value in x:
+        nans += int(value != value)
+    return nans == 0

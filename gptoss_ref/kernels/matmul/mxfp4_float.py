@@ -1,0 +1,117 @@
+"""Products of MXFP4 rows with activations in float32: what every CPU can run.
+
+==========  ========================================================================================
+tokens      way
+==========  ========================================================================================
+1 to 4      a row is decoded into a scratch in the first cache, then a dot product a token
+more        16 rows of 256 columns are decoded, packed as a panel, and multiplied on register tiles;
+            a panel serves all tokens
+==========  ========================================================================================
+
+Error: that of a float32 sum, below 1e-6 relative L2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptoss_ref.kernels.matmul.gemv import dot
+from gptoss_ref.kernels.matmul.mxfp4_block import (
+    BLOCK,
+    ROWS,
+    Stored,
+    decode_row,
+    refused,
+)
+from gptoss_ref.kernels.matmul.register_tile import WIDEST, pack, panel_width, tile
+from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
+from gptoss_ref.kernels.runtime.jit import jit_inner
+
+FEW = 4
+GROUPS = 8
+"""Blocks of a row that make a panel: 256 columns."""
+
+
+class Floats(NamedTuple):
+    """R rows of activations as they are."""
+
+    x: Any  # float32, flat, (R, M)
+    rows: int  # R
+
+
+@jit_inner
+def new_floats(path: Any, x: Any, rows: int, tiles: int) -> Floats:
+    """Nothing to prepare."""
+    return Floats(x, rows)
+
+
+@jit_inner
+def quantise_floats(path: Any, prepared: Floats, row: int, g: int, groups: int) -> None:
+    """Nothing to do."""
+
+
+@jit_inner
+def workspace_floats(prepared: Floats, tokens: int, groups: int) -> Any:
+    """A decoded row or slab, a panel, and a slab of activations."""
+    depth = GROUPS * BLOCK
+    return (
+        floats(max(groups * BLOCK, WIDEST * depth)),
+        floats(WIDEST * depth),
+        floats(tokens * depth),
+    )
+
+
+@jit_inner
+def multiply_floats(
+    path: Any,
+    stored: Stored,
+    block: int,
+    rows: int,
+    groups: int,
+    prepared: Floats,
+    of: Any,
+    of_at: int,
+    tile_number: int,
+    count: int,
+    sums: Any,
+    workspace: Any,
+) -> bool:
+    """See ``mxfp4_methods.multiply``."""
+    if refused(stored, block, rows * groups):
+        return False
+    decoded, panel, slab = workspace
+    inputs = groups * BLOCK
+    if count <= FEW:
+        row = decoded[:inputs]
+        for r in range(rows):
+            decode_row(stored, block + r * groups, groups, row)
+            for m in range(count):
+                at = of[of_at + m] * inputs
+                sums[m * ROWS + r] = dot(row, prepared.x[at : at + inputs])
+        return True
+    fill(sums[: count * ROWS], np.float32(0.0))
+    width, start_of = panel_width(path), of[of_at]
+    in_order = True  # rows that follow one another are used where they lie
+    for m in range(count):
+        in_order = in_order and of[of_at + m] == start_of + m
+    for g in range(0, groups, GROUPS):
+        some = min(GROUPS, groups - g)
+        depth = some * BLOCK
+        x, x_at, x_stride = prepared.x, start_of * inputs + g * BLOCK, inputs
+        if not in_order:
+            for m in range(count):
+                at = of[of_at + m] * inputs + g * BLOCK
+                copy(prepared.x[at : at + depth], slab[m * depth : (m + 1) * depth])
+            x, x_at, x_stride = slab, 0, depth
+        for first in range(0, rows, width):
+            n = min(width, rows - first)
+            for r in range(n):
+                start = block + (first + r) * groups + g
+                decode_row(stored, start, some, decoded[r * depth : (r + 1) * depth])
+            pack(path, decoded, 0, depth, n, depth, 0, panel)
+            tile(
+                path, count, x, x_at, x_stride, panel, 0, width, depth, 0, sums, first, ROWS, True
+            )  # fmt: skip
+    return True

@@ -1,0 +1,272 @@
+"""The products of MXFP4 rows behind one interface: Numba takes the method from a type.
+
+==============  ===================  ===============================  ==============================
+method          taken for            activations are prepared as      file
+==============  ===================  ===============================  ==============================
+``FLOAT``       the plain path       they are                         ``mxfp4_float.py``
+``INT8``        up to 4, narrow      24-bit integers in planes        ``mxfp4_gemv_int8.py``
+``INT16``       more                 int16 with a factor a block      ``mxfp4_gemm_int16.py``
+``AMX``         more, on AMX         bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
+==============  ===================  ===============================  ==============================
+
+Integers cannot carry everything: rows of activations with NaN, infinities, or a block whose largest
+is beyond 2⁻⁶⁰ … 2⁴⁸ and not 0 are **out of range**, and rows of weights with extreme scale bytes
+are too. The methods leave those to ``mxfp4_block.dot_float``, so that NaN and infinities propagate
+as in the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from gptoss_ref.errors import CheckpointError, GptOssError
+from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
+from gptoss_ref.kernels.matmul.mxfp4_float import (
+    Floats,
+    multiply_floats,
+    new_floats,
+    quantise_floats,
+    workspace_floats,
+)
+from gptoss_ref.kernels.matmul.mxfp4_gemm_amx import (
+    AmxPlanes,
+    multiply_amx,
+    new_amx,
+    quantise_amx,
+    settle_amx,
+    workspace_amx,
+)
+from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import (
+    Int16,
+    multiply_int16,
+    new_int16,
+    quantise_int16,
+    workspace_int16,
+)
+from gptoss_ref.kernels.matmul.mxfp4_gemv_int8 import (
+    Int8Planes,
+    multiply_int8,
+    new_int8,
+    quantise_int8,
+    workspace_int8,
+)
+from gptoss_ref.kernels.runtime.buffers import floats
+from gptoss_ref.kernels.runtime.isa import path_name
+from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.numerics import Array
+from gptoss_ref.weights import MXFP4
+
+FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
+"""Arguments that stand for a method; Numba looks at their types only."""
+
+FEW_TOKENS = 4
+WIDE = 512
+"""Narrower activations are not worth the rounding to int16: ``INT8`` takes any number of them."""
+
+_BYTE = np.dtype(np.uint8)
+
+
+def method_of(tokens: int, width: int) -> Any:
+    """The method that products with so many tokens of that width take now."""
+    path = path_name()
+    if path == "plain":
+        return FLOAT
+    if tokens <= FEW_TOKENS:
+        return INT8
+    if path == "amx":
+        return AMX
+    return INT16 if width >= WIDE else INT8
+
+
+class _Method(NamedTuple):
+    prepared: type
+    new: Callable[..., Any]
+    quantise: Callable[..., None]
+    workspace: Callable[..., Any]
+    multiply: Callable[..., bool]
+
+
+_METHODS = {
+    FLOAT: _Method(Floats, new_floats, quantise_floats, workspace_floats, multiply_floats),
+    INT8: _Method(Int8Planes, new_int8, quantise_int8, workspace_int8, multiply_int8),
+    INT16: _Method(Int16, new_int16, quantise_int16, workspace_int16, multiply_int16),
+    AMX: _Method(AmxPlanes, new_amx, quantise_amx, workspace_amx, multiply_amx),
+}
+
+
+def _named(method: Any) -> _Method:
+    """The method that a token stands for, or while a kernel is compiled, its type."""
+    tokens = {types.uint8: FLOAT, types.uint16: INT8, types.uint32: INT16, types.uint64: AMX}
+    return _METHODS[tokens.get(method, method)]
+
+
+def _of(prepared: Any) -> _Method:
+    """The method of prepared activations, or of their type."""
+    class_ = getattr(prepared, "instance_class", type(prepared))
+    return next(m for m in _METHODS.values() if m.prepared is class_)
+
+
+def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
+    """Room for the rows ``x``, flat (R, M), prepared for a method, to be filled by ``quantise``.
+
+    ``tiles``: how many tiles of 16 rows :func:`settle` will be given.
+    """
+    return _named(method).new(path, x, rows, tiles)
+
+
+def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> None:
+    """Block ``g`` of row ``row``, of ``groups`` blocks, has its activations: prepare them."""
+    _of(prepared).quantise(path, prepared, row, g, groups)
+
+
+def settle(path: Any, prepared: Any, of: Any, team: Any) -> None:
+    """All rows are there; ``of``: those of the tiles, for AMX, which orders them by expert."""
+    if isinstance(prepared, AmxPlanes):
+        settle_amx(prepared, of, team)
+
+
+def workspace(prepared: Any, tokens: int, groups: int) -> Any:
+    """Scratch that :func:`multiply` needs for up to so many tokens."""
+    return _of(prepared).workspace(prepared, tokens, groups)
+
+
+def multiply(
+    path: Any,
+    stored: Stored,
+    block: int,
+    rows: int,
+    groups: int,
+    prepared: Any,
+    of: Any,
+    of_at: int,
+    tile: int,
+    count: int,
+    sums: Any,
+    workspace: Any,
+) -> bool:
+    """sums[m · 64 + r] = row r · activations m, for r < rows ≤ 64 and m < count.
+
+    Args:
+        block: number of the rows' first block; a row has ``groups``.
+        of: m stands for row of[of_at + m] of ``prepared``; ``SPARE`` entries follow.
+        tile: number of the tile, of those given to :func:`settle`, where m begins.
+        sums: float32, with room for 32 tokens more.
+
+    Returns:
+        False if there is a scale byte 255 that ``stored.scale_255`` refuses.
+    """
+    return _of(prepared).multiply(
+        path, stored, block, rows, groups, prepared, of, of_at, tile, count, sums, workspace
+    )
+
+
+@overload(new, **LEAF)
+def _new(path: Any, method: Any, x: Any, rows: Any, tiles: Any) -> Any:
+    chosen = _named(method).new
+    return lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles)
+
+
+@overload(quantise, **LEAF)
+def _quantise(path: Any, prepared: Any, row: Any, g: Any, groups: Any) -> Any:
+    chosen = _of(prepared).quantise
+    return lambda path, prepared, row, g, groups: chosen(path, prepared, row, g, groups)
+
+
+@overload(settle, **LEAF)
+def _settle(path: Any, prepared: Any, of: Any, team: Any) -> Any:
+    if prepared.instance_class is AmxPlanes:
+        return lambda path, prepared, of, team: settle_amx(prepared, of, team)
+    return lambda path, prepared, of, team: None
+
+
+@overload(workspace, **LEAF)
+def _workspace(prepared: Any, tokens: Any, groups: Any) -> Any:
+    chosen = _of(prepared).workspace
+    return lambda prepared, tokens, groups: chosen(prepared, tokens, groups)
+
+
+# fmt: off
+@overload(multiply, **LEAF)
+def _multiply(path: Any, stored: Any, block: Any, rows: Any, groups: Any, prepared: Any,
+              *others: Any) -> Any:
+    chosen = _of(prepared).multiply
+
+    def multiply(path, stored, block, rows, groups, prepared,  # type: ignore[no-untyped-def]
+                 of, of_at, tile, count, sums, workspace):
+        return chosen(path, stored, block, rows, groups, prepared, of, of_at, tile, count, sums,
+                      workspace)
+
+    return multiply
+# fmt: on
+
+
+@jit_inner
+def prepare(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
+    """The rows ``x``, flat (R, M), prepared; but for :func:`settle`."""
+    prepared = new(path, method, x, rows, tiles)
+    groups = x.size // rows // BLOCK
+    for row in range(rows):
+        for g in range(groups):
+            quantise(path, prepared, row, g, groups)
+    return prepared
+
+
+@jit_inner
+def sums_of(tokens: int) -> Any:
+    """Room for the results of :func:`multiply`."""
+    return floats((tokens + 32) * ROWS)
+
+
+def stored_of(weight: MXFP4) -> Stored | None:
+    """``weight`` as kernels take it, or None if it is not contiguous.
+
+    Raises:
+        GptOssError: blocks that do not fit the scales, other arrays than of bytes, or an unknown
+            ``scale_255``.
+    """
+    blocks, scales = weight.blocks, weight.scales
+    if blocks.shape != (*scales.shape, BLOCK // 2):
+        raise GptOssError(
+            f"{weight.name}: MXFP4 blocks of shape {blocks.shape} do not fit scales of shape "
+            f"{scales.shape}: expected {(*scales.shape, BLOCK // 2)}"
+        )
+    if blocks.dtype != _BYTE or scales.dtype != _BYTE:
+        raise GptOssError(
+            f"{weight.name}: MXFP4 blocks of {blocks.dtype} and scales of {scales.dtype}: "
+            f"expected uint8"
+        )
+    if not (blocks.flags.c_contiguous and scales.flags.c_contiguous):
+        return None
+    return Stored(_read_only(blocks), _read_only(scales), scale_255_code(weight.scale_255))
+
+
+def _read_only(array: Array) -> Array:
+    view = array.reshape(-1)
+    view.flags.writeable = False
+    return view
+
+
+def scale_255_code(scale_255: str) -> int:
+    """The number by which kernels know a meaning of the scale byte 255.
+
+    Raises:
+        GptOssError: there is no such meaning.
+    """
+    if scale_255 not in SCALE_255:
+        raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
+    return SCALE_255[scale_255]
+
+
+def refuse_255(scales: Array, name: str) -> None:
+    """Raise a CheckpointError that says where ``scales`` holds a byte 255, if it does."""
+    if scales.size and scales.max() == 255:
+        where = [int(i) for i in np.argwhere(scales == 255)[0]]
+        raise CheckpointError(
+            f"{name}: scale byte 255 at {where}, NaN in the MX specification: expected 0 to 254 "
+            f"(load with scale_255='nan' or 'exponent' to accept it)"
+        )

@@ -1,0 +1,150 @@
+"""Which instructions kernels use.
+
+A few innermost loops exist as vector instructions of one family of CPUs beside a form for all.
+Numba specialises a function on the *types* of its arguments, so the choice travels as the type of a
+first argument ``path`` (whose value is never read), and one source of a kernel serves all paths:
+
+===========  ===================  ==============================================================
+path         type of ``path``     needs
+===========  ===================  ==============================================================
+``plain``    uint8                nothing
+``avx2``     uint16               AVX2 and FMA
+``avx512``   uint32               AVX-512 F, BW, VL and VNNI
+``amx``      uint64               those, AMX for bfloat16, and Linux, which grants its use
+===========  ===================  ==============================================================
+
+Every vector leaf is also written as a plain Python function, which is what runs under
+``NUMBA_DISABLE_JIT=1``: there every path can be taken, and its logic tested, on any CPU.
+
+The best path that the CPU has is taken; the environment variable ``GPTOSS_REF_KERNELS`` names a
+lesser one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+
+from gptoss_ref.errors import GptOssError
+
+PATHS: dict[str, Any] = {
+    "amx": np.uint64(0),
+    "avx512": np.uint32(0),
+    "avx2": np.uint16(0),
+    "plain": np.uint8(0),
+}
+"""Every path, best first, and the argument that stands for it."""
+
+PATH_TYPES = {
+    "amx": types.uint64,
+    "avx512": types.uint32,
+    "avx2": types.uint16,
+    "plain": types.uint8,
+}
+
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx2", "fma"}
+NEEDS = {
+    "amx": _AVX512 | {"amx-tile", "amx-bf16"},
+    "avx512": _AVX512,
+    "avx2": {"avx2", "fma"},
+    "plain": set[str](),
+}
+
+ENVIRONMENT = "GPTOSS_REF_KERNELS"
+
+
+def name_of(path: Any) -> str:
+    """The path of a value of :data:`PATHS`, or, while a kernel is compiled, of its type."""
+    for name, value in PATHS.items():
+        if path == PATH_TYPES[name] or type(path) is type(value):
+            return name
+    raise AssertionError(f"{path} is no path")
+
+
+def lanes_of(path: Any) -> int:
+    """Floats of a path's vectors, as far as leaves depend on it."""
+    return 16 if name_of(path) in ("amx", "avx512") else 8
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """LLVM's names of the features that kernels are compiled for, such as ``avx2``."""
+    chosen = config.CPU_FEATURES  # None: those of this CPU
+    flags = get_host_cpu_features() if chosen is None else chosen
+    return frozenset(flag[1:] for flag in flags.split(",") if flag.startswith("+"))
+
+
+@cache
+def available_paths() -> tuple[str, ...]:
+    """Names of the paths that this process can run, best first; ``plain`` is always the last.
+
+    Without compilation those are all: Python functions stand for the instructions.
+    """
+    if config.DISABLE_JIT:
+        return tuple(PATHS)
+    fitting = (path for path in PATHS if cpu_features() >= NEEDS[path])
+    return tuple(path for path in fitting if path != "amx" or _tiles_granted())
+
+
+@cache
+def _tiles_granted() -> bool:
+    """Ask Linux for the use of AMX's tile registers, which it grants to a process that asks."""
+    if sys.platform != "linux":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # numbers of x86-64
+    refused = ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
+    return bool(refused == 0)
+
+
+_forced: list[str] = []
+
+
+@contextmanager
+def instructions(path: str) -> Iterator[None]:
+    """Within this context, kernels called from any thread take ``path``.
+
+    Raises:
+        GptOssError: this CPU cannot run the path, or there is none of that name.
+    """
+    _forced.append(_checked(path))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def current_path() -> Any:
+    """The first argument of a kernel: it stands for the path to take."""
+    return PATHS[path_name()]
+
+
+def path_name() -> str:
+    """Name of the path that kernels take now."""
+    return _forced[-1] if _forced else _default_path()
+
+
+@cache
+def _default_path() -> str:
+    name = os.environ.get(ENVIRONMENT)
+    if name:
+        return _checked(name, f"{ENVIRONMENT}=")
+    return "plain" if config.DISABLE_JIT else available_paths()[0]
+
+
+def _checked(path: str, source: str = "") -> str:
+    if path not in available_paths():
+        raise GptOssError(
+            f"{source}{path}: expected an instruction path that this process can run: "
+            f"{', '.join(available_paths())}"
+        )
+    return path

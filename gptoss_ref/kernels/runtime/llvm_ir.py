@@ -1,0 +1,208 @@
+"""A small vocabulary for writing vector instructions as LLVM IR, for Numba intrinsics.
+
+Vectors have a type and a number of lanes. Where LLVM knows an operation for any vector (loads,
+shuffles, shifts, fused multiply-add) the IR is the same on every CPU; only multiplication of int16
+pairs and table look-up are named after one family of instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np.arrayobj import make_array
+
+from gptoss_ref.kernels.runtime.jit import LEAF
+
+i8, i16, i32, i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+f32 = ir.FloatType()
+Value = Any
+
+
+def vector(element: ir.Type, lanes: int) -> ir.Type:
+    """Type of ``lanes`` values of type ``element``."""
+    return ir.VectorType(element, lanes)
+
+
+def constant(element: ir.Type, values: Sequence[float] | float, lanes: int = 0) -> Value:
+    """A vector of ``values``, or of one value in all ``lanes``."""
+    if isinstance(values, Sequence):
+        return ir.Constant(vector(element, len(values)), list(values))
+    return ir.Constant(vector(element, lanes), [values] * lanes)
+
+
+def index(value: int) -> Value:
+    """An array index."""
+    return ir.Constant(i64, value)
+
+
+def data(context: Any, builder: ir.IRBuilder, array_type: Any, array: Value) -> Value:
+    """Pointer to the first element of a contiguous array."""
+    return make_array(array_type)(context, builder, array).data
+
+
+def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -> Value:
+    """The vector (or scalar) at ``pointer`` + ``offset`` elements; no alignment is assumed."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
+    value = builder.load(at)
+    value.align = 1
+    return value
+
+
+def load_first(
+    builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type, count: Value
+) -> Value:
+    """Like :func:`load`, but only the first ``count`` lanes are read; the others are 0."""
+    lanes, bits = type_.count, type_.element.width
+    at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
+    numbers = constant(i32, list(range(lanes)))
+    inside = builder.icmp_signed("<", numbers, splat(builder, builder.trunc(count, i32), lanes))
+    align, zero = ir.Constant(i32, 1), ir.Constant(type_, None)
+    name = f"llvm.masked.load.v{lanes}i{bits}.p0"
+    return call(builder, name, type_, at, align, inside, zero)
+
+
+def store(builder: ir.IRBuilder, value: Value, pointer: Value, offset: Value) -> None:
+    """Write a vector (or scalar) at ``pointer`` + ``offset`` elements; none need be aligned."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
+    builder.store(value, at).align = 1
+
+
+def splat(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
+    """``scalar`` in all lanes."""
+    type_ = vector(scalar.type, lanes)
+    one = builder.insert_element(ir.Constant(type_, ir.Undefined), scalar, ir.Constant(i32, 0))
+    return builder.shuffle_vector(one, one, constant(i32, 0, lanes))
+
+
+def shuffle(builder: ir.IRBuilder, a: Value, lanes: Sequence[int], b: Value = None) -> Value:
+    """Lanes of ``a`` (0 … n − 1) and ``b`` (n …), in the order given."""
+    return builder.shuffle_vector(a, a if b is None else b, constant(i32, list(lanes)))
+
+
+def picked(builder: ir.IRBuilder, a: Value, first: Value, lanes: Sequence[int]) -> Value:
+    """Like :func:`shuffle` of a float vector of 8 or 16 lanes, each ``lanes`` + ``first``."""
+    numbers = splat(builder, builder.trunc(first, i32), a.type.count)
+    numbers = builder.add(constant(i32, lanes), numbers)
+    if a.type.count == 16:
+        return call(builder, "llvm.x86.avx512.permvar.sf.512", a.type, a, numbers)
+    return call(builder, "llvm.x86.avx2.permps", a.type, a, numbers)
+
+
+def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: Value) -> Value:
+    """Call the LLVM intrinsic ``name``."""
+    type_ = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, type_, name), arguments)
+
+
+def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
+    """a · b + c, rounded once."""
+    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+
+
+def multiply_add(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
+    """a · b + c, in one instruction where the CPU has one, on vectors of any element."""
+    product = builder.fmul(a, b, flags=("contract",))
+    return builder.fadd(product, c, flags=("contract",))
+
+
+def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
+    """Sum of the lanes of a float vector, by halves."""
+    while a.type.count > 1:
+        half = a.type.count // 2
+        low, high = shuffle(builder, a, range(half)), shuffle(builder, a, range(half, 2 * half))
+        a = builder.fadd(low, high)
+    return builder.extract_element(a, ir.Constant(i32, 0))
+
+
+NEAR, FAR = 1024, 4096
+"""Bytes ahead of a row's reading that are asked for: into the first cache, and into the second.
+
+Requests into the first cache alone are too few at a time to keep the memory busy: a product read
+at 0.84 of what a plain reading loop reads, and with both at 0.98 (two cores, large pages)."""
+
+
+def prefetch_stream(builder: ir.IRBuilder, pointer: Value, offset: Value, size: int) -> None:
+    """Ask for what follows ``size`` bytes that are about to be read in a stream."""
+    for line in range(0, size, 64):
+        prefetch(builder, pointer, offset, NEAR + line)
+        prefetch(builder, pointer, offset, FAR + line, keep=2)
+
+
+def prefetch(
+    builder: ir.IRBuilder, pointer: Value, offset: Value, ahead: int, keep: int = 3
+) -> None:
+    """Ask for the cache line ``ahead`` bytes beyond ``pointer`` + ``offset`` elements.
+
+    ``keep``: 3 brings it into the first-level cache, 1 and 2 into a later one.
+
+    An address that is not mapped is ignored by the CPU: reading ahead needs no bound.
+    """
+    at = builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
+    at = builder.gep(at, [index(ahead)])
+    read, level, of_data = (ir.Constant(i32, v) for v in (0, keep, 1))
+    type_ = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], type_)
+    builder.call(function, [at, read, level, of_data])
+
+
+def prefetch_lines(array: Any) -> None:
+    """Ask for what follows ``array``, as :func:`prefetch_stream` does; compiled code only."""
+
+
+@overload(prefetch_lines, strict=False, jit_options=LEAF["jit_options"])
+def _prefetch_lines(array: Any) -> Any:
+    bytes_, line = array.dtype.bitwidth // 8, 64 * 8 // array.dtype.bitwidth
+
+    def compiled(array):  # type: ignore[no-untyped-def]
+        for k in range(0, array.size, line):
+            _prefetch_line(array, k)
+
+    @intrinsic
+    def _prefetch_line(typing_context: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            prefetch_stream(builder, data(context, builder, array, args[0]), args[1], bytes_)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), generate
+
+    return compiled
+
+
+def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
+    """The columns of a square of vectors: n vectors of n lanes, n a power of two.
+
+    Each of log2 n rounds interleaves row i with row i + n/2, which moves one bit of the row number
+    into the lane number.
+    """
+    n = len(rows)
+    low = [lane // 2 + n * (lane % 2) for lane in range(n)]
+    high = [lane + n // 2 for lane in low]
+    current = list(rows)
+    for _ in range(n.bit_length() - 1):
+        pairs = [(current[i], current[i + n // 2]) for i in range(n // 2)]
+        current = [shuffle(builder, a, order, b) for a, b in pairs for order in (low, high)]
+    return current
+
+
+class Accumulators:
+    """A grid of float or integer vectors that a loop adds to; LLVM keeps them in registers."""
+
+    def __init__(self, builder: ir.IRBuilder, rows: int, columns: int, type_: ir.Type) -> None:
+        self._builder = builder
+        self._slots = [
+            [cgutils.alloca_once(builder, type_) for _ in range(columns)] for _ in range(rows)
+        ]
+        for row in self._slots:
+            for slot in row:
+                builder.store(ir.Constant(type_, None), slot)
+
+    def __getitem__(self, at: tuple[int, int]) -> Value:
+        return self._builder.load(self._slots[at[0]][at[1]])
+
+    def __setitem__(self, at: tuple[int, int], value: Value) -> None:
+        self._builder.store(value, self._slots[at[0]][at[1]])

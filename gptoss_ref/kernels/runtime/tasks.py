@@ -1,0 +1,194 @@
+"""A kernel's tasks, run in ranges: on the calling thread, or one range on each of several.
+
+A kernel's body is compiled once, whatever the number of threads: it is reached by its address. So
+is the one ``prange`` loop that there is; it knows nothing but addresses and numbers, and serves all
+kernels. (A ``prange`` loop that contained a body would have Numba compile it five times over.)
+
+What a task raises on several threads is lost, as in any ``prange`` loop: kernels do not raise, they
+set what Python looks at afterwards. An error of ``NUMBA_BOUNDSCHECK`` shows on one thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+from llvmlite import ir
+from numba import prange, typeof, types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+from gptoss_ref.kernels.runtime.jit import jit_inner, jit_parallel
+
+Team = tuple[int, int]
+"""How many threads, and the address of what runs a task on them: see :func:`team_of`."""
+
+ALONE: Team = (1, 0)
+"""The calling thread."""
+
+_NUMBER = types.int64
+_RANGE = (_NUMBER, _NUMBER)
+_TASK = (_NUMBER, *_RANGE)
+_LOOP = (_NUMBER, _NUMBER, _NUMBER, _NUMBER)
+
+
+def jit_tasks(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a function of (…, first task, one past the last) one of (…, tasks, team), for kernels.
+
+    All ``tasks`` are done, one range of them on each thread of the team; Numba must have been told
+    how many threads those are.
+    """
+    if config.DISABLE_JIT:
+        return lambda *arguments: function(*arguments[:-2], 0, arguments[-2])
+    return cast(Callable[..., None], _in_ranges(jit_inner(function)))
+
+
+@jit_parallel
+def _on_threads(task: int, packed: int, tasks: int, n: int) -> None:
+    for t in prange(n):
+        _call(task, (packed, t * tasks // n, (t + 1) * tasks // n))
+
+
+@cache
+def _loop() -> int:
+    """Address of :func:`_on_threads`."""
+    _on_threads.compile(_LOOP)  # type: ignore[attr-defined]
+    compiled = _on_threads.overloads[_LOOP]  # type: ignore[attr-defined]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
+def team_of(n: int) -> Team:
+    """A team of ``n`` threads, which must have been started."""
+    return n, _loop()
+
+
+def by_address(kernel: Any) -> Any:
+    """What calls ``kernel`` in another kernel, as (address, its arguments), see :func:`address_of`.
+
+    So it is compiled once, not again inside every caller.
+    """
+    if config.DISABLE_JIT:
+        return lambda address, *arguments: kernel(*arguments)
+
+    @intrinsic
+    def call(typing_context: Any, address: Any, *arguments: Any) -> Any:
+        given = tuple(types.unliteral(type_) for type_ in arguments)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            type_ = context.call_conv.get_function_type(types.none, given)
+            callee = builder.inttoptr(args[0], type_.as_pointer())
+            values = _cast(context, builder, args[1], arguments, given)
+            _call_checked(context, builder, callee, given, values)
+            return context.get_dummy_value()
+
+        return types.none(address, types.StarArgTuple(arguments)), generate
+
+    return call
+
+
+def address_of(kernel: Any, *arguments: Any) -> int:
+    """Where ``kernel`` lies, compiled for such arguments."""
+    if config.DISABLE_JIT:
+        return 0
+    given = tuple(typeof(argument) for argument in arguments)
+    kernel.compile(given)
+    compiled = kernel.overloads[given]
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
+def _in_ranges(part: Any) -> Any:
+    """What :func:`jit_tasks` makes of ``part``, in the place where it is called."""
+
+    @intrinsic
+    def in_ranges(typing_context: Any, *arguments: Any) -> Any:
+        given = tuple(types.unliteral(type_) for type_ in arguments[:-2])
+        to = (*given, _NUMBER, types.UniTuple(_NUMBER, 2))
+        called = types.Dispatcher(part).get_call_type(typing_context, (*given, *_RANGE), {})
+        compiled = part.overloads[called.args]
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            context.add_linking_libs((compiled.library,))
+            *values, tasks, team = _cast(context, builder, args[0], arguments, to)
+            values = [
+                _borrowed(context, builder, *each) for each in zip(given, values, strict=True)
+            ]
+            n, on_threads = cgutils.unpack_tuple(builder, team)
+            room = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, values))
+            packed = builder.ptrtoint(room, ir.IntType(64))
+            task = _task(context, builder.module, compiled.fndesc, given, room.type)
+            alone = builder.icmp_unsigned("==", n, n.type(1))
+            with builder.if_else(alone) as (directly, together):
+                with directly:
+                    _call_checked(context, builder, task, _TASK, (packed, tasks.type(0), tasks))
+                with together:
+                    loop = context.call_conv.get_function_type(types.none, _LOOP).as_pointer()
+                    address = builder.ptrtoint(task, ir.IntType(64))
+                    numbers = (address, packed, tasks, n)
+                    on_threads = builder.inttoptr(on_threads, loop)
+                    _call_checked(context, builder, on_threads, _LOOP, numbers)
+            return context.get_dummy_value()
+
+        return types.none(types.StarArgTuple(arguments)), generate
+
+    return in_ranges
+
+
+def _borrowed(context: Any, builder: Any, type_: Any, value: Any) -> Any:
+    """Arrays without their reference counts, for which threads would fight; the caller has them."""
+    if isinstance(type_, types.BaseTuple):
+        for i, element in enumerate(type_):
+            lent = _borrowed(context, builder, element, builder.extract_value(value, i))
+            value = builder.insert_value(value, lent, i)
+    elif isinstance(type_, types.Array):
+        array = context.make_array(type_)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        value = array._getvalue()
+    return value
+
+
+def _task(context: Any, module: Any, part: Any, given: Any, pointer: Any) -> Any:
+    """The function (packed, start, stop) that calls ``part`` with what lies at ``packed``."""
+    name = f"task.{part.llvm_func_name}"
+    if name in module.globals:
+        return module.globals[name]
+    convention = context.call_conv
+    task = ir.Function(module, convention.get_function_type(types.none, _TASK), name)
+    task.linkage = "internal"
+    task.attributes.add("noinline")  # it is called in two places
+    builder = ir.IRBuilder(task.append_basic_block("entry"))
+    packed, *range_ = convention.get_arguments(task)
+    values = cgutils.unpack_tuple(builder, builder.load(builder.inttoptr(packed, pointer)))
+    callee = context.declare_function(module, part)
+    _call_checked(context, builder, callee, (*given, *_RANGE), (*values, *range_))
+    convention.return_value(builder, context.get_dummy_value())
+    return task
+
+
+@intrinsic
+def _call(typing_context: Any, address: Any, numbers: Any) -> Any:
+    """Call the compiled function of some numbers at ``address``."""
+    given = (_NUMBER,) * len(numbers)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        type_ = context.call_conv.get_function_type(types.none, given)
+        callee = builder.inttoptr(args[0], type_.as_pointer())
+        values = _cast(context, builder, args[1], numbers, given)
+        _call_checked(context, builder, callee, given, values)
+        return context.get_dummy_value()
+
+    return types.none(_NUMBER, numbers), generate
+
+
+def _cast(context: Any, builder: Any, packed: Any, from_: Any, to: Any) -> list[Any]:
+    """The elements of a tuple, as other types."""
+    values = cgutils.unpack_tuple(builder, packed)
+    return [context.cast(builder, *each) for each in zip(values, from_, to, strict=True)]
+
+
+def _call_checked(context: Any, builder: Any, callee: Any, given: Any, values: Any) -> None:
+    """Call a compiled function that returns nothing, and pass on what it raises."""
+    status, _ = context.call_conv.call_function(builder, callee, types.none, given, values)
+    with cgutils.if_unlikely(builder, status.is_error):
+        context.call_conv.return_status_propagate(builder, status)

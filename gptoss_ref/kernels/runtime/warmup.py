@@ -1,0 +1,180 @@
+"""Compiling the kernels of a chat ahead of time.
+
+A kernel compiles when it is first called; :func:`warmup` calls each of those that a chat uses
+with small arrays of the types that a checkpoint gives, for one token and for several, below and
+above the size from which threads are used. What is in the cache folder is loaded instead.
+
+Who calls kernels without it waits at the first call, and is told why (``announce``).
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.kernels import sampling
+from gptoss_ref.kernels.attention import attention
+from gptoss_ref.kernels.decode_step import blocks_of
+from gptoss_ref.kernels.embedding import embedding
+from gptoss_ref.kernels.experts import experts
+from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.rmsnorm import rmsnorm
+from gptoss_ref.kernels.rope import rope, rope_tables
+from gptoss_ref.kernels.router import router
+from gptoss_ref.kernels.runtime.announce import announced, is_warm, mark
+from gptoss_ref.kernels.runtime.jit import cache_folder
+from gptoss_ref.weights import (
+    MXFP4,
+    AttentionWeights,
+    BlockWeights,
+    MLPWeights,
+    ModelWeights,
+)
+
+__all__ = ["STEPS", "Progress", "drop_unused", "is_warm", "warmup"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being compiled, the steps done and the number of steps."""
+
+
+UNUSED = 30 * 24 * 3600
+"""Seconds after which the folder of another version is removed, if no process has used it."""
+
+_FOLDER = re.compile("kernels-[0-9a-f]{12}")
+
+
+def _bits(*shape: int) -> Any:
+    """bfloat16 ones."""
+    return np.full(shape, 0x3F80, np.uint16)
+
+
+def _mxfp4(*shape: int) -> MXFP4:
+    *lead, inputs = shape
+    blocks = np.zeros((*lead, inputs // 32, 16), np.uint8)
+    return MXFP4(blocks, np.full(blocks.shape[:-1], 127, np.uint8))
+
+
+def _experts(tokens: int, size: int) -> None:
+    x = np.ones((tokens, size), np.float32)
+    indices, weights = np.zeros((tokens, 1), np.int64), np.ones((tokens, 1), np.float32)
+    first, second = _mxfp4(1, 2 * size, size), _mxfp4(1, size, size)
+    experts(x, indices, weights, first, _bits(1, 2 * size), second, _bits(1, size))
+
+
+def _attention(tokens: int, heads: int, keys: int = 128) -> None:
+    q = np.ones((tokens, heads, 32), np.float32)
+    k = np.ones((keys, 2, 32), np.float32)
+    positions = np.arange(keys)
+    attention(q, k, k, _bits(heads), positions[-tokens:], positions)
+
+
+def _small() -> None:
+    x = embedding(np.zeros(2, np.int64), _bits(3, 32))
+    x = rmsnorm(x, _bits(32))
+    rope(x.reshape(2, 2, 16), *rope_tables(np.arange(2), np.ones(8), 1.0))
+    router(x, _bits(4, 32), _bits(4), 2)
+    logits = np.ones(8, np.float32)
+    sampling.greedy(logits)
+    sampling.log_probability(logits, 0)
+    for top_p in (0.5, 1.0):
+        sampling.token_probabilities(logits, top_p=top_p)
+
+
+def _linear(tokens: int, size: int) -> None:
+    linear(np.ones((tokens, size), np.float32), _bits(size, size), _bits(size))
+
+
+class _Room:
+    """A layer of a cache, with room for one position."""
+
+    window = None
+
+    def reserved(self, length: int, count: int) -> tuple[_Room, Any, Any, int]:
+        keys = np.empty((1, 2, 32), np.float32)
+        return self, keys, np.empty_like(keys), length
+
+
+def _block() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 32}
+    counts = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    experts_ = {"num_experts": 2, "experts_per_token": 1}
+    constants = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.0, "swiglu_limit": 1.0}
+    config = SimpleNamespace(**sizes, **counts, **experts_, **constants)
+    attn = AttentionWeights(
+        *(_bits(64), _bits(128, 64), _bits(128), _bits(64, 64), _bits(64), _bits(64, 64)),
+        *(_bits(64), _bits(4), _bits(64, 128), _bits(64)),
+    )
+    first, second = _mxfp4(2, 64, 64), _mxfp4(2, 64, 32)
+    mlp = MLPWeights(
+        *(_bits(64), _bits(2, 64), _bits(2), first, _bits(2, 64), second, _bits(2, 64))
+    )
+    weights = ModelWeights(_bits(1, 64), (BlockWeights(attn, mlp),), _bits(64), _bits(1, 64))
+    blocks = blocks_of(config, weights)
+    assert blocks is not None
+    x, angles = np.ones((1, 64), np.float32), np.ones((1, 16), np.float32)
+    blocks(x, angles, angles, 0, [_Room()])
+
+
+STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
+    ("embedding, norms, positions, routing, sampling", _small),
+    ("linear layers, one token", lambda: _linear(1, 64)),
+    ("linear layers, several tokens", lambda: _linear(3, 64)),
+    ("attention, one token", lambda: _attention(1, 2)),
+    ("attention, several tokens", lambda: _attention(3, 2)),
+    ("experts, one token", lambda: _experts(1, 64)),
+    ("experts, several tokens", lambda: _experts(5, 512)),
+    ("blocks, one token", _block),
+    ("threads", lambda: _linear(1, 1088)),
+)
+
+
+def warmup(progress: Progress | None = None) -> None:
+    """Compile or load every kernel of a chat, for the instruction path and threads in effect.
+
+    The first time, folders of versions that nobody uses any more are removed.
+
+    Args:
+        progress: told what compiles, in the place of ``announce``.
+    """
+    if progress is not None:
+        announced["compiling"] = True
+    collecting = gc.isenabled()
+    gc.disable()  # a compiler makes many small objects, and no cycles that matter
+    try:
+        for done, (name, step) in enumerate(STEPS):
+            if progress is not None:
+                progress(name, done, len(STEPS))
+            step()
+    finally:
+        if collecting:
+            gc.enable()
+    if progress is not None:
+        progress("done", len(STEPS), len(STEPS))
+    folder = cache_folder()
+    if folder is not None and not (folder / mark()).exists():
+        (folder / mark()).touch()
+        drop_unused(folder)
+
+
+def drop_unused(folder: Path) -> None:
+    """Remove the folders beside ``folder`` whose kernels no process has used for 30 days.
+
+    They are of other versions of this package, whose sources differ; who runs one of these again
+    compiles again. Only folders with the names of ours are looked at, no links; what cannot be
+    removed stays.
+    """
+    with suppress(OSError):
+        for other in list(folder.parent.iterdir()):
+            if _FOLDER.fullmatch(other.name) and other != folder:
+                with suppress(OSError):  # another process removes it, or it is somebody else's
+                    if time.time() - other.lstat().st_mtime > UNUSED:
+                        shutil.rmtree(other)  # an error for a link

@@ -1,0 +1,85 @@
+"""AdamW: Adam with a decoupled weight decay.
+
+    m ← β₁ m + (1 − β₁) g                    moving mean of the gradient
+    v ← β₂ v + (1 − β₂) g²                   moving mean of its square
+    m̂ = m / (1 − β₁ᵗ)    v̂ = v / (1 − β₂ᵗ)   both began at zero: corrected for that at step t
+    w ← w − η λ w − η m̂ / (√v̂ + ε)
+
+The decay λ shrinks the weight itself. As a part of the gradient, as in torch's Adam, it would be
+divided by √v̂, and weights with large gradients would hardly decay. Source: Loshchilov and Hutter
+2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptoss_ref.numerics import Array
+
+UNDECAYED = ("norm_scale", "bias", "sinks")
+"""Ends of the names of weights that do not decay."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The constants; the moments live in :class:`Moments`.
+
+    Attributes:
+        betas: β₁ and β₂, how slowly the two means move.
+        eps: ε, which keeps the quotient finite.
+        weight_decay: λ, of matrices and of low-rank factors; norms, biases and sinks never decay.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def step(
+        self,
+        parameters: dict[str, Array],
+        gradients: dict[str, Array],
+        moments: Moments,
+        learning_rate: float,
+    ) -> tuple[dict[str, Array], Moments]:
+        """The parameters and the moments after one step; nothing is changed in place.
+
+        Args:
+            parameters: arrays of any shapes, by name.
+            gradients: the same names and shapes.
+            moments: what the previous call returned, or :meth:`Moments.zeros`.
+            learning_rate: η of this step.
+
+        >>> w, g = {"w": np.array([[1.0]])}, {"w": np.array([[4.0]])}
+        >>> w, moments = AdamW(weight_decay=0.5).step(w, g, Moments.zeros(w), 0.1)
+        >>> w["w"].round(6), moments.steps  # 1 − 0.1·0.5·1 − 0.1·4/√16
+        (array([[0.85]]), 1)
+        """
+        beta1, beta2 = self.betas
+        t = moments.steps + 1
+        first, second, moved = {}, {}, {}
+        for name, w in parameters.items():
+            g, real = gradients[name], w.dtype.type
+            m = real(beta1) * moments.first[name] + real(1 - beta1) * g
+            v = real(beta2) * moments.second[name] + real(1 - beta2) * g * g
+            decay = 0.0 if name.endswith(UNDECAYED) else learning_rate * self.weight_decay
+            root = np.sqrt(v) / real(np.sqrt(1 - beta2**t)) + real(self.eps)
+            moved[name] = w * real(1 - decay) - real(learning_rate / (1 - beta1**t)) * m / root
+            first[name], second[name] = m, v
+        return moved, Moments(first, second, t)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The moving means of gradients and of their squares, by name, after ``steps`` steps."""
+
+    first: dict[str, Array]
+    second: dict[str, Array]
+    steps: int
+
+    @classmethod
+    def zeros(cls, parameters: dict[str, Array]) -> Moments:
+        """Those of the first step, of the shapes and dtypes of ``parameters``."""
+        first, second = ({n: np.zeros_like(w) for n, w in parameters.items()} for _ in "mv")
+        return cls(first, second, 0)

@@ -1,0 +1,276 @@
+"""The training loop: a step's gradients, clipped, moved along by AdamW; saved so that it can go on.
+
+    for each step:  batch → loss and gradients → clip → AdamW at the schedule's rate
+
+The forward and the backward pass run on the backend of the model: kernels or NumPy, nothing else.
+A step's loss is the mean over all targets of its batch, however many parts compute it: each part's
+mean is weighed by its share of the targets. (To average the parts' means instead weighs a target in
+a short example more, a known bug of gradient accumulation: transformers#34191.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.backpropagation import backward
+from gptoss_ref.checkpoint.adapter import Adapter
+from gptoss_ref.checkpoint.locate import TINY, locate
+from gptoss_ref.checkpoint.peft import write_adapter
+from gptoss_ref.errors import GptOssError
+from gptoss_ref.model import Model
+from gptoss_ref.numerics import Array
+from gptoss_ref.training.adamw import Moments
+from gptoss_ref.training.clipping import clip
+from gptoss_ref.training.data import Example
+from gptoss_ref.training.evaluation import evaluate
+from gptoss_ref.training.parameters import Parameters
+from gptoss_ref.training.recipe import Recipe
+from gptoss_ref.training.state import STATE, State, identity, read_state, write_state
+from gptoss_ref.weights import MXFP4
+
+Report = Callable[[dict[str, Any], int], None]
+"""Called with each record of the history and the steps of the whole run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training gives.
+
+    Attributes:
+        model: the trained model.
+        adapter: what it learnt, to be saved or applied elsewhere.
+        history: ``{"step", "loss", "rate", "norm", "targets"}`` for each step: its loss before the
+            update, its learning rate, the gradients' length before clipping, the targets of its
+            batch. ``{"step", "held_out_loss", "held_out_right", "held_out_targets"}`` for each
+            evaluation, after so many steps.
+        parameters: numbers that were trained.
+        seconds: of this call.
+    """
+
+    model: Model
+    adapter: Adapter
+    history: list[dict[str, Any]]
+    parameters: int
+    seconds: float
+
+
+def train(
+    model: Model,
+    data: Sequence[Example],
+    recipe: Recipe | None = None,
+    *,
+    held_out: Sequence[Example] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    base: str = "",
+    report: Report | None = None,
+) -> Run:
+    """Train ``model`` on ``data``: low-rank factors, or whole weights. ``model`` stays as it is.
+
+    The result is the same, bit for bit, whether the run was interrupted and resumed or not, on the
+    same machine with as many threads.
+
+    Args:
+        model: under the float32 policy, or float64. Under bfloat16 the forward pass rounds, and so
+            do gradients and moments.
+        data: examples; :func:`gptoss_ref.training.read_jsonl` reads a file of them.
+        recipe: the settings; None: the defaults.
+        held_out: examples to evaluate on, before, during and after.
+        out: a folder for the adapter, in PEFT's files, and for the state of the run; made if it is
+            not there. None: nothing is written.
+        resume: go on with the run in ``out``.
+        base: what the adapter's file calls the model: ``"tiny"``, a folder or a Hub id; empty: the
+            folder that the model was loaded from.
+        report: called after each step and each evaluation.
+
+    Raises:
+        GptOssError: no data; a recipe that cannot be; a loss or gradients that are not finite: the
+            message names the first tap point that is not; ``out`` cannot be written, already
+            holds a run, or, to resume, holds none or another one; ``out`` with a model whose
+            weights are not those of its checkpoint, and no ``base``.
+        KeyboardInterrupt: passed on after the last whole step has been saved.
+    """
+    began = time.perf_counter()
+    recipe = recipe or Recipe()
+    data = list(data)
+    if not data:
+        raise GptOssError("no data to train on: expected at least one example")
+    steps = recipe.length(len(data))
+    start = Parameters.start(model, recipe.lora, recipe.whole, recipe.seed)
+    about = identity(model, data, recipe.to_json())
+    folder = None if out is None else _folder(Path(out), resume)
+    if resume:
+        if folder is None:
+            raise GptOssError("nothing to resume: expected out, the folder of the run")
+        state = read_state(folder, start.arrays, about)
+    else:
+        state = State(start.arrays, Moments.zeros(start.arrays), 0, ())
+    base = base or _base(model, folder)
+
+    def save() -> None:
+        if folder is not None:
+            write_state(folder, state, about)
+            adapter = start.with_arrays(state.arrays).adapter(base)
+            write_adapter(folder, adapter, model.config)
+
+    def record(entry: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+        if report is not None:
+            report(entry, steps)
+        return (*state.history, entry)
+
+    try:
+        while state.step < steps:
+            if held_out and _due(state, recipe.evaluate_every):
+                entry = _evaluated(start.with_arrays(state.arrays).applied(model), state, held_out)
+                state = State(state.arrays, state.moments, state.step, record(entry))
+            batch = [data[i] for i in recipe.batch(state.step, len(data))]
+            arrays, moments, entry = _step(model, start, state, batch, recipe, steps)
+            state = State(arrays, moments, state.step + 1, record(entry))
+            if recipe.save_every and state.step % recipe.save_every == 0 and state.step < steps:
+                save()
+    except KeyboardInterrupt:
+        save()
+        raise
+    trained = start.with_arrays(state.arrays)
+    final = trained.applied(model)
+    if held_out and not _evaluated_at(state, steps):
+        state = State(
+            state.arrays, state.moments, state.step, record(_evaluated(final, state, held_out))
+        )
+    save()
+    seconds = time.perf_counter() - began
+    return Run(final, trained.adapter(base), list(state.history), trained.count, seconds)
+
+
+def _step(
+    model: Model,
+    start: Parameters,
+    state: State,
+    batch: Sequence[Example],
+    recipe: Recipe,
+    steps: int,
+) -> tuple[dict[str, Array], Moments, dict[str, Any]]:
+    """The arrays and moments after one step, and its record."""
+    parameters = start.with_arrays(state.arrays)
+    now = parameters.applied(model)
+    targets = sum(example.count for example in batch)
+    loss, sums = 0.0, dict[str, Array]()
+    parts = np.array_split(np.arange(len(batch)), min(recipe.accumulation, len(batch)))
+    for rows in parts:
+        part = [batch[i] for i in rows]
+        share = sum(example.count for example in part) / targets
+        found = _gradients(now, part, parameters, share, recipe.router_aux_loss_coef, sums, state)
+        loss += share * found
+    sums = {name: sums[name] for name in parameters.arrays}  # the order of the optimiser's sums
+    limit = np.inf if recipe.clip is None else recipe.clip
+    clipped, length = clip(sums, limit)
+    if not np.isfinite(length):
+        raise GptOssError(f"step {state.step + 1}: {_first_gradient(now, batch)}")
+    rate = recipe.rate(state.step, steps)
+    arrays, moments = recipe.optimizer.step(parameters.arrays, clipped, state.moments, rate)
+    entry = {"step": state.step + 1, "loss": loss, "rate": rate, "norm": length, "targets": targets}
+    return arrays, moments, entry
+
+
+def _gradients(
+    model: Model,
+    part: Sequence[Example],
+    parameters: Parameters,
+    share: float,
+    router_aux_loss_coef: float,
+    sums: dict[str, Array],
+    state: State,
+) -> float:
+    """The loss of a part of a batch; adds ``share`` of its gradients to ``sums``."""
+    try:
+        found = backward(
+            model,
+            [example.tokens for example in part],
+            [example.targets for example in part],
+            [example.mask for example in part],
+            wrt=parameters.weights,
+            router_aux_loss_coef=router_aux_loss_coef,
+            on_weight=lambda name, d: parameters.add_gradient(name, d, share, sums),
+        )
+    except GptOssError as error:
+        sources = dict.fromkeys(example.source for example in part)
+        where = next(iter(sources)) if len(sources) == 1 else f"a batch of {len(part)} examples"
+        raise type(error)(f"step {state.step + 1}, {where}: {error}") from None
+    return found.loss
+
+
+def _first_gradient(model: Model, batch: Sequence[Example]) -> str:
+    """Says which gradient is the first, from the loss back, that is not finite."""
+    seen: list[str] = []
+
+    def look(name: str, d: Array) -> None:
+        if not seen and not np.isfinite(d).all():
+            seen.append(name)
+
+    for example in batch:
+        where = (model, example.tokens, example.targets, example.mask)
+        with np.errstate(all="ignore"):
+            backward(*where, taps="*", on_tap=look, on_weight=look)
+        if seen:
+            return f"{example.source}: the first gradient that is not finite is grad.{seen[0]}"
+    return "the gradients are not finite, though those of each example alone are"
+
+
+def _due(state: State, every: int) -> bool:
+    """Whether to evaluate before this step: before the first, and every so many."""
+    asked = state.step == 0 or (every > 0 and state.step % every == 0)
+    return asked and not _evaluated_at(state, state.step)
+
+
+def _evaluated_at(state: State, step: int) -> bool:
+    return any("held_out_loss" in e and e["step"] == step for e in state.history)
+
+
+def _evaluated(model: Model, state: State, held_out: Sequence[Example]) -> dict[str, Any]:
+    found = evaluate(model, held_out)
+    values = {f"held_out_{name}": value for name, value in found._asdict().items()}
+    return {"step": state.step, **values}
+
+
+def _base(model: Model, folder: Path | None) -> str:
+    """Where the model that an adapter is for can be found again."""
+    if model.checkpoint is None:
+        return ""
+    stored = model.checkpoint.weights.named()
+    for name, now in model.weights.named().items():
+        same = now.blocks if isinstance(now, MXFP4) else now
+        was = stored[name]
+        if same is not (was.blocks if isinstance(was, MXFP4) else was):
+            if folder is None:
+                return ""
+            raise GptOssError(
+                f"{name} of the model is not its checkpoint's, to which an adapter is added: write "
+                "a checkpoint first (gptoss-ref convert merges an adapter), or give base"
+            )
+    if model.checkpoint.path == locate(TINY)[0]:
+        return TINY
+    return str(model.checkpoint.root.resolve())
+
+
+def _folder(out: Path, resume: bool) -> Path:
+    """The folder of a run, made if need be; refused before the work if it cannot be written."""
+    if resume:
+        for left in out.glob(".*.partial"):  # of a run that was killed while it saved
+            left.unlink(missing_ok=True)
+        return out
+    if (out / STATE).exists():
+        raise GptOssError(f"{out}: already holds a run: resume it, or choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".{STATE}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise GptOssError(f"{out}: cannot be written: {error.strerror}") from None
+    return out

@@ -1,0 +1,244 @@
+"""Bugs of the backward pass of attention, its sinks and RoPE."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gptoss_ref import gradients
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.gradients import stages as at
+from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, name_of, zero
+from gptoss_ref.verify.gradients.stages import Compute, Site
+
+SCORES = "grad.attn.q_rope grad.attn.k_rope"
+SINKS = "grad.weights.attn.sinks"
+
+
+@bug(
+    "sinks-without-gradient",
+    stages=SINKS,
+    consequence="The sinks stay as they were released, however long one trains.",
+    reports=("flash-attention#1973", "flash-attention#2102", "flash-attention#1895"),
+)
+def sinks_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The backward kernel returns nothing for the sinks: their gradient is zero."""
+    return zero(right, site, *arguments)
+
+
+@bug(
+    "sinks-gradient-sign",
+    stages=SINKS,
+    consequence="Training moves every sink the wrong way.",
+    note="The derivation's minus sign: a larger sink makes every weight smaller.",
+)
+def sinks_gradient_sign(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The gradient of the sinks has the wrong sign."""
+    return -right(site, *arguments)
+
+
+@bug(
+    "sinks-gradient-summed-twice",
+    stages=SINKS,
+    consequence="Sinks move twice as fast as everything else.",
+    note="A reduction over the batch by the kernel and once more by its caller.",
+)
+def sinks_gradient_summed_twice(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The gradient of the sinks is summed over the batch twice: it is twice what it should be."""
+    return 2 * right(site, *arguments)
+
+
+@bug(
+    "softmax-without-gradient",
+    stages=SCORES,
+    consequence="Queries and keys do not train at all; values do, so the loss still falls.",
+    reports=("candle#3591",),
+)
+def softmax_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The fused softmax has no backward: scores get no gradient."""
+    return zero(right, site, *arguments)
+
+
+@bug(
+    "lse-gradient-dropped",
+    stages=SCORES,
+    consequence="Output, values and sinks look right and queries and keys do not; with one visible "
+    "key both gradients are zero.",
+    reports=("torchtitan#4796", "flash-attention#404", "flash-attention#889"),
+    note="The mix is rescaled by sigmoid(lse − sink); the kernel's log-sum-exp has no gradient.",
+)
+def lse_gradient_dropped(right: Compute, site: Site, d_w: Array, q: Array, k: Array) -> Array:
+    """The softmax is that without a sink, rescaled by a factor whose gradient is dropped."""
+    w, sink = at.softmax(site, q, k)
+    share = 1 - sink[..., None]
+    delta = (w * d_w).sum(-1, keepdims=True) / np.where(share > 0, share, 1)
+    d = at.scaled(site, site.policy.round(w * (d_w - delta)))
+    return at.to_queries(site, d, k) if _is_query(right) else at.to_keys(site, d, q)
+
+
+@bug(
+    "softmax-delta-missing",
+    stages=SCORES,
+    consequence="Queries and keys learn to raise every score that is worth anything.",
+    note="The row's sum of w · dw, which a kernel computes ahead, is not subtracted.",
+)
+def softmax_delta_missing(right: Compute, site: Site, d_w: Array, q: Array, k: Array) -> Array:
+    """The softmax's second term is missing: dscore = w dw."""
+    w, _ = at.softmax(site, q, k)
+    d = at.scaled(site, site.policy.round(w * d_w))
+    return at.to_queries(site, d, k) if _is_query(right) else at.to_keys(site, d, q)
+
+
+@bug(
+    "backward-without-sink",
+    stages=f"grad.attn.v {SCORES}",
+    consequence="Gradients of q, k and v are too large, most where the sink is strong.",
+    note="The forward kernel stored the log-sum-exp of the keys alone.",
+    reports=("flash-attention#2102",),
+)
+def backward_without_sink(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The weights recomputed in the backward pass leave the sink out."""
+    d, q, k = arguments
+    w, sink = at.softmax(site, q, k)
+    share = 1 - sink[..., None]
+    w = np.where(share > 0, w / np.where(share > 0, share, 1), 0).astype(w.dtype)
+    if name_of(right) == "values":
+        return at.to_keys(site, w, at.by_heads(site, d))
+    scores = at.d_scores(site, d, w)
+    return at.to_queries(site, scores, k) if _is_query(right) else at.to_keys(site, scores, q)
+
+
+@bug(
+    "key-gradient-of-one-head",
+    stages="grad.attn.k_rope",
+    consequence="Keys learn from one query head in each group.",
+    reports=("levanter#449", "native-sparse-attention-triton#27"),
+)
+def key_gradient_of_one_head(right: Compute, site: Site, d_w: Array, q: Array, k: Array) -> Array:
+    """The keys' gradient is that of the last query head of each group, not the sum."""
+    w, _ = at.softmax(site, q, k)
+    return at.to_keys(site, _last_of_group(site, at.d_scores(site, d_w, w)), q)
+
+
+@bug(
+    "value-gradient-of-one-head",
+    stages="grad.attn.v",
+    consequence="Values learn from one query head in each group.",
+    reports=("levanter#449",),
+)
+def value_gradient_of_one_head(
+    right: Compute, site: Site, d_mix: Array, q: Array, k: Array
+) -> Array:
+    """The values' gradient is that of the last query head of each group, not the sum."""
+    w, _ = at.softmax(site, q, k)
+    return at.to_keys(site, _last_of_group(site, w), at.by_heads(site, d_mix))
+
+
+def _last_of_group(site: Site, w: Array) -> Array:
+    heads = np.arange(len(w))
+    return np.where(
+        (heads % site.config.group_size == site.config.group_size - 1)[:, None, None],
+        w,
+        w.dtype.type(0),
+    )
+
+
+def _window_edge(extra: int) -> Compute:
+    def compute(right: Compute, site: Site, *arguments: Array) -> Array:
+        d, q, k = arguments
+        if site.window is None:
+            return right(site, *arguments)
+        w, sink = at.softmax(site, q, k)
+        if extra > 0:  # weights recomputed with the forward pass's own normaliser
+            wider, wider_sink = at.softmax(site, q, k, extra)
+            factor = np.where(wider_sink > 0, sink / np.where(wider_sink > 0, wider_sink, 1), 0)
+            w = (wider * factor[..., None]).astype(w.dtype)
+        else:
+            age = np.arange(len(q))[:, None] - np.arange(len(k))
+            w = np.where(age < site.window + extra, w, w.dtype.type(0))
+        if name_of(right) == "values":
+            return at.to_keys(site, w, at.by_heads(site, d))
+        scores = at.d_scores(site, d, w)
+        return at.to_queries(site, scores, k) if _is_query(right) else at.to_keys(site, scores, q)
+
+    return compute
+
+
+def _window_bug(extra: int, label: str) -> GradientMutant:
+    compute = _window_edge(extra)
+    compute.__doc__ = "The backward pass masks another window than the forward pass."
+    return bug(
+        "window-edge-in-backward",
+        stages=f"grad.attn.v {SCORES}",
+        consequence="The key at the window's edge gets no gradient, or one it should not have.",
+        reports=("MSLK#263", "aiter#3742"),
+        label=label,
+    )(compute)
+
+
+@bug(
+    "score-scale-missing-in-backward",
+    stages=SCORES,
+    consequence="Gradients of queries and keys are √C times too large.",
+)
+def score_scale_missing(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The gradients of queries and keys lack the factor 1/√C of the scores."""
+    found: Array = right(site, *arguments) * site.policy.dtype.type(site.config.head_dim**0.5)
+    return found
+
+
+@bug(
+    "rope-turned-the-same-way",
+    stages="grad.attn.q grad.attn.k",
+    consequence="The gradients of early positions are nearly right, of later ones at random.",
+)
+def rope_turned_the_same_way(right: Compute, site: Site, d: Array) -> Array:
+    """RoPE's backward turns by the same angle again instead of back."""
+    cos, sin = site.tables
+    return gradients.rope(d, cos, -sin, policy=site.policy)
+
+
+@bug(
+    "rope-without-gradient",
+    stages="grad.attn.q grad.attn.k",
+    consequence="Queries and keys do not train at all; values do, so the loss still falls.",
+    reports=("candle#3568", "LongLive#61", "LoongForge#106"),
+)
+def rope_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+    """The fused RoPE has no backward: queries and keys get no gradient."""
+    return zero(right, site, *arguments)
+
+
+@bug(
+    "rope-inverse-instead-of-transpose",
+    stages="grad.attn.q grad.attn.k",
+    consequence="Gradients of queries and keys are too small, by YaRN's concentration squared.",
+    note="With plain RoPE the two are the same.",
+)
+def rope_inverse(right: Compute, site: Site, d: Array) -> Array:
+    """RoPE's backward is the inverse, which divides by the concentration, not the transpose."""
+    cos, sin = site.tables
+    found: Array = right(site, d) / (cos[:1, :1] ** 2 + sin[:1, :1] ** 2)[..., None]
+    return found
+
+
+def _is_query(right: Compute) -> bool:
+    return name_of(right) == "queries"
+
+
+ATTENTION: tuple[GradientMutant, ...] = (
+    sinks_without_gradient,
+    sinks_gradient_sign,
+    sinks_gradient_summed_twice,
+    softmax_without_gradient,
+    lse_gradient_dropped,
+    softmax_delta_missing,
+    backward_without_sink,
+    key_gradient_of_one_head,
+    value_gradient_of_one_head,
+    score_scale_missing,
+    rope_turned_the_same_way,
+    rope_without_gradient,
+    rope_inverse,
+    _window_bug(-1, "one key less"),
+    _window_bug(1, "one key more"),
+)

@@ -1,0 +1,100 @@
+"""Bugs of the loss and of the gradients of embedding and unembedding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gptoss_ref import gradients
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, zero
+from gptoss_ref.verify.gradients.stages import Compute, Site
+
+
+@bug(
+    "loss-averaged-over-padding",
+    stages="grad.logits",
+    consequence="Every gradient is smaller by the share of tokens that count.",
+    reports=("transformers#24725", "torchtune#1875"),
+)
+def loss_averaged_over_padding(right: Compute, site: Site, logits: Array) -> Array:
+    """The loss is divided by all positions, not by those that count."""
+    found: Array = right(site, logits) * site.policy.dtype.type(site.counted.mask.mean())
+    return found
+
+
+def _divided(steps: int) -> Compute:
+    def compute(right: Compute, site: Site, logits: Array) -> Array:
+        found: Array = right(site, logits) / site.policy.dtype.type(steps)
+        return found
+
+    return compute
+
+
+def _accumulation_bug(steps: int) -> GradientMutant:
+    compute = _divided(steps)
+    compute.__doc__ = "The loss is divided by the accumulation steps a second time."
+    return bug(
+        "accumulation-divided-twice",
+        stages="grad.logits",
+        consequence="The learning rate is smaller by the number of accumulation steps.",
+        reports=("transformers#35210", "transformers#34191"),
+        label=f"{steps} steps",
+    )(compute)
+
+
+@bug(
+    "targets-not-shifted",
+    stages="grad.logits",
+    consequence="The model learns to repeat its input.",
+)
+def targets_not_shifted(right: Compute, site: Site, logits: Array) -> Array:
+    """Every position is trained to predict its own token instead of the next."""
+    _, d = gradients.cross_entropy(logits, site.tokens, site.counted.mask, policy=site.policy)
+    return d
+
+
+@bug(
+    "unembedding-gradient-added-to-embedding",
+    stages="grad.weights.embedding",
+    consequence="The embedding is trained as if it were tied to the unembedding.",
+    note="gpt-oss does not tie the two.",
+)
+def unembedding_added(right: Compute, site: Site, d_x: Array) -> Array:
+    """The unembedding's gradient is added to the embedding's."""
+    if site.unembedding is None:
+        return right(site, d_x)
+    return site.policy.round(right(site, d_x) + site.unembedding())
+
+
+@bug(
+    "embedding-gradient-overwritten",
+    stages="grad.weights.embedding",
+    consequence="A token that occurs often learns from one of its positions only.",
+    reports=("tt-metal#6232", "pytorch#1631", "AiDotNet.Tensors#894"),
+)
+def embedding_overwritten(right: Compute, site: Site, d_x: Array) -> Array:
+    """Where a token occurs several times, the last position's gradient replaces the others."""
+    found = np.zeros_like(right(site, d_x))
+    found[site.tokens] = d_x
+    return found
+
+
+@bug(
+    "embedding-frozen",
+    stages="grad.weights.embedding grad.weights.unembedding",
+    consequence="New tokens are never learnt.",
+    reports=("unsloth#9326",),
+)
+def embedding_frozen(right: Compute, site: Site, *arguments: Array) -> Array:
+    """Embedding or unembedding get no gradient."""
+    return zero(right, site, *arguments)
+
+
+LOSS: tuple[GradientMutant, ...] = (
+    loss_averaged_over_padding,
+    targets_not_shifted,
+    unembedding_added,
+    embedding_overwritten,
+    embedding_frozen,
+    *(_accumulation_bug(steps) for steps in (2, 4, 8, 16, 32)),
+)

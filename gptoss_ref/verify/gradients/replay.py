@@ -1,0 +1,197 @@
+"""One gradient recomputed from the other's own nearest ones, and judged by what rounding explains.
+
+What the other does not show is computed: the forward values by the local replay of the forward
+pass, the gradients by the stages of :mod:`~gptoss_ref.verify.gradients.stages`. What rounding
+explains is measured, as for the forward pass: the same stage from the same inputs, in float64 and
+in the other's rounding, with the terms of its sums a little off.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.errors import TraceError
+from gptoss_ref.losses import IGNORED, Counted
+from gptoss_ref.numerics import Array
+from gptoss_ref.tracing import gradients as names
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.gradients.stages import Compute, Node, Site, balancing, nodes
+from gptoss_ref.verify.noise.metrics import Errors, measure_arrays, over
+from gptoss_ref.verify.noise.noise_floor import Level, level, runs_of
+from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.replay.evaluate import walk
+from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.weights import ModelWeights
+
+Wrong = Mapping[str, Compute]
+"""By stage, what computes it instead; it gets what it replaces as first argument."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One gradient against its recomputation.
+
+    Attributes:
+        name: of the gradient.
+        inputs: the gradients of the other's that it was recomputed from.
+        exact: by the stages, in float64.
+        errors: of the other's, by rows of the first axis (of T, for a tap point).
+        level: what rounding explains.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    exact: Array
+    errors: Errors
+    level: Level
+
+    @property
+    def excess(self) -> float:
+        """Error over what rounding explains: above 1 something is wrong."""
+        if self.errors.broken.any():
+            return float("inf")
+        rows = over(self.errors.rows(), self.level.allowed_rows).max(initial=0.0)
+        return float(max(rows, over(self.errors.rel_l2, self.level.allowed)))
+
+    @property
+    def wrong_rows(self) -> NDArray[np.bool_]:
+        """Rows whose error rounding does not explain."""
+        return (self.errors.rows() > self.level.allowed_rows) | (self.errors.broken > 0)
+
+
+class Replay:
+    """The gradients of a trace, each recomputable from the trace's own nearest ones.
+
+    Args:
+        weights: of the model.
+        trace: forward values, as many as there are, and gradients, with its targets.
+        rounding: of the other implementation.
+
+    Raises:
+        TraceError: the trace has gradients and does not say of which targets.
+    """
+
+    def __init__(self, weights: ModelWeights, trace: Trace, rounding: str) -> None:
+        if trace.targets is None:
+            raise TraceError("the trace holds gradients and no targets: expected targets (T,)")
+        self.weights, self.trace, self.rounding = weights, trace, rounding
+        self.nodes = nodes(trace.config)
+        self.runs = [policy for _, policy in runs_of(Rules(), rounding, len(trace.tokens))]
+        counted = Counted(trace.targets, trace.targets != IGNORED)
+        forward = trace.forward()
+        needed = {tap for node in self.nodes.values() for tap in node.forward}
+        self._forward = self._values(forward, needed)
+        self._sites = [
+            Site(trace.config, policy, weights, trace.tokens, counted) for policy in self.runs
+        ]
+        if trace.router_aux_loss_coef:
+            self._sites = [self._balanced(site, run) for run, site in enumerate(self._sites)]
+        self._known: dict[tuple[str, int], Array] = {}
+
+    def _values(self, forward: Trace, needed: set[str]) -> list[dict[str, Array]]:
+        """By run, the forward values: the trace's own, or computed from its nearest ones."""
+        found = [
+            {name: self._given(forward[name], run) for name in sorted(needed & set(forward))}
+            for run in self._all()
+        ]
+        missing = needed - set(forward)
+        ways = [(Rules(), policy) for policy in self.runs]
+        tokens, config = self.trace.tokens, self.trace.config
+        for name, arrays in walk(self.weights, config, ways, tokens, forward, missing):
+            for values, array in zip(found, arrays, strict=True):
+                values[name] = array
+        return found
+
+    def _given(self, values: Array, run: int) -> Array:
+        """The trace's own values as a run starts from them: but in the first, a little off.
+
+        A gradient is a sum of many terms, which may cancel, and a sum in float32 is off by about
+        as much as if its terms were each off by a rounding.
+        """
+        if values.dtype.kind in "iu":
+            return values
+        values = values.astype(self.runs[run].dtype)
+        if run == 0:
+            return values
+        push = np.random.default_rng(run).uniform(-1, 1, values.shape)
+        pushed: Array = values * (1 + UNITS["float32"] * push).astype(values.dtype)
+        return pushed
+
+    def _balanced(self, site: Site, run: int) -> Site:
+        layers = range(self.trace.config.num_hidden_layers)
+        logits, indices = (
+            [self._forward[run][f"block.{n}.mlp.{stage}"] for n in layers]
+            for stage in ("router_logits", "expert_indices")
+        )
+        assert self.trace.router_aux_loss_coef is not None
+        aux = balancing(self.trace.router_aux_loss_coef, logits, indices, site.policy)
+        return replace(site, aux=aux, coefficient=self.trace.router_aux_loss_coef)
+
+    def judge(self, name: str, wrong: Sequence[Wrong] = ()) -> Judged:
+        """The trace's gradient of that name against its recomputation, with some bugs."""
+        exact, *rounded = (self._compute(self.nodes[name], run, wrong) for run in self._all())
+        tap = names.of_tap(name)
+        axis = names.axes(name).index("T") if tap is not None else 0
+        samples = [measure_arrays(exact, sample, axis) for sample in rounded]
+        return Judged(
+            name,
+            self.inputs(name),
+            exact,
+            measure_arrays(exact, self.trace[name], axis),
+            level(samples, self.rounding),
+        )
+
+    def _all(self) -> range:
+        return range(len(self.runs))
+
+    def inputs(self, name: str) -> tuple[str, ...]:
+        """The trace's own gradients that one is recomputed from."""
+        found: dict[str, None] = {}
+        for grad in self.nodes[name].grads:
+            found |= dict.fromkeys([grad] if grad in self.trace else self.inputs(grad))
+        return tuple(found)
+
+    def segment(self, name: str) -> frozenset[str]:
+        """The stages that are computed on the way to one gradient, itself included."""
+        node = self.nodes[name]
+        before = [self.segment(grad) for grad in node.grads if grad not in self.trace]
+        return frozenset({node.stage.name}).union(*before)
+
+    def _compute(self, node: Node, run: int, wrong: Sequence[Wrong]) -> Array:
+        site = replace(
+            self._sites[run],
+            layer=node.layer,
+            unembedding=lambda: self._gradient("grad.weights.unembedding", run, wrong),
+        )
+        compute = node.stage.compute
+        for bug in wrong:
+            if node.stage.name in bug:
+                compute = _with(bug[node.stage.name], compute)
+        grads = (self._gradient(grad, run, wrong) for grad in node.grads)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return compute(site, *grads, *(self._forward[run][tap] for tap in node.forward))
+
+    def _gradient(self, name: str, run: int, wrong: Sequence[Wrong]) -> Array:
+        given = name in self.trace
+        if (given or not wrong) and (name, run) in self._known:
+            return self._known[name, run]
+        if given:
+            found = self._given(self.trace[name], run)
+        else:
+            found = self._compute(self.nodes[name], run, wrong)
+        if given or not wrong:
+            self._known[name, run] = found
+        return found
+
+
+def _with(bug: Compute, right: Compute) -> Compute:
+    @functools.wraps(right)
+    def compute(site: Site, *arguments: Array) -> Array:
+        return bug(right, site, *arguments)
+
+    return compute

@@ -1,0 +1,255 @@
+"""Which known bugs explain somebody's gradients.
+
+Every gradient is recomputed from the other's own inputs. One that rounding does not explain is
+tried with each bug of the catalogue whose stages lie between it and its inputs; the bug that brings
+it down to what rounding explains is the cause. Bugs found before are tried first, and in pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from gptoss_ref.model import Model
+from gptoss_ref.tracing import gradients as names
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS, GradientMutant
+from gptoss_ref.verify.gradients.replay import Judged, Replay
+from gptoss_ref.verify.noise.metrics import measure_arrays
+from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
+from gptoss_ref.verify.report.report import ALL_LOST, Report, Row
+
+CLEARLY = 3.0
+"""An alternative that leaves at most this many times what the best bug leaves cannot be told."""
+
+FAR = 0.5
+"""A bug that is not enough by itself must leave less than this share of the error."""
+
+
+@dataclass
+class Found:
+    """A bug that explains some gradients."""
+
+    mutant: GradientMutant
+    taps: list[str]
+    before: float
+    after: float
+    alternatives: tuple[str, ...]
+
+
+@dataclass
+class Search:
+    """What the gradients of a trace say."""
+
+    replay: Replay
+    judged: list[Judged] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    found: list[Found] = field(default_factory=list)
+    unknown: list[Unexplained] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Judge every gradient of the trace, in the order of the backward pass."""
+        for name in self.replay.nodes:
+            if name not in self.replay.trace:
+                continue
+            judged = self.replay.judge(name)
+            self.judged.append(judged)
+            if judged.excess > 1:
+                self._explain(judged)
+
+    def _explain(self, judged: Judged) -> None:
+        segment = self.replay.segment(judged.name)
+        earlier = [f.mutant for f in self.found if segment & set(f.mutant.wrong)]
+        candidates = [m for m in (*CONVENTIONS, *CATALOGUE) if segment & set(m.wrong)]
+        best = self._best(judged.name, [(m,) for m in earlier])
+        if best is None:
+            best = self._best(judged.name, [(m,) for m in candidates])
+        if best is None:
+            firsts = earlier or self._helpful(judged, candidates)
+            best = self._best(
+                judged.name, [(a, b) for a in firsts for b in candidates if a.name != b.name]
+            )
+        if best is None:
+            self._unexplained(judged)
+            return
+        mutants, after, others = best
+        for mutant in mutants:
+            known = next((f for f in self.found if f.mutant is mutant), None)
+            if known is not None:
+                known.taps.append(judged.name)
+            else:
+                self.found.append(Found(mutant, [judged.name], judged.excess, after, others))
+        self.notes[judged.name] = " and ".join(m.name for m in mutants)
+
+    def _best(
+        self, name: str, candidates: Sequence[tuple[GradientMutant, ...]]
+    ) -> tuple[tuple[GradientMutant, ...], float, tuple[str, ...]] | None:
+        """The candidate that leaves least, what it leaves, and what cannot be told from it."""
+        tried = [
+            (self.replay.judge(name, [m.wrong for m in bugs]).excess, n, bugs)
+            for n, bugs in enumerate(candidates)
+        ]
+        explaining = sorted((left, n, bugs) for left, n, bugs in tried if left <= 1)
+        if not explaining:
+            return None
+        least, _, bugs = explaining[0]
+        own = {m.name for m in bugs}
+        others = dict.fromkeys(
+            m.name
+            for left, _, more in explaining[1:]
+            for m in more
+            if left <= max(CLEARLY * least, 0.5) and m.name not in own
+        )
+        return bugs, least, tuple(others)
+
+    def _helpful(
+        self, judged: Judged, candidates: Sequence[GradientMutant]
+    ) -> list[GradientMutant]:
+        """Bugs that explain a part of the error."""
+        return [
+            m
+            for m in candidates
+            if self.replay.judge(judged.name, [m.wrong]).excess < FAR * judged.excess
+        ]
+
+    def _unexplained(self, judged: Judged) -> None:
+        stage = names.split(judged.name)[1]
+        for n, item in enumerate(self.unknown):
+            if names.split(item.tap)[1] == stage:
+                self.unknown[n] = replace(item, taps=(*item.taps, judged.name))
+                return
+        rows = judged.wrong_rows
+        where = f"{int(rows.sum())} of {len(rows)} rows"
+        self.unknown.append(Unexplained(judged.name, (judged.name,), judged.excess, where))
+
+    def rows(self) -> list[Row]:
+        """The gradients of the trace, by the stages."""
+        return [self._row(judged) for judged in self.judged]
+
+    def _row(self, judged: Judged) -> Row:
+        trace, errors = self.replay.trace, judged.errors
+        wrong = judged.excess > 1
+        verdict, note = "ok", ""
+        by = self.notes.get(judged.name, "")
+        if wrong:
+            verdict = "nan" if errors.broken.any() else "diverges"
+            note = f"{judged.excess:.3g} times what rounding explains"
+            note += f"; explained by {by}" if by else "; not explained"
+            if by and all(f.mutant.equivalent for f in self.found if f.mutant.name in by):
+                verdict = "rewritten"
+        elif int(errors.lost.sum()) == trace[judged.name].size:
+            verdict, note = "unjudged", ALL_LOST
+        rows = np.flatnonzero(judged.wrong_rows)
+        tokens = names.of_tap(judged.name) is not None
+        return Row(
+            name=judged.name,
+            shape=judged.exact.shape,
+            dtypes=("float64", trace.dtype_of(judged.name)),
+            max_abs=errors.max_abs,
+            rel_l2=errors.rel_l2,
+            cosine=errors.cosine,
+            rounding_units=errors.rel_l2 / UNITS[self.replay.rounding],
+            allowed=judged.level.allowed,
+            excess=judged.excess,
+            verdict=verdict,  # type: ignore[arg-type]
+            note=note,
+            first_token=int(rows[0]) if wrong and tokens and rows.size else None,
+        )
+
+    def causes(self) -> tuple[Cause, ...]:
+        """The bugs found, in the order of the backward pass; conventions are none."""
+        return tuple(self._cause(f) for f in self.found if not f.mutant.equivalent)
+
+    def _cause(self, found: Found) -> Cause:
+        mutant = found.mutant
+        trace = self.replay.trace
+        hit = {names.split(name)[0] for name in found.taps} - {None}
+        stages = {names.split(name)[1] for name in found.taps}
+        able = {n for n, stage in map(names.split, trace.gradients) if stage in stages} - {None}
+        blocks = None if hit == able else tuple(sorted(n for n in hit if n is not None))
+        return Cause(
+            name=mutant.name,
+            variant=mutant.label,
+            stage=mutant.stage,
+            tap=found.taps[0],
+            blocks=blocks,
+            summary=mutant.summary,
+            consequence=mutant.consequence,
+            reports=mutant.reports,
+            error_before=found.before,
+            error_after=found.after,
+            alternatives=found.alternatives,
+            confidence=1 / (1 + len(found.alternatives)),
+        )
+
+    def conventions(self) -> tuple[str, ...]:
+        """What is computed otherwise and is nobody's bug, in words."""
+        harmless = (f.mutant for f in self.found if f.mutant.equivalent)
+        return tuple(f"{m.name}: {m.summary} {m.note}" for m in harmless)
+
+
+def searched(model: Model, trace: Trace, rounding: str) -> Search:
+    """The search through the gradients of a trace, done."""
+    search = Search(Replay(model.weights, trace, rounding))
+    search.run()
+    return search
+
+
+def with_gradients(diagnosis: Diagnosis, model: Model, trace: Trace, rounding: str) -> Diagnosis:
+    """A diagnosis of the forward pass, with that of the trace's gradients after it."""
+    search = searched(model, trace, rounding)
+    every = names.names(trace.config)
+    return replace(
+        diagnosis,
+        taps=diagnosis.taps + len(every),
+        rows=(*diagnosis.rows, *search.rows()),
+        missing=(*diagnosis.missing, *(name for name in every if name not in trace)),
+        causes=(*diagnosis.causes, *search.causes()),
+        unexplained=(*diagnosis.unexplained, *search.unknown),
+        rewritings=(*diagnosis.rewritings, *search.conventions()),
+    )
+
+
+def compared(
+    report: Report, ref: Trace, other: Trace, model: Model | None, rounding: str
+) -> Report:
+    """A comparison of the forward pass, with the gradients that both traces hold after it.
+
+    With the model each is recomputed from OTHER's own inputs. Without it nothing says how far
+    rounding carries a gradient, and they are shown and not judged.
+    """
+    every = names.names(ref.config)
+    common = [name for name in every if name in ref and name in other]
+    if model is not None and other.targets is not None:
+        found = [row for row in searched(model, other, rounding).rows() if row.name in common]
+        note = "gradients are judged by themselves, each recomputed from OTHER's own inputs"
+    else:
+        found = [_unjudged(ref, other, name, rounding) for name in common]
+        note = "gradients are judged only with the model, and with OTHER's targets"
+    return replace(
+        report,
+        taps=report.taps + len(every),
+        rows=(*report.rows, *found),
+        missing=(*report.missing, *(name for name in every if name not in common)),
+        notes=(*report.notes, note),
+    )
+
+
+def _unjudged(ref: Trace, other: Trace, name: str, rounding: str) -> Row:
+    errors = measure_arrays(ref[name], other[name])
+    return Row(
+        name=name,
+        shape=other.shape_of(name),
+        dtypes=(ref.dtype_of(name), other.dtype_of(name)),
+        max_abs=errors.max_abs,
+        rel_l2=errors.rel_l2,
+        cosine=errors.cosine,
+        rounding_units=errors.rel_l2 / UNITS[rounding],
+        allowed=math.nan,
+        excess=math.nan,
+        verdict="unjudged",
+    )

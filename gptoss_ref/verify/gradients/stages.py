@@ -1,0 +1,488 @@
+"""The backward pass as stages: for each gradient, what it is computed from and how.
+
+A stage gets its :class:`Site`, then the gradients it starts from, then the values of the forward
+pass that it needs. ``mlp.residual`` stands for the residual stream: its gradient in block n comes
+from block n + 1, or from the last norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref import gradients
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.gradients.attention import weights_and_sink
+from gptoss_ref.gradients.linear import parameters, product
+from gptoss_ref.gradients.router import load_balancing, shares
+from gptoss_ref.layers import rope_tables, yarn
+from gptoss_ref.layers.linear import dense
+from gptoss_ref.losses import Counted
+from gptoss_ref.numerics import Array, Policy
+from gptoss_ref.weights import AttentionWeights, ExpertMatrix, MLPWeights, ModelWeights
+
+Compute = Callable[..., Array]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a stage is computed: the block (None: the ends), and the rounding."""
+
+    config: ModelConfig
+    policy: Policy
+    weights: ModelWeights
+    tokens: Array
+    counted: Counted
+    layer: int | None = None
+    aux: Callable[[int, bool], Array] | None = None
+    """The load-balancing gradient (T, E) of a block's router logits, its coefficient included; of
+    logits that have been through a softmax before, if so asked."""
+    coefficient: float = 1.0
+    unembedding: Callable[[], Array] | None = None
+    """The gradient (V, D) of the unembedding."""
+
+    @property
+    def attn(self) -> AttentionWeights:
+        """The attention weights of the block."""
+        assert self.layer is not None
+        return self.weights.blocks[self.layer].attn
+
+    @property
+    def mlp(self) -> MLPWeights:
+        """The weights of the block's experts and router."""
+        assert self.layer is not None
+        return self.weights.blocks[self.layer].mlp
+
+    @property
+    def window(self) -> int | None:
+        """Keys that a query of the block sees."""
+        assert self.layer is not None
+        return self.config.window(self.layer)
+
+    @cached_property
+    def tables(self) -> tuple[Array, Array]:
+        """Cosines and sines (T, C/2)."""
+        c = self.config
+        rotary = yarn(
+            c.head_dim,
+            c.rope_theta,
+            c.rope_scaling_factor,
+            c.initial_context_length,
+            c.rope_ntk_beta,
+            c.rope_ntk_alpha,
+        )
+        return rope_tables(np.arange(len(self.tokens)), *rotary, policy=self.policy)
+
+    def norm(self, d_y: Array, x: Array, scale: Array) -> Any:
+        """Gradients of a norm."""
+        return gradients.rmsnorm(d_y, x, scale, self.config.rms_norm_eps, policy=self.policy)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one gradient is computed.
+
+    Attributes:
+        name: without its block, such as ``grad.attn.q`` or ``grad.weights.attn.sinks``.
+        grads: stages whose gradients it starts from.
+        forward: tap points of the forward pass, without their block, that it needs.
+        compute: from its site, the gradients and the forward values.
+    """
+
+    name: str
+    grads: tuple[str, ...]
+    forward: tuple[str, ...]
+    compute: Compute = field(repr=False)
+
+
+def logits(site: Site, values: Array) -> Array:
+    """Gradient (T, V) of the logits ``values`` (T, V)."""
+    _, d = gradients.cross_entropy(values, *site.counted, policy=site.policy)
+    return d
+
+
+def final_norm(site: Site, d_logits: Array) -> Array:
+    """Gradient (T, D) of what the last norm returns, from ``d_logits`` (T, V)."""
+    return site.policy.round(product(d_logits, site.weights.unembedding, policy=site.policy))
+
+
+def last_residual(site: Site, d_norm: Array, x: Array) -> Array:
+    """Gradient (T, D) of ``x`` (T, D), which the last norm takes, from ``d_norm`` (T, D)."""
+    d_x: Array = site.norm(d_norm, x, site.weights.norm_scale).d_x
+    return d_x
+
+
+def into_attention(site: Site, d_residual: Array, d_norm: Array, x: Array) -> Array:
+    """Gradient (T, D) of ``x`` (T, D), which enters the block: past attention, and through it."""
+    d_x: Array = site.norm(d_norm, x, site.attn.norm_scale).d_x
+    return site.policy.round(d_residual + d_x)
+
+
+def into_mlp(site: Site, d_residual: Array, d_norm: Array, x: Array) -> Array:
+    """Gradient (T, D) of ``x`` (T, D) between attention and experts: past them, and through."""
+    d_x: Array = site.norm(d_norm, x, site.mlp.norm_scale).d_x
+    return site.policy.round(d_residual + d_x)
+
+
+def same(site: Site, d: Array) -> Array:
+    """A sum passes its gradient ``d`` (T, D) to each part: (T, D)."""
+    return d
+
+
+def expert_out(site: Site, d_out: Array, weights: Array) -> Array:
+    """w · dy: (T, A, D) from ``d_out`` (T, D) and the router's ``weights`` (T, A)."""
+    return site.policy.round(weights[..., None] * d_out[:, None])
+
+
+def expert_weights(site: Site, d_out: Array, answers: Array, indices: Array) -> Array:
+    """dy · o: (T, A) from ``d_out`` (T, D), ``answers`` (T, A, D) and ``indices`` (T, A)."""
+    return site.policy.round((d_out[:, None] * answers).sum(-1))
+
+
+def through_experts(site: Site, d: Array, matrix: ExpertMatrix, indices: Array) -> Array:
+    """d · W of each token's experts, not rounded: (T, A, M) from ``d`` (T, A, N)."""
+    out = np.empty((*d.shape[:2], matrix.shape[-1]), site.policy.dtype)
+    for e in np.unique(indices):
+        t, a = np.nonzero(indices == e)
+        out[t, a] = d[t, a] @ dense(matrix[int(e)], site.policy)
+    return out
+
+
+def swiglu(site: Site, d_answers: Array, indices: Array) -> Array:
+    """Gradient (T, A, F) of the activations, from ``d_answers`` (T, A, D), ``indices`` (T, A)."""
+    return site.policy.round(through_experts(site, d_answers, site.mlp.mlp2_weight, indices))
+
+
+def gate_up(site: Site, d_activated: Array, x: Array) -> Array:
+    """Gradient (T, A, 2F) of ``x`` (T, A, 2F), from ``d_activated`` (T, A, F)."""
+    c = site.config
+    return gradients.swiglu(d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=site.policy)
+
+
+def router_logits(
+    site: Site, d_weights: Array, weights: Array, indices: Array, router: Array
+) -> Array:
+    """Gradient (T, E), from ``d_weights``, ``weights``, ``indices`` (T, A), ``router`` (T, E)."""
+    d = np.zeros(router.shape, site.policy.dtype)
+    np.put_along_axis(d, indices, shares(d_weights, weights, policy=site.policy), axis=-1)
+    return with_aux(site, d)
+
+
+def with_aux(site: Site, d: Array, times: float = 1.0) -> Array:
+    """``d`` (T, E) and the gradient (T, E) of the load-balancing loss, if there is one."""
+    if site.aux is None or site.layer is None:
+        return d
+    return site.policy.round(d + times * site.aux(site.layer, False))
+
+
+def mlp_norm(site: Site, d_gate_up: Array, d_router: Array, indices: Array) -> Array:
+    """Gradient (T, D), from ``d_gate_up`` (T, A, 2F), ``d_router`` (T, E), ``indices`` (T, A)."""
+    r, policy = site.policy.round, site.policy
+    by_experts = through_experts(site, d_gate_up, site.mlp.mlp1_weight, indices).sum(1)
+    return r(r(by_experts) + r(product(d_router, site.mlp.gate_weight, policy=policy)))
+
+
+def mix(site: Site, d_out: Array) -> Array:
+    """Gradient (T, H*C), from ``d_out`` (T, D)."""
+    return site.policy.round(product(d_out, site.attn.out_weight, policy=site.policy))
+
+
+def attention_weights(site: Site, d_mix: Array, v: Array) -> Array:
+    """Gradient (H, T, S), from ``d_mix`` (T, H*C) and ``v`` (S, K, C)."""
+    return gradients.attention_weights(d_mix, v, policy=site.policy)
+
+
+def softmax(site: Site, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
+    """Weights (H, T, S) and the sink's (H, T) of ``q`` (T, H, C), ``k`` (S, K, C), both turned.
+
+    ``extra`` keys more than the window are visible.
+    """
+    length, heads, _ = q.shape
+    age = np.arange(length)[:, None] - np.arange(length)
+    visible = age >= 0
+    if site.window is not None:
+        visible &= age < site.window + extra
+    grouped = q.astype(site.policy.dtype).reshape(length, k.shape[1], -1, q.shape[2])
+    w, sink = weights_and_sink(
+        grouped.transpose(1, 2, 0, 3),
+        k.astype(site.policy.dtype).transpose(1, 0, 2)[:, None],
+        site.attn.sinks,
+        visible,
+        policy=site.policy,
+    )
+    return w.reshape(heads, length, length), sink.reshape(heads, length)
+
+
+def d_scores(site: Site, d_w: Array, w: Array) -> Array:
+    """Gradient (H, T, S) of the scores q · k, from ``d_w`` and ``w`` (H, T, S)."""
+    delta = (w * d_w).sum(-1, keepdims=True)
+    return scaled(site, site.policy.round(w * (d_w - delta)))
+
+
+def scaled(site: Site, d: Array) -> Array:
+    """The scale 1/√C of the scores, for ``d`` (H, T, S): (H, T, S)."""
+    return site.policy.round(d * site.policy.dtype.type(site.config.head_dim**-0.5))
+
+
+def to_queries(site: Site, d: Array, k: Array) -> Array:
+    """Σ_j d k: (T, H, C) from ``d`` (H, T, S) and ``k`` (S, K, C)."""
+    group = len(d) // k.shape[1]
+    heads = [d[h] @ k[:, h // group].astype(d.dtype) for h in range(len(d))]
+    return site.policy.round(np.stack(heads, 1))
+
+
+def to_keys(site: Site, d: Array, q: Array) -> Array:
+    """Σ_p d q, over each group of heads: (S, K, C) from ``d`` (H, T, S) and ``q`` (T, H, C)."""
+    r = site.policy.round
+    heads = r(np.stack([d[h].T @ q[:, h].astype(d.dtype) for h in range(len(d))]))  # (H, S, C)
+    kv_heads = site.config.num_key_value_heads
+    grouped = heads.reshape(kv_heads, -1, *heads.shape[1:]).sum(1)  # (K, S, C)
+    return r(grouped).transpose(1, 0, 2)
+
+
+def by_heads(site: Site, d_mix: Array) -> Array:
+    """``d_mix`` (T, H*C) as (T, H, C)."""
+    return d_mix.reshape(len(d_mix), -1, site.config.head_dim)
+
+
+def values(site: Site, d_mix: Array, q: Array, k: Array) -> Array:
+    """Gradient (S, K, C) of v, from ``d_mix`` (T, H*C), ``q`` (T, H, C) and ``k`` (S, K, C)."""
+    w, _ = softmax(site, q, k)
+    return to_keys(site, w, by_heads(site, d_mix))
+
+
+def queries(site: Site, d_w: Array, q: Array, k: Array) -> Array:
+    """Gradient (T, H, C) of ``q`` (T, H, C), from ``d_w`` (H, T, S) and ``k`` (S, K, C)."""
+    w, _ = softmax(site, q, k)
+    return to_queries(site, d_scores(site, d_w, w), k)
+
+
+def keys(site: Site, d_w: Array, q: Array, k: Array) -> Array:
+    """Gradient (S, K, C) of ``k`` (S, K, C), from ``d_w`` (H, T, S) and ``q`` (T, H, C)."""
+    w, _ = softmax(site, q, k)
+    return to_keys(site, d_scores(site, d_w, w), q)
+
+
+def sinks(site: Site, d_w: Array, q: Array, k: Array) -> Array:
+    """Gradient (H,), from ``d_w`` (H, T, S), ``q`` (T, H, C) and ``k`` (S, K, C)."""
+    w, sink = softmax(site, q, k)
+    r = site.policy.round
+    return r(r(-sink * (w * d_w).sum(-1)).sum(-1))
+
+
+def turned_back(site: Site, d: Array) -> Array:
+    """Gradient (T, H, C) before RoPE, from ``d`` (T, H, C) after it."""
+    return gradients.rope(d, *site.tables, policy=site.policy)
+
+
+def attn_norm(site: Site, d_q: Array, d_k: Array, d_v: Array) -> Array:
+    """Gradient (T, D), from ``d_q`` (T, H, C), ``d_k`` and ``d_v`` (T, K, C)."""
+    w = site.attn
+    rows = [d.reshape(len(d), -1) for d in (d_q, d_k, d_v)]
+    matrices = (w.q_weight, w.k_weight, w.v_weight)
+    total = sum(product(d, m, policy=site.policy) for d, m in zip(rows, matrices, strict=True))
+    return site.policy.round(np.asarray(total))
+
+
+def matrix(site: Site, d_y: Array, x: Array) -> Array:
+    """Gradient (N, M) of a linear layer's weight, from ``d_y`` (T, …) and ``x`` (T, M)."""
+    return parameters(d_y.reshape(len(d_y), -1), x, policy=site.policy)[0]
+
+
+def bias(site: Site, d_y: Array) -> Array:
+    """Gradient (N,) of a linear layer's bias, from ``d_y`` (T, …)."""
+    return site.policy.round(d_y.reshape(len(d_y), -1).astype(site.policy.dtype).sum(0))
+
+
+def expert_matrix(site: Site, d: Array, x: Array, indices: Array) -> Array:
+    """Gradient (E, N, M), from ``d`` (T, A, N), ``x`` (T, M) or (T, A, M), ``indices`` (T, A)."""
+    out = np.zeros((site.config.num_experts, d.shape[-1], x.shape[-1]), site.policy.dtype)
+    for e in np.unique(indices):
+        t, a = np.nonzero(indices == e)
+        out[e], _ = parameters(d[t, a], x[t, a] if x.ndim == 3 else x[t], policy=site.policy)
+    return out
+
+
+def expert_bias(site: Site, d: Array, indices: Array) -> Array:
+    """Gradient (E, N), from ``d`` (T, A, N) and ``indices`` (T, A)."""
+    out = np.zeros((site.config.num_experts, d.shape[-1]), site.policy.dtype)
+    np.add.at(out, indices, d.astype(site.policy.dtype))
+    return site.policy.round(out)
+
+
+def scale_of(part: str) -> Compute:
+    """The gradient of a norm's scale."""
+
+    def compute(site: Site, d_norm: Array, x: Array) -> Array:
+        scale = site.weights if part == "" else getattr(site, part)
+        d: Array = site.norm(d_norm, x, scale.norm_scale).d_scale
+        return d
+
+    return compute
+
+
+def embedding_table(site: Site, d_x: Array) -> Array:
+    """Gradient (V, D), from ``d_x`` (T, D)."""
+    return gradients.embedding(d_x, site.tokens, site.config.vocab_size, policy=site.policy)
+
+
+STREAM = "stream"
+"""The residual stream as it enters the block."""
+
+_QK = ("attn.q_rope", "attn.k_rope")
+_STAGES = (
+    Stage("grad.mlp.out", ("grad.mlp.residual",), (), same),
+    Stage("grad.mlp.expert_out", ("grad.mlp.out",), ("mlp.expert_weights",), expert_out),
+    Stage("grad.mlp.swiglu", ("grad.mlp.expert_out",), ("mlp.expert_indices",), swiglu),
+    Stage("grad.mlp.gate_up", ("grad.mlp.swiglu",), ("mlp.gate_up",), gate_up),
+    Stage(
+        "grad.mlp.expert_weights",
+        ("grad.mlp.out",),
+        ("mlp.expert_out", "mlp.expert_indices"),
+        expert_weights,
+    ),
+    Stage(
+        "grad.mlp.router_logits",
+        ("grad.mlp.expert_weights",),
+        ("mlp.expert_weights", "mlp.expert_indices", "mlp.router_logits"),
+        router_logits,
+    ),
+    Stage(
+        "grad.mlp.norm",
+        ("grad.mlp.gate_up", "grad.mlp.router_logits"),
+        ("mlp.expert_indices",),
+        mlp_norm,
+    ),
+    Stage(
+        "grad.attn.residual",
+        ("grad.mlp.residual", "grad.mlp.norm"),
+        ("attn.residual",),
+        into_mlp,
+    ),
+    Stage("grad.attn.out", ("grad.attn.residual",), (), same),
+    Stage("grad.attn.mix", ("grad.attn.out",), (), mix),
+    Stage("grad.attn.weights", ("grad.attn.mix",), ("attn.v",), attention_weights),
+    Stage("grad.attn.v", ("grad.attn.mix",), _QK, values),
+    Stage("grad.attn.q_rope", ("grad.attn.weights",), _QK, queries),
+    Stage("grad.attn.k_rope", ("grad.attn.weights",), _QK, keys),
+    Stage("grad.attn.q", ("grad.attn.q_rope",), (), turned_back),
+    Stage("grad.attn.k", ("grad.attn.k_rope",), (), turned_back),
+    Stage("grad.attn.norm", ("grad.attn.q", "grad.attn.k", "grad.attn.v"), (), attn_norm),
+    Stage(
+        "grad.weights.mlp.mlp2_weight",
+        ("grad.mlp.expert_out",),
+        ("mlp.swiglu", "mlp.expert_indices"),
+        expert_matrix,
+    ),
+    Stage(
+        "grad.weights.mlp.mlp2_bias", ("grad.mlp.expert_out",), ("mlp.expert_indices",), expert_bias
+    ),
+    Stage(
+        "grad.weights.mlp.mlp1_weight",
+        ("grad.mlp.gate_up",),
+        ("mlp.norm", "mlp.expert_indices"),
+        expert_matrix,
+    ),
+    Stage(
+        "grad.weights.mlp.mlp1_bias", ("grad.mlp.gate_up",), ("mlp.expert_indices",), expert_bias
+    ),
+    Stage("grad.weights.mlp.gate_weight", ("grad.mlp.router_logits",), ("mlp.norm",), matrix),
+    Stage("grad.weights.mlp.gate_bias", ("grad.mlp.router_logits",), (), bias),
+    Stage("grad.weights.mlp.norm_scale", ("grad.mlp.norm",), ("attn.residual",), scale_of("mlp")),
+    Stage("grad.weights.attn.out_weight", ("grad.attn.out",), ("attn.mix",), matrix),
+    Stage("grad.weights.attn.out_bias", ("grad.attn.out",), (), bias),
+    Stage("grad.weights.attn.sinks", ("grad.attn.weights",), _QK, sinks),
+    *(
+        stage
+        for c in "qkv"
+        for stage in (
+            Stage(f"grad.weights.attn.{c}_weight", (f"grad.attn.{c}",), ("attn.norm",), matrix),
+            Stage(f"grad.weights.attn.{c}_bias", (f"grad.attn.{c}",), (), bias),
+        )
+    ),
+    Stage("grad.weights.attn.norm_scale", ("grad.attn.norm",), (STREAM,), scale_of("attn")),
+)
+BLOCK: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
+"""The gradients of a block but for the residual that leaves it, in order of computation."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage at its place in a model; ``layer`` is the block whose weights it needs."""
+
+    name: str
+    layer: int | None
+    stage: Stage
+    grads: tuple[str, ...]
+    forward: tuple[str, ...]
+
+
+def nodes(config: ModelConfig) -> dict[str, Node]:
+    """Every gradient of a model, in the order of the backward pass."""
+    last = config.num_hidden_layers - 1
+    stream = f"block.{last}.mlp.residual"
+    found = [
+        _end("grad.logits", (), ("logits",), logits),
+        _end("grad.weights.unembedding", ("grad.logits",), ("norm",), matrix),
+        _end("grad.norm", ("grad.logits",), (), final_norm),
+        _end("grad.weights.norm_scale", ("grad.norm",), (stream,), scale_of("")),
+        Node(
+            f"grad.{stream}",
+            None,
+            Stage("grad.mlp.residual", ("grad.norm",), (STREAM,), last_residual),
+            ("grad.norm",),
+            (stream,),
+        ),
+    ]
+    for n in reversed(range(config.num_hidden_layers)):
+        before = "embedding" if n == 0 else f"block.{n - 1}.mlp.residual"
+        for stage in BLOCK.values():
+            name = _placed(stage.name, n)
+            grads = tuple(_placed(g, n) for g in stage.grads)
+            forward = tuple(before if f == STREAM else f"block.{n}.{f}" for f in stage.forward)
+            found.append(Node(name, n, stage, grads, forward))
+        through = (f"grad.block.{n}.attn.residual", f"grad.block.{n}.attn.norm")
+        stage = Stage(
+            "grad.embedding" if n == 0 else "grad.mlp.residual", through, (STREAM,), into_attention
+        )
+        found.append(Node(f"grad.{before}", n, stage, through, (before,)))
+    found.append(_end("grad.weights.embedding", ("grad.embedding",), (), embedding_table))
+    return {node.name: node for node in found}
+
+
+def _end(name: str, grads: tuple[str, ...], forward: tuple[str, ...], compute: Compute) -> Node:
+    return Node(name, None, Stage(name, grads, forward, compute), grads, forward)
+
+
+def _placed(stage: str, n: int) -> str:
+    for prefix in ("grad.weights.", "grad."):
+        if stage.startswith(prefix):
+            return f"{prefix}block.{n}.{stage.removeprefix(prefix)}"
+    raise AssertionError(stage)
+
+
+def balancing(
+    coefficient: float, logits_of: list[Array], indices_of: list[Array], policy: Policy
+) -> Callable[[int, bool], Array]:
+    """The load-balancing gradient (T, E) of each block's router logits, with its coefficient."""
+
+    def of(layer: int, softmaxed: bool) -> Array:
+        inputs = [_softmax(x) for x in logits_of] if softmaxed else logits_of
+        _, found = load_balancing(inputs, indices_of, policy=policy)
+        d = coefficient * found[layer]
+        if softmaxed:
+            p = inputs[layer]
+            d = p * (d - (p * d).sum(-1, keepdims=True))
+        return policy.round(d)
+
+    return of
+
+
+def _softmax(x: Array) -> Array:
+    exp = np.exp(x - x.max(-1, keepdims=True))
+    p: Array = exp / exp.sum(-1, keepdims=True)
+    return p

@@ -1,0 +1,35 @@
+"""Is a rendering right, and if not, which rule of Harmony does it break?
+
+A conversation (conversation.py) is rendered by rules (rules.py) into pieces (pieces.py). A bug
+(bug.py; bugs_opening.py, bugs_tools.py, bugs_messages.py) exchanges one rule. The search
+(explain.py) finds the bugs that turn the right rendering into the observed one, and report.py says
+so. Renderings come from a text or ids (check.py), a chat template (template.py) or a server
+(server.py); conversations.py holds those that a template or a server is asked for.
+"""
+
+from gptoss_ref.verify.rendering.bug import RenderingBug
+from gptoss_ref.verify.rendering.catalogue import BUGS, rendering_bug
+from gptoss_ref.verify.rendering.check import harmony
+from gptoss_ref.verify.rendering.conversation import (
+    Conversation,
+    conversation_from_data,
+    read_conversation,
+)
+from gptoss_ref.verify.rendering.report import (
+    RenderingCause,
+    RenderingReport,
+    UnexplainedRendering,
+)
+
+__all__ = [
+    "BUGS",
+    "Conversation",
+    "RenderingBug",
+    "RenderingCause",
+    "RenderingReport",
+    "UnexplainedRendering",
+    "conversation_from_data",
+    "harmony",
+    "read_conversation",
+    "rendering_bug",
+]

@@ -1,0 +1,207 @@
+"""Gradients in traces, and the bugs of backward passes that compare and diagnose find in them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gptoss_ref as gr
+from gptoss_ref.errors import TraceError
+from gptoss_ref.model import Model
+from gptoss_ref.tracing import gradients as names
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS
+from gptoss_ref.verify.gradients.search import searched
+from gptoss_ref.verify.gradients.stages import nodes
+from tests.support.buggy_twin.backward import CONVENTIONS as STOPS
+from tests.support.buggy_twin.backward import FAULTS, RIGHT, Fault, faulty_trace
+from tests.support.strategies import as_weights, random_arrays, random_tokens, small_config
+
+ROUNDINGS = ("float64", "float32", "bfloat16")
+
+
+@cache
+def case() -> tuple[Any, Any, list[int], list[int], Model]:
+    """Two blocks, of which one has a window; clamps hit; a token twice; some positions masked."""
+    config = small_config(layers=2, d_model=19, d_ff=11, window=5, n_chosen=5)
+    arrays = random_arrays(config, 3, clamp=6.0)
+    for n in range(2):  # a gate and an up at the clamp itself, and gates far below
+        at = f"block.{n}.mlp.mlp1_"
+        arrays[at + "weight"][:, :2] = 0
+        arrays[at + "bias"][:, :2] = 7.0
+        arrays[at + "bias"][:, 4] = -9.0
+        arrays[f"block.{n}.mlp.gate.bias"][8] = -20  # an expert that nobody chooses
+    tokens = random_tokens(config, 22, 1)
+    tokens[9] = tokens[3]
+    targets = [*tokens[1:], -100]
+    targets[2] = targets[11] = -100
+    model = Model(config, as_weights(arrays, "float64"), policy="float64", backend="numpy")
+    return config, arrays, tokens, targets, model
+
+
+def traced(fault: Fault, rounding: str = "float32") -> Trace:
+    config, arrays, tokens, targets, _ = case()
+    return faulty_trace(config, arrays, tokens, targets, fault, rounding)
+
+
+def test_the_twin_has_every_bug_of_the_catalogue() -> None:
+    faults = {name.split("/")[0] for name in FAULTS}
+    assert faults == {mutant.name for mutant in CATALOGUE}
+    assert set(STOPS) == {mutant.name for mutant in CONVENTIONS}
+    assert len({m.name for m in CATALOGUE if m.reports}) >= 20
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_bug_is_named_first(fault: str) -> None:
+    """The backward part of `diagnose` alone, which is most of these tests' time."""
+    found = searched(case()[4], traced(FAULTS[fault]), "float32")
+    causes = found.causes()
+    assert causes, found.rows()
+    name, _, variant = fault.partition("/")
+    assert [cause.name for cause in causes] == [name]
+    assert not found.unknown
+    # block 1 has no window; and behind a last norm without gradient all others are zero
+    assert causes[0].blocks is None or "window" in name or name == "norm-without-gradient"
+    if variant:
+        assert causes[0].variant == variant
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("fault", RIGHT)
+def test_correct_runs_are_not_accused(fault: str, rounding: str) -> None:
+    trace = traced(RIGHT[fault], rounding)
+    found = gr.diagnose(case()[4], trace)
+    assert found.ok, found
+    assert found.judged == len(trace)
+
+
+def test_a_convention_is_no_bug() -> None:
+    found = gr.diagnose(case()[4], traced(STOPS["clamp-boundary-stops"]))
+    assert not found.causes
+    assert not found.unexplained
+    assert any("clamp-boundary-stops" in line for line in found.rewritings)
+    assert found.ok
+
+
+def test_compare_judges_gradients_by_the_others_own_inputs() -> None:
+    *_, tokens, targets, model = case()
+    ref = gr.trace(model, tokens, targets=targets)
+    right = gr.compare(ref, traced(Fault()))
+    assert right.ok
+    assert right.judged == len(ref)
+    wrong = gr.compare(ref, traced(FAULTS["rope-turned-the-same-way"]))
+    assert wrong.first_divergence is not None
+    assert wrong.first_divergence.name == "grad.block.1.attn.q"
+    diverging = [row.name for row in wrong.rows if row.verdict == "diverges"]
+    assert diverging == [f"grad.block.{n}.attn.{c}" for n in (1, 0) for c in "qk"]
+    assert "grad.block.1.attn.q" in str(wrong)
+    ref.model = None
+    shown = gr.compare(ref, traced(Fault()))
+    assert shown.judged == len(ref.forward())
+    assert any("only with the model" in note for note in shown.notes)
+
+
+def test_gradients_alone_and_in_part() -> None:
+    """No forward values, or few gradients: what lies between is computed."""
+    trace = traced(FAULTS["sinks-gradient-sign"])
+    model = case()[4]
+    for kept in (
+        lambda name: names.is_gradient(name),
+        lambda name: name.endswith("sinks") or name in ("grad.logits", "embedding"),
+        lambda name: not name.endswith((".weights", "rope")),
+    ):
+        part = Trace(
+            {name: trace[name] for name in trace if kept(name)},
+            tokens=trace.tokens,
+            config=trace.config,
+            dtype="float32",
+            targets=trace.targets,
+        )
+        found = gr.diagnose(model, part)
+        assert [cause.name for cause in found.causes] == ["sinks-gradient-sign"], found
+        assert not found.unexplained
+
+
+def test_two_bugs_in_some_blocks() -> None:
+    wrong = traced(FAULTS["sinks-gradient-sign"])
+    other = traced(FAULTS["alpha-missing-in-derivative"])
+    arrays = {name: wrong[name] for name in wrong}
+    for name in other:
+        if name == "grad.block.0.mlp.gate_up":
+            arrays[name] = other[name]
+    sign = "grad.weights.block.1.attn.sinks"
+    arrays[sign] = -arrays[sign]
+    mixed = Trace(
+        arrays, tokens=wrong.tokens, config=wrong.config, dtype="float32", targets=wrong.targets
+    )
+    found = gr.diagnose(case()[4], mixed)
+    blocks = {cause.name: cause.blocks for cause in found.causes}
+    assert blocks["sinks-gradient-sign"] == (0,)
+
+
+def test_a_bug_nobody_knows_is_shown_and_not_named() -> None:
+    trace = traced(Fault())
+    arrays = {name: trace[name] for name in trace}
+    arrays["grad.block.1.attn.mix"] = arrays["grad.block.1.attn.mix"][::-1]
+    strange = Trace(
+        arrays, tokens=trace.tokens, config=trace.config, dtype="float32", targets=trace.targets
+    )
+    found = gr.diagnose(case()[4], strange)
+    assert found.unexplained[0].tap == "grad.block.1.attn.mix"
+    assert not found.causes or found.causes[0].name not in ("sinks-gradient-sign",)
+
+
+def test_files_keep_gradients_and_targets(tmp_path: Path) -> None:
+    *_, tokens, targets, model = case()
+    trace = gr.trace(
+        model, tokens, targets=targets, path=tmp_path / "t.trace", router_aux_loss_coef=0.5
+    )
+    assert trace.targets is not None
+    assert trace.targets.tolist() == targets
+    assert trace.router_aux_loss_coef == 0.5
+    assert set(trace.gradients) == set(names.names(trace.config)) == set(nodes(trace.config))
+    expected = gr.backward(model, tokens, targets, router_aux_loss_coef=0.5, taps="*.q")
+    np.testing.assert_allclose(trace["grad.block.0.attn.q"], expected.taps["block.0.attn.q"])
+    sinks = "block.1.attn.sinks"
+    np.testing.assert_allclose(trace["grad.weights." + sinks], expected.weights[sinks])
+    assert gr.diagnose(model, trace).ok
+    some = gr.trace(model, tokens, targets=targets, taps=["*.q", "grad.weights.*.sinks"])
+    assert len(some) == 2 + 2 + 2
+
+
+def test_version_1_is_still_read(tmp_path: Path) -> None:
+    *_, tokens, _, model = case()
+    path = tmp_path / "t.trace"
+    gr.trace(model, tokens, taps="*.q").save(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"gptoss-trace-2", b"gptoss-trace-1"))
+    assert Trace.load(path).targets is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": [1, 2]}, r"targets have shape \(2,\)"),
+        ({"targets": [71] * 22}, "target 71 is out of range"),
+        ({"grad.block.0.attn.sinks": np.zeros(3)}, "unknown gradient"),
+        ({"grad.weights.block.0.attn.sinks": np.zeros(3)}, r"expected \(H\) = \(8,\)"),
+        ({"grad.block.0.mlp.expert_indices": np.zeros((22, 5))}, "unknown gradient"),
+    ],
+    ids=str,
+)
+def test_bad_input(changes: dict[str, Any], message: str) -> None:
+    config, _, tokens, targets, _ = case()
+    about = {"targets": changes.pop("targets", targets)}
+    with pytest.raises(TraceError, match=message):
+        Trace(changes, tokens=tokens, config=config, **about)
+
+
+def test_gradients_without_targets() -> None:
+    config, _, tokens, _, model = case()
+    trace = Trace({"grad.norm": np.ones((22, 19))}, tokens=tokens, config=config)
+    with pytest.raises(TraceError, match="holds gradients and no targets"):
+        gr.diagnose(model, trace, rounding="float32")
