@@ -192,27 +192,6 @@ class Trace(Mapping[str, Array]):
         return found
 
     @property
-    def gradients(self) -> tuple[str, ...]:
-        """The names of the gradients that the trace holds."""
-        return tuple(name for name in self if gradients.is_gradient(name))
-
-    def forward(self) -> Trace:
-        """The same trace without its gradients."""
-        if not self.gradients:
-            return self
-        found = Trace(
-            {},
-            tokens=self.tokens,
-            config=self.config,
-            producer=self.producer,
-            policy=self.policy,
-            dtype=self._dtype,
-        )
-        found._arrays = {n: a for n, a in self._arrays.items() if not gradients.is_gradient(n)}
-        found.model = self.model
-        return found
-
-    @property
     def metadata(self) -> dict[str, str]:
         """What a file says of the trace: producer, policy, dtype, config (JSON), tokens (JSON)."""
         known = {"producer": self.producer, "policy": self.policy, "dtype": self._dtype}
