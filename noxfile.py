@@ -7,7 +7,7 @@ nox.options.sessions = ["tests", "lint"]
 KERNEL_TESTS = ("tests/kernels", "tests/model/test_backends.py")
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
     """The README's test line."""
     session.install(".[test]")
@@ -64,6 +64,25 @@ def harmony(session: nox.Session) -> None:
     """The law that nothing a model writes is lost, on 100,000 sequences; the tests try 500."""
     session.install(".[test]")
     session.run("python", "-m", "tests.support.harmony_law", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Every reader of strangers' files: `nox -s fuzz -- all --count 1000000 --figures`.
+
+    With atheris, guided by coverage, too: `nox -s fuzz -- npz --engine atheris`.
+    """
+    session.install(".[test]")
+    if "atheris" in session.posargs:
+        session.install("atheris")
+    session.run("python", "-m", "tests.fuzz", *(session.posargs or ["all"]))
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Killed writers, full disks, threads: `nox -s faults -- all --figures`, best as root."""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.faults", *(session.posargs or ["all"]))
 
 
 @nox.session

@@ -77,7 +77,7 @@ class Killer:
 
 
 def killed(name: str, times: int, seed: int) -> Outcome:
-    """SIGKILL at random moments: afterwards there is the old or the new, and writing still works."""
+    """SIGKILL at random moments: then there is the old or the new, and writing still works."""
     began, rng, failures, whole = time.perf_counter(), random.Random(f"{name} {seed}"), [], 0
     writer, killer = WRITERS[name], Killer()
     with _scratch() as folder:
@@ -131,7 +131,7 @@ def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
 
 
 def full_disk(name: str, times: int, seed: int) -> Outcome:
-    """Too little room, from none to almost enough: one clear error, the old stays, nothing is left."""
+    """Too little room, from none to almost enough: one clear error, and the old stays."""
     began, rng, failures = time.perf_counter(), random.Random(f"{name} {seed}"), []
     writer = WRITERS[name]
     with _scratch() as folder:
@@ -271,16 +271,15 @@ def one_kernel_cache(times: int, seed: int) -> Outcome:
             said = [process.communicate() for process in together]
             together.append(_process(folder))
             said.append(together[3].communicate())
-            for number in (0, 1, 3):
-                if said[number][0].strip() != expected:
-                    failures.append(f"process {number} of run {i}: {said[number][1][-300:]}")
+            wrong = [said[n][1][-300:] for n in (0, 1, 3) if said[n][0].strip() != expected]
             if "compiling" in said[3][1]:
-                failures.append(f"process 3 of run {i} compiled again")
+                wrong.append("the last process compiled again")
+            failures += [f"run {i}: {message}" for message in wrong[:1]]
     return Outcome(
-        tried="three processes compile kernels into one empty cache, one is killed; a fourth starts",
+        tried="three processes compile into one empty cache, one is killed; a fourth starts",
         promise="all give the same logits; the fourth compiles nothing",
         times=times,
-        held=times - len({failure.partition("run ")[2].split(" ")[0][:1] for failure in failures}),
+        held=times - len(failures),
         seconds=time.perf_counter() - began,
         note="",
         failures=failures,
@@ -325,7 +324,7 @@ def clock_jumps(times: int, seed: int) -> Outcome:
     real, year = time.time, 365 * 86400
     expected = model()(TOKENS[:2]).tobytes()
     with _scratch() as folder:
-        for i in range(times):
+        for _ in range(times):
             own, other = folder / "kernels-0123456789ab", folder / "kernels-ba9876543210"
             for place in (own, other):
                 place.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,10 @@ class Outcome:
 
 
 def fuzz(name: str, count: int, seed: int, most_crashes: int = 10) -> Outcome:
-    """``count`` mutated inputs of one target; the same for the same seed."""
+    """``count`` mutated inputs of one target; the same for the same seed.
+
+    Ctrl-C and SIGTERM end it early, with what was done until then.
+    """
     from tests.fuzz.targets import targets
 
     target = targets()[name]
@@ -52,16 +56,17 @@ def fuzz(name: str, count: int, seed: int, most_crashes: int = 10) -> Outcome:
     began, accepted, done = time.perf_counter(), 0, 0
     crashes: list[str] = []
     while done < count and len(crashes) < most_crashes:
-        data = target.make(target.seeds, rng)
         done += 1
         try:
+            data = target.make(target.seeds, rng)
             target.run(data)
             accepted += 1
         except GptOssError:
             pass
+        except KeyboardInterrupt:
+            done -= 1
+            break
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
             shown = base64.b85encode(data).decode()
             crashes.append(f"{type(error).__name__}: {str(error)[:200]}: {shown[:2000]}")
             print(f"{name}: input {done} of seed {seed}: {crashes[-1]}", flush=True)
@@ -129,6 +134,7 @@ def main() -> int:
     parser.add_argument("--figures", action="store_true", help="write them to docs/reliability.md")
     parser.add_argument("--guided", metavar="CORPUS", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if args.guided:
         _guided(args.target, args.guided, args.count, args.seed)
     crashed = False
