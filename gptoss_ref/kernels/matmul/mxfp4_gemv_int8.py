@@ -42,7 +42,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
-from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.kernels.runtime.jit import INLINED, LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float
 
@@ -79,7 +79,7 @@ def blocks_of_vector(path: Any) -> int:
     return lanes_of(path) // 4
 
 
-@overload(blocks_of_vector, **LEAF)
+@overload(blocks_of_vector, **INLINED)
 def _blocks_of_vector(path: Any) -> Any:
     n = lanes_of(path) // 4
     return lambda path: n
@@ -320,7 +320,7 @@ def _dot_planes(
     return total * _UNIT
 
 
-@overload(_dot_planes, **LEAF)
+@overload(_dot_planes, **INLINED)
 def _dot_planes_on(path: Any, *others: Any) -> Any:
     dot_planes = dot_planes_of(lanes_of(path) // 4)
 
