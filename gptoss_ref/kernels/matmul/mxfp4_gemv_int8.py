@@ -231,14 +231,8 @@ def dot_planes_of(n: int) -> Any:
 
     @intrinsic
     def dot_planes(
-        typing_context: Any,
-        blocks: Any,
-        scales: Any,
-        block: Any,
-        groups: Any,
-        planes: Any,
-        at: Any,
-    ) -> Any:
+        typing_context: Any, blocks: Any, scales: Any, block: Any, groups: Any, planes: Any, at: Any
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             first, count = args[2], args[3]
             weights = builder.gep(
@@ -338,19 +332,9 @@ def workspace_int8(prepared: Int8Planes, tokens: int, groups: int) -> Any:
 
 @jit_inner
 def multiply_int8(
-    path: Any,
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: Int8Planes,
-    of: Any,
-    of_at: int,
-    tile: int,
-    count: int,
-    sums: Any,
-    workspace: Any,
-) -> bool:
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int8Planes, of: Any,
+    of_at: int, tile: int, count: int, sums: Any, workspace: Any
+) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""
     size, inputs = prepared.planes.size // prepared.out_of_range.size, groups * BLOCK
     for r in range(rows):
