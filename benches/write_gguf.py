@@ -3,9 +3,10 @@
     python benches/write_gguf.py tiny tiny.gguf [--matrices Q8_0]
 
 Without --matrices nothing is requantised: MXFP4 bytes keep their values, only the order of the
-nibbles changes; matrices stay bfloat16; norm scales, biases, sinks and the router, which llama.cpp wants in float32,
-are widened. One tensor is in memory at a time. Needs the package ``gguf``. Names and keys are those
-of llama.cpp's architecture "gpt-oss" (src/models/openai-moe.cpp, conversion/gpt_oss.py).
+nibbles changes; matrices stay bfloat16; norm scales, biases, sinks and the router, which llama.cpp
+wants in float32, are widened. One tensor is in memory at a time. Needs the package ``gguf``. Names
+and keys are those of llama.cpp's architecture "gpt-oss" (src/models/openai-moe.cpp,
+conversion/gpt_oss.py).
 """
 
 from __future__ import annotations
