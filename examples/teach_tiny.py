@@ -142,7 +142,7 @@ def main() -> None:
         batch_size=args.batch,
         learning_rate=args.rate,
         warmup=args.steps // 20,
-        lora=gr.training.LoRA(rank=args.rank, alpha=2 * args.rank, targets=("*.attn.*", "*.mlp.mlp?_weight")),
+        lora=gr.training.LoRA(args.rank, 2 * args.rank, ("*.attn.*", "*.mlp.mlp?_weight")),
         optimizer=gr.training.AdamW(betas=(0.9, 0.99)),
         seed=args.seed,
         save_every=10,
