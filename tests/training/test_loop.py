@@ -207,10 +207,7 @@ def test_a_loss_that_is_nan_is_named() -> None:
 def test_gradients_that_are_not_finite_are_named() -> None:
     """Logits of 1e37 have a finite loss. The norm of a tiny embedding divides by it: overflow."""
     model = small_model()
-    named = {
-        name: w
-        for name, w in as_weights(random_arrays(CONFIGURATION, 1), "float32").named().items()
-    }
+    named = as_weights(random_arrays(CONFIGURATION, 1), "float32").named()
     weights = model.weights.replaced(
         {
             "norm_scale": np.full(CONFIGURATION.hidden_size, 1e20, np.float32),
