@@ -109,13 +109,20 @@ RUNS_CODE = {
     "subprocess", "importlib.util",
 }  # fmt: skip
 CALLS = {"eval", "exec", "compile", "__import__", "np.load", "torch.load"}
-ALLOWED = {  # the file that a user gives to `check` is run: that is what it is for
+ALLOWED = {
+    # the file that a user gives to `check` is run: that is what it is for
     ("verify/vectors/exercise.py", "importlib.util"),
+    # this package itself, in another process, to compile kernels behind a conversation
+    ("cli/compiling.py", "subprocess"),
+    # the template that a user gives to `harmony check`: in a sandbox, in a process with limits
+    ("verify/rendering/template.py", "importlib.util"),
+    ("verify/rendering/template.py", "subprocess"),
+    ("verify/rendering/template_worker.py", "jinja2"),
 }
 
 
 def test_the_package_holds_nothing_that_runs_a_file() -> None:
-    """No pickle, no template engine, no eval: not even for files of our own."""
+    """No pickle, no eval; a template engine and processes at the places that ALLOWED lists."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         where = path.relative_to(PACKAGE).as_posix()
