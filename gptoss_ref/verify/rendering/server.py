@@ -214,7 +214,7 @@ def _echo(server: Server, body: dict[str, Any]) -> Rendered | Answer:
 def _ids(server: Server, path: str, answer: Answer) -> list[int]:
     tokens = answer.value.get("tokens") if isinstance(answer.value, dict) else None
     if isinstance(tokens, list) and tokens:
-        ids = [t.get("id") if isinstance(t, dict) else t for t in tokens]
+        ids: list[Any] = [t.get("id") if isinstance(t, dict) else t for t in tokens]
         if all(isinstance(t, int) and not isinstance(t, bool) for t in ids):
             return [int(t) for t in ids]
     raise EndpointError(f"{server.url}{path}: expected token ids, {_head(answer)}")

@@ -63,7 +63,9 @@ def test_every_bug_is_named_first(bug, label):
     assert report.ok is bug.form
 
 
-@pytest.mark.parametrize("bug", [bug for bug in BUGS[::4] if not bug.needs_ids], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "bug", [bug for bug in BUGS[::4] if not bug.needs_ids], ids=lambda b: b.name
+)
 def test_a_text_tells_as_much(bug):
     report = judged(bug.apply(), spelt=True)
     assert [one.name for one in (*report.causes, *report.forms)] == [bug.name], str(report)
@@ -124,7 +126,10 @@ def test_tokens_cut_otherwise_are_noted():
     said = [Message.user("hello world")]
     ids = render_conversation(said, tokenizer, history="answered")
     assert harmony(said, ids).notes == ()
-    text, cut = tokenizer.encode("hello world"), [*tokenizer.encode("hel"), *tokenizer.encode("lo world")]
+    text, cut = (
+        tokenizer.encode("hello world"),
+        [*tokenizer.encode("hel"), *tokenizer.encode("lo world")],
+    )
     at = next(n for n in range(len(ids)) if ids[n : n + len(text)] == text)
     report = harmony(said, [*ids[:at], *cut, *ids[at + len(text) :]])
     assert report.ok

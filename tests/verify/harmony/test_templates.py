@@ -111,7 +111,10 @@ def test_a_tokenizers_folder_tells_special_text(tmp_path):
         ("{% include 'file' %}", "renders none"),
         ("{% if %}", "line 1"),
         ("{% set x = messages.append(1) %}", "does what it must not|renders none"),
-        ("{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}", "more than 1048576 characters"),
+        (
+            "{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}",
+            "more than 1048576 characters",
+        ),
         ("{{ 'x' * 2000000000 }}", "more than"),
         ("{{ range(999999999) | list }}", "renders none|does what it must not|memory"),
         ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "renders none|ended"),
