@@ -11,7 +11,8 @@ of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from gptoss_ref.tracing.taps import (
 __all__ = [
     "ROUNDINGS",
     "TAPS",
+    "Skipped",
     "Trace",
     "axes",
     "expected_shape",
@@ -63,6 +65,24 @@ class MissingTap(TraceError, KeyError):
     __str__ = ValueError.__str__
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """An array that has no place in a trace.
+
+    Attributes:
+        name: what its producer calls it.
+        shape: of the array; empty if it is none.
+        why: it was left out, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape}: {self.why}"
+
+
 class Trace(Mapping[str, Array]):
     """Arrays by tap point, in order of computation, with the tokens and the model they belong to.
 
@@ -77,6 +97,9 @@ class Trace(Mapping[str, Array]):
         producer: who computed this, in words.
         policy: this package's numeric policy, if it was one.
         dtype: the rounding of the producer, one of ROUNDINGS; None infers it from the numbers.
+        observed: by tap point, a mask (T,) of the rows that the producer showed, for tap points of
+            which it showed some only; the other rows of the array are ignored.
+        skipped: what else the producer showed, which has no place here.
 
     Raises:
         TraceError: unknown names, shapes or dtypes that do not fit, tokens out of range; each with
@@ -92,6 +115,8 @@ class Trace(Mapping[str, Array]):
         producer: str = "unknown",
         policy: str | None = None,
         dtype: str | None = None,
+        observed: Mapping[str, Array] | None = None,
+        skipped: Sequence[Skipped] = (),
     ) -> None:
         self.config = config
         self.tokens = _checked_tokens(tokens, config)
@@ -109,6 +134,12 @@ class Trace(Mapping[str, Array]):
             name: _checked(name, np.asarray(arrays[name]), config, len(self.tokens))
             for name in names(config)
             if name in arrays
+        }
+        self.skipped = tuple(skipped)
+        self._observed = {
+            name: _checked_rows(name, rows, len(self.tokens))
+            for name, rows in (observed or {}).items()
+            if name in self._arrays
         }
 
     def __getitem__(self, name: str) -> Array:
@@ -144,10 +175,45 @@ class Trace(Mapping[str, Array]):
         values = self._arrays[name][(slice(None),) * axis + (rows,)]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
+    def observed(self, name: str) -> NDArray[np.bool_]:
+        """(T,) the rows of one array that its producer showed.
+
+        All, unless it was said otherwise, or a row is NaN at every tap point of the trace.
+        """
+        return self._observed.get(name, self._never_nan)
+
+    @cached_property
+    def observed_in_part(self) -> frozenset[str]:
+        """The tap points of which some rows were not observed."""
+        return frozenset(name for name in self if not self.observed(name).all())
+
+    @cached_property
+    def _never_nan(self) -> NDArray[np.bool_]:
+        """(T,) rows that hold a number at some tap point; all, if there is no such row."""
+        empty = np.ones(len(self.tokens), bool)
+        for name, values in self._arrays.items():
+            if values.dtype.kind in "iu" and values.dtype != np.uint16:
+                continue
+            axis = axes(name).index("T")
+            for row in np.flatnonzero(empty):
+                rows = self.rows(name, slice(int(row), int(row) + 1), axis)
+                empty[row] = np.isnan(rows).all()
+            if not empty.any():
+                break
+        return np.ones_like(empty) if empty.all() else ~empty
+
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file says of the trace: producer, policy, dtype, config (JSON), tokens (JSON)."""
+        """What a file says of the trace: producer, policy, dtype; as JSON config, tokens, ...
+
+        ... rows observed by tap point if not all were, and what was skipped, if anything.
+        """
         known = {"producer": self.producer, "policy": self.policy, "dtype": self._dtype}
+        if self._observed:
+            rows = {n: np.flatnonzero(seen).tolist() for n, seen in self._observed.items()}
+            known["observed"] = json.dumps(rows, separators=(",", ":"))
+        if self.skipped:
+            known["skipped"] = json.dumps([asdict(skipped) for skipped in self.skipped])
         return {
             **{key: value for key, value in known.items() if value is not None},
             "config": json.dumps(self.config.to_json(), separators=(",", ":")),
@@ -195,18 +261,24 @@ class Trace(Mapping[str, Array]):
             raise TraceError(f"{path}: the metadata lacks {', '.join(missing)}")
         try:
             config = ModelConfig.from_json(json.loads(metadata["config"]))
+            tokens = json.loads(metadata["tokens"])
             return cls(
                 arrays,
-                tokens=json.loads(metadata["tokens"]),
+                tokens=tokens,
                 config=config,
                 producer=metadata["producer"],
                 policy=metadata.get("policy"),
                 dtype=metadata.get("dtype"),
+                observed=_masks(metadata.get("observed", "{}"), len(tokens)),
+                skipped=[
+                    Skipped(entry["name"], tuple(entry["shape"]), entry["why"])
+                    for entry in json.loads(metadata.get("skipped", "[]"))
+                ],
             )
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise TraceError(f"{path}: config or tokens are not JSON: {error}") from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise TraceError(f"{path}: its metadata is damaged: {error}") from None
 
 
 def trace(
@@ -343,6 +415,26 @@ def _checked_tokens(tokens: Iterable[int] | Array, config: ModelConfig) -> NDArr
     if wrong.size:
         raise TraceError(f"token {wrong[0]} is out of range: expected 0 to {config.vocab_size - 1}")
     return ids.astype(np.int64)
+
+
+def _masks(text: str, length: int) -> dict[str, NDArray[np.bool_]]:
+    """Masks (T,) out of JSON lists of rows by tap point; ValueError, TypeError or IndexError."""
+    masks = {}
+    for name, rows in json.loads(text).items():
+        masks[name] = np.zeros(length, bool)
+        masks[name][np.asarray(rows, np.int64)] = True
+    return masks
+
+
+def _checked_rows(name: str, rows: Array, length: int) -> NDArray[np.bool_]:
+    """The mask (T,) of a tap point's observed rows, or a TraceError."""
+    mask = np.asarray(rows)
+    if mask.shape != (length,) or mask.dtype != np.bool_ or not mask.any():
+        raise TraceError(
+            f"the rows observed of {name} are {mask.dtype} {mask.shape}: expected a mask "
+            f"({length},) with at least one of them"
+        )
+    return mask
 
 
 def _checked(name: str, values: Array, config: ModelConfig, length: int) -> Array:
