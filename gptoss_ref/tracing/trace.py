@@ -278,7 +278,7 @@ class Trace(Mapping[str, Array]):
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise TraceError(f"{path}: its metadata is damaged: {error}") from None
+            raise TraceError(f"{path}: its metadata is not JSON as expected: {error}") from None
 
 
 def trace(

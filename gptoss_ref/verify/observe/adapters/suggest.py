@@ -1,4 +1,4 @@
-"""What somebody's unknown name for an array may stand for, by its words and by the array's shape."""
+"""What somebody's unknown name for an array may stand for: by its words and the array's shape."""
 
 from __future__ import annotations
 
