@@ -3,5 +3,15 @@
 from gptoss_ref.verify.compare import compare
 from gptoss_ref.verify.diagnose import diagnose
 from gptoss_ref.verify.observe.adapters import capture, from_arrays, from_llama, observe, read
+from gptoss_ref.verify.observe.observation import LogprobObservation
 
-__all__ = ["capture", "compare", "diagnose", "from_arrays", "from_llama", "observe", "read"]
+__all__ = [
+    "LogprobObservation",
+    "capture",
+    "compare",
+    "diagnose",
+    "from_arrays",
+    "from_llama",
+    "observe",
+    "read",
+]

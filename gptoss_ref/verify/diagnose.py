@@ -24,7 +24,13 @@ from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.report.progress import Progress, unwatched
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
-from gptoss_ref.verify.search.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
+from gptoss_ref.verify.search.outputs import (
+    OUTPUTS,
+    diagnose_observation,
+    diagnose_outputs,
+    rows_in_words,
+    skipped_in_words,
+)
 from gptoss_ref.verify.search.per_tap import Search
 
 
@@ -46,7 +52,7 @@ def diagnose(
             are; or log-probabilities that a server shows.
         tokens: (T,) of arrays that do not bring their own; of others, they must be the same.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
-            show, and bfloat16 for a server.
+            show, and what an observation says of itself.
         progress: called with steps done, steps in all as far as known, and what is being done.
 
     Raises:
@@ -55,7 +61,7 @@ def diagnose(
     """
     progress = progress or unwatched
     if isinstance(other, LogprobObservation):
-        return diagnose_observation(model, other, known(rounding or "bfloat16"), progress)
+        return diagnose_observation(model, other, known(rounding or other.rounding), progress)
     trace = _as_trace(model, other, tokens)
     rounding = known(rounding or trace.dtype_name)
     if OUTPUTS.issuperset(trace):
@@ -215,4 +221,4 @@ def _notes(search: Search) -> list[str]:
     tied = sum(local.tied.any() and local.judged for local in search.locals.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
-    return notes
+    return notes + rows_in_words(search.trace) + skipped_in_words(search.trace)

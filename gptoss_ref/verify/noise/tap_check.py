@@ -34,7 +34,7 @@ from gptoss_ref.verify.noise.metrics import (
 )
 from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, level, runs_of
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk
+from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk, whole
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import Rules
 from gptoss_ref.verify.report.report import Flip
@@ -70,6 +70,7 @@ class Local:
             experts, the share of rows that choose otherwise.
         flips: rows whose choice of experts differs within its tie.
         extra: of logits, how alike they are as predictions.
+        seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
     """
 
     tap: str
@@ -88,11 +89,16 @@ class Local:
     distance: float = 0.0
     flips: tuple[Flip, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
+    seen: Mask = field(default_factory=lambda: np.empty(0, bool))
+
+    @property
+    def _rows(self) -> Mask | slice:
+        return self.seen if self.seen.size else slice(None)
 
     @property
     def judged(self) -> bool:
         """Whether enough rows are free of ties to judge each by itself."""
-        return bool(np.mean(self.tied) <= 1 - FEW)
+        return bool(np.mean(self.tied[self._rows]) <= 1 - FEW)
 
     @property
     def excess(self) -> float:
@@ -102,7 +108,7 @@ class Local:
         usual rows are compared: the quartiles of the error with those of rounding's.
         """
         if not self.judged:
-            return usual_excess(self.error, usually_allowed([self.noise]))
+            return usual_excess(self.error[self._rows], usually_allowed([self.noise[self._rows]]))
         free = ~self.tied
         if (self.broken[free] > 0).any():
             return math.inf
@@ -147,7 +153,8 @@ def replay(
         if node.stage.name in DISCRETE:
             yield _judge_choice(node.tap, inputs, trace, ties, tied)
         else:
-            yield judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+            other, seen = trace[node.tap], trace.observed(node.tap)
+            yield judge(node.tap, inputs, arrays, other, rounding, tied, seen)
 
 
 def judge(
@@ -157,9 +164,18 @@ def judge(
     other: Array,
     rounding: str,
     tied: Mask,
+    seen: Mask,
 ) -> Local:
-    """The other's array against the runs of :func:`runs_of`; ties take no part in the yardstick."""
+    """The other's array against the runs of :func:`runs_of`; ties take no part in the yardstick.
+
+    Only the rows ``seen`` (T,) are judged.
+    """
     axis = axes(tap).index("T")
+    if not seen.all():
+        arrays = [np.compress(seen, array, axis) for array in arrays]
+        some, every = np.compress(seen, other, axis), np.ones(int(seen.sum()), bool)
+        local = judge(tap, inputs, arrays, some, rounding, tied[seen], every)
+        return _spread(local, seen, other.shape)
     exact, *rounded = arrays
     errors = measure_arrays(exact, other, axis)
     samples = [measure_arrays(exact, sample, axis) for sample in rounded]
@@ -186,6 +202,19 @@ def judge(
         distance=_distance(_of_rows(measure_arrays(rounded[0], other, axis), free)),
         extra=_figures(exact, other) if tap == "logits" else {},
     )
+
+
+def _spread(local: Local, seen: Mask, shape: tuple[int, ...]) -> Local:
+    """What was found of the rows ``seen`` (T,), at their places among all rows."""
+
+    def at(rows: Array) -> Array:
+        out = np.zeros(len(seen), rows.dtype)
+        out[seen] = rows
+        return out
+
+    by_row = ("error", "allowed", "tied", "broken", "noise")
+    values = {name: at(getattr(local, name)) for name in by_row}
+    return replace(local, shape=shape, seen=seen, **values)
 
 
 def _figures(exact: Array, other: Array) -> dict[str, float]:
@@ -217,10 +246,12 @@ class _Ties:
     """
 
     def __init__(self, trace: Trace, path: Iterable[Node], rounding: str) -> None:
-        self._trace, self._unit = trace, UNITS[rounding]
+        self._trace, self._unit, self._known = trace, UNITS[rounding], whole(trace)
         self._scale = UNITS["float64"] / UNITS["float32"] if rounding == "float64" else 1.0
         chosen = [node for node in path if node.stage.name in DISCRETE]
-        self.logits = frozenset(tap for node in chosen for tap in node.inputs if tap not in trace)
+        self.logits = frozenset(
+            tap for node in chosen for tap in node.inputs if tap not in self._known
+        )
         self._tied: dict[str, Mask] = {}
         self.router: Array = np.empty(0)  # (T, E) the latest router logits ...
         self.slack: Floats = np.empty(0)  # (T,) ... and by how much two of them may be misjudged
@@ -229,7 +260,7 @@ class _Ties:
         """(T,) rows of this tap point that depend on a tie since the last given tap point."""
         tied = np.zeros(len(self._trace.tokens), bool)
         for tap in node.inputs:
-            if tap not in self._trace:
+            if tap not in self._known:
                 before = self._tied[tap]
                 mixes = node.stage.name in ("attn.weights", "attn.mix")
                 tied |= np.logical_or.accumulate(before) if mixes else before
@@ -237,10 +268,10 @@ class _Ties:
             self._see_logits(arrays)
         if node.stage.name in DISCRETE:
             (source,) = node.inputs
-            if source in self._trace:
+            if source in self._known:
                 self._take_logits(self._trace[source])
             margin = _margin(self.router, self._trace.config.experts_per_token)
-            if node.tap not in self._trace:
+            if node.tap not in self._known:
                 tied |= margin <= self.slack
         self._tied[node.tap] = tied
         return tied
@@ -282,10 +313,11 @@ def _judge_choice(
     least = np.where(taken, logits, np.inf).min(axis=1)
     most = np.where(taken, -np.inf, logits).max(axis=1)
     violation = np.where(repeated, np.inf, np.maximum(0.0, most - least))
-    violation = np.where(np.isnan(logits).any(axis=1), 0.0, violation)
+    seen = trace.observed(tap)
+    violation = np.where(np.isnan(logits).any(axis=1) | ~seen, 0.0, violation)
     block, _ = split(tap)
     chosen = top_k(logits, indices.shape[1])
-    differs = ~np.take_along_axis(taken, chosen, axis=1).all(axis=1)
+    differs = seen & ~np.take_along_axis(taken, chosen, axis=1).all(axis=1)
     flips = [
         Flip(
             block=-1 if block is None else block,

@@ -25,28 +25,56 @@ from gptoss_ref.verify.search.end_to_end import Standing, Target, WholeModels
 OUTPUTS = frozenset(("norm", "logits"))
 """Tap points behind all blocks."""
 
-NATS = 1e-4
-"""Servers print log-probabilities with about so many decimals."""
-
 
 def diagnose_outputs(
     model: Model, trace: Trace, tap: str, rounding: str, progress: Progress
 ) -> Diagnosis:
     """One of :data:`OUTPUTS` of a trace that holds nothing else."""
-    observed = np.asarray(trace[tap], np.float64)
-    target = Target(tap, _as_float64, observed, True, UNITS[rounding] / 8)
+    seen = trace.observed(tap)
+    observed = np.asarray(trace[tap], np.float64)[seen]
+
+    def see(values: Array) -> Array:
+        return np.asarray(values[seen], np.float64)
+
+    target = Target(tap, see, observed, True, UNITS[rounding] / 8)
     search = WholeModels(model.weights, model.config, trace.tokens, target, rounding, progress)
     search.run()
     report = _report(search, trace.producer, len(trace.tokens), len(names(model.config)))
     exact = predict(model.weights, model.config, SPECIFICATION, trace.tokens, {}, [tap], FLOAT64)
     extra = {}
     if tap == "logits":
-        ours = exact[tap]
+        ours = exact[tap][seen]
         extra = logit_figures(lambda r: ours[r], lambda r: observed[r], *observed.shape)
     (row,) = report.rows
-    row = replace(row, shape=observed.shape, dtypes=("float64", trace.dtype_of(tap)), extra=extra)
+    row = replace(
+        row, shape=trace.shape_of(tap), dtypes=("float64", trace.dtype_of(tap)), extra=extra
+    )
     missing = tuple(name for name in names(model.config) if name not in trace)
-    return replace(report, rows=(row,), missing=missing)
+    notes = (*report.notes, *rows_in_words(trace), *skipped_in_words(trace))
+    return replace(report, rows=(row,), missing=missing, notes=notes)
+
+
+def rows_in_words(trace: Trace) -> list[str]:
+    """A sentence for each number of rows that were observed in part."""
+    found: dict[int, list[str]] = {}
+    for tap in names(trace.config):
+        if tap in trace.observed_in_part:
+            found.setdefault(int(trace.observed(tap).sum()), []).append(tap)
+    rows = len(trace.tokens)
+    return [
+        f"{count} of {rows} rows observed of {taps[0]}"
+        + (f" and {len(taps) - 1} more" if len(taps) > 1 else "")
+        for count, taps in found.items()
+    ]
+
+
+def skipped_in_words(trace: Trace) -> list[str]:
+    """How many arrays had no place, and the first of them."""
+    if not trace.skipped:
+        return []
+    count, first = len(trace.skipped), trace.skipped[0]
+    more = f", and {count - 1} more" if count > 1 else ""
+    return [f"left out, see the trace's skipped: {first.name} ({first.why}){more}"]
 
 
 def diagnose_observation(
@@ -69,7 +97,7 @@ def diagnose_observation(
     def see(logits: Array) -> Array:
         return table(log_probabilities(logits, rows, ids))
 
-    target = Target("logits", see, table(values), False, NATS)
+    target = Target("logits", see, table(values), False, observation.resolution)
     search = WholeModels(
         model.weights, model.config, observation.tokens, target, rounding, progress
     )
@@ -84,10 +112,6 @@ def diagnose_observation(
         *observation.left_out,
     )
     return replace(report, rows=(row,), notes=(*report.notes, *notes))
-
-
-def _as_float64(values: Array) -> Array:
-    return np.asarray(values, np.float64)
 
 
 def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagnosis:

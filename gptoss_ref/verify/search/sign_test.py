@@ -69,7 +69,7 @@ class Vote:
 
     def count(self, tap: str, right: Array, wrong: Array, other: Array, unit: float) -> None:
         """Add the votes of one tap point."""
-        told = (right != wrong) & np.isfinite(right) & np.isfinite(wrong)
+        told = (right != wrong) & np.isfinite(right) & np.isfinite(wrong) & ~np.isnan(other)
         if not told.any():
             return
         self.tap = self.tap or tap
