@@ -15,7 +15,7 @@ import pytest
 import gptoss_ref as gr
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import FLOAT32
-from gptoss_ref.tracing.taps import axes, names
+from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify import LogprobObservation, from_arrays
 from gptoss_ref.verify.mutants import by_name

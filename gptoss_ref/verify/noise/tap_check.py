@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,7 +214,7 @@ def _spread(local: Local, seen: Mask, shape: tuple[int, ...]) -> Local:
         return out
 
     by_row = ("error", "allowed", "tied", "broken", "noise")
-    values = {name: at(getattr(local, name)) for name in by_row}
+    values: dict[str, Any] = {name: at(getattr(local, name)) for name in by_row}
     return replace(local, shape=shape, seen=seen, **values)
 
 
