@@ -25,7 +25,17 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import ConfigError, TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array, bfloat16_to_float, float_to_bfloat16
-from gptoss_ref.tracing.file import Slot, TraceWriter, create, file_dtype, read, text_of
+from gptoss_ref.tracing.file import (
+    FORMAT,
+    Slot,
+    TraceWriter,
+    check_suffix,
+    create,
+    file_dtype,
+    read,
+    text_of,
+)
+from gptoss_ref.tracing.npz import save_npz
 from gptoss_ref.tracing.taps import (
     AFTER,
     STAGES,
@@ -46,6 +56,7 @@ __all__ = [
     "Trace",
     "axes",
     "expected_shape",
+    "file_size",
     "names",
     "rounding_of",
     "split",
@@ -236,10 +247,17 @@ class Trace(Mapping[str, Array]):
         """Write a trace file; one that is already there is replaced once this one is whole.
 
         Lossless; float32 arrays of a bfloat16 producer are stored in half the space if they can be.
+        A name that ends in ``.npz`` makes it a file for :func:`numpy.load`, with float32 for
+        bfloat16.
 
         Raises:
             TraceError: the file cannot be written.
         """
+        check_suffix(Path(path))
+        if Path(path).suffix == ".npz":
+            metadata = {"format": FORMAT, **self.metadata}
+            save_npz(Path(path), {"tokens": self.tokens, **self}, metadata)
+            return
         stored = {name: _compact(values, self._dtype) for name, values in self._arrays.items()}
         slots = {
             name: Slot(file_dtype(values.dtype), values.shape) for name, values in stored.items()
@@ -260,6 +278,7 @@ class Trace(Mapping[str, Array]):
         if missing:
             raise TraceError(f"{path}: the metadata lacks {', '.join(missing)}")
         try:
+            arrays.pop("tokens", None)  # of an .npz; the metadata has them too
             config = ModelConfig.from_json(json.loads(metadata["config"]))
             tokens = json.loads(metadata["tokens"])
             return cls(
@@ -278,7 +297,7 @@ class Trace(Mapping[str, Array]):
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise TraceError(f"{path}: its metadata is not JSON as expected: {error}") from None
+            raise TraceError(f"{path}: its metadata (config, tokens, ...) is not JSON as expected: {error}") from None
 
 
 def trace(
@@ -297,7 +316,7 @@ def trace(
     Args:
         taps: shell patterns of the tap points to keep, one or several; see
             :func:`gptoss_ref.tracing.taps.select`.
-        path: a file to write; the result then reads from it.
+        path: a file to write; the result then reads from it. An ``.npz`` is written at the end.
 
     Raises:
         TokenError: no tokens, an id out of range, or more than the context holds.
@@ -305,6 +324,12 @@ def trace(
     """
     chosen = select(taps, model.config)
     ids = model.checked(tokens, 0)
+    if path is not None:
+        check_suffix(Path(path))
+        if Path(path).suffix == ".npz":
+            whole = trace(model, ids, taps=taps)
+            whole.save(path)
+            return whole
     about: dict[str, Any] = {
         "tokens": ids,
         "config": model.config,
@@ -317,14 +342,7 @@ def trace(
         result = Trace(kept, **about)
         result.model = model
         return result
-    float_dtype = "BF16" if model.policy.name == "bfloat16" else file_dtype(model.policy.dtype)
-    slots = {
-        name: Slot(
-            "I64" if name.endswith("expert_indices") else float_dtype,
-            expected_shape(name, model.config, len(ids)),
-        )
-        for name in chosen
-    }
+    slots = _slots(model, chosen, len(ids))
     with create(Path(path), slots, Trace({}, **about).metadata) as writer:
         rows = _rows_at_once(chosen, model.config, len(ids))
         cache = None if rows >= len(ids) else model.new_cache()
@@ -333,6 +351,26 @@ def trace(
     result = Trace.load(path)
     result.model = model
     return result
+
+
+def file_size(model: Model, length: int, taps: str | Iterable[str] = "*") -> int:
+    """Bytes of the arrays of a trace of ``length`` tokens, before it is made.
+
+    Raises:
+        TraceError: a pattern matches nothing.
+    """
+    return sum(slot.nbytes for slot in _slots(model, select(taps, model.config), length).values())
+
+
+def _slots(model: Model, chosen: Iterable[str], length: int) -> dict[str, Slot]:
+    float_dtype = "BF16" if model.policy.name == "bfloat16" else file_dtype(model.policy.dtype)
+    return {
+        name: Slot(
+            "I64" if name.endswith("expert_indices") else float_dtype,
+            expected_shape(name, model.config, length),
+        )
+        for name in chosen
+    }
 
 
 class _Keep:

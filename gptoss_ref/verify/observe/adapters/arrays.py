@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.errors import CheckpointError, TraceError
+from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array, bfloat16_to_float
 from gptoss_ref.tracing import taps
-from gptoss_ref.tracing.file import FORMAT
 from gptoss_ref.tracing.trace import Skipped, Trace
 from gptoss_ref.verify.observe.adapters.layouts import axis_sizes, check_form, fits, to_tap
 from gptoss_ref.verify.observe.adapters.names import Meaning, bare, lookup, meanings
 from gptoss_ref.verify.observe.adapters.partial_rows import positions_of, spread, the_same
 from gptoss_ref.verify.observe.adapters.suggest import unknown_name
 from gptoss_ref.verify.observe.adapters.tensors import as_array
-from gptoss_ref.verify.observe.npz import load_npz
 
 Names = Mapping[str, str | tuple[str, str]]
 """Foreign name -> tap point, or (tap point, layout); see names.py and layouts.py."""
 
-TOKENS = ("tokens", "input_ids", "token_ids")
-"""The names under which a file may hold the prompt."""
-
 _WORDS = ("qkv", "gate", "up", "dense")
-_DTYPES: dict[str, DTypeLike] = {**ARRAY_DTYPES, "F16": "<f2", "I32": "<i4", "I64": "<i8"}
 
 
 def from_arrays(
@@ -199,54 +190,6 @@ def _taken_apart(
             yield name, raw
 
 
-def read(
-    path: str | Path,
-    *,
-    tokens: Iterable[int] | Array | None = None,
-    config: ModelConfig | None = None,
-    names: Names | None = None,
-) -> Trace:
-    """A Trace of a trace file, or of an .npz or .safetensors file with anybody's names.
-
-    Args:
-        path: the file.
-        tokens: the prompt, for a file that does not hold it (as an array ``tokens`` or
-            ``input_ids``, or in the metadata); where both are there they must agree.
-        config: of the model; a trace file brings its own.
-        names: see :func:`from_arrays`.
-
-    Raises:
-        TraceError: the file is absent, truncated or of another kind, the prompt or the
-            configuration is nowhere to be had, or :func:`from_arrays` cannot read the arrays.
-    """
-    path = Path(path)
-    if path.suffix == ".npz":
-        arrays, metadata = load_npz(path), dict[str, str]()
-    elif path.suffix in (".npy", ".pt", ".pth", ".pkl", ".gguf"):
-        raise TraceError(f"{path}: expected a trace, an .npz or a .safetensors file")
-    else:
-        arrays, metadata = _read_safetensors(path)
-        if metadata.get("format") == FORMAT:
-            return Trace.load(path)
-    given = None if tokens is None else prompt_ids(tokens)
-    own = next((prompt_ids(arrays.pop(name), path) for name in TOKENS if name in arrays), None)
-    if own is None and "tokens" in metadata:
-        own = _json_tokens(metadata["tokens"], path)
-    if own is not None and given is not None and not np.array_equal(own, given):
-        raise TraceError(
-            f"{path}: holds {len(own)} tokens that are not the {len(given)} expected ones"
-        )
-    ids = own if own is not None else given
-    if ids is None:
-        raise TraceError(f"{path}: the prompt is missing: expected an array {TOKENS[0]!r}")
-    if config is None:
-        raise TraceError(f"{path}: no configuration: pass that of the model")
-    try:
-        return from_arrays(arrays, ids, config, names=names, producer=path.name)
-    except TraceError as error:
-        raise TraceError(f"{path}: {error}") from None
-
-
 def prompt_ids(tokens: Any, path: Path | None = None) -> Array:
     """Ids (T,), out of (T,) or a batch of one prompt.
 
@@ -345,21 +288,3 @@ def _chosen(values: Array, sizes: dict[str, int]) -> Array:
     if (np.count_nonzero(rows, axis=-1) > sizes["A"]).any():
         raise TraceError(f"more than {sizes['A']} experts of a token have a weight")
     return -np.sort(-rows, axis=-1)[:, : sizes["A"]]
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    try:
-        file = SafetensorsFile(path)
-        return {name: file.array(name, _DTYPES) for name in file.tensors}, dict(file.metadata)
-    except CheckpointError as error:
-        raise TraceError(str(error)) from None
-
-
-def _json_tokens(text: str, path: Path) -> Array:
-    try:
-        ids = np.asarray(json.loads(text))
-    except (ValueError, RecursionError):
-        ids = np.empty(0)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TraceError(f"{path}: the metadata's tokens are no JSON list of integers")
-    return ids
