@@ -297,7 +297,8 @@ class Trace(Mapping[str, Array]):
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise TraceError(f"{path}: its metadata (config, tokens, ...) is not JSON as expected: {error}") from None
+            message = f"{path}: its metadata (config, tokens) is not JSON as expected: {error}"
+            raise TraceError(message) from None
 
 
 def trace(

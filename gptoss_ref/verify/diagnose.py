@@ -13,7 +13,7 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.taps import names
+from gptoss_ref.tracing.taps import names, select, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.rounding import UNITS, known
 from gptoss_ref.verify.noise.tap_check import Local
@@ -40,6 +40,8 @@ def diagnose(
     *,
     tokens: Iterable[int] | Array | None = None,
     rounding: str | None = None,
+    taps: str | Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Judge ``other`` stage by stage, from its own numbers, and name the bugs that explain it.
@@ -53,6 +55,8 @@ def diagnose(
         tokens: (T,) of arrays that do not bring their own; of others, they must be the same.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
             show, and what an observation says of itself.
+        taps: shell patterns of the tap points to judge; None: all that ``other`` holds.
+        layers: numbers of the blocks to judge; what is outside the blocks is then left out.
         progress: called with steps done, steps in all as far as known, and what is being done.
 
     Raises:
@@ -64,11 +68,30 @@ def diagnose(
         return diagnose_observation(model, other, known(rounding or other.rounding), progress)
     trace = _as_trace(model, other, tokens)
     rounding = known(rounding or trace.dtype_name)
+    judged = _judged(trace, taps, layers)
+    if judged is not None:
+        search = Search(model.weights, trace, rounding, progress, judged)
+        search.run()
+        return _report(search)
     if OUTPUTS.issuperset(trace):
         return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
     search.run()
     return _report(search)
+
+
+def _judged(
+    trace: Trace, taps: str | Iterable[str] | None, layers: Iterable[int] | None
+) -> list[str] | None:
+    """The tap points of a trace to be judged; None: all. TraceError if there are none."""
+    if taps is None and layers is None:
+        return None
+    chosen = select("*" if taps is None else taps, trace.config)
+    blocks = None if layers is None else set(layers)
+    held = [tap for tap in chosen if tap in trace and (blocks is None or split(tap)[0] in blocks)]
+    if not held:
+        raise TraceError("the trace holds none of the tap points that are to be judged")
+    return held
 
 
 def _of_outputs(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:

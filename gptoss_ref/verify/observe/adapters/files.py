@@ -141,7 +141,8 @@ class _Content:
             return len(self.ids)
         own = {**dict.fromkeys(lookup(config)), **(names or {})}
         array = next((self.arrays[name] for name in self.arrays if name in own), None)
-        for count in sorted({*getattr(array, "shape", ()), 1}):
+        shape: tuple[int, ...] = getattr(array, "shape", ())
+        for count in sorted({*shape, 1}):
             if 1 <= count <= left:
                 rows = range(start, start + count)
                 some = replace(self, rows=np.array(rows))
@@ -246,6 +247,6 @@ def names_of(raw: Any, config: ModelConfig) -> Mapping[str, str | tuple[str, str
             raise TraceError(f"{name!r}: expected a tap point, or [tap point, order of axes]")
         blocks = range(config.num_hidden_layers) if "{n}" in name else [0]
         for n in blocks:
-            tap, *layout = (pair[0].replace("{n}", str(n)), *pair[1:])
-            found[name.replace("{n}", str(n))] = (tap, layout[0]) if layout else tap
+            tap = pair[0].replace("{n}", str(n))
+            found[name.replace("{n}", str(n))] = (tap, pair[1]) if len(pair) == 2 else tap
     return found
