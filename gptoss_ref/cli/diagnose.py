@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -23,11 +24,12 @@ from gptoss_ref.model import load
 from gptoss_ref.verify import diagnose, observe, read
 from gptoss_ref.verify.observe.adapters.files import names_of
 from gptoss_ref.verify.observe.adapters.suggest import UnknownName
+from gptoss_ref.verify.observe.observation import LogprobObservation
 
 if TYPE_CHECKING:
     from gptoss_ref.model import Model
     from gptoss_ref.tracing.trace import Trace
-    from gptoss_ref.verify.observe.observation import LogprobObservation
+    from gptoss_ref.verify.report.diagnosis import Diagnosis
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,9 +51,30 @@ def run(args: argparse.Namespace) -> int:
             tokens=tokens,
             rounding=args.rounding,
             progress=progress,
+            early=_early if _large(other) else None,
             **_narrowed(args),
         )
     return show(report, args)
+
+
+LARGE = 1 << 26
+"""Values of a trace that takes minutes."""
+
+
+def _large(other: Trace | LogprobObservation) -> bool:
+    if isinstance(other, LogprobObservation):
+        return False
+    return sum(math.prod(other.shape_of(tap)) for tap in other) > LARGE
+
+
+def _early(diagnosis: Diagnosis) -> None:
+    """Says what is wrong in the first block while the others are looked at."""
+    screen = notes()
+    screen.line("the first block already diverges; the others follow")
+    for cause in diagnosis.causes:
+        screen.line("\n".join(cause.lines()))
+    for unexplained in diagnosis.unexplained:
+        screen.line("\n".join(unexplained.lines()))
 
 
 def _narrowed(args: argparse.Namespace) -> dict[str, Any]:

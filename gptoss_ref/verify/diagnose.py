@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def diagnose(
     taps: str | Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
     progress: Progress | None = None,
+    early: Callable[[Diagnosis], None] | None = None,
 ) -> Diagnosis:
     """Judge ``other`` stage by stage, from its own numbers, and name the bugs that explain it.
 
@@ -58,17 +59,21 @@ def diagnose(
         taps: shell patterns of the tap points to judge; None: all that ``other`` holds.
         layers: numbers of the blocks to judge; what is outside the blocks is then left out.
         progress: called with steps done, steps in all as far as known, and what is being done.
+        early: called with a diagnosis of the first block alone, if something is wrong there, before
+            the others are looked at.
 
     Raises:
         TraceError: no tap points, no tokens or other ones, another architecture, or a rounding that
             is unknown or not to be told.
     """
-    progress = progress or unwatched
+    progress = _releasing(model, progress or unwatched)
     if isinstance(other, LogprobObservation):
         return diagnose_observation(model, other, known(rounding or other.rounding), progress)
     trace = _as_trace(model, other, tokens)
     rounding = known(rounding or trace.dtype_name)
     judged = _judged(trace, taps, layers)
+    if early is not None:
+        _begin(model, trace, rounding, progress, early)
     if judged is not None:
         search = Search(model.weights, trace, rounding, progress, judged)
         search.run()
@@ -78,6 +83,35 @@ def diagnose(
     search = Search(model.weights, trace, rounding, progress)
     search.run()
     return _report(search)
+
+
+def _releasing(model: Model, progress: Progress) -> Progress:
+    """The same, which also lets go of the weights that were read: they are read again when used."""
+    if model.checkpoint is None:
+        return progress
+    shards = model.checkpoint.shards
+
+    def step(done: int, total: int, what: str) -> None:
+        shards.release()
+        progress(done, total, what)
+
+    return step
+
+
+def _begin(
+    model: Model,
+    trace: Trace,
+    rounding: str,
+    progress: Progress,
+    early: Callable[[Diagnosis], None],
+) -> None:
+    """Diagnose the first block alone, and say so if something is wrong."""
+    first = [tap for tap in trace if split(tap)[0] == 0 or tap == "embedding"]
+    if first:
+        search = Search(model.weights, trace, rounding, progress, first)
+        search.run(hidden=False)
+        if any(local.excess > 1 for local in search.specification.values()):
+            early(_report(search))
 
 
 def _judged(
