@@ -31,6 +31,8 @@ def as_array(value: Any, name: str) -> Array:
             return bits
         array: Array = tensor.numpy().copy()
         return array
+    if str(getattr(value, "dtype", "")) == "mlx.core.bfloat16":  # which NumPy cannot take
+        value = value.astype(sys.modules["mlx.core"].float32)
     try:
         array = np.array(value)
     except (TypeError, ValueError) as error:
