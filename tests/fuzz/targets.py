@@ -25,10 +25,10 @@ from gptoss_ref.checkpoint.shards import parse_weight_map
 from gptoss_ref.config import GPT_OSS_20B, ModelConfig
 from gptoss_ref.config_json import parse_object
 from gptoss_ref.errors import GptOssError, HarmonyError
+from gptoss_ref.tracing.npz import read_npz
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters import endpoint, transport
 from gptoss_ref.verify.observe.adapters.completions import Texts, parse
-from gptoss_ref.verify.observe.npz import read_npz
 from gptoss_ref.verify.vectors.judge import judge_case
 from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.results import _from_json

@@ -157,7 +157,7 @@ def in_front_sentence(front: Sequence[int]) -> str:
     )
 
 
-def other_ids(embedding: Array, tokens: Sequence[int], rows: Array) -> str | None:
+def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> str | None:
     """Whose rows embeddings (T, D) are, in a sentence, if they are rows of ``embedding`` (V, D)."""
     table = widen(np.asarray(embedding), np.float64)
     rows, found = np.asarray(rows, np.float64), []
