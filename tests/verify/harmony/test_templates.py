@@ -92,7 +92,7 @@ def test_the_template_of_tiny_says_what_it_refuses(capsys):
 def test_a_tokenizers_folder_tells_special_text(tmp_path):
     names = {cause.name for cause in check_tokenizer_folder(TINY).causes}
     assert "special-text-turned-special" in names
-    with pytest.raises(HarmonyError, match="neither chat_template.jinja nor"):
+    with pytest.raises(HarmonyError, match=r"neither chat_template.jinja nor"):
         check_tokenizer_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(HarmonyError, match="has no chat_template"):
