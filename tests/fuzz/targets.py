@@ -469,9 +469,7 @@ def targets() -> dict[str, Target]:
             _read_config,
         ),
         Target("index", "model.safetensors.index.json", _texts(index), _with_words, _read_index),
-        Target(
-            "tokenizer", "tokenizer.json", _tokenizer_seeds(), _with_words, _read_tokenizer
-        ),
+        Target("tokenizer", "tokenizer.json", _tokenizer_seeds(), _with_words, _read_tokenizer),
         Target("trace", "a trace file, all arrays read", _trace_seeds(), _with_header, _read_trace),
         Target("npz", "an .npz file", _npz_seeds(), mutated_bytes, _read_npz),
         Target(

@@ -126,7 +126,11 @@ def check_server(
 
 
 def body_of(conversation: Conversation) -> dict[str, Any]:
-    """The conversation as a request."""
+    """The conversation as a request.
+
+    Raises:
+        HarmonyError: the conversation is in Harmony's own form.
+    """
     if conversation.chat is None:
         raise HarmonyError(
             f"{conversation.title}: is in Harmony's own form; a server takes that of chat APIs"

@@ -158,7 +158,11 @@ def _cases(
 
 
 def variables(conversation: Conversation, objects: bool) -> dict[str, Any]:
-    """What a template is called with."""
+    """What a template is called with.
+
+    Raises:
+        HarmonyError: the conversation is in Harmony's own form.
+    """
     if conversation.chat is None:
         raise HarmonyError(
             f"{conversation.title}: is in Harmony's own form; a template takes that of chat APIs"

@@ -29,6 +29,10 @@ CHAT = {
 }
 
 
+def rendered(data):
+    return render_conversation(conversation_from_data(data).messages, o200k_harmony())
+
+
 def test_a_chat_becomes_harmony():
     said = conversation_from_data(CHAT)
     system, developer, user, thought, words, call, result = said.messages
@@ -83,8 +87,7 @@ def test_schemas_in_a_circle_and_files_nested_too_deep(tmp_path):
     schema["properties"]["again"] = schema
     tool = {"name": "f", "description": "", "parameters": schema}
     with pytest.raises(HarmonyError):
-        said = conversation_from_data(CHAT | {"tools": [tool]})
-        render_conversation(said.messages, o200k_harmony())
+        rendered(CHAT | {"tools": [tool]})
     (tmp_path / "deep.json").write_text('{"messages":' + "[" * 100_000)
     with pytest.raises(HarmonyError, match=r"deep\.json: (nested too deeply|not JSON)"):
         read_conversation(tmp_path / "deep.json")
