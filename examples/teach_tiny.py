@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", help="a folder for the adapter; default: none is kept")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=280)
     parser.add_argument("--batch", type=int, default=16, help="examples of a step")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
@@ -134,7 +134,7 @@ def main() -> None:
     if args.data:
         Path(args.data).write_text("".join(json.dumps(line) + "\n" for line in written))
         return
-    model = gr.load("tiny")
+    model = gr.load("tiny", backend="numba")
     context = model.config.max_position_embeddings
     data = [gr.training.example(line, model.tokenizer, context) for line in written]
     recipe = gr.training.Recipe(
