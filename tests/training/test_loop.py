@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -321,6 +320,7 @@ def test_a_full_disk_while_saving(stopped: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_write_that_the_system_cuts_off(stopped: Path) -> None:
     """The same by a limit of the system on the size of a file."""
+    resource = pytest.importorskip("resource")  # Unix
     before = files_of(stopped)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[STATE]) // 2, hard))
