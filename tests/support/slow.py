@@ -1,8 +1,8 @@
 """Which tests are not of the fast half: those that `python -m pytest -m "not slow"` leaves out.
 
-The list holds whole files and single tests, by their node ids. It is made from durations, so that the
-fast half takes under 90 s on two idle cores; `python -m pytest --durations=50 -m "not slow"` shows what
-should join it.
+The list holds whole files and single tests, by their node ids. It is made from durations, so that
+the fast half takes under 90 s on two idle cores; `python -m pytest --durations=50 -m "not slow"`
+shows what should join it.
 """
 
 from __future__ import annotations
