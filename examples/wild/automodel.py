@@ -1,5 +1,6 @@
 """NeMo Automodel's own gpt-oss, on torch's flexible attention."""
 
+import torch
 from nemo_automodel.components.models.common import BackendConfig
 from nemo_automodel.components.models.gpt_oss.model import GptOssForCausalLM
 from nemo_automodel.components.models.gpt_oss.state_dict_adapter import GPTOSSStateDictAdapter

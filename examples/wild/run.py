@@ -89,7 +89,14 @@ ENTRIES = (
     Entry(
         "onnxruntime-genai",
         "ort_genai.py",
-        (TORCH, "onnxruntime-genai==0.18.0", "onnx", "onnx_ir", "transformers==5.24.0"),
+        (
+            TORCH,
+            "onnxruntime-genai==0.18.0",
+            "onnx",
+            "onnx_ir",
+            "transformers==5.24.0",
+            "accelerate",
+        ),
     ),
     Entry(
         "OpenVINO, by optimum-intel",
@@ -106,7 +113,7 @@ ENTRIES = (
     Entry(
         "gpt-oss-jax, flax",
         "gpt_oss_jax.py",
-        ("jax", "flax"),
+        ("jax", "flax", "tqdm"),
         ("atsentia/gpt-oss-jax", "3af7097"),
         truth="sdpa in gpt_oss/jax/model.py keeps the key at a distance of the window's width",
     ),
