@@ -129,3 +129,10 @@ def benches(session: nox.Session) -> None:
     session.run("python", "benches/bench_chat.py")
     session.run("python", "benches/bench_cold_start.py")
     session.run("python", "benches/bench_model.py")
+
+
+@nox.session
+def wild(session: nox.Session) -> None:
+    """Other people's implementations, each in an environment of its own: writes docs/wild.md."""
+    session.install(".")
+    session.run("python", "examples/wild/run.py", *session.posargs)

@@ -89,7 +89,14 @@ ENTRIES = (
     Entry(
         "onnxruntime-genai",
         "ort_genai.py",
-        (TORCH, "onnxruntime-genai==0.18.0", "onnx", "onnx_ir", "transformers==5.24.0"),
+        (
+            TORCH,
+            "onnxruntime-genai==0.18.0",
+            "onnx",
+            "onnx_ir",
+            "transformers==5.24.0",
+            "accelerate",
+        ),
     ),
     Entry(
         "OpenVINO, by optimum-intel",
@@ -106,7 +113,7 @@ ENTRIES = (
     Entry(
         "gpt-oss-jax, flax",
         "gpt_oss_jax.py",
-        ("jax", "flax"),
+        ("jax", "flax", "tqdm"),
         ("atsentia/gpt-oss-jax", "3af7097"),
         truth="sdpa in gpt_oss/jax/model.py keeps the key at a distance of the window's width",
     ),
@@ -187,12 +194,12 @@ INTRO = (
     "released constants built in, with a small random one), and what `diagnose` said of its",
     "numbers. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
     "",
-    "| implementation | version | run on | what was said | where in their code it is true | script |",
+    "| implementation | version | run on | what was said | where it is true | script |",
     "|---|---|---|---|---|---|",
 )
 OUTRO = (
-    'A bug is given by its name in the [catalogue](mutants.md). "Right" means that every tap point',
-    "that could be judged is explained by rounding.",
+    "A bug is given by its name in the [catalogue](mutants.md). Right means that rounding explains",
+    "every tap point that could be judged. Where it is true: in their code, as read.",
     "",
     "To repeat one row: `python examples/wild/run.py SCRIPT`, or the script alone in an environment",
     "that has the implementation and this package. How each is connected is told in",

@@ -129,6 +129,8 @@ def _recognised(module: Any) -> tuple[str | None, Any, Any]:
     """The naming, the module that holds the blocks, and transformers' head or None."""
     if not hasattr(module, "named_modules"):
         raise TraceError(f"expected a torch module, not {type(module).__qualname__}")
+    if hasattr(module, "hook_dict"):  # of TransformerLens, whose hook points see more
+        return None, module, None
     modules = dict(module.named_modules())
     for path, candidate in modules.items():
         if hasattr(candidate, "embed_tokens") and hasattr(candidate, "layers"):

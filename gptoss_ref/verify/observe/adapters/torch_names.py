@@ -21,7 +21,8 @@ def watch_names(
     A name that ends in ``.input`` stands for what enters the module; one that ends in a number for
     one of several outputs. ``list_others`` notes the other modules as skipped.
     """
-    for path, part in module.named_modules():
+    points = getattr(module, "hook_dict", None)  # of TransformerLens, under its own names
+    for path, part in module.named_modules() if points is None else points.items():
         if not path:
             continue
         found = [name for name in dict.fromkeys((path, bare(path))) if _known(name, wanted)]
