@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def _other_token(
         return None
     for i in range(config.vocab_size):
         other = np.array([*tokens[:at], i])
-        asked = model.weights, config, SPECIFICATION, other, {}, [search.target.tap]
+        asked: Any = model.weights, config, SPECIFICATION, other, {}, [search.target.tap]
         (values,) = predict(*asked, FLOAT32).values()
         if search.near(values[at:], observed[at : at + 1]).all():
             whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
