@@ -125,7 +125,7 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
 
 def unrecorded(exact: Array, other: Array) -> Mistake | None:
     """Whole rows (T, V) of NaN beside others that are numbers."""
-    lost: Array = np.isnan(other).all(axis=1)
+    lost: NDArray[np.bool_] = np.asarray(np.isnan(other).all(axis=1))
     if not lost.any() or lost.all() or not np.isfinite(exact).all():
         return None
     sentence = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -134,11 +133,16 @@ def _mistake(
     for front in in_front(model.config, len(tokens)):
         longer = np.concatenate([front, tokens])
         if len(longer) <= model.config.max_position_embeddings:
-            asked = model.weights, model.config, SPECIFICATION, longer, {}, [target.tap]
-            (values,) = predict(*asked, FLOAT32).values()
+            values = _outputs_of(model, longer, target.tap)
             if search.fits(values[len(front) :], observed):
                 return Mistake(in_front_sentence(front), None)
     return _other_token(model, search, tokens, exact, observed)
+
+
+def _outputs_of(model: Model, tokens: Array, tap: str) -> Array:
+    """One array of outputs of a prompt (T,) by the specification in float32."""
+    found = predict(model.weights, model.config, SPECIFICATION, tokens, {}, [tap], FLOAT32)
+    return found[tap]
 
 
 def _other_token(
@@ -152,12 +156,10 @@ def _other_token(
         return None
     for i in range(config.vocab_size):
         other = np.array([*tokens[:at], i])
-        asked: Any = model.weights, config, SPECIFICATION, other, {}, [search.target.tap]
-        (values,) = predict(*asked, FLOAT32).values()
+        values = _outputs_of(model, other, search.target.tap)
         if search.near(values[at:], observed[at : at + 1]).all():
             whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
-            asked = model.weights, config, SPECIFICATION, whole, {}, [search.target.tap]
-            (values,) = predict(*asked, FLOAT32).values()
+            values = _outputs_of(model, whole, search.target.tap)
             if search.fits(values, observed):
                 sentence = (
                     f"The prompt is another one: token {at} is {i}, and not {tokens[at]}. All rows "
