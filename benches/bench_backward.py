@@ -5,8 +5,8 @@
     python benches/bench_backward.py --block --tokens 512
 
 Step: loss and all gradients of one batch in float32, here and by transformers' model on the same
-weights (its experts' implementations that run on a CPU; the fastest counts), in turns, on the
-same number of threads. The goal is a ratio of at most 1.
+weights (the fastest of its experts' implementations that run on a CPU), in turns, on the same
+number of threads. The goal is a ratio of at most 1.
 
 Block: a block of the 20b's shape with random MXFP4 experts; the gradients of its input and of all
 its weights from its activations, over the time of its forward pass. The goal is at most 2.5.
