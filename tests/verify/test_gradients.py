@@ -270,3 +270,9 @@ def test_arrays_under_anybodys_names() -> None:
     assert [cause.name for cause in causes] == ["rope-without-gradient"]
     with pytest.raises(TraceError, match="expected targets="):
         from_arrays(arrays, tokens, config)
+
+
+def test_the_page_of_backward_bugs_is_up_to_date() -> None:
+    from docs._generate import backward_bugs_page
+
+    assert backward_bugs_page.PAGE.read_text() == backward_bugs_page.page()
