@@ -52,6 +52,22 @@ HEAD_VALUES = 1 << 25
 """Logits held at a time where nobody wants to see them all: 128 MiB of float32, twice."""
 
 
+class TapGradients(dict[str, Array]):
+    """Gradients by tap point. One that was not asked for costs another pass when it is looked up.
+
+    Raises:
+        GptOssError: at a look-up of what is not a tap point with a gradient.
+    """
+
+    def __init__(self, found: dict[str, Array], again: Callable[[str], dict[str, Array]]) -> None:
+        super().__init__(found)
+        self._again = again
+
+    def __missing__(self, name: str) -> Array:
+        self[name] = dict(self._again(name))[name]
+        return self[name]
+
+
 @dataclass(frozen=True)
 class Gradients:
     """What :func:`backward` returns.
@@ -59,14 +75,15 @@ class Gradients:
     Attributes:
         loss: the loss that was differentiated, the load-balancing part included.
         count: positions that counted (all, with a loss of the caller's own).
-        taps: gradient by tap point, in the tap point's shape, in the order of the forward pass.
+        taps: gradient by tap point, in the tap point's shape, in the order of the forward pass;
+            those that were not asked for are computed when they are looked up.
         weights: gradient by weight, in the weight's shape, in the order of the forward pass.
         aux_loss: the load-balancing loss before its coefficient, or None.
     """
 
     loss: float
     count: int
-    taps: dict[str, Array]
+    taps: TapGradients
     weights: dict[str, Array]
     aux_loss: float | None = None
 
@@ -100,7 +117,8 @@ def backward(
             and its gradient (T, V).
         wrt: shell patterns of the weights, named by the fields of ``model.weights``:
             ``"embedding"``, ``"block.*.attn.q_weight"``, ``"*.mlp.mlp?_weight"``; ``()`` for none.
-        taps: shell patterns of tap points.
+        taps: shell patterns of the tap points whose gradients are kept. Any other is computed by
+            another pass when ``out.taps[name]`` is looked up.
         router_aux_loss_coef: factor of the load-balancing loss of transformers; see
             :mod:`gptoss_ref.gradients.router`.
         on_weight: called with each weight's name and gradient as soon as it is known, from the last
@@ -133,6 +151,11 @@ def backward(
         counted = checked_targets(ids, targets, mask, batched)
         check_range(counted, model.config.vocab_size)
 
+    def again(name: str) -> dict[str, Array]:
+        options: dict[str, Any] = {"loss": loss, "router_aux_loss_coef": router_aux_loss_coef}
+        prompt = ids if batched else ids[0]
+        return backward(model, prompt, targets, mask, wrt=(), taps=name, **options).taps
+
     found_weights: dict[str, Array] = {}
     found_taps: dict[str, Array] = {}
     run = _Pass(
@@ -160,7 +183,9 @@ def backward(
     return Gradients(
         loss=float(value),
         count=sum(map(len, ids)) if counted is None else int(counted.mask.sum()),
-        taps={name: found_taps[name] for name in wanted_taps if name in found_taps},
+        taps=TapGradients(
+            {name: found_taps[name] for name in wanted_taps if name in found_taps}, again
+        ),
         weights={name: found_weights[name] for name in wanted_weights if name in found_weights},
         aux_loss=aux_loss,
     )

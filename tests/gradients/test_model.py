@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import gptoss_ref as gr
 from gptoss_ref.config import ModelConfig
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.tracing.taps import expected_shape, gradient_names
 from tests.support.agreement import relative_l2
@@ -379,3 +380,15 @@ def test_a_pass_split_by_the_cache_gives_the_whole(seed: int, cut: int, window: 
         else:
             total = np.concatenate([one, two])
         assert relative_l2(total, both) <= 1e-12
+
+
+def test_a_tap_that_was_not_asked_for_is_computed_when_it_is_looked_up() -> None:
+    model = gr.load("tiny", backend="numpy")
+    tokens = [5, 3, 8, 1, 9]
+    asked = gr.backward(model, tokens, wrt=(), taps="block.3.attn.q")
+    out = gr.backward(model, tokens, wrt="*.sinks")
+    assert list(out.taps) == []
+    np.testing.assert_array_equal(out.taps["block.3.attn.q"], asked.taps["block.3.attn.q"])
+    assert list(out.taps) == ["block.3.attn.q"]
+    with pytest.raises(GptOssError, match="block.3.attn.qq"):
+        out.taps["block.3.attn.qq"]

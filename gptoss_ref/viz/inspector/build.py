@@ -134,8 +134,8 @@ def most_telling(ranks: Array) -> tuple[int, int]:
     by the logit lens: from a low rank before it to a high rank after it.
 
     Args:
-        ranks: (L + 1, T − 1), of the token that came next, from 0; after the embedding and after
-            each block.
+        ranks: (T,) less one for each of L + 1 rows: the rank of the token that came next, from 0,
+            after the embedding and after each block.
     """
     layers, count = len(ranks) - 1, ranks.shape[1] + 1
     if count == 1:

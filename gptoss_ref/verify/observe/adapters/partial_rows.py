@@ -55,9 +55,10 @@ def spread(tap: str, some: Array, rows: Array, length: int) -> Array:
 
 
 def the_same(one: Array, other: Array) -> Array | None:
-    """Two arrays that are one: equal, or the one is the other rounded to its dtype. Else None.
+    """The array that ``one`` and ``other`` (of the same shape) both are, or None if they differ.
 
-    Where they differ in dtype the finer one is given, unless it says no more than the coarser.
+    They are the same if they are equal, or if one is the other rounded to its dtype. Of two dtypes
+    the finer one is returned, unless it holds no more than the coarser.
     """
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f" == other.dtype.kind):
         return one if one.dtype == other.dtype or _unit(one) >= _unit(other) else other
