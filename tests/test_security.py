@@ -25,8 +25,8 @@ from gptoss_ref.checkpoint import convert, load_checkpoint
 from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.cli import main
 from gptoss_ref.errors import CheckpointError, EndpointError, GptOssError, TraceError
+from gptoss_ref.tracing import npz
 from gptoss_ref.tracing.npz import load_npz
-from gptoss_ref.verify.observe import npz
 from tests.fuzz.targets import _read_response
 
 PACKAGE = Path(gptoss_ref.__file__).parent

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_ref._files import replacing
+from tests.faults.__main__ import KINDS, plan
+from tests.fuzz.__main__ import NAMES
 
 HERE = Path(__file__).resolve().parent
 FIGURES = HERE / "reliability.json"
@@ -74,6 +76,13 @@ def page(known: Figures) -> str:
     return "\n".join(_lines(known)) + "\n"
 
 
+def untried(known: Figures) -> list[str]:
+    """Targets and faults of which there are no figures."""
+    done = {name.split()[0] for name in known["fuzz"]} | {*known["faults"]}
+    scenarios = (name for kind in KINDS for name, _ in plan(kind, 1, 0, 1.0))
+    return [name for name in (*NAMES, *scenarios) if name not in done]
+
+
 def _lines(known: Figures) -> Iterator[str]:
     yield """# Reliability
 
@@ -119,6 +128,9 @@ the read-only home.
     if notes:
         yield ""
         yield from notes
+    missing = untried(known)
+    if missing:
+        yield f"\nNot among these runs: {', '.join(missing)}."
     runs = [run for kind in known.values() for run in kind.values()]
     machines = sorted({f"Python {run['python']} on {run['system']}" for run in runs})
     yield f"\nTaken with {', '.join(machines)}."
