@@ -8,8 +8,8 @@ the command does. diagnose searches the whole catalogue on a prompt of 300 token
 right, for one with a window of one key more, and for one that no known bug explains. Each figure is
 the median of the rounds.
 
-With a checkpoint, such as make_random_20b.py writes, one diagnosis of its own trace of 200 tokens at
-every tap point, its seconds by stage, its memory, and one comparison of that trace with itself.
+With a checkpoint, such as make_random_20b.py writes, one diagnosis of its own trace of 200 tokens
+at every tap point, its seconds by stage, its memory, and one comparison of that trace with itself.
 """
 
 from __future__ import annotations

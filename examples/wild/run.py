@@ -201,8 +201,8 @@ OUTRO = (
     "A bug is given by its name in the [catalogue](mutants.md). Right means that rounding explains",
     "every tap point that could be judged. Where it is true: in their code, as read.",
     "",
-    "To repeat one row: `python examples/wild/run.py SCRIPT`, or the script alone in an environment",
-    "that has the implementation and this package. How each is connected is told in",
+    "To repeat one row: `python examples/wild/run.py SCRIPT`, or the script alone in an",
+    "environment that has the implementation and this package. How each is connected is told in",
     "[Bringing your own numbers](adapters.md).",
 )
 
