@@ -381,11 +381,11 @@ def test_bad_input_is_one_clear_error(model: gr.Model, tokens: list[int]) -> Non
         gr.diagnose(model, gr.Trace({}, tokens=tokens, config=model.config))
     with pytest.raises(TraceError, match="without a prompt"):
         gr.diagnose(model, taps)
-    with pytest.raises(TraceError, match="unknown rounding 'half'"):
-        diagnose(model, taps, tokens, rounding="half")
+    with pytest.raises(TraceError, match="unknown rounding 'quarter'"):
+        diagnose(model, taps, tokens, rounding="quarter")
     seen = observation(taps["logits"], tokens, [3])
-    with pytest.raises(TraceError, match="unknown rounding 'half'"):
-        gr.diagnose(model, seen, rounding="half")
+    with pytest.raises(TraceError, match="unknown rounding 'quarter'"):
+        gr.diagnose(model, seen, rounding="quarter")
     few = {"logits": np.ones((LENGTH, model.config.vocab_size), np.float32)}
     with pytest.raises(TraceError, match="rounding of OTHER cannot be told"):
         gr.diagnose(model, gr.Trace(few, tokens=tokens, config=model.config))
