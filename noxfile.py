@@ -1,5 +1,8 @@
 """The checks on several Python versions: `pipx run nox`, or `nox -s lint`. CI runs `.ci/run`."""
 
+import os
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests", "lint"]
@@ -43,6 +46,38 @@ def generic(session: nox.Session) -> None:
     session.install(".[test]")
     least = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     session.run("python", "-m", "pytest", *KERNEL_TESTS, env=least)
+
+
+DEBIAN = (
+    "python3.11,libpython3.11-stdlib,libc6,libstdc++6,libgomp1,zlib1g,libexpat1,libffi8,libssl3,"
+    "libbz2-1.0,liblzma5,libsqlite3-0"
+)
+WHEELS = ("numpy", "numba", "safetensors", "tiktoken", "pytest", "hypothesis", "ml_dtypes")
+
+
+@nox.session
+def arm(session: nox.Session) -> None:
+    """The kernel tests on ARM, emulated by qemu-user; needs mmdebstrap and qemu-user-static.
+
+    Debian's Python of arm64 is unpacked, not installed, and takes the wheels of aarch64. Left out
+    are the tests that start another interpreter, which the emulator does not reach.
+    """
+    root = Path(session.create_tmp())
+    debian, wheels = root / "debian", root / "wheels"
+    if not debian.exists():
+        unpack = ("--arch=arm64", "--variant=extract", f"--include={DEBIAN}", "bookworm")
+        session.run("mmdebstrap", *unpack, str(debian), external=True)
+        platforms = [f"--platform=manylinux{kind}_aarch64" for kind in ("_2_28", "_2_17", "2014")]
+        which = ("--python-version=3.11", "--only-binary=:all:", f"--target={wheels}")
+        session.run("python", "-m", "pip", "install", *which, *platforms, *WHEELS)
+    names = ("linear", "attention", "experts", "mxfp4")
+    tests = [f"tests/kernels/test_{name}.py" for name in names]
+    session.run(
+        *("qemu-aarch64-static", "-L", str(debian), str(debian / "usr/bin/python3.11")),
+        *("-m", "pytest", "-p", "no:cacheprovider", *(session.posargs or tests)),
+        env={"PYTHONPATH": f"{wheels}{os.pathsep}{Path.cwd()}", "NUMBA_NUM_THREADS": "1"},
+        external=True,
+    )
 
 
 @nox.session
@@ -94,3 +129,10 @@ def benches(session: nox.Session) -> None:
     session.run("python", "benches/bench_chat.py")
     session.run("python", "benches/bench_cold_start.py")
     session.run("python", "benches/bench_model.py")
+
+
+@nox.session
+def wild(session: nox.Session) -> None:
+    """Other people's implementations, each in an environment of its own: writes docs/wild.md."""
+    session.install(".")
+    session.run("python", "examples/wild/run.py", *session.posargs)

@@ -3,7 +3,8 @@
     python benches/bench_cold_start.py [--rounds 5] [--warm-only]
 
 Every figure is that of whole processes, interpreter and imports included. Cold means an empty cache
-folder, a temporary one. The first token is the first byte that the command prints.
+folder, a temporary one: the first answer then comes from the NumPy layers. The first token is the
+first byte that the command prints. Compilation is given in seconds of CPU time, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from statistics import median
 
-COLD_LIMIT, WARM_LIMIT = 30.0, 1.5
+COLD_LIMIT, FIRST_LIMIT, WARM_LIMIT = 30.0, 5.0, 1.5
 GPTOSS_REF = (sys.executable, "-m", "gptoss_ref")
 CHAT = (*GPTOSS_REF, "chat", "What is 27 + 58?")
 
@@ -28,10 +29,11 @@ def whole(*command: str, **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def first_byte() -> float:
+def first_byte(**environment: str) -> float:
     """Wall seconds from the start of a chat to the first byte that it prints."""
-    start = time.perf_counter()
-    with subprocess.Popen(CHAT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    start, env = time.perf_counter(), {**os.environ, **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(CHAT, env=env, **pipes) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         seconds = time.perf_counter() - start
@@ -47,9 +49,14 @@ def main() -> int:
     failed = False
     if not args.warm_only:
         with tempfile.TemporaryDirectory() as folder:
+            first = median(first_byte(NUMBA_CACHE_DIR=folder) for _ in range(args.rounds))
+            before = os.times().children_user
             cold = whole(*GPTOSS_REF, "warmup", NUMBA_CACHE_DIR=folder)
+            cpu = os.times().children_user - before
+        print(f"first token, nothing compiled    {first:6.2f} s  (limit {FIRST_LIMIT:g})")
         print(f"compiling all kernels of a chat  {cold:6.2f} s  (limit {COLD_LIMIT:g})")
-        failed = cold > COLD_LIMIT
+        print(f"  of CPU time                    {cpu:6.2f} s")
+        failed = cold > COLD_LIMIT or first > FIRST_LIMIT
     whole(*GPTOSS_REF, "warmup")
     whole(*CHAT)  # fill the disk cache and the byte-code cache
     start_up = median(whole(sys.executable, "-c", "pass") for _ in range(args.rounds))

@@ -111,7 +111,7 @@ def main() -> int:
     print(written)
     if args.write:
         best_path = available_paths()[0]
-        begin, end = f"<!-- benches/paths.py {best_path} -->", f"<!-- end {best_path} -->"
+        begin, end = (f"<!-- {word} benches/paths.py {best_path} -->" for word in ("begin", "end"))
         page = PAGE.read_text()
         if begin not in page:
             raise SystemExit(f"{PAGE} has no place for the class {best_path}")

@@ -2,11 +2,14 @@
 
     python -m benches.peers [DIR] [--layers 24] [--rounds 3] [--write]
 
-Three comparisons: a gpt-oss-20b of random weights here and in llama.cpp (the same numbers, as
-GGUF); four layers of it here and in transformers in float32; and both beside what this machine can
-do at most. Every figure is taken in a process of its own, after each page of its file has been
-read; the contestants take turns, and the table shows medians. DIR keeps the weights between runs
-(27.6 GB with 24 layers). --write puts table and plot into docs/performance.md.
+Four comparisons: a gpt-oss-20b of random weights here and in llama.cpp, once with the same numbers
+(bfloat16 and MXFP4, as GGUF) and once with the types of the file that people download (Q8_0 in the
+place of bfloat16: fewer bytes a token); four layers of it here and in transformers in float32; and
+all beside what this machine can do at most. llama.cpp runs with and without flash attention, and
+the better one of each figure counts. Every figure is taken in a process of its own, after each page
+of its file has been read; the contestants take turns, and the table shows medians. DIR keeps the
+weights between runs (39.7 GB with 24 layers). --write puts the table of this class of CPU into
+docs/performance.md, and the plot beside it.
 
 Needs the packages llama-cpp-python, gguf and transformers with torch; one that is missing is left
 out and named. One is compared only with what ran in the same run.
@@ -31,7 +34,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
-BEGIN, END = "<!-- written by benches/peers.py -->", "<!-- end -->"
 
 PROMPTS = (128, 512)
 DECODED = 12
@@ -41,6 +43,7 @@ Figures = dict[str, float]
 NEEDS = {
     "ours": ("gptoss_ref",),
     "llama.cpp": ("llama_cpp", "gguf"),
+    "llama.cpp Q8_0": ("llama_cpp", "gguf"),
     "transformers": ("transformers", "torch"),
 }
 
@@ -76,14 +79,20 @@ def ours(folder: Path, prompts: Sequence[int]) -> Figures:
 
 
 def llama_cpp(file: Path, prompts: Sequence[int]) -> Figures:
-    """llama.cpp, through llama-cpp-python: two threads, memory-mapped."""
+    """llama.cpp, through llama-cpp-python, memory-mapped; the better with and without flash."""
+    with_, without = (llama_cpp_once(file, prompts, flash) for flash in (True, False))
+    return {key: min(with_[key], without[key]) for key in with_}
+
+
+def llama_cpp_once(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
+    """llama.cpp with or without flash attention."""
     from llama_cpp import Llama
 
     read_files(file)
     start = time.perf_counter()
     model = Llama(
         str(file), n_ctx=max(prompts) + 64, n_batch=512, n_ubatch=512, verbose=False,
-        n_threads=threads(), n_threads_batch=threads(), use_mmap=True,
+        n_threads=threads(), n_threads_batch=threads(), use_mmap=True, flash_attn=flash,
     )  # fmt: skip
     found = {"load": time.perf_counter() - start}
 
@@ -124,6 +133,7 @@ def transformers(folder: Path, prompts: Sequence[int]) -> Figures:
 CONTESTANTS: dict[str, Callable[[Path, Sequence[int]], Figures]] = {
     "ours": ours,
     "llama.cpp": llama_cpp,
+    "llama.cpp Q8_0": llama_cpp,
     "transformers": transformers,
 }
 
@@ -225,13 +235,14 @@ def prepare(folder: Path, layers: int) -> Path:
     return target
 
 
-def gguf_of(checkpoint: Path) -> Path:
-    """The same weights for llama.cpp, written if they are not there."""
-    target = checkpoint.with_suffix(".gguf")
+def gguf_of(checkpoint: Path, matrices: str) -> Path:
+    """The same weights for llama.cpp, the bfloat16 ones in that type, written if not there."""
+    target = checkpoint.with_suffix(f".{matrices}.gguf")
     if not target.exists():
         script = ROOT / "benches" / "write_gguf.py"
         partial = target.with_suffix(".partial")
-        subprocess.run([sys.executable, script, checkpoint, partial], check=True)
+        command = [sys.executable, script, checkpoint, partial, "--matrices", matrices]
+        subprocess.run(command, check=True)
         partial.replace(target)
     return target
 
@@ -254,7 +265,11 @@ def table(whole: Mapping[str, Figures], few: Mapping[str, Figures], layers: int)
         return f"| {name} | {1 / figures['decode']:.2f} | {prefill:.1f} |"
 
     for name, figures in whole.items():
-        label = {"ours": "gptoss_ref", "llama.cpp": "llama.cpp, bfloat16 + MXFP4"}[name]
+        label = {
+            "ours": "gptoss_ref",
+            "llama.cpp": "llama.cpp, bfloat16 + MXFP4",
+            "llama.cpp Q8_0": "llama.cpp, Q8_0 + MXFP4",
+        }[name]
         lines.append(row(f"{label}, {layers} layers", figures))
     for name, figures in few.items():
         label = {"ours": "gptoss_ref", "transformers": "transformers, float32"}[name]
@@ -287,9 +302,12 @@ def share(ours: Sequence[Figures]) -> str:
 
 def machine() -> str:
     """CPU and thread count, for the page."""
+    import llvmlite.binding
+
     from gptoss_ref.kernels.runtime.isa import path_name
 
-    return f"{threads()} threads, {platform.machine()}, instruction path {path_name()}"
+    cpu = llvmlite.binding.get_host_cpu_name()
+    return f"{threads()} threads, {platform.machine()} {cpu}, instruction path {path_name()}"
 
 
 def plot(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> None:
@@ -321,11 +339,16 @@ def plot(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> None:
 
 
 def write_page(lines: Sequence[str]) -> None:
-    """Put the lines between the marks of docs/performance.md."""
+    """Put the lines between the marks of this class of CPU in docs/performance.md."""
+    from gptoss_ref.kernels.runtime.isa import path_name
+
+    begin, end = (f"<!-- {word} benches/peers.py {path_name()} -->" for word in ("begin", "end"))
     page = PAGE.read_text("utf-8")
-    head, rest = page.split(BEGIN)
-    _, tail = rest.split(END)
-    PAGE.write_text(f"{head}{BEGIN}\n\n{chr(10).join(lines)}\n\n{END}{tail}", "utf-8")
+    if begin not in page:
+        raise SystemExit(f"{PAGE} has no place for the class {path_name()}")
+    head, rest = page.split(begin)
+    _, tail = rest.split(end)
+    PAGE.write_text(f"{head}{begin}\n\n{chr(10).join(lines)}\n\n{end}{tail}", "utf-8")
 
 
 def main() -> None:
@@ -349,7 +372,8 @@ def main() -> None:
         checkpoint = prepare(folder, args.layers)
         runs = {"ours": checkpoint}
         if not missing("llama.cpp"):
-            runs["llama.cpp"] = gguf_of(checkpoint)
+            runs["llama.cpp"] = gguf_of(checkpoint, "BF16")
+            runs["llama.cpp Q8_0"] = gguf_of(checkpoint, "Q8_0")
         rounds = take_turns(runs, PROMPTS, args.rounds)
         few_rounds: dict[str, list[Figures]] = {}
         if not missing("transformers"):

@@ -1,11 +1,12 @@
 """Writes a checkpoint as a GGUF file, to run the same weights in llama.cpp.
 
-    python benches/write_gguf.py tiny tiny.gguf
+    python benches/write_gguf.py tiny tiny.gguf [--matrices Q8_0]
 
-Nothing is requantised: MXFP4 bytes keep their values, only the order of the nibbles changes;
-matrices stay bfloat16; norm scales, biases, sinks and the router, which llama.cpp wants in float32,
-are widened. One tensor is in memory at a time. Needs the package ``gguf``. Names and keys are those
-of llama.cpp's architecture "gpt-oss" (src/models/openai-moe.cpp, conversion/gpt_oss.py).
+Without --matrices nothing is requantised: MXFP4 bytes keep their values, only the order of the
+nibbles changes; matrices stay bfloat16; norm scales, biases, sinks and the router, which llama.cpp
+wants in float32, are widened. One tensor is in memory at a time. Needs the package ``gguf``. Names
+and keys are those of llama.cpp's architecture "gpt-oss" (src/models/openai-moe.cpp,
+conversion/gpt_oss.py).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ Tensor = tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]
 """Name, shape of the values, ggml type, and how to make the bytes."""
 
 
-def write_gguf(folder: str | Path, path: str | Path) -> None:
+def write_gguf(folder: str | Path, path: str | Path, matrices: str = "BF16") -> None:
     """Write the checkpoint ``folder`` (or "tiny") as the GGUF file ``path``.
 
+    ``matrices``: the ggml type of the bfloat16 ones; Q8_0 is that of the files people download.
     Without a tokenizer.json in the folder the file has no vocabulary: it computes all the same.
     """
     import gguf
@@ -38,7 +40,7 @@ def write_gguf(folder: str | Path, path: str | Path) -> None:
     writer = gguf.GGUFWriter(path, "gpt-oss")
     add_config(writer, checkpoint.config)
     add_tokenizer(writer, Path(checkpoint.root) / "tokenizer.json", checkpoint.config)
-    tensors = list(every_tensor(checkpoint.weights))
+    tensors = [recoded(tensor, matrices) for tensor in every_tensor(checkpoint.weights)]
     for name, shape, kind, _ in tensors:
         raw = gguf.GGMLQuantizationType[kind]
         block, size = gguf.GGML_QUANT_SIZES[raw]
@@ -140,6 +142,17 @@ def every_tensor(weights: Any) -> Iterator[Tensor]:
             yield vector(f"{at}{name}.bias", bias)
 
 
+def recoded(tensor: Tensor, matrices: str) -> Tensor:
+    """A bfloat16 matrix in the type ``matrices``; anything else as it is."""
+    name, shape, kind, make = tensor
+    if kind != "BF16" or matrices == "BF16":
+        return tensor
+    import gguf
+
+    to = gguf.GGMLQuantizationType[matrices]
+    return name, shape, matrices, lambda: gguf.quantize(widen(make(), np.float32), to)
+
+
 def rows(weight: Any, first: int) -> Any:
     """Every second row (E, 2F, D) -> (E, F, D), from ``first`` on."""
     if isinstance(weight, MXFP4):
@@ -176,5 +189,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="a checkpoint, or tiny")
     parser.add_argument("path", type=Path)
+    parser.add_argument("--matrices", default="BF16", help="ggml type of the bfloat16 matrices")
     args = parser.parse_args()
-    write_gguf(args.folder, args.path)
+    write_gguf(args.folder, args.path, args.matrices)

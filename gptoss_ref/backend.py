@@ -46,7 +46,7 @@ class Backend:
     def blocks(self, config: ModelConfig, weights: ModelWeights) -> Callable[..., None] | None:
         """All blocks for one token at once, if this backend has that for such weights.
 
-        A backend of which a layer has been exchanged has not. See ``kernels/_block.py``.
+        A backend of which a layer has been exchanged has not. See ``kernels/decode_step.py``.
         """
         for backend, make in _BLOCKS:
             if backend == self:

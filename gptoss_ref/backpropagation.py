@@ -5,8 +5,8 @@
 
 The forward pass keeps the residual that enters each block and nothing else. Then the blocks are
 gone through from the last to the first: each block's activations are computed again from its
-residual, used, and dropped, so memory is that of one block and one residual a block. Which
-functions compute the gradients, :mod:`gptoss_ref.gradients` or the kernels, follows the backend.
+residual, used, and dropped, so memory is that of one block and one residual a block (and of at most
+256 MiB of attention's activations, where they spare computing). Which functions compute the gradients, :mod:`gptoss_ref.gradients` or the kernels, follows the backend.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref import gradients
 from gptoss_ref.errors import GptOssError
+from gptoss_ref.layers.experts import expert_linear
 from gptoss_ref.losses import (
     Counted,
     Loss,
@@ -32,12 +33,20 @@ from gptoss_ref.losses import (
     first_non_finite,
 )
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import Array
+from gptoss_ref.numerics import Array, Policy
 from gptoss_ref.tracing.taps import gradient_names, matching
-from gptoss_ref.weights import AttentionWeights, MLPWeights, RouterOutput
+from gptoss_ref.weights import AttentionWeights, ExpertMatrix, MLPWeights, RouterOutput
 
 Watch = Callable[[str, Array], None]
 """Called with a name and a gradient."""
+
+MANY = 256
+"""Tokens an expert from which on BLAS on decoded matrices is faster than the expert kernels, which
+are made for the few tokens of inference."""
+
+KEPT_VALUES = 1 << 26
+"""Activations of attention that are kept from the forward pass, over all blocks: 256 MiB of
+float32. What does not fit is computed again."""
 
 HEAD_VALUES = 1 << 25
 """Logits held at a time where nobody wants to see them all: 128 MiB of float32, twice."""
@@ -189,11 +198,16 @@ class _Pass:
         self.model, self.backend, self.policy = model, model.backend, model.policy
         self.weights, self.taps = weights, taps
         self.rules = _rules(model)
+        dense = sum(map(len, ids)) * model.config.experts_per_token >= MANY * (
+            model.config.num_experts
+        )
+        self.expert_layer = self.rules.forward_experts if dense else self.backend.experts
         self.ids = np.concatenate(ids)
         ends = np.cumsum([len(row) for row in ids])
         self.rows = [slice(end - len(row), end) for row, end in zip(ids, ends, strict=True)]
         self.positions = np.concatenate([np.arange(len(row)) for row in ids])
         self.tables = model._rope_tables(self.positions)
+        self.kept: dict[int, _Attention] = {}
         self.lowest = _lowest(weights.wanted | taps.wanted, model.config.num_hidden_layers)
 
     def forward(self, keep_routing: bool) -> tuple[list[Array], Array, list[RouterOutput]]:
@@ -201,9 +215,14 @@ class _Pass:
         weights, r = self.model.weights, self.policy.round
         x = self.backend.embedding(self.ids, weights.embedding, policy=self.policy)
         residuals, routing = [], []
+        room = KEPT_VALUES
         for n, block in enumerate(weights.blocks):
             residuals.append(x)
-            x = self.attention(n, x, block.attn).residual
+            kept = self.attention(n, x, block.attn)
+            room -= sum(a.size for a in kept)
+            if room >= 0 and n >= self.lowest:
+                self.kept[n] = kept
+            x = kept.residual
             norm, routed = self.routed(x, block.mlp)
             x = r(x + self.experts(norm, routed, block.mlp))
             if keep_routing:
@@ -244,7 +263,7 @@ class _Pass:
     def experts(self, norm: Array, routed: RouterOutput, w: MLPWeights) -> Array:
         matrices = (w.mlp1_weight, w.mlp1_bias, w.mlp2_weight, w.mlp2_bias)
         config = self.model.config
-        return self.backend.experts(
+        return self.expert_layer(
             norm,
             routed.indices,
             routed.weights,
@@ -304,7 +323,7 @@ class _Pass:
     def block(self, n: int, x: Array, d_x: Array, d_router: Array | None) -> Array:
         """From the gradient ``d_x`` (T, D) of what leaves block ``n``, that of what enters it."""
         block = self.model.weights.blocks[n]
-        kept = self.attention(n, x, block.attn)
+        kept = self.kept.pop(n, None) or self.attention(n, x, block.attn)
         d_residual = self.mlp_gradients(n, kept.residual, d_x, d_router, block.mlp)
         return self.attention_gradients(n, x, kept, d_residual, block.attn)
 
@@ -433,13 +452,42 @@ class _Pass:
 
 def _rules(model: Model) -> Any:
     """What computes the gradients: the kernels there are for the ``numba`` backend, else NumPy."""
-    if model.backend.name != "numba":
-        return gradients
-    from gptoss_ref.kernels import gradients as kernels
-
     named = {name: getattr(gradients, name) for name in gradients.__all__}
-    named["experts"] = partial(gradients.experts, activation=kernels.swiglu)
-    return SimpleNamespace(**{**named, "attention": kernels.attention})
+    if model.backend.name != "numba":
+        return SimpleNamespace(**named, forward_experts=model.backend.experts)
+    from gptoss_ref.kernels import gradients as kernels
+    from gptoss_ref.kernels import swiglu
+
+    named["attention"] = kernels.attention
+    named["experts"] = partial(gradients.experts, activation=kernels.swiglu, forward=swiglu)
+    return SimpleNamespace(**named, forward_experts=partial(_many_tokens, swiglu))
+
+
+def _many_tokens(
+    activation: Callable[..., Array],
+    x: Array,
+    indices: Array,
+    weights: Array,
+    mlp1_weight: ExpertMatrix,
+    mlp1_bias: Array,
+    mlp2_weight: ExpertMatrix,
+    mlp2_bias: Array,
+    *,
+    alpha: float,
+    limit: float,
+    policy: Policy,
+) -> Array:
+    """The experts' sum (T, D) by NumPy's products on decoded matrices; see MANY."""
+    out = np.zeros_like(x)
+    for expert in np.unique(indices):
+        e = int(expert)
+        t, a = np.nonzero(indices == e)
+        gate_up = expert_linear(x[t], mlp1_weight[e], mlp1_bias[e], policy)
+        activated = activation(gate_up, alpha, limit, policy=policy)
+        out[t] += weights[t, a, None] * expert_linear(
+            activated, mlp2_weight[e], mlp2_bias[e], policy
+        )
+    return out
 
 
 def _lowest(names: Iterable[str], blocks: int) -> int:

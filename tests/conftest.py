@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.slow import is_slow
+
 # "default" tries the same examples on every run and every machine. "search" looks for new ones:
 #     HYPOTHESIS_PROFILE=search python -m pytest tests
 settings.register_profile(
@@ -43,6 +45,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         how = "only as Python" if INTERPRETED else "only as Python, in a part of the tests"
         line = f"instructions not run: {path}: {NEEDED[path]}: {how}"
         terminalreporter.write_line(line, yellow=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The marker `slow`: see tests/support/slow.py."""
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

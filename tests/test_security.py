@@ -25,8 +25,8 @@ from gptoss_ref.checkpoint import convert, load_checkpoint
 from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.cli import main
 from gptoss_ref.errors import CheckpointError, EndpointError, GptOssError, TraceError
+from gptoss_ref.tracing.npz import load_npz
 from gptoss_ref.verify.observe import npz
-from gptoss_ref.verify.observe.npz import load_npz
 from tests.fuzz.targets import _read_response
 
 PACKAGE = Path(gptoss_ref.__file__).parent
@@ -109,13 +109,20 @@ RUNS_CODE = {
     "subprocess", "importlib.util",
 }  # fmt: skip
 CALLS = {"eval", "exec", "compile", "__import__", "np.load", "torch.load"}
-ALLOWED = {  # the file that a user gives to `check` is run: that is what it is for
+ALLOWED = {
+    # the file that a user gives to `check` is run: that is what it is for
     ("verify/vectors/exercise.py", "importlib.util"),
+    # this package itself, in another process, to compile kernels behind a conversation
+    ("cli/compiling.py", "subprocess"),
+    # the template that a user gives to `harmony check`: in a sandbox, in a process with limits
+    ("verify/rendering/template.py", "importlib.util"),
+    ("verify/rendering/template.py", "subprocess"),
+    ("verify/rendering/template_worker.py", "jinja2"),
 }
 
 
 def test_the_package_holds_nothing_that_runs_a_file() -> None:
-    """No pickle, no template engine, no eval: not even for files of our own."""
+    """No pickle, no eval; a template engine and processes at the places that ALLOWED lists."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         where = path.relative_to(PACKAGE).as_posix()
@@ -317,7 +324,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     zeros = npy(f"({1 << 20},)", bytes(1 << 20), "|u1")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("logits.npy", zeros)
-    at_most(1 << 17, lambda: load_npz(path), TraceError, "more than 100 times as many")
+    at_most(1 << 17, lambda: load_npz(path), TraceError, "more than 250 times as many")
     content = bytearray(path.read_bytes())
     at = content.index(b"PK\x01\x02")
     content[at + 24 : at + 28] = (len(zeros) // 100).to_bytes(4, "little")  # says it is small
@@ -325,11 +332,11 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     at_most(1 << 17, lambda: load_npz(path), TraceError, "takes 1048576 bytes, the file holds")
     shared = io.BytesIO()
     with zipfile.ZipFile(shared, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("a.npy", npy("(9999,)", bytes(9999), "|u1"))
+        file.writestr("a.npy", npy("(99999,)", bytes(99999), "|u1"))
         first = file.infolist()[0]
         file.filelist.extend([first] * 99)
     path.write_bytes(shared.getvalue())
-    at_most(1 << 20, lambda: load_npz(path), TraceError, "more than 100 times as many")
+    at_most(1 << 20, lambda: load_npz(path), TraceError, "more than 250 times as many")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not truncate a file in use")

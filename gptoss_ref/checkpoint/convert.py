@@ -169,9 +169,7 @@ def _target(
     return "hf-bfloat16", "bfloat16"
 
 
-def _config(
-    source: Checkpoint, target: Layout, experts: Any
-) -> tuple[dict[str, Any], list[str]]:
+def _config(source: Checkpoint, target: Layout, experts: Any) -> tuple[dict[str, Any], list[str]]:
     """The target's config.json, and notes about it.
 
     Keys of a Hugging Face source that mean nothing here are kept, but those that choose code.

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptoss_ref._files import outside
 from gptoss_ref.checkpoint.adapter import Adapter
 from gptoss_ref.checkpoint.locate import locate
@@ -28,7 +30,7 @@ from gptoss_ref.weights import (
     ModelWeights,
 )
 
-_FLOATS = ("BF16", "F32", "F64")
+_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +225,7 @@ def _others(names: list[str]) -> str:
 def _check_tensor(shards: Shards, place: Place, config_path: Path) -> None:
     info = shards[place.tensor]
     if info.dtype not in (_FLOATS if place.kind == "float" else ("U8",)):
-        expected = "BF16 (F32 and F64 load too)" if place.kind == "float" else "U8"
+        expected = "BF16 (F16, F32 and F64 load too)" if place.kind == "float" else "U8"
         raise CheckpointError(
             f"{shards.path(place.tensor)}: tensor {place.tensor!r} is {info.dtype}; "
             f"expected {expected}"
@@ -267,6 +269,8 @@ def _assemble(
         array = shards.array(place.tensor)
         if place.rows is not None:
             array = array[slice(*place.rows)]
+        if array.dtype == np.float16:  # exact; the kernels know no float16
+            array = array.astype(np.float32)
         return array.swapaxes(-2, -1) if place.transposed else array
 
     def experts(weight: str) -> MXFP4 | Matrix:

@@ -63,7 +63,7 @@ class Place:
         tensor: the name in the file.
         shape: of that tensor in the file.
         axes: the same in axis letters, for messages.
-        kind: `float` (bfloat16, float32 or float64) or `bytes` (uint8).
+        kind: `float` (bfloat16, float16, float32 or float64) or `bytes` (uint8).
         rows: which rows of the tensor are the weight, for q, k and v of the OpenAI layout.
         transposed: whether the last two axes are swapped in the file.
     """

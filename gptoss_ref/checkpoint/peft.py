@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,22 @@ def _settings(path: Path) -> dict[str, Any]:
     alpha = settings.setdefault("lora_alpha", 8)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise CheckpointError(f"{path}: lora_alpha must be a number, not {alpha!r}")
+    targets, patterns = settings.get("target_parameters"), settings.get("alpha_pattern")
+    if not isinstance(targets, list | NoneType) or not all(
+        isinstance(t, str) for t in targets or ()
+    ):
+        raise CheckpointError(f"{path}: target_parameters must be a list of names, not {targets!r}")
+    if not isinstance(patterns, dict | NoneType):
+        raise CheckpointError(f"{path}: alpha_pattern must be an object, not {patterns!r}")
+    for pattern, value in (patterns or {}).items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CheckpointError(f"{path}: alpha_pattern {pattern!r}: {error}") from None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(
+                f"{path}: alpha_pattern {pattern!r} must be a number, not {value!r}"
+            )
     return settings
 
 

@@ -34,6 +34,7 @@ DTYPE_BITS = {
 ARRAY_DTYPES: dict[str, DTypeLike] = {
     "U8": np.uint8,
     "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }

@@ -7,6 +7,7 @@ same content is plain text without escape codes.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -22,6 +23,53 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in _CONTROLS}
 def visible(text: str) -> str:
     """The text with control characters spelt out, but tabs and line ends."""
     return text.translate(_VISIBLE)
+
+
+EVERY = 10.0
+"""Seconds between two lines about long work where there is no terminal."""
+
+
+class Lines:
+    """A callback (done, total, what) that says now and then how far the work is.
+
+    Args:
+        screen: where to say it.
+        description: of the work.
+        of_bytes: whether steps are bytes.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        screen: Screen,
+        description: str,
+        *,
+        of_bytes: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._screen, self._description, self._of_bytes = screen, description, of_bytes
+        self._clock = clock
+        self._start = self._said = clock()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = self._clock()
+        if now - self._said < EVERY:
+            return
+        self._said = now
+        count = f"{done / 1e6:.0f} MB" if self._of_bytes else str(done)
+        if total:
+            count += f" of {total / 1e6:.0f} MB" if self._of_bytes else f" of {total}"
+        text = f"{self._description}: {count}"
+        if what:
+            text += f", {what}"
+        if 0 < done < total:
+            left = (now - self._start) * (total - done) / done
+            text += f", about {_duration(left)} left"
+        self._screen.line(text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 class Screen:
@@ -80,13 +128,14 @@ class Screen:
     @contextmanager
     def progress(
         self, description: str, *, of_bytes: bool = True
-    ) -> Iterator[Callable[[int, int, str], None] | None]:
-        """Shows a bar while its body runs; gives its callback (done, total, what), None without.
+    ) -> Iterator[Callable[[int, int, str], None]]:
+        """Shows a bar while its body runs; gives its callback (done, total, what).
 
         A total of 0 is not known. Unless it counts bytes, the bar also shows what is being done.
+        Off a terminal there is a line every ten seconds instead.
         """
         if self._rich is None:
-            yield None
+            yield Lines(self, description, of_bytes=of_bytes)
             return
         from rich.progress import (
             BarColumn,

@@ -3,33 +3,128 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
-from typing import TYPE_CHECKING
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from gptoss_ref.cli.console import notes
 from gptoss_ref.cli.parser import UsageError
 from gptoss_ref.cli.reports import show
-from gptoss_ref.cli.sources import source
+from gptoss_ref.cli.sources import prompt_of, source
+from gptoss_ref.config_json import read_object
+from gptoss_ref.errors import ConfigError, TraceError
 from gptoss_ref.model import load
-from gptoss_ref.verify import diagnose, observe
+from gptoss_ref.verify import diagnose, observe, read
+from gptoss_ref.verify.observe.adapters.files import names_of
+from gptoss_ref.verify.observe.adapters.suggest import UnknownName
+from gptoss_ref.verify.observe.observation import LogprobObservation
 
 if TYPE_CHECKING:
     from gptoss_ref.model import Model
-    from gptoss_ref.verify.observe.observation import LogprobObservation
+    from gptoss_ref.tracing.trace import Trace
+    from gptoss_ref.verify.report.diagnosis import Diagnosis
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the diagnosis; status 1 if anything is wrong, or nothing could be judged."""
-    if (args.other is None) == (args.endpoint is None):
+    if bool(args.other) == (args.endpoint is not None):
         raise UsageError("expected either OTHER or --endpoint URL (see gptoss-ref diagnose --help)")
     model = load(source(args.model, args.download), backend="numpy")
-    tokens = args.tokens if args.prompt is None else model.tokenizer.encode(args.prompt)
-    other: str | LogprobObservation = args.other
-    if args.endpoint is not None:
-        other = _observed(args, model, tokens)
-    with notes().progress("diagnosing", of_bytes=False) as progress:
-        report = diagnose(model, other, tokens=tokens, rounding=args.rounding, progress=progress)
+    tokens = prompt_of(args, lambda: model.tokenizer)
+    with ExitStack() as stack:
+        if args.endpoint is not None:
+            other: Trace | LogprobObservation = _observed(args, model, tokens)
+        else:
+            paths = [stack.enter_context(_named(name)) for name in args.other]
+            other = _read(args, model, paths, tokens)
+        progress = stack.enter_context(notes().progress("diagnosing", of_bytes=False))
+        report = diagnose(
+            model,
+            other,
+            tokens=tokens,
+            rounding=args.rounding,
+            progress=progress,
+            early=_early if _large(other) else None,
+            **_narrowed(args),
+        )
     return show(report, args)
+
+
+LARGE = 1 << 26
+"""Values of a trace that takes minutes."""
+
+
+def _large(other: Trace | LogprobObservation) -> bool:
+    if isinstance(other, LogprobObservation):
+        return False
+    return sum(math.prod(other.shape_of(tap)) for tap in other) > LARGE
+
+
+def _early(diagnosis: Diagnosis) -> None:
+    """Says what is wrong in the first block while the others are looked at."""
+    screen = notes()
+    screen.line("the first block already diverges; the others follow")
+    for cause in diagnosis.causes:
+        screen.line("\n".join(cause.lines()))
+    for unexplained in diagnosis.unexplained:
+        screen.line("\n".join(unexplained.lines()))
+
+
+def _narrowed(args: argparse.Namespace) -> dict[str, Any]:
+    """What --taps and --layers leave to be judged."""
+    if args.taps is None and args.layers is None:
+        return {}
+    return {"taps": args.taps, "layers": args.layers}
+
+
+@contextmanager
+def _named(name: str) -> Iterator[Path]:
+    """The path of OTHER; '-' is what stdin holds, in a file of its own meanwhile."""
+    if name != "-":
+        yield Path(name)
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "stdin")
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
+
+
+def _read(
+    args: argparse.Namespace, model: Model, paths: list[Path], tokens: list[int] | None
+) -> Trace:
+    """OTHER as a trace. Of a name that is unknown it is said how to say what it stands for."""
+    names = None
+    if args.names is not None:
+        try:
+            names = names_of(read_object(Path(args.names)), model.config)
+        except (ConfigError, TraceError) as error:
+            raise TraceError(f"--names {args.names}: {error}") from None
+    try:
+        return read(
+            paths,
+            tokens=tokens,
+            config=model.config,
+            names=names,
+            unknown="skip" if args.skip_unknown else "raise",
+            positions=args.positions,
+        )
+    except UnknownName as error:
+        remedy = (
+            f"(--names FILE says what it is, with {json.dumps({error.name: error.example})} in "
+            "FILE; --skip-unknown leaves it out)"
+        )
+        raise TraceError(str(error).replace(error.remedy(), remedy)) from None
+    except TraceError as error:
+        message = str(error).replace("(positions=)", "(--positions)")
+        raise TraceError(message.replace("pass that of the model", "expected a trace")) from None
 
 
 def _observed(

@@ -40,8 +40,12 @@ EXAMPLES = {
         "gptoss-ref compare ours.trace theirs.npz --model tiny",
         "gptoss-ref compare ours.trace theirs.safetensors --rounding bfloat16 --html report.html",
     ),
+    "tokens": (
+        'gptoss-ref tokens "What is 27 + 58?"',
+        'gptoss-ref tokens "What is 27 + 58?" --chat --json',
+    ),
     "diagnose": (
-        "gptoss-ref diagnose tiny theirs.npz --tokens 17,4,250",
+        "gptoss-ref diagnose tiny theirs.npz --tokens @prompt.txt --names names.json",
         'gptoss-ref diagnose tiny --endpoint http://localhost:8080 --prompt "What is 27 + 58?"',
     ),
     "inspect": (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import gptoss_ref
@@ -68,6 +70,7 @@ def build_parser() -> Parser:
         _add_inspect,
         _add_harmony,
         _add_train,
+        _add_tokens,
     ):
         add(commands)
     return parser
@@ -168,8 +171,7 @@ def _add_trace(commands: Any) -> None:
         "-o", "--output", type=_file_name, required=True, metavar="FILE", help="the trace"
     )
     prompt = command.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="a text, with no chat format around it")
-    prompt.add_argument("--tokens", type=_token_ids, metavar="IDS", help="such as 17,4,250")
+    _add_prompt_options(command, prompt, "the text")
     command.add_argument(
         "--taps", action="append", metavar="PATTERN", help="such as '*.residual'; may be repeated"
     )
@@ -200,14 +202,40 @@ def _add_diagnose(commands: Any) -> None:
     command = _command(commands, "diagnose", "name the bug that explains somebody else's numbers")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument(
-        "other", nargs="?", metavar="OTHER", help="a trace, or .npz or .safetensors arrays"
+        "other",
+        nargs="*",
+        metavar="OTHER",
+        help="a trace, or .npz, .npy or .safetensors arrays; several files of one run in order, "
+        "such as prefill and decoding steps; '-' reads one from stdin",
     )
     command.add_argument(
         "--endpoint", metavar="URL", help="instead: an OpenAI-compatible server of the model"
     )
     prompt = command.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="for a server, or a file without tokens")
-    prompt.add_argument("--tokens", type=_token_ids, metavar="IDS", help="such as 17,4,250")
+    _add_prompt_options(command, prompt, "for a server, or a file without tokens")
+    command.add_argument(
+        "--names",
+        metavar="FILE",
+        help="JSON object: a name in OTHER and the tap point it stands for, or [tap point, axes]; "
+        "{n} in both is the number of each block",
+    )
+    command.add_argument(
+        "--positions",
+        type=_ranges,
+        metavar="RANGES",
+        help="of arrays that hold some rows only, such as 0-9,12,-1",
+    )
+    command.add_argument(
+        "--skip-unknown",
+        action="store_true",
+        help="leave out arrays that have no place, and say so",
+    )
+    command.add_argument(
+        "--taps", action="append", metavar="PATTERN", help="judge only these; may be repeated"
+    )
+    command.add_argument(
+        "--layers", type=_ranges, metavar="RANGES", help="judge only these blocks, such as 0-3"
+    )
     command.add_argument(
         "--rounding", metavar="NAME", help="of OTHER: float64, float32, bfloat16 or float16"
     )
@@ -344,6 +372,30 @@ def _add_train(commands: Any) -> None:
     _add_json_option(command)
 
 
+
+
+def _add_tokens(commands: Any) -> None:
+    command = _command(commands, "tokens", "print the token ids of a text")
+    command.add_argument("text", metavar="TEXT", help="the text; '-' reads it from stdin")
+    command.add_argument("--chat", action="store_true", help="TEXT as a user says it in a chat")
+    command.add_argument("--model", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    _add_download_option(command)
+    _add_json_option(command)
+
+
+def _add_prompt_options(command: Parser, prompt: Any, purpose: str) -> None:
+    prompt.add_argument("--prompt", metavar="TEXT", help=purpose)
+    prompt.add_argument(
+        "--tokens",
+        type=_token_ids,
+        metavar="IDS",
+        help="such as 17,4,250, or @FILE that holds them",
+    )
+    command.add_argument(
+        "--chat", action="store_true", help="the prompt as a user says it in a Harmony chat"
+    )
+
+
 def _command(commands: Any, name: str, summary: str) -> Parser:
     command: Parser = commands.add_parser(
         name,
@@ -436,10 +488,32 @@ def _seed(text: str) -> int:
 
 
 def _token_ids(text: str) -> list[int]:
-    ids = text.replace(",", " ").split()
+    """Ids out of a list, or out of a file of one, which may be JSON."""
+    listed = text
+    if text.startswith("@"):
+        try:
+            listed = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise argparse.ArgumentTypeError(f"{text[1:]}: {reason}") from None
+    ids = listed.translate(str.maketrans(",[]", "   ")).split()
     if not ids or not all(map(_whole, ids)):
         raise argparse.ArgumentTypeError(f"expected token ids such as 17,4,250, not {text!r}")
     return [int(part) for part in ids]
+
+
+def _ranges(text: str) -> list[int]:
+    """Integers out of ranges such as 0-9,12,-1."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,9})-(\d{1,9})|(-?\d{1,9})", part.strip())
+        if found is None or (found[1] and int(found[2]) < int(found[1])):
+            raise argparse.ArgumentTypeError(f"expected numbers such as 0-9,12, not {text!r}")
+        begin, end = (found[1], found[2]) if found[1] else (found[3], found[3])
+        if int(end) - int(begin) > 10**6:
+            raise argparse.ArgumentTypeError(f"expected a range of at most a million, not {part!r}")
+        numbers += range(int(begin), int(end) + 1)
+    return numbers
 
 
 def _whole(text: str) -> bool:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.errors import HarmonyError
+
 if TYPE_CHECKING:
+    from gptoss_ref.chat.tokenizer import Tokenizer
     from gptoss_ref.model import Model
 
 
@@ -16,6 +21,35 @@ def source(model: str, download: bool) -> str:
     from gptoss_ref.checkpoint import download as fetch
 
     return str(fetch(model))
+
+
+def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
+    """The ids of a text, as it is or as what a user says in a Harmony chat.
+
+    Raises:
+        HarmonyError: a chat of an empty text.
+    """
+    if not chat:
+        return tokenizer.encode(text)
+    from gptoss_ref.chat import build_conversation, render_conversation
+
+    if not text.strip():
+        raise HarmonyError("the prompt is empty: expected a text")
+    return render_conversation(build_conversation(text), tokenizer)
+
+
+def prompt_of(args: argparse.Namespace, tokenizer: Callable[[], Tokenizer]) -> list[int] | None:
+    """The ids of --tokens, or of --prompt with or without --chat; None if neither is given.
+
+    Raises:
+        UsageError: --chat without --prompt.
+    """
+    if args.prompt is not None:
+        return encoded(args.prompt, tokenizer(), chat=args.chat)
+    if args.chat:
+        raise UsageError("--chat needs a prompt: expected --prompt TEXT")
+    ids: list[int] | None = args.tokens
+    return ids
 
 
 def load_model(args: argparse.Namespace) -> Model:

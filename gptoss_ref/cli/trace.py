@@ -6,15 +6,24 @@ import argparse
 import json
 from pathlib import Path
 
-from gptoss_ref.cli.console import output
-from gptoss_ref.cli.sources import load_model
-from gptoss_ref.tracing.trace import trace
+from gptoss_ref.cli.console import notes, output
+from gptoss_ref.cli.sources import load_model, prompt_of
+from gptoss_ref.tracing.file import check_suffix
+from gptoss_ref.tracing.trace import file_size, trace
+
+WORTH_SAYING = 50e6
+"""Bytes from which on the size is said before the trace is made."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the trace, tap by tap, and says what is in it."""
+    check_suffix(Path(args.output))
     model = load_model(args)
-    tokens = args.tokens if args.prompt is None else model.tokenizer.encode(args.prompt)
+    tokens = prompt_of(args, lambda: model.tokenizer) or []
+    length = len(model.checked(tokens, 0))
+    expected = file_size(model, length, args.taps or "*")
+    if expected >= WORTH_SAYING:
+        notes().line(f"{args.output}: will be {expected / 1e6:.0f} MB")
     made = trace(model, tokens, taps=args.taps or "*", path=args.output)
     size = Path(args.output).stat().st_size
     result = {

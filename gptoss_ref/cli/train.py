@@ -17,6 +17,7 @@ LINES = 20  # reports of a run in a pipe
 def run(args: argparse.Namespace) -> int:
     """Trains with a progress bar on a terminal; Ctrl-C saves the last whole step."""
     from gptoss_ref.training import AdamW, LoRA, Recipe, read_jsonl, train
+    from gptoss_ref.training.state import STATE
 
     if args.plot is not None:
         _check_plot(args.plot)
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         evaluate_every=args.evaluate_every,
         save_every=args.save_every,
     )
+    if args.backend == "auto":  # a run that is resumed must not find another choice
+        args.backend = "numba"
     model = load_model(args)
     size = {"context": model.config.max_position_embeddings}
     data = read_jsonl(args.data, model.tokenizer, **size)
@@ -64,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
                 report=report,
             )
     except KeyboardInterrupt:
-        screen.line(f"stopped after step {done}; {args.output} has it: go on with --resume")
+        if (Path(args.output) / STATE).exists():
+            screen.line(f"stopped after step {done}; {args.output} has it: go on with --resume")
         raise
     if args.plot is not None:
         from gptoss_ref.viz import loss_curve

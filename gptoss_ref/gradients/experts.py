@@ -39,6 +39,7 @@ def experts(
     weight_gradients: bool = True,
     policy: str | Policy = FLOAT32,
     activation: Callable[..., Array] = swiglu,
+    forward: Callable[..., Array] = swiglu_layer,
     tap: Callable[[str, Array], None] | None = None,
 ) -> ExpertGradients:
     """Gradients of all inputs of :func:`gptoss_ref.layers.experts`, from ``d_y`` (T, D).
@@ -56,6 +57,7 @@ def experts(
             then None.
         activation: the gradient of the activation, :func:`gptoss_ref.gradients.swiglu` or what
             stands in for it.
+        forward: the activation itself, :func:`gptoss_ref.layers.swiglu` or what stands in for it.
         tap: called with the gradients of ``expert_out`` (T, A, D), ``swiglu`` (T, A, F) and
             ``gate_up`` (T, A, 2F).
 
@@ -90,7 +92,7 @@ def experts(
         e = int(expert)
         t, a = np.nonzero(indices == e)  # (n,) the tokens that chose e, and in which place
         gate_up = expert_linear(x[t], mlp1_weight[e], mlp1_bias[e], policy)  # (n, 2F)
-        activated = swiglu_layer(gate_up, alpha, limit, policy=policy)  # (n, F)
+        activated = forward(gate_up, alpha, limit, policy=policy)  # (n, F)
         answer = expert_linear(activated, mlp2_weight[e], mlp2_bias[e], policy)  # (n, D)
 
         d_weights[t, a] = r((d_y[t] * answer).sum(axis=-1))

@@ -149,16 +149,9 @@ def attention_weights(
 
 @jit
 def _weights(
-    q: Any,
-    k: Any,
-    kv_heads: int,
-    channels: int,
-    sinks: Any,
-    q_positions: Any,
-    k_positions: Any,
-    window: int,
-    weights: Any,
-) -> None:
+    q: Any, k: Any, kv_heads: int, channels: int, sinks: Any, q_positions: Any, k_positions: Any,
+    window: int, weights: Any
+) -> None:  # fmt: skip
     heads, queries, keys = weights.shape
     scale = np.float32(1.0 / math.sqrt(channels))
     for h in range(heads):

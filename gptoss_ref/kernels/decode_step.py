@@ -164,48 +164,13 @@ def _sized(team: Any, multiply_adds: int) -> Team:
 
 @jit
 def _block(
-    path: Any,
-    method: Any,
-    kernels: Any,
-    x: Any,
-    chosen: Any,
-    state: Any,
-    eps: Any,
-    scale: Any,
-    alpha: Any,
-    limit: Any,
-    cos: Any,
-    sin: Any,
-    keys: Any,
-    values: Any,
-    first: int,
-    window: int,
-    size: int,
-    chunks: int,
-    norm_scale: Any,
-    q_weight: Any,
-    q_bias: Any,
-    k_weight: Any,
-    k_bias: Any,
-    v_weight: Any,
-    v_bias: Any,
-    sinks: Any,
-    out_weight: Any,
-    out_bias: Any,
-    mlp_norm_scale: Any,
-    gate_weight: Any,
-    gate_bias: Any,
-    blocks: Any,
-    scales: Any,
-    scale_255: int,
-    bias: Any,
-    blocks_2: Any,
-    scales_2: Any,
-    scale_255_2: int,
-    bias_2: Any,
-    tasks: int,
-    team: Any,
-) -> None:
+    path: Any, method: Any, kernels: Any, x: Any, chosen: Any, state: Any, eps: Any, scale: Any,
+    alpha: Any, limit: Any, cos: Any, sin: Any, keys: Any, values: Any, first: int, window: int,
+    size: int, chunks: int, norm_scale: Any, q_weight: Any, q_bias: Any, k_weight: Any, k_bias: Any,
+    v_weight: Any, v_bias: Any, sinks: Any, out_weight: Any, out_bias: Any, mlp_norm_scale: Any,
+    gate_weight: Any, gate_bias: Any, blocks: Any, scales: Any, scale_255: int, bias: Any,
+    blocks_2: Any, scales_2: Any, scale_255_2: int, bias_2: Any, tasks: int, team: Any
+) -> None:  # fmt: skip
     """``tasks``: of the experts' first matrices. Keys and values of the token go to the last row.
 
     Plain arguments, because tuples of arrays are slow to pass from Python.
@@ -251,19 +216,9 @@ def _block(
 
 @jit_tasks
 def _projections(
-    x: Any,
-    q_weight: Any,
-    q_bias: Any,
-    q: Any,
-    k_weight: Any,
-    k_bias: Any,
-    k: Any,
-    v_weight: Any,
-    v_bias: Any,
-    v: Any,
-    start: int,
-    stop: int,
-) -> None:
+    x: Any, q_weight: Any, q_bias: Any, q: Any, k_weight: Any, k_bias: Any, k: Any, v_weight: Any,
+    v_bias: Any, v: Any, start: int, stop: int
+) -> None:  # fmt: skip
     """Queries, keys and values of one token: rows numbered through, so threads start once."""
     first, last = start * ROWS_PER_TASK, stop * ROWS_PER_TASK
     gemv_rows(x, q_weight, q_bias, q, first, last)

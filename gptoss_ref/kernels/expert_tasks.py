@@ -42,27 +42,10 @@ class _Call(NamedTuple):
 
 @jit
 def mixture(
-    path: Any,
-    method: Any,
-    x: Any,
-    chosen: Any,
-    weights: Any,
-    blocks: Any,
-    scales: Any,
-    scale_255: int,
-    bias: Any,
-    blocks_2: Any,
-    scales_2: Any,
-    scale_255_2: int,
-    bias_2: Any,
-    alpha: Any,
-    limit: Any,
-    shown: Any,
-    out: Any,
-    state: Any,
-    tasks: int,
-    team: Any,
-) -> None:
+    path: Any, method: Any, x: Any, chosen: Any, weights: Any, blocks: Any, scales: Any,
+    scale_255: int, bias: Any, blocks_2: Any, scales_2: Any, scale_255_2: int, bias_2: Any,
+    alpha: Any, limit: Any, shown: Any, out: Any, state: Any, tasks: int, team: Any
+) -> None:  # fmt: skip
     """Tokens x (T, D) through their experts ``chosen`` (T·A,), into ``out`` (T, D).
 
     Args:
@@ -89,17 +72,9 @@ def mixture(
 
 @jit_tasks
 def _tasks(
-    path: Any,
-    last: bool,
-    call: _Call,
-    plan: Plan,
-    stored: Stored,
-    inputs: Any,
-    of: Any,
-    hidden: Any,
-    start: int,
-    stop: int,
-) -> None:
+    path: Any, last: bool, call: _Call, plan: Plan, stored: Stored, inputs: Any, of: Any,
+    hidden: Any, start: int, stop: int
+) -> None:  # fmt: skip
     """Tasks ``start`` … ``stop`` − 1 of the first or the ``last`` matrices.
 
     One function for both, so that the products are compiled once.

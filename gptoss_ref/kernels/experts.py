@@ -123,16 +123,9 @@ def refuse_chosen(chosen: Array, *matrices: ExpertMatrix) -> None:
 
 
 def _pass(
-    x: Array,
-    chosen: Array,
-    weights: Array,
-    first: Stored,
-    second: Stored,
-    biases: tuple[Array, Array],
-    limits: tuple[float, float],
-    stages: Array,
-    out: Array,
-) -> int:
+    x: Array, chosen: Array, weights: Array, first: Stored, second: Stored,
+    biases: tuple[Array, Array], limits: tuple[float, float], stages: Array, out: Array
+) -> int:  # fmt: skip
     """All tokens through MXFP4 experts, into ``out``; how it ended."""
     state = np.zeros(1, np.int64)
     run(
@@ -147,15 +140,9 @@ def _pass(
 
 
 def _by_expert(
-    x: Array,
-    chosen: Array,
-    weights: Array,
-    mlp1_weight: ExpertMatrix,
-    mlp2_weight: ExpertMatrix,
-    biases: tuple[Array, Array],
-    limits: tuple[float, float],
-    stages: Array,
-) -> Array:
+    x: Array, chosen: Array, weights: Array, mlp1_weight: ExpertMatrix, mlp2_weight: ExpertMatrix,
+    biases: tuple[Array, Array], limits: tuple[float, float], stages: Array
+) -> Array:  # fmt: skip
     """The same with matrices of any kind: layers, expert by expert."""
     out = np.zeros(x.shape, np.float32)
     if chosen.size == 0:

@@ -181,18 +181,9 @@ def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
 
 @jit
 def _matmul(
-    path: Any,
-    method: Any,
-    x: Any,
-    blocks: Any,
-    scales: Any,
-    scale_255: int,
-    bias: Any,
-    y: Any,
-    failed: Any,
-    tasks: int,
-    team: Any,
-) -> None:
+    path: Any, method: Any, x: Any, blocks: Any, scales: Any, scale_255: int, bias: Any, y: Any,
+    failed: Any, tasks: int, team: Any
+) -> None:  # fmt: skip
     tokens = x.shape[0]
     tiles = (tokens + TILE - 1) // TILE
     of = np.arange(tokens + SPARE) % tokens
@@ -204,16 +195,9 @@ def _matmul(
 
 @jit_tasks
 def _matmul_tasks(
-    path: Any,
-    stored: Stored,
-    prepared: Any,
-    of: Any,
-    bias: Any,
-    y: Any,
-    failed: Any,
-    start: int,
-    stop: int,
-) -> None:
+    path: Any, stored: Stored, prepared: Any, of: Any, bias: Any, y: Any, failed: Any, start: int,
+    stop: int
+) -> None:  # fmt: skip
     """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
     tokens, outputs = y.shape
     groups = prepared.x.size // tokens // BLOCK

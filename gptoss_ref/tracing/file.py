@@ -22,6 +22,7 @@ from gptoss_ref._files import replacing
 from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.npz import load_npz, split_npz
 
 FORMAT = "gptoss-trace-2"
 """What is written."""
@@ -152,6 +153,11 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     Raises:
         TraceError: the file is absent, damaged, or no trace.
     """
+    if path.suffix == ".npz":
+        arrays, metadata = split_npz(load_npz(path), path)
+        if metadata.get("format") not in READABLE:
+            raise TraceError(f"{path}: not a trace: arrays without its metadata")
+        return arrays, {key: value for key, value in metadata.items() if key != "format"}
     try:
         file = SafetensorsFile(path)
         if file.metadata.get("format") not in READABLE:
@@ -163,6 +169,14 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     except CheckpointError as error:
         raise TraceError(str(error)) from None
     return arrays, {key: value for key, value in file.metadata.items() if key != "format"}
+
+
+def check_suffix(path: Path) -> None:
+    """Raises TraceError for the name of a file of another kind than a trace can be."""
+    if path.suffix in (".npy", ".pt", ".pth", ".pkl", ".gguf", ".json", ".csv", ".h5", ".bin"):
+        raise TraceError(
+            f"{path}: a trace is no {path.suffix} file: expected .trace or .safetensors, or .npz"
+        )
 
 
 def text_of(values: Sequence[int] | Array) -> str:

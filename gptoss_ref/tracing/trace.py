@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,17 @@ from gptoss_ref.losses import IGNORED
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array, bfloat16_to_float, float_to_bfloat16
 from gptoss_ref.tracing import gradients
-from gptoss_ref.tracing.file import Slot, TraceWriter, create, file_dtype, read, text_of
+from gptoss_ref.tracing.file import (
+    FORMAT,
+    Slot,
+    TraceWriter,
+    check_suffix,
+    create,
+    file_dtype,
+    read,
+    text_of,
+)
+from gptoss_ref.tracing.npz import save_npz
 from gptoss_ref.tracing.taps import (
     AFTER,
     STAGES,
@@ -47,9 +58,11 @@ from gptoss_ref.tracing.taps import (
 __all__ = [
     "ROUNDINGS",
     "TAPS",
+    "Skipped",
     "Trace",
     "axes",
     "expected_shape",
+    "file_size",
     "names",
     "rounding_of",
     "split",
@@ -67,6 +80,24 @@ class MissingTap(TraceError, KeyError):
     """A trace does not hold this tap point."""
 
     __str__ = ValueError.__str__
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An array that has no place in a trace.
+
+    Attributes:
+        name: what its producer calls it.
+        shape: of the array; empty if it is none.
+        why: it was left out, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape}: {self.why}"
 
 
 class Trace(Mapping[str, Array]):
@@ -87,6 +118,9 @@ class Trace(Mapping[str, Array]):
         targets: (T,) of a trace with gradients (see :mod:`gptoss_ref.tracing.gradients`): the id
             that each position should predict, −100 where it does not count.
         router_aux_loss_coef: of the load-balancing loss that the gradients include.
+        observed: by tap point, a mask (T,) of the rows that the producer showed, for tap points of
+            which it showed some only; the other rows of the array are ignored.
+        skipped: what else the producer showed, which has no place here.
 
     Raises:
         TraceError: unknown names, shapes or dtypes that do not fit, tokens out of range; each with
@@ -104,6 +138,8 @@ class Trace(Mapping[str, Array]):
         dtype: str | None = None,
         targets: Iterable[int] | Array | None = None,
         router_aux_loss_coef: float = 0.0,
+        observed: Mapping[str, Array] | None = None,
+        skipped: Sequence[Skipped] = (),
     ) -> None:
         self.config = config
         self.tokens = _checked_tokens(tokens, config)
@@ -123,6 +159,12 @@ class Trace(Mapping[str, Array]):
             name: _checked(name, np.asarray(arrays[name]), config, len(self.tokens))
             for name in (*names(config), *gradients.names(config))
             if name in arrays
+        }
+        self.skipped = tuple(skipped)
+        self._observed = {
+            name: _checked_rows(name, rows, len(self.tokens))
+            for name, rows in (observed or {}).items()
+            if name in self._arrays
         }
 
     def __getitem__(self, name: str) -> Array:
@@ -160,16 +202,22 @@ class Trace(Mapping[str, Array]):
 
     def without(self, taps: Iterable[str]) -> Trace:
         """The same trace, but for some tap points; arrays are shared."""
-        fewer, left_out = copy.copy(self), frozenset(taps)
-        fewer._arrays = {k: v for k, v in self._arrays.items() if k not in left_out}
-        return fewer
+        left_out = frozenset(taps)
+        return self._of({k: v for k, v in self._arrays.items() if k not in left_out})
 
     def replaced(self, tap: str, values: Array) -> Trace:
         """The same trace with another array at one of its tap points."""
-        changed = copy.copy(self)
         values = _checked(tap, np.asarray(values), self.config, len(self.tokens))
-        changed._arrays = {**self._arrays, tap: values}
-        return changed
+        return self._of({**self._arrays, tap: values})
+
+    def _of(self, arrays: dict[str, Array]) -> Trace:
+        """A copy with other arrays; nothing that was inferred from the old ones is kept."""
+        other = copy.copy(self)
+        other._arrays = arrays
+        for name, kind in vars(Trace).items():
+            if isinstance(kind, cached_property):
+                other.__dict__.pop(name, None)
+        return other
 
     @property
     def gradients(self) -> tuple[str, ...]:
@@ -178,28 +226,55 @@ class Trace(Mapping[str, Array]):
 
     def forward(self) -> Trace:
         """The same trace without its gradients."""
-        if not self.gradients:
-            return self
-        found = Trace(
-            {},
-            tokens=self.tokens,
-            config=self.config,
-            producer=self.producer,
-            policy=self.policy,
-            dtype=self._dtype,
-        )
-        found._arrays = {n: a for n, a in self._arrays.items() if not gradients.is_gradient(n)}
-        found.model = self.model
-        return found
+        fewer = self.without(self.gradients)
+        fewer.targets = None
+        return fewer
+
+    def observed(self, name: str) -> NDArray[np.bool_]:
+        """(T,) the rows of one array that its producer showed.
+
+        All, unless it was said otherwise, or a row is NaN at every tap point of the trace.
+        """
+        return self._observed.get(name, self._never_nan)
+
+    @cached_property
+    def observed_in_part(self) -> frozenset[str]:
+        """The tap points of which some rows were not observed."""
+        return frozenset(name for name in self if not self.observed(name).all())
+
+    @cached_property
+    def _never_nan(self) -> NDArray[np.bool_]:
+        """(T,) rows that hold a number at some tap point; all, if there is no such row."""
+        empty = np.ones(len(self.tokens), bool)
+        for name, values in self._arrays.items():
+            if gradients.is_gradient(name) or (
+                values.dtype.kind in "iu" and values.dtype != np.uint16
+            ):
+                continue
+            axis = axes(name).index("T")
+            for row in np.flatnonzero(empty):
+                rows = self.rows(name, slice(int(row), int(row) + 1), axis)
+                empty[row] = np.isnan(rows).all()
+            if not empty.any():
+                break
+        return np.ones_like(empty) if empty.all() else ~empty
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file says of the trace: producer, policy, dtype, config (JSON), tokens (JSON)."""
+        """What a file says of the trace: producer, policy, dtype; as JSON config, tokens, ...
+
+        ... rows observed by tap point if not all were, and what was skipped, if anything.
+        """
         known = {"producer": self.producer, "policy": self.policy, "dtype": self._dtype}
         if self.targets is not None:
             known["targets"] = text_of(self.targets)
         if self.router_aux_loss_coef:
             known["router_aux_loss_coef"] = repr(self.router_aux_loss_coef)
+        if self._observed:
+            rows = {n: np.flatnonzero(seen).tolist() for n, seen in self._observed.items()}
+            known["observed"] = json.dumps(rows, separators=(",", ":"))
+        if self.skipped:
+            known["skipped"] = json.dumps([asdict(skipped) for skipped in self.skipped])
         return {
             **{key: value for key, value in known.items() if value is not None},
             "config": json.dumps(self.config.to_json(), separators=(",", ":")),
@@ -224,10 +299,17 @@ class Trace(Mapping[str, Array]):
         """Write a trace file; one that is already there is replaced once this one is whole.
 
         Lossless; float32 arrays of a bfloat16 producer are stored in half the space if they can be.
+        A name that ends in ``.npz`` makes it a file for :func:`numpy.load`, with float32 for
+        bfloat16.
 
         Raises:
             TraceError: the file cannot be written.
         """
+        check_suffix(Path(path))
+        if Path(path).suffix == ".npz":
+            metadata = {"format": FORMAT, **self.metadata}
+            save_npz(Path(path), {"tokens": self.tokens, **self}, metadata)
+            return
         stored = {name: _compact(values, self._dtype) for name, values in self._arrays.items()}
         slots = {
             name: Slot(file_dtype(values.dtype), values.shape) for name, values in stored.items()
@@ -248,21 +330,29 @@ class Trace(Mapping[str, Array]):
         if missing:
             raise TraceError(f"{path}: the metadata lacks {', '.join(missing)}")
         try:
+            arrays.pop("tokens", None)  # of an .npz; the metadata has them too
             config = ModelConfig.from_json(json.loads(metadata["config"]))
+            tokens = json.loads(metadata["tokens"])
             return cls(
                 arrays,
-                tokens=json.loads(metadata["tokens"]),
+                tokens=tokens,
                 config=config,
                 producer=metadata["producer"],
                 policy=metadata.get("policy"),
                 dtype=metadata.get("dtype"),
                 targets=json.loads(metadata.get("targets", "null")),
                 router_aux_loss_coef=float(metadata.get("router_aux_loss_coef", 0)),
+                observed=_masks(metadata.get("observed", "{}"), len(tokens)),
+                skipped=[
+                    Skipped(entry["name"], tuple(entry["shape"]), entry["why"])
+                    for entry in json.loads(metadata.get("skipped", "[]"))
+                ],
             )
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
-        except (ValueError, TypeError, RecursionError) as error:
-            raise TraceError(f"{path}: config or tokens are not JSON: {error}") from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            message = f"{path}: its metadata (config, tokens) is not JSON as expected: {error}"
+            raise TraceError(message) from None
 
 
 def trace(
@@ -283,7 +373,7 @@ def trace(
     Args:
         taps: shell patterns of the tap points to keep, one or several; see
             :func:`gptoss_ref.tracing.taps.select`.
-        path: a file to write; the result then reads from it.
+        path: a file to write; the result then reads from it. An ``.npz`` is written at the end.
         targets: (T,), the id that each position should predict, −100 where it does not count: then
             the trace also holds gradients, under ``grad.`` and ``grad.weights.`` names that the
             patterns choose like tap points; see :mod:`gptoss_ref.tracing.gradients`.
@@ -299,6 +389,12 @@ def trace(
         return _with_gradients(model, tokens, taps, path, wanted, router_aux_loss_coef)
     chosen = select(taps, model.config)
     ids = model.checked(tokens, 0)
+    if path is not None:
+        check_suffix(Path(path))
+        if Path(path).suffix == ".npz":
+            whole = trace(model, ids, taps=taps)
+            whole.save(path)
+            return whole
     about: dict[str, Any] = {
         "tokens": ids,
         "config": model.config,
@@ -311,14 +407,7 @@ def trace(
         result = Trace(kept, **about)
         result.model = model
         return result
-    float_dtype = "BF16" if model.policy.name == "bfloat16" else file_dtype(model.policy.dtype)
-    slots = {
-        name: Slot(
-            "I64" if name.endswith("expert_indices") else float_dtype,
-            expected_shape(name, model.config, len(ids)),
-        )
-        for name in chosen
-    }
+    slots = _slots(model, chosen, len(ids))
     with create(Path(path), slots, Trace({}, **about).metadata) as writer:
         rows = _rows_at_once(chosen, model.config, len(ids))
         cache = None if rows >= len(ids) else model.new_cache()
@@ -372,6 +461,26 @@ def _with_gradients(
         result = Trace.load(path)
     result.model = model
     return result
+
+
+def file_size(model: Model, length: int, taps: str | Iterable[str] = "*") -> int:
+    """Bytes of the arrays of a trace of ``length`` tokens, before it is made.
+
+    Raises:
+        TraceError: a pattern matches nothing.
+    """
+    return sum(slot.nbytes for slot in _slots(model, select(taps, model.config), length).values())
+
+
+def _slots(model: Model, chosen: Iterable[str], length: int) -> dict[str, Slot]:
+    float_dtype = "BF16" if model.policy.name == "bfloat16" else file_dtype(model.policy.dtype)
+    return {
+        name: Slot(
+            "I64" if name.endswith("expert_indices") else float_dtype,
+            expected_shape(name, model.config, length),
+        )
+        for name in chosen
+    }
 
 
 class _Keep:
@@ -480,6 +589,26 @@ def _check_name(name: str, config: ModelConfig) -> None:
             raise TraceError(f"unknown gradient {name!r}{nearest(name, known)}")
     else:
         check_name(name, config)
+
+
+def _masks(text: str, length: int) -> dict[str, NDArray[np.bool_]]:
+    """Masks (T,) out of JSON lists of rows by tap point; ValueError, TypeError or IndexError."""
+    masks = {}
+    for name, rows in json.loads(text).items():
+        masks[name] = np.zeros(length, bool)
+        masks[name][np.asarray(rows, np.int64)] = True
+    return masks
+
+
+def _checked_rows(name: str, rows: Array, length: int) -> NDArray[np.bool_]:
+    """The mask (T,) of a tap point's observed rows, or a TraceError."""
+    mask = np.asarray(rows)
+    if mask.shape != (length,) or mask.dtype != np.bool_ or not mask.any():
+        raise TraceError(
+            f"the rows observed of {name} are {mask.dtype} {mask.shape}: expected a mask "
+            f"({length},) with at least one of them"
+        )
+    return mask
 
 
 def _checked(name: str, values: Array, config: ModelConfig, length: int) -> Array:

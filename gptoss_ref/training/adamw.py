@@ -12,10 +12,12 @@ divided by √v̂, and weights with large gradients would hardly decay. Source: 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 
 UNDECAYED = ("norm_scale", "bias", "sinks")
@@ -35,6 +37,18 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        rates = (*self.betas, self.eps, self.weight_decay)
+        if not all(0 <= beta < 1 for beta in self.betas) or not all(map(math.isfinite, rates)):
+            raise GptOssError(
+                f"the betas of AdamW are {self.betas}: expected two from 0 to below 1"
+            )
+        if self.eps <= 0 or self.weight_decay < 0:
+            raise GptOssError(
+                f"eps {self.eps} and weight_decay {self.weight_decay} of AdamW: expected a number "
+                "above 0 and one of 0 or more"
+            )
 
     def step(
         self,

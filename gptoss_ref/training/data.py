@@ -240,7 +240,7 @@ def _message(entry: Any, names: dict[str, str]) -> Iterator[Message]:
         if role != "tool":
             yield Message(role, content or "")
             return
-        name = entry.get("name") or names.get(entry.get("tool_call_id", ""))
+        name = entry.get("name") or names.get(str(entry.get("tool_call_id")))
         if not isinstance(name, str):
             raise DataError("a tool's answer needs the name of its function, or its call's id")
         yield Message.tool(name if "." in name else f"functions.{name}", content or "")
@@ -288,7 +288,8 @@ def _from_tokens(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
             f"token {wrong[0]} is out of range: expected 0 to {tokenizer.vocab_size - 1}"
         )
     learn = [1] * len(tokens) if learn is None else learn
-    if not isinstance(learn, list) or len(learn) != len(tokens) or not set(learn) <= {0, 1}:
+    zeros_and_ones = isinstance(learn, list) and all(x in (0, 1) for x in learn)
+    if not zeros_and_ones or len(learn) != len(tokens):
         raise DataError(f"learn must be a list of {len(tokens)} zeros and ones, one for each token")
     return tokens, tokens, [bool(own) for own in learn]
 

@@ -78,7 +78,8 @@ def train(
 
     Args:
         model: under the float32 policy, or float64. Under bfloat16 the forward pass rounds, and so
-            do gradients and moments.
+            do gradients and moments. Load it with ``backend="numba"`` to train by the kernels:
+            "auto" may take the layers for a small model, and a resumed run needs the same ones.
         data: examples; :func:`gptoss_ref.training.read_jsonl` reads a file of them.
         recipe: the settings; None: the defaults.
         held_out: examples to evaluate on, before, during and after.

@@ -94,7 +94,7 @@ class Parameters:
     def add_gradient(
         self, name: str, d_weight: Array, share: float, sums: dict[str, Array]
     ) -> None:
-        """Adds ``share`` of a weight's gradient, in the weight's shape, to those of the arrays."""
+        """Adds ``share`` of ``d_weight``, in the shape of its weight, to the arrays' gradients."""
         found = {name: d_weight}
         if name in self.scales:
             d_a, d_b = gradients(d_weight, self._low_rank(name))

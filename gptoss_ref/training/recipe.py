@@ -89,7 +89,7 @@ class Recipe:
         return self.learning_rate * here
 
     def batch(self, step: int, examples: int) -> Array:
-        """Indices of the examples of a step, (batch_size,): they follow from seed and step.
+        """Indices (N,) of the N = ``batch_size`` examples of a step: they follow from the seed.
 
         Every epoch has an order of its own, so a run that goes on needs no state of a generator.
 

@@ -166,7 +166,7 @@ class _Comparison:
             chosen, logits = f"block.{n}.mlp.expert_indices", f"block.{n}.mlp.router_logits"
             if chosen in self.common:
                 a, b = (np.sort(trace[chosen], axis=1) for trace in (self.ref, self.other))
-                if (a != b).any():
+                if (a != b)[self.other.observed(chosen)].any():
                     self.notes.append("REF was computed again along OTHER's routes")
                     return True
             elif logits not in self.ref:
@@ -206,9 +206,14 @@ class _Comparison:
         level = self._level(name)
         self.propagation.saw(name, np.where(errors.broken > 0, np.inf, errors.rows()))
         extra = {}
-        if name == "logits":
-            extra = logit_figures(reference, other, self.length, shape[-1])
-        row = float_row(self._place(name), errors, level, self.aside, self.why, extra)
+        seen = self.ref.observed(name) & self.other.observed(name)
+        if not seen.all():
+            errors = errors.where(seen)
+        if name == "logits" and seen.any():
+            a, b = (_only(rows, seen) for rows in (reference, other))
+            extra = logit_figures(a, b, int(seen.sum()), shape[-1])
+        aside, why = self.aside | ~seen, self.why or "rows that were not observed"
+        row = float_row(self._place(name), errors, level, aside, why, extra)
         grid = rounding_of(self.other, name) if row.verdict == "diverges" else None
         if grid and UNITS[grid] > UNITS[self.rounding]:
             row = replace(row, note=f"{row.note}; OTHER's values here are rounded to {grid}")
@@ -226,7 +231,9 @@ class _Comparison:
             return None
         ref, other = reference(slice(0, self.length)), self.other[name]
         own = f"block.{block}.mlp.router_logits"
-        choice = compare_choices(ref, other, logits, self.other.get(own), level)
+        seen = self.ref.observed(name) & self.other.observed(name)
+        own_logits = self.other.get(own)
+        choice = compare_choices(ref, other, logits, own_logits, level).among(seen)
         row = choice_row(self._place(name), choice, self.aside)
         self.flips += flips(block, ref, other, choice)
         if self.again:
@@ -269,6 +276,14 @@ def _rows_of(trace: Trace, name: str) -> Rows:
     """Rows of a trace's array, T first."""
     axis = axes(name).index("T")
     return lambda rows: np.moveaxis(trace.rows(name, rows, axis), axis, 0)
+
+
+def _only(rows: Rows, seen: Array) -> Rows:
+    """Some of the rows, counted anew."""
+    if seen.all():
+        return rows
+    some = rows(slice(0, len(seen)))[seen]
+    return lambda which: some[which]
 
 
 def _rows_in(values: Array, name: str) -> Rows:

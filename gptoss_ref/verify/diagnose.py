@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.taps import names
+from gptoss_ref.tracing.taps import names, select, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import with_gradients
 from gptoss_ref.verify.noise.rounding import UNITS, known
@@ -25,7 +25,13 @@ from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
 from gptoss_ref.verify.report.progress import Progress, unwatched
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
-from gptoss_ref.verify.search.outputs import OUTPUTS, diagnose_observation, diagnose_outputs
+from gptoss_ref.verify.search.outputs import (
+    OUTPUTS,
+    diagnose_observation,
+    diagnose_outputs,
+    rows_in_words,
+    skipped_in_words,
+)
 from gptoss_ref.verify.search.per_tap import Search
 from gptoss_ref.verify.search.rewritten import where_of
 
@@ -36,7 +42,10 @@ def diagnose(
     *,
     tokens: Iterable[int] | Array | None = None,
     rounding: str | None = None,
+    taps: str | Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
     progress: Progress | None = None,
+    early: Callable[[Diagnosis], None] | None = None,
 ) -> Diagnosis:
     """Judge ``other`` stage by stage, from its own numbers, and name the bugs that explain it.
 
@@ -48,16 +57,20 @@ def diagnose(
             are; or log-probabilities that a server shows.
         tokens: (T,) of arrays that do not bring their own; of others, they must be the same.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
-            show, and bfloat16 for a server.
+            show, and what an observation says of itself.
+        taps: shell patterns of the tap points to judge; None: all that ``other`` holds.
+        layers: numbers of the blocks to judge; what is outside the blocks is then left out.
         progress: called with steps done, steps in all as far as known, and what is being done.
+        early: called with a diagnosis of the first block alone, if something is wrong there, before
+            the others are looked at.
 
     Raises:
         TraceError: no tap points, no tokens or other ones, another architecture, or a rounding that
             is unknown or not to be told.
     """
-    progress = progress or unwatched
+    progress = _releasing(model, progress or unwatched)
     if isinstance(other, LogprobObservation):
-        return diagnose_observation(model, other, known(rounding or "bfloat16"), progress)
+        return diagnose_observation(model, other, known(rounding or other.rounding), progress)
     trace = _as_trace(model, other, tokens)
     rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
     if trace.gradients:
@@ -67,6 +80,13 @@ def diagnose(
         else:
             found = _report(Search(model.weights, forward, rounding, progress))
         return with_gradients(found, model, trace, rounding)
+    judged = _judged(trace, taps, layers)
+    if early is not None:
+        _begin(model, trace, rounding, progress, early)
+    if judged is not None:
+        search = Search(model.weights, trace, rounding, progress, judged)
+        search.run()
+        return _report(search)
     if OUTPUTS.issuperset(trace):
         return _of_outputs(model, trace, rounding, progress)
     search = Search(model.weights, trace, rounding, progress)
@@ -77,6 +97,49 @@ def diagnose(
 def _of_nothing(trace: Trace) -> str | None:
     """A rounding for a trace in which an array was never written, and nothing shows one."""
     return None if all(np.any(trace[tap]) for tap in trace) else "float32"
+
+
+def _releasing(model: Model, progress: Progress) -> Progress:
+    """The same, which also lets go of the weights that were read: they are read again when used."""
+    if model.checkpoint is None:
+        return progress
+    shards = model.checkpoint.shards
+
+    def step(done: int, total: int, what: str) -> None:
+        shards.release()
+        progress(done, total, what)
+
+    return step
+
+
+def _begin(
+    model: Model,
+    trace: Trace,
+    rounding: str,
+    progress: Progress,
+    early: Callable[[Diagnosis], None],
+) -> None:
+    """Diagnose the first block alone, and say so if something is wrong."""
+    first = [tap for tap in trace if split(tap)[0] == 0 or tap == "embedding"]
+    if first:
+        search = Search(model.weights, trace, rounding, progress, first)
+        search.run(hidden=False)
+        if any(local.excess > 1 for local in search.specification.values()):
+            early(_report(search))
+
+
+def _judged(
+    trace: Trace, taps: str | Iterable[str] | None, layers: Iterable[int] | None
+) -> list[str] | None:
+    """The tap points of a trace to be judged; None: all. TraceError if there are none."""
+    if taps is None and layers is None:
+        return None
+    chosen = select("*" if taps is None else taps, trace.config)
+    blocks = None if layers is None else set(layers)
+    held = [tap for tap in chosen if tap in trace and (blocks is None or split(tap)[0] in blocks)]
+    if not held:
+        raise TraceError("the trace holds none of the tap points that are to be judged")
+    return held
 
 
 def _of_outputs(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:
@@ -245,4 +308,4 @@ def _notes(search: Search) -> list[str]:
     tied = sum(local.tied.any() and local.judged for local in search.locals.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
-    return notes
+    return notes + rows_in_words(search.trace) + skipped_in_words(search.trace)

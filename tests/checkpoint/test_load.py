@@ -439,7 +439,7 @@ def test_names_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "dtype", "message"),
     [
-        ("model.norm.weight", torch.float16, r"is F16; expected BF16 \(F32 and F64 load too\)"),
+        ("model.norm.weight", torch.int16, r"is I16; expected BF16 \(F16, F32 and F64 load too"),
         ("model.norm.weight", torch.uint16, "is U16; expected BF16"),
         ("model.norm.weight", torch.uint8, "is U8; expected BF16"),
         ("model.layers.1.mlp.experts.down_proj_blocks", torch.int8, "is I8; expected U8"),

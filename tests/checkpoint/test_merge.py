@@ -79,8 +79,8 @@ def test_merging_adds_and_rounds_once(source: str, target: str, tmp_path: Path) 
         assert merged.error == pytest.approx(error / np.linalg.norm(exact), rel=1e-6)
         assert merged.lost == pytest.approx(error / np.linalg.norm(exact - old), rel=1e-6)
         if merged.stored == "bfloat16":
-            nearest = exact.astype(ml_dtypes.bfloat16).astype(np.float64)
-            np.testing.assert_array_equal(values(stored), nearest, err_msg=name)
+            near = exact.astype(ml_dtypes.bfloat16).astype(np.float64)  # rounded twice, by float32
+            assert (abs(values(stored) - exact) <= abs(near - exact)).all(), name
         else:
             assert merged.stored == "mxfp4"
             assert name.endswith(("mlp1_weight", "mlp2_weight"))
@@ -90,7 +90,7 @@ def test_merging_adds_and_rounds_once(source: str, target: str, tmp_path: Path) 
 def test_the_summary_says_how_much_is_lost(tmp_path: Path) -> None:
     _, folder, _ = folders(tmp_path, "hf")
     said = str(gr.convert(folder, tmp_path / "merged"))
-    assert "merged into bfloat16: 6 weights; rounding is 0." in said
+    assert "merged into bfloat16: 7 weights; rounding is 0." in said
     assert "merged into mxfp4: 2 weights; rounding is " in said
     assert "of what the adapter adds (block.2.mlp.mlp" in said
 

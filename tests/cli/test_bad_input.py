@@ -218,7 +218,7 @@ def unknown_tensor(tensors: Tensors) -> None:
 
 
 def wrong_dtype(tensors: Tensors) -> None:
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float16)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int16)
 
 
 def wrong_shape(tensors: Tensors) -> None:
@@ -231,7 +231,7 @@ def wrong_shape(tensors: Tensors) -> None:
     [
         (missing_tensor, ["'model.layers.2.self_attn.sinks' is missing"]),
         (unknown_tensor, ["model.safetensors", "unknown", "'model.layers.2.self_attn.sink'"]),
-        (wrong_dtype, ["model.safetensors", "'model.norm.weight' is F16", "expected BF16"]),
+        (wrong_dtype, ["model.safetensors", "'model.norm.weight' is I16", "expected BF16"]),
         (wrong_shape, ["'model.layers.1.mlp.router.weight' has shape (64, 5)", "(5, 64)"]),
     ],
 )

@@ -222,13 +222,13 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             progress(name, done, 2)
             compiled.append(name)
 
-    monkeypatch.setattr("gptoss_ref.cli.compiling.is_warm", lambda: False)
-    monkeypatch.setattr("gptoss_ref.cli.compiling.warmup", warmup)
+    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.is_warm", lambda: False)
+    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.warmup", warmup)
     return compiled
 
 
 def test_the_first_use_says_that_kernels_compile(cold: list[str], capsys: Captured) -> None:
-    assert main(["generate", PROMPT, "--max-tokens", "1"]) == 0
+    assert main(["generate", PROMPT, "--max-tokens", "1", "--backend", "numba"]) == 0
     assert cold == ["attention", "experts"]
     assert capsys.readouterr().err == "compiling kernels, once\n"
 
@@ -238,6 +238,15 @@ def test_what_needs_no_kernels_compiles_none(
     options: list[str], cold: list[str], capsys: Captured
 ) -> None:
     assert main(["generate", PROMPT, "--max-tokens", "1", *options]) == 0
+    assert cold == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_small_model_answers_before_kernels_compile(
+    cold: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("gptoss_ref.backend.compiled", lambda: False)
+    assert main(["generate", PROMPT, "--max-tokens", "1"]) == 0
     assert cold == []
     assert capsys.readouterr().err == ""
 
@@ -257,9 +266,9 @@ def test_where_kernels_cannot_be_kept_a_warning_says_so(
         warnings.warn("cannot write to the kernel cache", RuntimeWarning, stacklevel=1)
         return False
 
-    monkeypatch.setattr("gptoss_ref.cli.compiling.is_warm", is_warm)
-    monkeypatch.setattr("gptoss_ref.cli.compiling.cache_folder", lambda: None)
-    assert main(["generate", PROMPT, "--max-tokens", "1"]) == 0
+    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.is_warm", is_warm)
+    monkeypatch.setattr("gptoss_ref.kernels.runtime.jit.cache_folder", lambda: None)
+    assert main(["generate", PROMPT, "--max-tokens", "1", "--backend", "numba"]) == 0
     expected = "warning: cannot write to the kernel cache\ncompiling kernels\n"
     assert capsys.readouterr().err == expected
 

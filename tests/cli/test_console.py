@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gptoss_ref.cli.console import Screen
+from gptoss_ref.cli.console import Lines, Screen
 
 
 class Terminal(io.StringIO):
@@ -56,7 +56,7 @@ def test_a_terminal_without_rich_gets_plain_text(terminal: Terminal) -> None:
     screen = Screen(terminal)
     screen.write("thinking\n", dim=True)
     with screen.progress("copying") as progress:
-        assert progress is None
+        progress(1, 2, "quick work says nothing")
     assert not screen.is_rich
     assert terminal.getvalue() == "thinking\n"
 
@@ -102,6 +102,22 @@ def test_progress_on_a_terminal_reaches_the_end(terminal: Terminal) -> None:
         for done in range(0, 101, 10):
             progress(done * 1000, 100_000, "tensor")
     assert "100.0/100.0 kB" in terminal.getvalue()
+
+
+def test_long_work_in_a_pipe_says_a_line_every_ten_seconds() -> None:
+    stream, now = io.StringIO(), [100.0]
+    say = Lines(Screen(stream), "diagnosing", of_bytes=False, clock=lambda: now[0])
+    for step in range(1, 5):
+        now[0] += 4
+        say(step, 8, "replaying norm")
+    say = Lines(Screen(stream), "writing", of_bytes=True, clock=lambda: now[0])
+    now[0] += 600
+    say(1_000_000, 4_000_000, "")
+    say(4_000_000, 4_000_000, "")
+    assert stream.getvalue().splitlines() == [
+        "diagnosing: 3 of 8, replaying norm, about 20 s left",
+        "writing: 1 MB of 4 MB, about 30 min left",
+    ]
 
 
 def test_status_in_a_pipe_is_one_line() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -115,3 +119,127 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
     assert "3 tokens that are not the 3 expected ones" in other
     empty = fails(capsys, "tiny", tmp_path / "run.trace", "--prompt", "")
     assert "the prompt is empty" in empty
+
+
+SCHEMA = files("gptoss_ref.verify.report").joinpath("schema.json").read_text()
+
+
+def follows_the_schema(kind: str, printed: str) -> Any:
+    """What --json printed, once it has passed."""
+    whole = json.loads(SCHEMA)
+    jsonschema.Draft202012Validator.check_schema(whole)
+    schema = {**whole, "anyOf": [{"$ref": f"#/$defs/{kind}"}]}
+    result = json.loads(printed)
+    jsonschema.Draft202012Validator(schema).validate(result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def few(tiny: Model) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Some of the model's own numbers, for a prompt as long as its window."""
+    tokens = tiny.tokenizer.encode(TEXT)
+    return tokens, dict(
+        gr.trace(tiny, tokens, taps=["block.0.attn.norm", "block.0.attn.out", "logits"])
+    )
+
+
+def test_names_of_ones_own(few: Any, tmp_path: Path, capsys: Captured) -> None:
+    """The message says how an unknown name is explained, and following it works."""
+    tokens, arrays = few
+    np.savez(tmp_path / "a.npz", mine_0=arrays["block.0.attn.out"], other=np.zeros(3))
+    (tmp_path / "ids.txt").write_text(", ".join(map(str, tokens)))
+    ids = f"@{tmp_path / 'ids.txt'}"
+    err = fails(capsys, "tiny", tmp_path / "a.npz", "--tokens", ids)
+    said = '(--names FILE says what it is, with {"mine_0": "embedding"} in FILE; '
+    assert said in err
+    assert "its shape is that of embedding, block.0.attn.norm" in err
+    (tmp_path / "n.json").write_text(json.dumps({"mine_{n}": ["block.{n}.attn.out", "T D"]}))
+    named = ["--tokens", ids, "--names", str(tmp_path / "n.json")]
+    assert "unknown name 'other'" in fails(capsys, "tiny", tmp_path / "a.npz", *named)
+    arguments = ["diagnose", "tiny", str(tmp_path / "a.npz"), *named, "--skip-unknown", "--json"]
+    assert main(arguments) == 0
+    report = follows_the_schema("diagnosis", capsys.readouterr().out)
+    assert [row["name"] for row in report["rows"]] == ["block.0.attn.out"]
+    assert any("other" in note for note in report["notes"])
+    for wrong in ('["x"]', '{"x": 1}', '{"x": ["a", "b", "c"]}', '{"x": "block.99.attn.q"}', "{"):
+        (tmp_path / "n.json").write_text(wrong)
+        fails(capsys, "tiny", tmp_path / "a.npz", *named)
+
+
+def test_rows_of_some_positions(few: Any, tmp_path: Path, capsys: Captured) -> None:
+    """One .npy of the last logits; then several files of one run; then one through stdin."""
+    tokens, arrays = few
+    ids = ",".join(map(str, tokens))
+    np.save(tmp_path / "logits.npy", arrays["logits"][[3, 4, 5, -1]])
+    err = fails(capsys, "tiny", tmp_path / "logits.npy", "--tokens", ids)
+    assert "say which (--positions)" in err
+    path = str(tmp_path / "logits.npy")
+    assert main(["diagnose", "tiny", path, "--tokens", ids, "--positions", "3-5,-1", "--json"]) == 0
+    report = follows_the_schema("diagnosis", capsys.readouterr().out)
+    assert f"4 of {len(tokens)} rows observed of logits" in report["notes"]
+    steps = []
+    for begin, end in ((0, 10), (10, 11), (11, len(tokens))):
+        steps.append(str(tmp_path / f"{begin}.npz"))
+        some = {name: values[begin:end] for name, values in arrays.items()}
+        np.savez(steps[-1], tokens=tokens[begin:end], **some)
+    assert main(["diagnose", "tiny", *steps, "--json"]) == 0
+    report = follows_the_schema("diagnosis", capsys.readouterr().out)
+    assert report["tokens"] == len(tokens)
+    assert not any("rows observed" in note for note in report["notes"])
+    without_tokens = [str(tmp_path / f"n{n}.npz") for n in range(3)]
+    for path, (begin, end) in zip(
+        without_tokens, ((0, 10), (10, 11), (11, len(tokens))), strict=True
+    ):
+        np.savez(path, **{name: values[begin:end] for name, values in arrays.items()})
+    assert main(["diagnose", "tiny", *without_tokens, "--tokens", ids]) == 0
+    capsys.readouterr()
+
+
+def test_from_stdin(few: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, arrays = few
+    stream = io.BytesIO()
+    np.savez(stream, tokens=tokens, **arrays)
+    stream.seek(0)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stream))
+    assert main(["diagnose", "tiny", "-"]) == 0
+
+
+def test_a_part_of_the_model(few: Any, tmp_path: Path, capsys: Captured) -> None:
+    tokens, arrays = few
+    np.savez(tmp_path / "a.npz", tokens=tokens, **arrays)
+    for option, value in (("--layers", "0"), ("--taps", "*.attn.*")):
+        assert main(["diagnose", "tiny", str(tmp_path / "a.npz"), option, value, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert [row["name"] for row in report["rows"]] == ["block.0.attn.norm", "block.0.attn.out"]
+    assert "none of the tap points" in fails(capsys, "tiny", tmp_path / "a.npz", "--layers", "3")
+    for wrong in ("x", "3-1", "1-", ""):
+        fails(capsys, "tiny", tmp_path / "a.npz", "--layers", wrong)
+
+
+def test_tokens_of_a_text(tiny: Model, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["tokens", TEXT]) == 0
+    plain = capsys.readouterr().out
+    assert [int(part) for part in plain.split(",")] == tiny.tokenizer.encode(TEXT)
+    assert main(["tokens", TEXT, "--chat", "--json"]) == 0
+    chat = json.loads(capsys.readouterr().out)
+    assert tiny.tokenizer.decode(chat).endswith(
+        f"<|start|>user<|message|>{TEXT}<|end|><|start|>assistant"
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    assert main(["tokens", "-"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_schemas_of_compare_and_check(few: Any, tmp_path: Path, capsys: Captured) -> None:
+    tokens, arrays = few
+    ref, other = str(tmp_path / "ref.npz"), str(tmp_path / "other.npz")
+    ids = ",".join(map(str, tokens))
+    traced = ["trace", "tiny", "--backend", "numpy", "--tokens", ids, "--taps", "block.0.attn.*"]
+    assert main([*traced, "-o", ref]) == 0
+    np.savez(other, **{"block.0.attn.out": arrays["block.0.attn.out"] + 1})
+    capsys.readouterr()
+    assert main(["compare", ref, other, "--json"]) == 1
+    follows_the_schema("report", capsys.readouterr().out)
+    (tmp_path / "mine.py").write_text("def f(x, *rest, **more):\n    return x * 2\n")
+    main(["check", f"{tmp_path / 'mine.py'}:f", "rmsnorm", "--json"])
+    follows_the_schema("judgement", capsys.readouterr().out)

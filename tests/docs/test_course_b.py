@@ -89,6 +89,14 @@ MISTAKES = {
     "no largest subtracted": (
         *("09_sampling", "sampling", "LargeLogits", "logits - logits.max()", "logits"),
     ),
+    "the sink's sign": (
+        *("13_backward", "attention_backward", "SinkGradient"),
+        *("-(w_sink * delta)", "(w_sink * delta)"),
+    ),
+    "a gate that is stopped below": (
+        *("13_backward", "swiglu_backward", "ClampGradient"),
+        *("x[:, 0::2] <= limit, d_gate", "np.abs(x[:, 0::2]) <= limit, d_gate"),
+    ),
     "two planes": ("10_speed", "linear", "HeavyTail", "PLANES = 3", "PLANES = 2"),
     "the embedding taken for the unembedding": (
         *("12_released", "model", "ModelShort"),

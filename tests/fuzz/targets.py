@@ -25,10 +25,10 @@ from gptoss_ref.checkpoint.shards import parse_weight_map
 from gptoss_ref.config import GPT_OSS_20B, ModelConfig
 from gptoss_ref.config_json import parse_object
 from gptoss_ref.errors import GptOssError, HarmonyError
+from gptoss_ref.tracing.npz import read_npz
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters import endpoint, transport
 from gptoss_ref.verify.observe.adapters.completions import Texts, parse
-from gptoss_ref.verify.observe.npz import read_npz
 from gptoss_ref.verify.vectors.judge import judge_case
 from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.results import _from_json
@@ -469,9 +469,7 @@ def targets() -> dict[str, Target]:
             _read_config,
         ),
         Target("index", "model.safetensors.index.json", _texts(index), _with_words, _read_index),
-        Target(
-            "tokenizer", "tokenizer.json", _tokenizer_seeds(), _with_words, _read_tokenizer
-        ),
+        Target("tokenizer", "tokenizer.json", _tokenizer_seeds(), _with_words, _read_tokenizer),
         Target("trace", "a trace file, all arrays read", _trace_seeds(), _with_header, _read_trace),
         Target("npz", "an .npz file", _npz_seeds(), mutated_bytes, _read_npz),
         Target(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gptoss_ref.kernels.threads import available_threads, threads
+from gptoss_ref.kernels.runtime.threads import available_threads, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

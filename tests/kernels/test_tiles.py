@@ -1,4 +1,7 @@
-"""Products on AMX, where this machine has it: the split is exact, the result a float32 sum's."""
+"""Products on AMX: the split is exact, the result a float32 sum's.
+
+On a machine without AMX they run under NUMBA_DISABLE_JIT=1, where Python stands for the tiles.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_ref import kernels, layers
-from gptoss_ref.kernels.matmul import amx as _tiles
+from gptoss_ref.kernels.matmul import amx
 from gptoss_ref.kernels.runtime.isa import available_paths, instructions
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.tasks import ALONE
 from gptoss_ref.numerics import FLOAT64
 from tests.support.kernel_cases import EXAMPLES, FLOAT_BOUND, bits, gaussian, relative_l2
 
@@ -25,14 +30,22 @@ def on_tiles() -> Iterator[None]:
         yield
 
 
+@jit
+def split(x, of, tiles, inputs):  # type: ignore[no-untyped-def]
+    """Rows ``of`` of ``x``, flat, in tiles."""
+    planes = amx.planes_of(tiles, inputs)
+    amx.split_rows(x, of, planes, tiles, ALONE)
+    return planes
+
+
 def planes_of(x: np.ndarray, of: np.ndarray) -> np.ndarray:
     """Split rows as float64 (planes, rows, columns), read as the header describes the layout."""
-    words = _tiles.split(x, of)
+    words = split(x.reshape(-1), of, -(-of.size // amx.ROWS), x.shape[1])
     assert words.ctypes.data % 64 == 0
     steps = x.shape[1] // 32
-    halves = words.reshape(-1, steps, _tiles.PLANES, 16, 16).view(np.uint16)
-    halves = halves.reshape(-1, steps, _tiles.PLANES, 16, 16, 2)  # tile, step, plane, pair, row, 2
-    rows = halves.transpose(2, 0, 4, 1, 3, 5).reshape(_tiles.PLANES, -1, x.shape[1])
+    halves = words.reshape(-1, steps, amx.PLANES, 16, 16).view(np.uint16)
+    halves = halves.reshape(-1, steps, amx.PLANES, 16, 16, 2)  # tile, step, plane, pair, row, 2
+    rows = halves.transpose(2, 0, 4, 1, 3, 5).reshape(amx.PLANES, -1, x.shape[1])
     wide = (rows.astype(np.uint32) << 16).view(np.float32)
     return wide.astype(np.float64)[:, : of.size]
 

@@ -124,7 +124,7 @@ def test_who_shows_progress_says_it_alone(tmp_path: Path) -> None:
 from gptoss_ref.kernels.runtime import warmup
 warmup.STEPS = warmup.STEPS[:1]
 warmup.warmup(lambda *_: None)
-(warmup.cache_folder() / warmup._mark()).unlink()
+(warmup.cache_folder() / warmup.mark()).unlink()
 """
     code += FIRST_CALLS
     assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""
@@ -135,7 +135,7 @@ def test_warm_kernels_say_nothing_about_one_of_other_types(tmp_path: Path) -> No
     code = """
 from gptoss_ref.kernels.runtime import warmup
 import numpy as np
-(warmup.cache_folder() / warmup._mark()).touch()
+(warmup.cache_folder() / warmup.mark()).touch()
 warmup.sampling.greedy(np.ones(3))
 """
     assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""

@@ -27,5 +27,7 @@ EXERCISES = [
     ("10_speed", "linear", "linear"),
     ("11_verify", "forward", "model"),
     ("12_released", "model", "model"),
+    ("13_backward", "swiglu_backward", "swiglu_backward"),
+    ("13_backward", "attention_backward", "attention_backward"),
     ("14_teach", "linear", "linear"),
 ]

@@ -380,4 +380,3 @@ def logprobs(script: Script) -> list[dict[str, Any]]:
         chosen = -0.1
     top = [{"token": chr(97 + n), "logprob": value} for n, value in enumerate(values)]
     return [{"token": "a", "logprob": chosen, "top_logprobs": top}]
-

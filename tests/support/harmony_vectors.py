@@ -243,7 +243,8 @@ GOOD: list[tuple[str, str, str]] = [
     (
         "SeveralMessages RecipientAfterChannel",
         "words and a call",
-        f"{CH}commentary{MSG}I will.{END}{ST}assistant{CH}commentary to=functions.f {CON}json{MSG}{{}}{CALL}",
+        f"{CH}commentary{MSG}I will.{END}"
+        f"{ST}assistant{CH}commentary to=functions.f {CON}json{MSG}{{}}{CALL}",
     ),
     (
         "RecipientAfterChannel",
@@ -497,8 +498,8 @@ class _Writer:
             {"strict": "refused", "kept": kept},
             source="rule",
             openai_harmony=theirs,
-            rule="The tokens do not follow the format. A strict reader refuses them; a tolerant one "
-            "keeps these texts, in this order, in whatever fields it shows.",
+            rule="The tokens do not follow the format. A strict reader refuses them; a "
+            "tolerant one keeps these texts, in this order, in whatever fields it shows.",
         )
 
     def stream(self, flags: str, note: str, ids: list[int], source: str) -> None:

@@ -169,6 +169,7 @@ BAD: list[tuple[bytes | dict[str, Any], str]] = [
     ({"tokens": [1, 2.0]}, "tokens must be a list of integers"),
     ({"tokens": [1, 2], "learn": [1]}, "learn must be a list of 2 zeros and ones"),
     ({"tokens": [1, 2], "learn": [1, 0]}, "nothing to learn"),
+    ({"tokens": [1, 2], "learn": [[1], 0]}, "learn must be a list of 2 zeros and ones"),
     ({"text": "a" * (CONTEXT + 1)}, f"{CONTEXT + 1} tokens: expected at most {CONTEXT}"),
     ({"messages": []}, "messages must be a list of objects"),
     ({"messages": ["hi"]}, "message 1: expected an object with role and content"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -207,10 +206,7 @@ def test_a_loss_that_is_nan_is_named() -> None:
 def test_gradients_that_are_not_finite_are_named() -> None:
     """Logits of 1e37 have a finite loss. The norm of a tiny embedding divides by it: overflow."""
     model = small_model()
-    named = {
-        name: w
-        for name, w in as_weights(random_arrays(CONFIGURATION, 1), "float32").named().items()
-    }
+    named = as_weights(random_arrays(CONFIGURATION, 1), "float32").named()
     weights = model.weights.replaced(
         {
             "norm_scale": np.full(CONFIGURATION.hidden_size, 1e20, np.float32),
@@ -324,6 +320,7 @@ def test_a_full_disk_while_saving(stopped: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_write_that_the_system_cuts_off(stopped: Path) -> None:
     """The same by a limit of the system on the size of a file."""
+    resource = pytest.importorskip("resource")  # Unix
     before = files_of(stopped)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[STATE]) // 2, hard))

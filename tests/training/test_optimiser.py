@@ -132,6 +132,13 @@ def test_a_recipe_that_cannot_be(setting: str, value: object, message: str) -> N
         Recipe(**{setting: value})
 
 
+def test_constants_of_adamw_that_cannot_be() -> None:
+    with pytest.raises(GptOssError, match=r"betas of AdamW are \(0.9, 1.0\): expected two from 0"):
+        AdamW(betas=(0.9, 1.0))
+    with pytest.raises(GptOssError, match="weight_decay -1 of AdamW"):
+        AdamW(weight_decay=-1)
+
+
 def test_every_epoch_sees_every_example_once_in_another_order() -> None:
     recipe = Recipe(batch_size=3, seed=7)
     drawn = np.concatenate([recipe.batch(step, 10) for step in range(10)])

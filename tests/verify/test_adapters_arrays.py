@@ -214,7 +214,7 @@ def test_scores_with_their_sink_column() -> None:
     full = np.concatenate([values, 1 - values.sum(-1, keepdims=True)], -1)
     grouped = full.reshape(CONFIG.num_key_value_heads, CONFIG.group_size, T, T + 1)
     for theirs in (full, grouped, grouped[None]):
-        tap = to_tap("block.0.attn.weights", theirs, CONFIG, T)
+        tap = to_tap("block.0.attn.weights", theirs, axis_sizes(CONFIG, T))
         assert np.array_equal(tap, values)
 
 
@@ -470,8 +470,9 @@ def test_members_that_are_no_arrays(tmp_path: Path) -> None:
 def test_a_model_of_other_layers_has_other_names() -> None:
     fewer: ModelConfig = dataclasses.replace(CONFIG, num_hidden_layers=1)
     assert meanings("l_out-0", lookup(fewer))
+    assert meanings("l_out-1", lookup(fewer)) is None
     with pytest.raises(TraceError, match="did you mean 'l_out-0'"):
-        meanings("l_out-1", lookup(fewer))
+        from_arrays({"l_out-1": np.zeros((T, CONFIG.hidden_size))}, TOKENS, fewer)
 
 
 def test_the_page_shows_the_table() -> None:

@@ -27,6 +27,7 @@ from tests.support.openai_module import openai_module
 from tests.support.strategies import Arrays, as_torch, random_arrays, random_tokens, small_config
 from tests.support.transformers_model import transformers_model
 
+swiglu = openai.swiglu  # looked up here by a forward that is written here
 CONFIG = small_config()
 ARRAYS: Arrays = random_arrays(CONFIG, 0)
 TOKENS = random_tokens(CONFIG, 17, 0)
@@ -274,10 +275,134 @@ def test_a_sum_that_is_not_all_the_experts_add_is_left_out(
 
 
 def test_modules_of_other_names() -> None:
-    with pytest.raises(TraceError, match="Linear has the module names of neither"):
+    with pytest.raises(TraceError, match="Linear does not say what it is"):
         capture(torch.nn.Linear(2, 2), TOKENS)
-    with pytest.raises(TraceError, match="str has the module names of neither"):
+    with pytest.raises(TraceError, match="expected a torch module, not str"):
         capture("model", TOKENS)
+    other = torch.nn.Sequential(torch.nn.Embedding(CONFIG.vocab_size, 3))
+    with pytest.raises(TraceError, match=r"none of its modules has a known name.*it has 0"):
+        capture(other, TOKENS, config=CONFIG)
+
+
+def test_names_of_ones_own(in_openai: Any, twin: dict[str, np.ndarray]) -> None:
+    """A module of other names, run in a way of its own; what has no name is listed."""
+
+    class Mine(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.all, self.head = (
+                in_openai.embedding,
+                in_openai.block,
+                in_openai.unembedding,
+            )
+            self.last = in_openai.norm
+
+        def forward(self, ids: torch.Tensor, scale: float) -> torch.Tensor:
+            x = self.words(ids)
+            for block in self.all:
+                x = block(x)
+            return self.head(self.last(x)) * scale
+
+    names = {"words": "embedding", "all.1.mlp": "block.1.mlp.residual"}
+    module = Mine()
+    named = {**names, "all.0.attn.qkv": ("block.0.attn.q", "qkv")}
+    trace = capture(module, TOKENS, config=CONFIG, names=named, run=lambda ids: module(ids[0], 1.0))
+    assert set(trace) == {"embedding", "block.0.attn.q", "block.1.mlp.residual", "logits"}
+    assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+    skipped = {entry.name: entry for entry in trace.skipped}
+    assert skipped["last"].shape == (len(TOKENS), CONFIG.hidden_size)
+    assert "no tap point is known" in skipped["last"].why
+
+
+def test_hook_points(in_openai: Any, twin: dict[str, np.ndarray]) -> None:
+    """TransformerLens' are modules that return what they are given."""
+
+    class Bridge(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = in_openai
+            self.scale = torch.nn.Parameter(torch.ones(()))
+            self.blocks = torch.nn.ModuleList(torch.nn.Module() for _ in in_openai.block)
+            for block in self.blocks:
+                block.hook_resid_post = torch.nn.Identity()
+                block.hook_something = torch.nn.Identity()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.inner.embedding(ids[0])
+            for block, hooks in zip(self.inner.block, self.blocks, strict=True):
+                x = hooks.hook_something(hooks.hook_resid_post(block(x)))
+            return self.inner.unembedding(self.inner.norm(x))[None]
+
+    class OnlyHooks(Bridge):
+        def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+            yield from (m for m in super().named_modules() if not m[0].startswith("inner"))
+
+    trace = capture(OnlyHooks(), TOKENS, config=CONFIG)
+    assert list(trace) == [f"block.{n}.mlp.residual" for n in range(3)] + ["logits"]
+    assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+    assert any(entry.name == "blocks.0.hook_something" for entry in trace.skipped)
+
+
+def test_blocks_in_a_dict(in_transformers: Any, twin: dict[str, Any]) -> None:
+    """ModuleDict by number, as NeMo Automodel has it."""
+    inner = in_transformers.model
+    kept = inner.layers
+
+    class Numbered(torch.nn.ModuleDict):
+        def __iter__(self) -> Any:
+            return iter(self.values())
+
+        def __getitem__(self, key: Any) -> Any:
+            return list(self.values())[key] if isinstance(key, slice) else super().__getitem__(key)
+
+    inner.layers = Numbered({str(n): layer for n, layer in enumerate(kept)})
+    try:
+        trace = capture(in_transformers, TOKENS)
+    finally:
+        inner.layers = kept
+    assert len(trace) == len(twin) - CONFIG.num_hidden_layers  # but expert_out
+    assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+def test_swiglu_called_in_parts(
+    per_token: bool, twin: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token the rows can be told; expert by expert they cannot, and are listed."""
+
+    def looped(self: Any, x: torch.Tensor) -> torch.Tensor:
+        t = self.norm(x)
+        chosen = torch.topk(self.gate(t), self.experts_per_token, dim=-1)
+        shares = torch.nn.functional.softmax(chosen.values, dim=1)
+        out = torch.zeros_like(x)
+        w1, b1, w2, b2 = self.mlp1_weight, self.mlp1_bias, self.mlp2_weight, self.mlp2_bias
+        for i in range(len(t) if per_token else self.gate.out_features):
+            e = chosen.indices[i] if per_token else i
+            token, k = ([i], slice(None)) if per_token else torch.where(chosen.indices == e)
+            if not per_token and not len(token):
+                continue
+            rows = t[i] if per_token else t[token]
+            product = torch.einsum("aij,j->ai" if per_token else "ij,aj->ai", w1[e], rows)
+            act = swiglu(product + b1[e], limit=self.swiglu_limit)
+            product = torch.einsum("aij,aj->ai" if per_token else "ij,aj->ai", w2[e], act)
+            answers = (product + b2[e]) * shares[token, k].reshape(-1, 1)
+            out.index_add_(0, torch.as_tensor(token).expand(len(answers)), answers)
+        return x + out
+
+    monkeypatch.setattr(openai.Experts, "forward", looped)
+    trace = capture(openai_module(CONFIG, ARRAYS), TOKENS)
+    assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+    skipped = {entry.name: entry.why for entry in trace.skipped}
+    assert ("block.0.mlp.swiglu" in trace) == per_token
+    assert ("block.0.mlp.swiglu" not in skipped) == per_token
+    if not per_token:
+        assert "whose rows are whose is not known" in skipped["block.0.mlp.swiglu"]
+
+
+def test_compiled(in_transformers: Any, twin: dict[str, np.ndarray]) -> None:
+    assert_captures(
+        capture(torch.compile(in_transformers), TOKENS), twin, MODEL_TOLERANCE["float32"]
+    )
 
 
 def test_a_module_that_does_not_say_what_it_is() -> None:
@@ -307,8 +432,10 @@ def test_prompts_that_do_not_fit(tokens: Any, message: str, in_openai: Any) -> N
 
 def test_another_configuration_is_noticed(in_openai: Any) -> None:
     other: ModelConfig = dataclasses.replace(CONFIG, intermediate_size=24)
-    with pytest.raises(TraceError, match=r"swiglu.*does not fit|gate_up.*does not fit"):
-        capture(in_openai, TOKENS, config=other)
+    trace = capture(in_openai, TOKENS, config=other)
+    skipped = {entry.name: entry.why for entry in trace.skipped}
+    assert "block.0.mlp.swiglu" not in trace
+    assert "does not fit block.0.mlp.swiglu" in skipped["block.0.mlp.swiglu of a function"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -17,6 +17,7 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS
 from gptoss_ref.verify.gradients.search import searched
 from gptoss_ref.verify.gradients.stages import nodes
+from gptoss_ref.verify.observe.adapters import from_arrays
 from tests.support.buggy_twin.backward import CONVENTIONS as STOPS
 from tests.support.buggy_twin.backward import FAULTS, RIGHT, Fault, faulty_trace
 from tests.support.strategies import as_weights, random_arrays, random_tokens, small_config
@@ -263,9 +264,15 @@ def test_arrays_under_anybodys_names() -> None:
         "grad.model.layers.1.self_attn.q_proj": np.zeros_like(q),
         "grad.block.1.attn.q_rope": trace["grad.block.1.attn.q_rope"],
     }
-    found = gr.verify.adapters.from_arrays(arrays, tokens, config, targets=targets, dtype="float32")
+    found = from_arrays(arrays, tokens, config, targets=targets, dtype="float32")
     assert set(found) == {"block.1.attn.q", "grad.block.1.attn.q", "grad.block.1.attn.q_rope"}
     causes = gr.diagnose(model, found).causes
     assert [cause.name for cause in causes] == ["rope-without-gradient"]
     with pytest.raises(TraceError, match="expected targets="):
-        gr.verify.adapters.from_arrays(arrays, tokens, config)
+        from_arrays(arrays, tokens, config)
+
+
+def test_the_page_of_backward_bugs_is_up_to_date() -> None:
+    from docs._generate import backward_bugs_page
+
+    assert backward_bugs_page.PAGE.read_text() == backward_bugs_page.page()

@@ -26,6 +26,7 @@ from gptoss_ref.verify.vectors import (
     digest,
     judge_case,
     operations,
+    operations_gradients,
     suite_files,
     write_vectors,
 )
@@ -79,6 +80,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def use(policy: Policy) -> None:
         monkeypatch.setattr(operations, "FLOAT64", policy)
+        monkeypatch.setattr(operations_gradients, "FLOAT64", policy)
 
     return use
 

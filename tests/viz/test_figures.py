@@ -15,6 +15,7 @@ import pytest
 
 import gptoss_ref as gr
 from gptoss_ref import viz
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.verify.report.report import Verdict
 from gptoss_ref.viz.labels import label
 from gptoss_ref.viz.tap_distance import MARKS
@@ -233,3 +234,16 @@ def test_settings_of_matplotlib_stay_and_do_not_matter() -> None:
         figure = viz.yarn(gr.GPT_OSS_20B)
         assert dict(matplotlib.rcParams) == before
     assert figure.axes[0].get_facecolor() == (1, 1, 1, 1)
+
+
+def test_the_loss_curve_is_the_history() -> None:
+    steps = [{"step": n + 1, "loss": 1 / (n + 1)} for n in range(6)]
+    tests = [{"step": n, "held_out_loss": 2.0 - n} for n in (0, 6)]
+    figure = viz.loss_curve([tests[0], *steps, tests[1]])
+    drawn(figure)
+    batches, mean, held_out = figure.axes[0].lines
+    np.testing.assert_allclose(batches.get_ydata(), [1 / n for n in range(1, 7)])
+    np.testing.assert_allclose(mean.get_ydata()[:2], [1.0, 0.95])
+    assert list(held_out.get_xdata()) == [0, 6]
+    with pytest.raises(GptOssError, match="the history has no steps"):
+        viz.loss_curve(tests)

@@ -9,7 +9,7 @@ RANK = 2
 
 
 def split(weight):
-    """weight (N, M) to its best part of rank RANK, as B (N, R) and A (R, M), and the rest (N, M)."""
+    """weight (N, M) to its best part of rank R, as B (N, R) and A (R, M), and the rest (N, M)."""
     u, sizes, vt = np.linalg.svd(weight, full_matrices=False)
     b, a = u[:, :RANK] * sizes[:RANK], vt[:RANK]
     return b, a, weight - b @ a

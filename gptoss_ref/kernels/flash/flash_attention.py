@@ -95,21 +95,9 @@ class State(NamedTuple):
 
 @jit_inner
 def flash_step(
-    path: Any,
-    scaled: Any,
-    keys: Keys,
-    first: int,
-    count: int,
-    group: int,
-    head: int,
-    at: int,
-    n: int,
-    hidden: bool,
-    ahead: int,
-    padded: int,
-    state: State,
-    row_at: int,
-) -> None:
+    path: Any, scaled: Any, keys: Keys, first: int, count: int, group: int, head: int, at: int,
+    n: int, hidden: bool, ahead: int, padded: int, state: State, row_at: int
+) -> None:  # fmt: skip
     """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of ``count`` queries of key/value ``head``.
 
     Args:
@@ -161,20 +149,9 @@ def _hide(scores: Any, keys: Keys, first: int, count: int, group: int, at: int, 
 
 @jit
 def flash_prefill(
-    path: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    sinks: Any,
-    q_positions: Any,
-    k_positions: Any,
-    window: int,
-    per_task: int,
-    scale: Any,
-    out: Any,
-    tasks: int,
-    team: Any,
-) -> None:
+    path: Any, q: Any, k: Any, v: Any, sinks: Any, q_positions: Any, k_positions: Any, window: int,
+    per_task: int, scale: Any, out: Any, tasks: int, team: Any
+) -> None:  # fmt: skip
     """Many queries; task n is queries n // K · ``per_task`` … of key/value head n % K."""
     keys = keys_of(k, v, q_positions, k_positions, window)
     _prefill_tasks(path, q, keys, sinks, per_task, scale, out, tasks, team)
@@ -182,16 +159,9 @@ def flash_prefill(
 
 @jit_tasks
 def _prefill_tasks(
-    path: Any,
-    q: Any,
-    keys: Keys,
-    sinks: Any,
-    per_task: int,
-    scale: Any,
-    out: Any,
-    start: int,
-    stop: int,
-) -> None:
+    path: Any, q: Any, keys: Keys, sinks: Any, per_task: int, scale: Any, out: Any, start: int,
+    stop: int
+) -> None:  # fmt: skip
     queries, heads, channels = q.shape
     group, width = heads // keys.heads, panel_width(path)
     padded = (channels + WIDEST - 1) // WIDEST * WIDEST  # channels of a row, whole panels

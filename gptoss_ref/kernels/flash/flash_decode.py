@@ -22,20 +22,9 @@ from gptoss_ref.kernels.runtime.tasks import jit_tasks
 
 @jit
 def flash_decode(
-    path: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    sinks: Any,
-    q_positions: Any,
-    k_positions: Any,
-    window: int,
-    scale: Any,
-    size: int,
-    out: Any,
-    tasks: int,
-    team: Any,
-) -> None:
+    path: Any, q: Any, k: Any, v: Any, sinks: Any, q_positions: Any, k_positions: Any, window: int,
+    scale: Any, size: int, out: Any, tasks: int, team: Any
+) -> None:  # fmt: skip
     """One query, chunks of ``size`` blocks of keys being tasks."""
     keys = keys_of(k, v, q_positions, k_positions, window)
     rows = tasks * q.shape[1]

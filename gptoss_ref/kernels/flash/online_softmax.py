@@ -37,16 +37,8 @@ _SMALLEST = -87.33654
 
 
 def online_softmax(
-    scores: Any,
-    stride: int,
-    rows: int,
-    n: int,
-    m: Any,
-    l: Any,
-    acc: Any,
-    width: int,
-    row_at: int,
-) -> None:
+    scores: Any, stride: int, rows: int, n: int, m: Any, l: Any, acc: Any, width: int, row_at: int
+) -> None:  # fmt: skip
     """One block of ``n`` keys onto the sums of ``rows`` rows, but for its values.
 
     With m' the largest of m[row_at + r] and the row's scores: scores[r · stride + j] becomes
@@ -121,17 +113,9 @@ def _in_all_lanes(builder: Any, combine: Any, a: Value) -> Value:
 
 @intrinsic
 def _vectors(
-    typing_context: Any,
-    scores: Any,
-    stride: Any,
-    rows: Any,
-    n: Any,
-    m: Any,
-    l: Any,
-    acc: Any,
-    width: Any,
-    row_at: Any,
-) -> Any:
+    typing_context: Any, scores: Any, stride: Any, rows: Any, n: Any, m: Any, l: Any, acc: Any,
+    width: Any, row_at: Any
+) -> Any:  # fmt: skip
     """:func:`online_softmax`; lanes beyond ``n`` count as −∞."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -281,18 +281,9 @@ _product_1, _product_2 = _product_of(1), _product_of(2)
 
 
 def product(
-    weights: Any,
-    at: int,
-    planes: Any,
-    tile: int,
-    steps: int,
-    count: int,
-    bias: Any,
-    sums: Any,
-    out: Any,
-    to: int,
-    stride: int,
-) -> None:
+    weights: Any, at: int, planes: Any, tile: int, steps: int, count: int, bias: Any, sums: Any,
+    out: Any, to: int, stride: int
+) -> None:  # fmt: skip
     """out[to + m · stride + r] = row r · activations m + bias[r], for r < 32, m < count ≤ 32.
 
     Args:

@@ -31,7 +31,7 @@ def dot_piece(w: Any, x: Any) -> Any:
     return total
 
 
-@jit_inner
+@jit_dot_inner
 def dot(w: Any, x: Any) -> Any:
     """Σ w[k] · x[k] over arrays of one length, asking for what lies behind ``w``."""
     total = np.float32(0.0)

@@ -126,18 +126,9 @@ def largest_bits(x: Any) -> Any:
 
 @jit_inner
 def redo_out_of_range(
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: Any,
-    of: Any,
-    of_at: int,
-    count: int,
-    sums: Any,
-    largest: int,
-    smallest: int,
-) -> bool:
+    stored: Stored, block: int, rows: int, groups: int, prepared: Any, of: Any, of_at: int,
+    count: int, sums: Any, largest: int, smallest: int
+) -> bool:  # fmt: skip
     """Compute in float32 what is out of range.
 
     That are rows of activations, and rows of weights whose largest scale byte is not ``smallest``

@@ -65,19 +65,9 @@ def workspace_floats(prepared: Floats, tokens: int, groups: int) -> Any:
 
 @jit_inner
 def multiply_floats(
-    path: Any,
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: Floats,
-    of: Any,
-    of_at: int,
-    tile_number: int,
-    count: int,
-    sums: Any,
-    workspace: Any,
-) -> bool:
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Floats, of: Any,
+    of_at: int, tile_number: int, count: int, sums: Any, workspace: Any
+) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""
     if refused(stored, block, rows * groups):
         return False

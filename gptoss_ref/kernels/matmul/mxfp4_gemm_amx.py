@@ -142,19 +142,9 @@ def workspace_amx(prepared: AmxPlanes, tokens: int, groups: int) -> Any:
 
 @jit_inner
 def multiply_amx(
-    path: Any,
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: AmxPlanes,
-    of: Any,
-    of_at: int,
-    tile: int,
-    count: int,
-    sums: Any,
-    workspace: Any,
-) -> bool:
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: AmxPlanes, of: Any,
+    of_at: int, tile: int, count: int, sums: Any, workspace: Any
+) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""
     decoded, none, tile_sums = workspace
     configure()

@@ -167,17 +167,9 @@ def _tile_int16(wide: bool, tokens: int) -> Any:
 
     @intrinsic
     def tile_int16(
-        typing_context: Any,
-        panel: Any,
-        panel_scales: Any,
-        q: Any,
-        factors: Any,
-        q_at: Any,
-        of: Any,
-        of_at: Any,
-        sums: Any,
-        sums_at: Any,
-    ) -> Any:
+        typing_context: Any, panel: Any, panel_scales: Any, q: Any, factors: Any, q_at: Any,
+        of: Any, of_at: Any, sums: Any, sums_at: Any
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             arrays = (panel, panel_scales, q, factors, None, of, None, sums)
             pointers = {
@@ -287,19 +279,9 @@ def workspace_int16(prepared: Int16, tokens: int, groups: int) -> Any:
 
 @jit_inner
 def multiply_int16(
-    path: Any,
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: Int16,
-    of: Any,
-    of_at: int,
-    tile: int,
-    count: int,
-    sums: Any,
-    workspace: Any,
-) -> bool:
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int16, of: Any,
+    of_at: int, tile: int, count: int, sums: Any, workspace: Any
+) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""
     fill(sums[: (count + SPARE) * ROWS], np.float32(0.0))
     for m in range(0, count, TOKENS):

@@ -42,7 +42,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
-from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.kernels.runtime.jit import INLINED, LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float
 
@@ -79,7 +79,7 @@ def blocks_of_vector(path: Any) -> int:
     return lanes_of(path) // 4
 
 
-@overload(blocks_of_vector, **LEAF)
+@overload(blocks_of_vector, **INLINED)
 def _blocks_of_vector(path: Any) -> Any:
     n = lanes_of(path) // 4
     return lambda path: n
@@ -231,14 +231,8 @@ def dot_planes_of(n: int) -> Any:
 
     @intrinsic
     def dot_planes(
-        typing_context: Any,
-        blocks: Any,
-        scales: Any,
-        block: Any,
-        groups: Any,
-        planes: Any,
-        at: Any,
-    ) -> Any:
+        typing_context: Any, blocks: Any, scales: Any, block: Any, groups: Any, planes: Any, at: Any
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             first, count = args[2], args[3]
             weights = builder.gep(
@@ -320,7 +314,7 @@ def _dot_planes(
     return total * _UNIT
 
 
-@overload(_dot_planes, **LEAF)
+@overload(_dot_planes, **INLINED)
 def _dot_planes_on(path: Any, *others: Any) -> Any:
     dot_planes = dot_planes_of(lanes_of(path) // 4)
 
@@ -338,19 +332,9 @@ def workspace_int8(prepared: Int8Planes, tokens: int, groups: int) -> Any:
 
 @jit_inner
 def multiply_int8(
-    path: Any,
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: Int8Planes,
-    of: Any,
-    of_at: int,
-    tile: int,
-    count: int,
-    sums: Any,
-    workspace: Any,
-) -> bool:
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int8Planes, of: Any,
+    of_at: int, tile: int, count: int, sums: Any, workspace: Any
+) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""
     size, inputs = prepared.planes.size // prepared.out_of_range.size, groups * BLOCK
     for r in range(rows):

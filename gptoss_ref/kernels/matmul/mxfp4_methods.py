@@ -136,19 +136,9 @@ def workspace(prepared: Any, tokens: int, groups: int) -> Any:
 
 
 def multiply(
-    path: Any,
-    stored: Stored,
-    block: int,
-    rows: int,
-    groups: int,
-    prepared: Any,
-    of: Any,
-    of_at: int,
-    tile: int,
-    count: int,
-    sums: Any,
-    workspace: Any,
-) -> bool:
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Any, of: Any,
+    of_at: int, tile: int, count: int, sums: Any, workspace: Any
+) -> bool:  # fmt: skip
     """sums[m · 64 + r] = row r · activations m, for r < rows ≤ 64 and m < count.
 
     Args:

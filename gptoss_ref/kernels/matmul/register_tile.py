@@ -77,21 +77,9 @@ def pack(
 
 
 def tile(
-    path: Any,
-    count: int,
-    x: Any,
-    x_at: int,
-    x_stride: int,
-    panel: Any,
-    panel_at: int,
-    panel_stride: int,
-    depth: int,
-    ahead: int,
-    out: Any,
-    out_at: int,
-    out_stride: int,
-    add: bool,
-) -> None:
+    path: Any, count: int, x: Any, x_at: int, x_stride: int, panel: Any, panel_at: int,
+    panel_stride: int, depth: int, ahead: int, out: Any, out_at: int, out_stride: int, add: bool
+) -> None:  # fmt: skip
     """out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; ``add``: onto what is there.
 
     The panel's cache lines ``ahead`` elements further are asked for, if that is not zero.
@@ -184,17 +172,9 @@ def _widened(builder: Any, raw: Any) -> Any:
 
 @intrinsic
 def _vector_pack(
-    typing_context: Any,
-    w: Any,
-    at: Any,
-    stride: Any,
-    last: Any,
-    squares: Any,
-    ahead: Any,
-    panel: Any,
-    first: Any,
-    width: Any,
-) -> Any:
+    typing_context: Any, w: Any, at: Any, stride: Any, last: Any, squares: Any, ahead: Any,
+    panel: Any, first: Any, width: Any
+) -> Any:  # fmt: skip
     """16 rows of ``w`` from ``at`` into columns ``first`` … of a panel, 16 x 16 at a time."""
     element = i16 if w.dtype is types.uint16 else f32
 
@@ -225,20 +205,9 @@ def _tile_of(tokens: int, vectors: int) -> Any:
 
     @intrinsic
     def tile_of(
-        typing_context: Any,
-        x: Any,
-        x_at: Any,
-        x_stride: Any,
-        panel: Any,
-        panel_at: Any,
-        panel_stride: Any,
-        depth: Any,
-        ahead: Any,
-        out: Any,
-        out_at: Any,
-        out_stride: Any,
-        add: Any,
-    ) -> Any:
+        typing_context: Any, x: Any, x_at: Any, x_stride: Any, panel: Any, panel_at: Any,
+        panel_stride: Any, depth: Any, ahead: Any, out: Any, out_at: Any, out_stride: Any, add: Any
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _, x_at_, x_stride_, _, panel_at_, panel_stride_, depth_, ahead_ = args[:8]
             _, to, out_stride_, add_ = args[8:]

@@ -40,6 +40,12 @@ LEAF: dict[str, Any] = {
 INTERPRETED = bool(config.DISABLE_JIT)
 """Whether ``NUMBA_DISABLE_JIT`` is set: kernels are plain Python, to be stepped through."""
 
+INLINED: dict[str, Any] = {
+    "strict": False,
+    "jit_options": LEAF["jit_options"] | {"forceinline": True},
+}
+"""The same for a leaf that is called for every row: a call with arrays costs more than ten ns."""
+
 when_compiling: list[Callable[[], None]] = []
 """Called each time that a kernel is about to be compiled (``warmup`` tells the user)."""
 
@@ -60,8 +66,8 @@ def jit_inner(function: F, **options: Any) -> F:
 
 
 def jit_dot_inner(function: F) -> F:
-    """A part that may reorder and fuse its sums of products."""
-    return jit_inner(function, fastmath=DOT_PRODUCT)
+    """A part that may reorder and fuse its sums of products, put where it is called."""
+    return jit_inner(function, fastmath=DOT_PRODUCT, forceinline=True)
 
 
 def jit_parallel(function: F) -> F:

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from gptoss_ref.kernels.runtime.jit import LEAF
+from gptoss_ref.kernels.runtime.jit import INLINED
 
 i8, i16, i32, i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 f32 = ir.FloatType()
@@ -154,7 +154,7 @@ def prefetch_lines(array: Any) -> None:
     """Ask for what follows ``array``, as :func:`prefetch_stream` does; compiled code only."""
 
 
-@overload(prefetch_lines, strict=False, jit_options=LEAF["jit_options"])
+@overload(prefetch_lines, **INLINED)
 def _prefetch_lines(array: Any) -> Any:
     bytes_, line = array.dtype.bitwidth // 8, 64 * 8 // array.dtype.bitwidth
 

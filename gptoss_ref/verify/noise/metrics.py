@@ -71,6 +71,10 @@ class Errors:
             self.lost[rows],
         )
 
+    def where(self, rows: NDArray[np.bool_]) -> Errors:
+        """The same with nothing wrong in the other rows."""
+        return Errors(*(np.where(rows, values, 0) for values in vars(self).values()))
+
     def rows(self) -> NDArray[np.float64]:
         """(T,) error relative to the reference's norm.
 

@@ -21,7 +21,7 @@ from gptoss_ref.tracing.taps import axes, names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS, dithered, known
-from gptoss_ref.verify.replay.evaluate import Run, predict, walk
+from gptoss_ref.verify.replay.evaluate import Run, predict, walk, whole
 from gptoss_ref.verify.replay.ops import Rules
 
 WHOLE = 5.0
@@ -149,7 +149,8 @@ def follow(
     ``tokens`` (T,); in a precision next to which ``rounding`` is coarse.
     """
     policy = FLOAT64 if rounding in ("float64", "float32") else FLOAT32
-    given = {name: routes[name] for name in routes if name.endswith("expert_indices")}
+    known = whole(routes)
+    given = {name: routes[name] for name in known if name.endswith("expert_indices")}
     runs: list[Run] = [(Rules(), policy)]
     for _, (values,) in walk(model.weights, model.config, runs, tokens, given, wanted):
         yield values
@@ -198,7 +199,8 @@ def measure_yardstick(
     wanted = set(names(config) if wanted is None else wanted)
     chosen = [f"block.{n}.mlp.expert_indices" for n in range(config.num_hidden_layers)]
     wanted |= {f"block.{n}.mlp.router_logits" for n in range(config.num_hidden_layers)}
-    given = {name: routes[name][: len(start)] for name in chosen if routes and name in routes}
+    known = frozenset[str]() if routes is None else whole(routes)
+    given = {name: routes[name][: len(start)] for name in chosen if routes and name in known}
     if len(given) < len(chosen):
         unknown = [name for name in chosen if name not in given]
         given |= predict(model.weights, config, Rules(), start, given, unknown)

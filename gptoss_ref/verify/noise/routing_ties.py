@@ -73,6 +73,11 @@ class Choice:
         """(T,) choices that rounding does not explain."""
         return (self.differs & (self.margin > self.slack)) | self.contradicts
 
+    def among(self, seen: Mask) -> Choice:
+        """The same of the rows (T,) that were observed; the others are alike."""
+        differs, contradicts = self.differs & seen, self.contradicts & seen
+        return Choice(differs, np.where(seen, self.margin, 0.0), self.slack, contradicts)
+
 
 def compare_choices(
     ref: Array, other: Array, logits: Array | None, own_logits: Array | None, level: Level | None

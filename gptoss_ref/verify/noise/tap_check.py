@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ from gptoss_ref.verify.noise.metrics import (
 from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, level, runs_of, samples_of
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.routing_ties import Flip, chosen_by, flips, margin_of
-from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk
+from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk, whole
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import Rules
 from gptoss_ref.weights import ModelWeights
@@ -71,6 +72,7 @@ class Local:
             experts, the share of rows that choose otherwise.
         flips: rows whose choice of experts differs within its tie.
         extra: of logits, how alike they are as predictions.
+        seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
     """
 
     tap: str
@@ -89,11 +91,16 @@ class Local:
     distance: float = 0.0
     flips: tuple[Flip, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
+    seen: Mask = field(default_factory=lambda: np.empty(0, bool))
+
+    @property
+    def _rows(self) -> Mask | slice:
+        return self.seen if self.seen.size else slice(None)
 
     @property
     def judged(self) -> bool:
         """Whether enough rows are free of ties to judge each by itself."""
-        return bool(np.mean(self.tied) <= 1 - FEW)
+        return bool(np.mean(self.tied[self._rows]) <= 1 - FEW)
 
     @property
     def excess(self) -> float:
@@ -103,7 +110,7 @@ class Local:
         usual rows are compared: the quartiles of the error with those of rounding's.
         """
         if not self.judged:
-            return usual_excess(self.error, usually_allowed([self.noise]))
+            return usual_excess(self.error[self._rows], usually_allowed([self.noise[self._rows]]))
         free = ~self.tied
         if (self.broken[free] > 0).any():
             return math.inf
@@ -148,11 +155,12 @@ def replay(
         if node.stage.name in DISCRETE:
             yield _judge_choice(node.tap, inputs, trace, ties, tied)
         else:
-            local = judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+            other, seen = trace[node.tap], trace.observed(node.tap)
+            local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             if 1 < local.excess < math.inf:
                 samples = _rough(weights, trace, rules, rounding, node.tap)
                 arrays = [*arrays, *samples]
-                local = judge(node.tap, inputs, arrays, trace[node.tap], rounding, tied)
+                local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             yield local
 
 
@@ -181,9 +189,18 @@ def judge(
     other: Array,
     rounding: str,
     tied: Mask,
+    seen: Mask,
 ) -> Local:
-    """The other's array against the runs of :func:`runs_of`; ties take no part in the yardstick."""
+    """The other's array against the runs of :func:`runs_of`; ties take no part in the yardstick.
+
+    Only the rows ``seen`` (T,) are judged.
+    """
     axis = axes(tap).index("T")
+    if not seen.all():
+        arrays = [np.compress(seen, array, axis) for array in arrays]
+        some, every = np.compress(seen, other, axis), np.ones(int(seen.sum()), bool)
+        local = judge(tap, inputs, arrays, some, rounding, tied[seen], every)
+        return _spread(local, seen, other.shape)
     exact, *rounded = arrays
     recorded, other = other, without_constant(arrays[0], other) if tap == "logits" else other
     errors = measure_arrays(exact, other, axis)
@@ -220,6 +237,19 @@ def _grown(recorded: Array, exact: Array) -> float:
     return max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
 
 
+def _spread(local: Local, seen: Mask, shape: tuple[int, ...]) -> Local:
+    """What was found of the rows ``seen`` (T,), at their places among all rows."""
+
+    def at(rows: Array) -> Array:
+        out = np.zeros(len(seen), rows.dtype)
+        out[seen] = rows
+        return out
+
+    by_row = ("error", "allowed", "tied", "broken", "noise")
+    values: dict[str, Any] = {name: at(getattr(local, name)) for name in by_row}
+    return replace(local, shape=shape, seen=seen, **values)
+
+
 def _figures(exact: Array, other: Array) -> dict[str, float]:
     length, vocabulary = exact.shape
     return logit_figures(lambda rows: exact[rows], lambda rows: other[rows], length, vocabulary)
@@ -237,10 +267,12 @@ class _Ties:
     """
 
     def __init__(self, trace: Trace, path: Iterable[Node], rounding: str) -> None:
-        self._trace, self._unit = trace, UNITS[rounding]
+        self._trace, self._unit, self._known = trace, UNITS[rounding], whole(trace)
         self._scale = UNITS["float64"] / UNITS["float32"] if rounding == "float64" else 1.0
         chosen = [node for node in path if node.stage.name in DISCRETE]
-        self.logits = frozenset(tap for node in chosen for tap in node.inputs if tap not in trace)
+        self.logits = frozenset(
+            tap for node in chosen for tap in node.inputs if tap not in self._known
+        )
         self._tied: dict[str, Mask] = {}
         self.router: Array = np.empty(0)  # (T, E) the latest router logits ...
         self.slack: Floats = np.empty(0)  # (T,) ... and by how much two of them may be misjudged
@@ -249,7 +281,7 @@ class _Ties:
         """(T,) rows of this tap point that depend on a tie since the last given tap point."""
         tied = np.zeros(len(self._trace.tokens), bool)
         for tap in node.inputs:
-            if tap not in self._trace:
+            if tap not in self._known:
                 before = self._tied[tap]
                 mixes = node.stage.name in ("attn.weights", "attn.mix")
                 tied |= np.logical_or.accumulate(before) if mixes else before
@@ -257,10 +289,10 @@ class _Ties:
             self._see_logits(arrays)
         if node.stage.name in DISCRETE:
             (source,) = node.inputs
-            if source in self._trace:
+            if source in self._known:
                 self._take_logits(self._trace[source])
             margin = margin_of(self.router, self._trace.config.experts_per_token)
-            if node.tap not in self._trace:
+            if node.tap not in self._known:
                 tied |= margin <= self.slack
         self._tied[node.tap] = tied
         return tied
@@ -288,6 +320,8 @@ def _judge_choice(
     """The other's choice of experts against the router logits: wrong only beyond the margin."""
     indices, block = trace[tap], split(tap)[0]
     chosen, choice = chosen_by(ties.router, indices, ties.slack)
+    seen = trace.observed(tap)
+    choice = choice.among(seen)
     return Local(
         tap=tap,
         inputs=inputs,

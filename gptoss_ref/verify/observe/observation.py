@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.trace import ROUNDINGS
 
 
 class LogprobObservation:
@@ -28,6 +29,8 @@ class LogprobObservation:
         vocab_size: V.
         producer: who computed this, in words.
         left_out: what could not be observed and why, one sentence each.
+        rounding: in what the engine computes: float64, float32, bfloat16 or float16.
+        resolution: nats to which the numbers are exact as they are printed.
 
     Attributes:
         tokens: (T,) int64.
@@ -48,11 +51,18 @@ class LogprobObservation:
         vocab_size: int,
         producer: str = "unknown",
         left_out: Sequence[str] = (),
+        rounding: str = "bfloat16",
+        resolution: float = 1e-4,
     ) -> None:
         self.tokens: NDArray[np.int64] = np.asarray(
             tokens if isinstance(tokens, np.ndarray) else list(tokens), np.int64
         )
-        self.producer = producer
+        self.producer, self.rounding, self.resolution = producer, rounding, resolution
+        if rounding not in ROUNDINGS:
+            expected = ", ".join(ROUNDINGS)
+            raise TraceError(f"unknown rounding {rounding!r}: expected one of {expected}")
+        if not 0 < resolution < 1:
+            raise TraceError(f"resolution {resolution}: expected nats, more than 0 and less than 1")
         self.left_out = tuple(left_out)
         observed = {p: dict(top[p]) for p in sorted(top) if top[p]}
         if not observed:

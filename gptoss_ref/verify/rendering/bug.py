@@ -65,7 +65,7 @@ def bug(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        forms = {"": {}} | (variants or {})
+        forms: dict[str, dict[str, Any]] = {"": {}} | (variants or {})
         CATALOGUE.append(
             RenderingBug(
                 *(name, rule, " ".join((function.__doc__ or "").split()), consequence),

@@ -68,11 +68,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 def _(right: History, messages: Messages) -> list[Message]:
     """Of a turn that is answered, the analysis that led to a call stays."""
     kept = right(messages)
-    thoughts = [
-        m
-        for m, after in pairwise(messages)
-        if m.channel == "analysis" and is_call(after)
-    ]
+    thoughts = [m for m, after in pairwise(messages) if m.channel == "analysis" and is_call(after)]
     return [m for m in messages if m in kept or m in thoughts]
 
 
@@ -638,7 +634,7 @@ def _(right: Whole, pieces: Pieces, messages: Messages) -> Sequence[Piece]:
     out = []
     for message in messages:
         parts = [part for part in message.parts if not isinstance(part, SystemContent)]
-        texts = [p if isinstance(p, str) else (p.instructions or "") for p in parts]  # type: ignore[union-attr]
+        texts = [p if isinstance(p, str) else (p.instructions or "") for p in parts]
         role = {"developer": "system"}.get(message.role, message.role)
         if parts and message.channel != "analysis" and not is_call(message):
             out.append(f"<|im_start|>{role}\n{''.join(texts)}<|im_end|>\n")

@@ -66,7 +66,12 @@ def case_of(
     training: bool = False,
     with_: Tokenizer | None = None,
 ) -> tuple[Case, list[str]]:
-    """A case for the search, and what is to be said about its tokens."""
+    """A case for the search, and what is to be said about its tokens.
+
+    Raises:
+        HarmonyError: a rendering that is too long.
+        TokenError: an id that no token has.
+    """
     notes: list[str] = []
     if isinstance(rendered, str):
         spelt, size = True, len(rendered)

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
+from gptoss_ref.chat.messages import (
+    MODEL_IDENTITY,
+    DeveloperContent,
+    Message,
+    SystemContent,
+)
 from gptoss_ref.chat.tool_data import tool_from_dict
 from gptoss_ref.chat.tools import Tool, ToolNamespace, browser, python
 from gptoss_ref.errors import HarmonyError
@@ -193,7 +198,7 @@ def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
     effort = data.get("reasoning_effort")
     identity = data.get("model_identity")
     system = SystemContent(
-        **({} if identity is None else {"model_identity": str(identity)}),
+        model_identity=MODEL_IDENTITY if identity is None else str(identity),
         reasoning_effort="medium" if effort is None else effort,
         conversation_start_date=date,
         tools=_built_in(data.get("builtin_tools") or ()),

@@ -170,7 +170,8 @@ class Search:
             distances = self.distances(one)
             if sum(distances) >= left:
                 continue
-            own = (sum(distances), -distances.count(0), one[-1][0].form)
+            # of two that do the same, the one that is not wrong
+            own = (sum(distances), -distances.count(0), not one[-1][0].form)
             if mark is None or own < mark:
                 best, mark = one, own
         return best

@@ -171,7 +171,9 @@ def judge(
     """Compare renderings with the right ones, and explain what differs."""
     search = search or Search(cases)
     chosen = search.run() if cases else ()
-    causes, forms, dropped = [], [], True
+    causes: list[RenderingCause] = []
+    forms: list[RenderingCause] = []
+    dropped = True
     while dropped:
         causes, forms, dropped = [], [], False
         for one in chosen:

@@ -126,7 +126,11 @@ def check_server(
 
 
 def body_of(conversation: Conversation) -> dict[str, Any]:
-    """The conversation as a request."""
+    """The conversation as a request.
+
+    Raises:
+        HarmonyError: the conversation is in Harmony's own form.
+    """
     if conversation.chat is None:
         raise HarmonyError(
             f"{conversation.title}: is in Harmony's own form; a server takes that of chat APIs"
@@ -214,7 +218,7 @@ def _echo(server: Server, body: dict[str, Any]) -> Rendered | Answer:
 def _ids(server: Server, path: str, answer: Answer) -> list[int]:
     tokens = answer.value.get("tokens") if isinstance(answer.value, dict) else None
     if isinstance(tokens, list) and tokens:
-        ids = [t.get("id") if isinstance(t, dict) else t for t in tokens]
+        ids: list[Any] = [t.get("id") if isinstance(t, dict) else t for t in tokens]
         if all(isinstance(t, int) and not isinstance(t, bool) for t in ids):
             return [int(t) for t in ids]
     raise EndpointError(f"{server.url}{path}: expected token ids, {_head(answer)}")

@@ -105,13 +105,15 @@ def check_tokenizer_folder(
         template = _read(file)
     elif config.is_file():
         try:
-            template = json.loads(_read(config)).get("chat_template")
+            told: Any = json.loads(_read(config)).get("chat_template")
         except (ValueError, AttributeError) as error:
             raise HarmonyError(f"{config}: not a tokenizer's configuration: {error}") from None
-        if isinstance(template, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in template}
-            template = named.get("default") or next(iter(named.values()), None)
-        if not isinstance(template, str):
+        if isinstance(told, list):  # several by name
+            named = {one.get("name"): one.get("template") for one in told}
+            told = named.get("default") or next(iter(named.values()), None)
+        if isinstance(told, str):
+            template = told
+        else:
             raise HarmonyError(f"{config}: has no chat_template, nor is there {file.name}")
     else:
         raise HarmonyError(f"{folder}: has neither {file.name} nor {config.name}")
@@ -156,7 +158,11 @@ def _cases(
 
 
 def variables(conversation: Conversation, objects: bool) -> dict[str, Any]:
-    """What a template is called with."""
+    """What a template is called with.
+
+    Raises:
+        HarmonyError: the conversation is in Harmony's own form.
+    """
     if conversation.chat is None:
         raise HarmonyError(
             f"{conversation.title}: is in Harmony's own form; a template takes that of chat APIs"

@@ -8,6 +8,7 @@ The environment is that of transformers' ``apply_chat_template``: jinja2's immut
 and ``strftime_now``.
 """
 
+import contextlib
 import datetime
 import json
 import sys
@@ -25,7 +26,8 @@ def limit(seconds: int, megabytes: int) -> None:
         (resource.RLIMIT_AS, megabytes << 20),
         (resource.RLIMIT_FSIZE, 0),
     ):
-        resource.setrlimit(what, (most, most))
+        with contextlib.suppress(OSError, ValueError):  # macOS refuses some of them
+            resource.setrlimit(what, (most, most))
 
 
 def environment(today: str) -> Any:

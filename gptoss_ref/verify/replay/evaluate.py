@@ -18,6 +18,7 @@ import numpy as np
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import FLOAT64, Array, Policy
+from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.replay.context import Decoded, Site
 from gptoss_ref.verify.replay.graph import (
     BLOCK,
@@ -42,9 +43,18 @@ class Node:
     inputs: tuple[str, ...]
 
 
+def whole(given: Iterable[str]) -> frozenset[str]:
+    """The given tap points of which all rows are known.
+
+    Of a trace that holds some rows of a tap point only, these take the place of the computed ones.
+    """
+    in_part: frozenset[str] = getattr(given, "observed_in_part", frozenset())
+    return frozenset(given) - in_part
+
+
 def nodes(config: ModelConfig, given: Iterable[str] = ()) -> tuple[Node, ...]:
     """The whole graph in the order of computation, as it is where the taps ``given`` are known."""
-    given = frozenset(given)
+    given = whole(given)
     layers = range(config.num_hidden_layers)
     return _graph(tuple(f"block.{n}.attn.weights" in given for n in layers))
 
@@ -75,12 +85,12 @@ def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> 
     Raises:
         TraceError: there is no such tap point.
     """
-    given, missing = frozenset(given), set(wanted)
+    missing = set(wanted)
     graph = nodes(config, given)
     known = {node.tap for node in graph}
-    for tap in sorted((missing | given) - known):
+    for tap in sorted((missing | frozenset(given)) - known):
         raise TraceError(f"there is no tap point {tap!r} in this model")
-    chosen = []
+    given, chosen = whole(given), []
     for node in reversed(graph):
         if node.tap in missing:
             chosen.append(node)
@@ -103,15 +113,15 @@ class Segment:
 
 def segments(config: ModelConfig, given: Iterable[str]) -> dict[str, Segment]:
     """The segment that ends at each tap point of a model."""
-    given = frozenset(given)
+    known = whole(given)
     found: dict[str, Segment] = {}
     for node in nodes(config, given):
         inputs = dict.fromkeys(
             source
             for tap in node.inputs
-            for source in ([tap] if tap in given else found[tap].inputs)
+            for source in ([tap] if tap in known else found[tap].inputs)
         )
-        open_ends = [found[tap].rules for tap in node.inputs if tap not in given]
+        open_ends = [found[tap].rules for tap in node.inputs if tap not in known]
         found[node.tap] = Segment(tuple(inputs), node.stage.rules.union(*open_ends))
     return found
 
@@ -173,7 +183,7 @@ def walk(
     The runs go side by side, so that each block's weights are met once. Nothing is held longer
     than the stages that follow need it; arguments and errors as for :func:`predict`.
     """
-    wanted = frozenset(wanted)
+    wanted, known = frozenset(wanted), whole(given)
     path = needed(config, given, wanted)
     last_use = {tap: i for i, node in enumerate(path) for tap in node.inputs}
     tokens = np.asarray(tokens)
@@ -190,13 +200,15 @@ def walk(
         out = []
         for site, values in zip(sites, live, strict=True):
             at_hand = {
-                name: lent.get(tap, site.policy) if tap in given else values[tap]
+                name: lent.get(tap, site.policy) if tap in known else values[tap]
                 for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
             }
             with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
                 out.append(node.stage.compute(site, at_hand))
-            if node.tap not in given and last_use.get(node.tap, -1) > i:
+            if node.tap not in known and last_use.get(node.tap, -1) > i:
                 values[node.tap] = out[-1]
+                if node.tap in given:
+                    values[node.tap] = _patched(out[-1], node.tap, given)
         del at_hand
         for tap in node.inputs:
             if last_use[tap] == i:
@@ -205,6 +217,14 @@ def walk(
                     values.pop(tap, None)
         if node.tap in wanted:
             yield node.tap, out
+
+
+def _patched(computed: Array, tap: str, given: Mapping[str, Array]) -> Array:
+    """A computed tap point with the rows that were observed of it in their place."""
+    seen, axis = given.observed(tap), axes(tap).index("T")  # type: ignore[attr-defined]
+    values = computed.copy()
+    np.moveaxis(values, axis, 0)[seen] = np.moveaxis(given[tap], axis, 0)[seen]
+    return values
 
 
 class _Lent:

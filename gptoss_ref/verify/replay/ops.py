@@ -147,7 +147,7 @@ def expert_weights(at: At, logits: Array, indices: Array) -> Array:
     return shares(logits, indices, policy=at.policy)
 
 
-def expert_linear(at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+def expert_linear(at: At, x: Array, weight: ExpertMatrix, bias: Matrix) -> Array:
     """One expert's matrix (N, M), as :func:`expert_matrix` gives it, and bias (N,).
 
     (n, M) -> (n, N), at ``mlp.gate_up`` (mlp1) and ``mlp.expert_out`` (mlp2).

@@ -127,7 +127,7 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
 
 def unrecorded(exact: Array, other: Array) -> Mistake | None:
     """Whole rows (T, V) of NaN beside others that are numbers."""
-    lost = np.isnan(other).all(axis=1)
+    lost: NDArray[np.bool_] = np.asarray(np.isnan(other).all(axis=1))
     if not lost.any() or lost.all() or not np.isfinite(exact).all():
         return None
     sentence = (
@@ -159,7 +159,7 @@ def in_front_sentence(front: Sequence[int]) -> str:
     )
 
 
-def other_ids(embedding: Array, tokens: Sequence[int], rows: Array) -> str | None:
+def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> str | None:
     """Whose rows embeddings (T, D) are, in a sentence, if they are rows of ``embedding`` (V, D)."""
     table = widen(np.asarray(embedding), np.float64)
     rows, found = np.asarray(rows, np.float64), []

@@ -49,19 +49,22 @@ def diagnose_outputs(
 ) -> Diagnosis:
     """One of :data:`OUTPUTS` of a trace that holds nothing else."""
     weights, config, tokens = model.weights, model.config, trace.tokens
-    observed = np.asarray(trace[tap], np.float64)
-    (exact,) = predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT64).values()
-    search = _search_of(model, tokens, tap, observed, exact, rounding, progress)
+    seen = trace.observed(tap)
+    observed = np.asarray(trace[tap], np.float64)[seen]
+    (whole,) = predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT64).values()
+    exact = whole[seen]
+    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
     said: list[str] = []
     remarks: list[str] = []
-    if search.specification.excess > 1:
+    if search.specification.excess > 1 and seen.all():
         found = _mistake(model, search, tokens, exact, observed)
         if found is not None:
             (remarks if found.harmless else said).append(found.sentence)
             if found.mended is None:
                 search.stop()
             else:
-                search = _search_of(model, tokens, tap, found.mended, exact, rounding, progress)
+                mended = found.mended
+                search = _search_of(model, tokens, tap, mended, exact, seen, rounding, progress)
     search.run()
     if tap == "logits" and search.specification.excess <= 1 and not said:
         remark = constant_remark(observed, exact)
@@ -71,9 +74,11 @@ def diagnose_outputs(
     if tap == "logits":
         extra = logit_figures(lambda r: exact[r], lambda r: observed[r], *observed.shape)
     (row,) = report.rows
-    row = replace(row, shape=observed.shape, dtypes=("float64", trace.dtype_of(tap)), extra=extra)
+    row = replace(
+        row, shape=trace.shape_of(tap), dtypes=("float64", trace.dtype_of(tap)), extra=extra
+    )
     missing = tuple(name for name in names(config) if name not in trace)
-    notes = (*report.notes, *remarks)
+    notes = (*report.notes, *remarks, *rows_in_words(trace), *skipped_in_words(trace))
     return replace(report, rows=(row,), missing=missing, notes=notes, mistakes=tuple(said))
 
 
@@ -83,21 +88,26 @@ def _search_of(
     tap: str,
     observed: Array,
     exact: Array,
+    seen: Array,
     rounding: str,
     progress: Progress,
 ) -> WholeModels:
-    """The search in one array of outputs (T, D) or (T, V)."""
+    """The search in the rows ``seen`` (T,) of one array of outputs (T, D) or (T, V)."""
     floor = UNITS[rounding] / 8
     if tap == "logits":  # modulo a constant a row
         grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
         floor *= 8 * grown if grown > 2 * usual > 0 else 1
-    see = _centred if tap == "logits" else _as_float64
-    target = Target(tap, see, see(observed), True, floor)
+    form = _centred if tap == "logits" else _as_float64
+    target = Target(tap, lambda values: form(values[seen]), form(observed), True, floor)
     return WholeModels(model.weights, model.config, tokens, target, rounding, progress)
 
 
 def _size(x: Array) -> float:
     return float(np.linalg.norm(np.where(np.isfinite(x), x, 0)))
+
+
+def _as_float64(values: Array) -> Array:
+    return np.asarray(values, np.float64)
 
 
 def _centred(logits: Array) -> Array:
@@ -123,11 +133,16 @@ def _mistake(
     for front in in_front(model.config, len(tokens)):
         longer = np.concatenate([front, tokens])
         if len(longer) <= model.config.max_position_embeddings:
-            asked = model.weights, model.config, SPECIFICATION, longer, {}, [target.tap]
-            (values,) = predict(*asked, FLOAT32).values()
+            values = _outputs_of(model, longer, target.tap)
             if search.fits(values[len(front) :], observed):
                 return Mistake(in_front_sentence(front), None)
     return _other_token(model, search, tokens, exact, observed)
+
+
+def _outputs_of(model: Model, tokens: Array, tap: str) -> Array:
+    """One array of outputs of a prompt (T,) by the specification in float32."""
+    found = predict(model.weights, model.config, SPECIFICATION, tokens, {}, [tap], FLOAT32)
+    return found[tap]
 
 
 def _other_token(
@@ -141,12 +156,10 @@ def _other_token(
         return None
     for i in range(config.vocab_size):
         other = np.array([*tokens[:at], i])
-        asked = model.weights, config, SPECIFICATION, other, {}, [search.target.tap]
-        (values,) = predict(*asked, FLOAT32).values()
+        values = _outputs_of(model, other, search.target.tap)
         if search.near(values[at:], observed[at : at + 1]).all():
             whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
-            asked = model.weights, config, SPECIFICATION, whole, {}, [search.target.tap]
-            (values,) = predict(*asked, FLOAT32).values()
+            values = _outputs_of(model, whole, search.target.tap)
             if search.fits(values, observed):
                 sentence = (
                     f"The prompt is another one: token {at} is {i}, and not {tokens[at]}. All rows "
@@ -154,6 +167,29 @@ def _other_token(
                 )
                 return Mistake(sentence, None)
     return None
+
+
+def rows_in_words(trace: Trace) -> list[str]:
+    """A sentence for each number of rows that were observed in part."""
+    found: dict[int, list[str]] = {}
+    for tap in names(trace.config):
+        if tap in trace.observed_in_part:
+            found.setdefault(int(trace.observed(tap).sum()), []).append(tap)
+    rows = len(trace.tokens)
+    return [
+        f"{count} of {rows} rows observed of {taps[0]}"
+        + (f" and {len(taps) - 1} more" if len(taps) > 1 else "")
+        for count, taps in found.items()
+    ]
+
+
+def skipped_in_words(trace: Trace) -> list[str]:
+    """How many arrays had no place, and the first of them."""
+    if not trace.skipped:
+        return []
+    count, first = len(trace.skipped), trace.skipped[0]
+    more = f", and {count - 1} more" if count > 1 else ""
+    return [f"left out, see the trace's skipped: {first.name} ({first.why}){more}"]
 
 
 def diagnose_observation(
@@ -176,7 +212,7 @@ def diagnose_observation(
     def see(logits: Array) -> Array:
         return table(log_probabilities(logits, rows, ids))
 
-    target = Target("logits", see, table(values), False, NATS)
+    target = Target("logits", see, table(values), False, observation.resolution)
     search = WholeModels(
         model.weights, model.config, observation.tokens, target, rounding, progress
     )
@@ -191,10 +227,6 @@ def diagnose_observation(
         *observation.left_out,
     )
     return replace(report, rows=(row,), notes=(*report.notes, *notes))
-
-
-def _as_float64(values: Array) -> Array:
-    return np.asarray(values, np.float64)
 
 
 def _report(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagnosis:

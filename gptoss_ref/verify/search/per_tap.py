@@ -114,8 +114,8 @@ class Search:
 
     # --- the order of the search ---
 
-    def run(self) -> None:
-        """Fill ``found`` and ``unknown``."""
+    def run(self, *, hidden: bool = True) -> None:
+        """Fill ``found`` and ``unknown``; without ``hidden``, by what exceeds rounding only."""
         tried: dict[str, int] = {}
         checked: set[str] = set()
         while (left := self._diverging()) and not self.stopped:
@@ -139,8 +139,8 @@ class Search:
             # of which there are many, not in the second one.
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
-        self._steps.say("what hides below the yardstick?")
-        if not self.stopped:
+        if hidden and not self.stopped:
+            self._steps.say("what hides below the yardstick?")
             self._find_hidden()
         self._steps.finish()
 

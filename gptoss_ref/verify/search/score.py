@@ -47,6 +47,7 @@ def distances(
         return 1.0, [(0.0, option) for option, _ in options]
     other, axis = trace[tap], axes(tap).index("T")
     policy = FLOAT64 if rounding == "float64" else FLOAT32
+    seen = trace.observed(tap)
     plain: Array | None = None
     base, altered = 0.0, []
     batches = list(_batches([((), rules), *options], AT_ONCE))
@@ -55,7 +56,7 @@ def distances(
         runs = [(changed, policy) for _, changed in some]
         results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap])
         for (option, _), result in zip(some, results, strict=True):
-            score = _score(measure_arrays(other, result[tap], axis))
+            score = _score(measure_arrays(other, result[tap], axis).of(seen))
             if plain is None:
                 plain, base = result[tap], score
             elif not _same(plain, result[tap]):

@@ -8,6 +8,7 @@ with it nearly always.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ EXACT, CLEAR = 3, 8.0
 
 GROSS = 2.0
 """A candidate that moves a tap point by so many times what rounding explains is not hidden."""
+
+
+LOOKED_AT = 1 << 23
+"""Values at which a poll of some candidates looks: one or two blocks of gpt-oss-20b on 200 tokens,
+all of a small model. A bug of one block alone is not found by its votes elsewhere."""
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Vote:
 
     def count(self, tap: str, right: Array, wrong: Array, other: Array, unit: float) -> None:
         """Add the votes of one tap point."""
-        told = (right != wrong) & np.isfinite(right) & np.isfinite(wrong)
+        told = (right != wrong) & np.isfinite(right) & np.isfinite(wrong) & ~np.isnan(other)
         if not told.any():
             return
         self.tap = self.tap or tap
@@ -111,6 +117,7 @@ def most_votes(
             and not local.tied.any()
             and split(tap)[1] not in DISCRETE
         ]
+        taps = _enough(taps, trace)
         starts = range(0, len(candidates), AT_ONCE) if taps else ()
         polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
     steps.expect(len(polls))
@@ -134,6 +141,12 @@ def most_votes(
         )
     )
     return best
+
+
+def _enough(taps: Sequence[str], trace: Trace) -> list[str]:
+    """The first of some tap points, until they hold LOOKED_AT values; one at least."""
+    values = np.cumsum([math.prod(trace.shape_of(tap)) for tap in taps])
+    return list(taps[: 1 + int(np.searchsorted(values, LOOKED_AT))])
 
 
 def _poll(

@@ -195,7 +195,7 @@ def _of_answer(api: Api, said: Said, limit: int) -> Iterator[Fault]:
 
 
 def _of_ending(api: Api, said: Said) -> Iterator[Fault]:
-    known = ("stop", "length", "tool_calls", "content_filter")
+    known: tuple[str, ...] = ("stop", "length", "tool_calls", "content_filter")
     if api.path == RESPONSES:
         known = ("completed", "incomplete")
     if said.ended not in known:
@@ -211,7 +211,7 @@ def _of_ending(api: Api, said: Said) -> Iterator[Fault]:
 def _of_usage(api: Api, said: Said, limit: int) -> Iterator[Fault]:
     """Counts, where there are some."""
     asked, got = ("prompt", "completion") if api.path == CHAT else ("input", "output")
-    counts = [said.usage.get(f"{name}_tokens") for name in (asked, got, "total")]
+    counts: list[Any] = [said.usage.get(f"{name}_tokens") for name in (asked, got, "total")]
     if not all(isinstance(count, int) for count in counts):
         return
     before, made, total = counts
@@ -269,7 +269,7 @@ def _of_logprobs(api: Api) -> Iterator[Fault]:
         if not isinstance(chosen, (int, float)) or not isinstance(top, list):
             yield Fault("logprobs-wrong", api.path, f"an entry is {str(entry)[:80]}")
             return
-        values = [one.get("logprob") for one in top if isinstance(one, dict)]
+        values: list[Any] = [one.get("logprob") for one in top if isinstance(one, dict)]
         if not all(isinstance(v, (int, float)) and v <= 1e-3 for v in [*values, chosen]):
             yield Fault("logprobs-wrong", api.path, f"log-probabilities {values}: above zero")
             return

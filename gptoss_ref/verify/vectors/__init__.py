@@ -16,7 +16,8 @@ from gptoss_ref.verify.vectors.harmony import (
     harmony_vectors,
 )
 from gptoss_ref.verify.vectors.judge import Finding, Judgement, judge_case
-from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
+from gptoss_ref.verify.vectors.operation import Operation
+from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.results import check_vectors
 from gptoss_ref.verify.vectors.suite import DIGEST, digest, suite_files, write_vectors
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
-from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation, Values
+from gptoss_ref.verify.vectors.operation import Operation, Values
+from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 Parameter = float | int | None
 """A scalar input of an operation."""
@@ -79,6 +80,7 @@ def all_cases() -> tuple[Case, ...]:
     """Every case, in the order of :data:`OPERATIONS`."""
     from gptoss_ref.verify.vectors import (
         cases_experts,
+        cases_gradients,
         cases_model,
         cases_positions,
         cases_rows,
@@ -91,5 +93,6 @@ def all_cases() -> tuple[Case, ...]:
         *(cases_rows.router(), cases_rows.swiglu(), cases_experts.experts()),
         *(cases_experts.mxfp4_decode(), cases_experts.mxfp4_encode()),
         *(cases_sampling.sampling(), cases_model.model()),
+        *cases_gradients.gradient_groups(),
     ]
     return tuple(case for group in groups for case in group.cases)

@@ -18,7 +18,8 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.vectors.cases import Case
 from gptoss_ref.verify.vectors.judge import Finding, Judgement, judge_case
-from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
+from gptoss_ref.verify.vectors.operation import Operation
+from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.suite import cases_of, stored
 
 

@@ -185,7 +185,8 @@ FLAGS: dict[str, Flag] = {
         ("top-p-before-the-rest",),
     ),
     "LargeLogits": Flag(
-        "exp overflows unless the largest logit is subtracted first.", ("exp-overflows",)
+        "exp overflows unless the largest logit is subtracted first.",
+        ("exp-overflows", "logits-not-shifted"),
     ),
     "ModelShort": Flag(
         "The tiny model on a prompt shorter than its window: how its parts are put together.",
@@ -200,6 +201,58 @@ FLAGS: dict[str, Flag] = {
     ),
     "ModelYarn": Flag(
         "The tiny model beyond its original context of 256 positions.", ("yarn-truncated",)
+    ),
+    "SinkGradient": Flag(
+        "The sink's gradient is minus its weight times Σ w dw, summed over the queries; and the "
+        "scores' gradient subtracts Σ w dw over the keys, whose weights sum to less than one.",
+        ("sink-gradient-sign", "log-sum-exp-without-gradient"),
+    ),
+    "GroupGradient": Flag(
+        "Gradients of keys and values sum over the query heads of their group.",
+        ("gradient-of-one-head",),
+    ),
+    "WindowGradient": Flag(
+        "The backward pass masks what the forward pass masked.", ("window-other-in-backward",)
+    ),
+    "TurnedBack": Flag(
+        "The gradient of a turn turns back; the concentration multiplies once more.",
+        ("turned-the-same-way", "inverse-instead-of-transpose"),
+    ),
+    "NormSecondTerm": Flag(
+        "The root mean square depends on x: the part of the gradient along x is taken off.",
+        ("second-term-missing",),
+    ),
+    "SumOverTokens": Flag(
+        "Gradients of weights and biases are sums over the tokens.", ("bias-gradient-averaged",)
+    ),
+    "RepeatedToken": Flag(
+        "A token that occurs several times collects all its positions' gradients.",
+        ("gradient-overwritten",),
+    ),
+    "ChosenOnly": Flag(
+        "Only the chosen logits have a gradient, and those of a token sum to zero.",
+        ("softmax-over-all-in-backward",),
+    ),
+    "GateDerivative": Flag(
+        "The derivative of gate · sigmoid(alpha · gate) has the factor alpha in its second term.",
+        ("alpha-not-in-derivative",),
+    ),
+    "ClampGradient": Flag(
+        "No gradient beyond a clamp; the gate has none from below.",
+        ("clamps-without-effect", "gate-stopped-below"),
+    ),
+    "ClampConvention": Flag(
+        "At the bound itself the gradient passes (torch up to 2.13, and this package) or stops "
+        "(torch from 2.14 on): both are accepted, and nothing else is.",
+        ("alpha-not-in-derivative",),
+    ),
+    "ExpertGradient": Flag(
+        "Every expert's gradients are sums over the tokens that chose it, and zero if none did.",
+        ("bias-gradients-of-all",),
+    ),
+    "LossMask": Flag(
+        "Loss and gradient are averaged over the positions that count.",
+        ("averaged-over-padding",),
     ),
 }
 """Flags of cases by name."""

@@ -14,8 +14,10 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants import CATALOGUE, TIES, Mutant
 from gptoss_ref.verify.vectors.cases import Case
 from gptoss_ref.verify.vectors.flags import FLAGS
-from gptoss_ref.verify.vectors.mistakes import MISTAKES, Mistake
-from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation, Values
+from gptoss_ref.verify.vectors.mistake import Mistake
+from gptoss_ref.verify.vectors.mistakes import MISTAKES
+from gptoss_ref.verify.vectors.operation import Operation, Values
+from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.suite import expected, stored
 
 

@@ -8,7 +8,6 @@ that no checkpoint has, or what happens outside the model, in an encoder or a sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,37 +18,14 @@ from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.sampling import token_probabilities
 from gptoss_ref.verify.mutants.mutant import Right, replacing
 from gptoss_ref.verify.replay.ops import SPECIFICATION, At
-from gptoss_ref.verify.vectors.operations import OPERATIONS, Values
+from gptoss_ref.verify.vectors.mistake import Mistake, mistake
+from gptoss_ref.verify.vectors.mistakes_gradients import GRADIENT_MISTAKES
+from gptoss_ref.verify.vectors.operation import Values
+from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.weights import MXFP4_BLOCK
 
 Given = SimpleNamespace
 """Inputs and parameters of a case, as attributes."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One wrong version of one operation.
-
-    Attributes:
-        name: by which flags and reports call it.
-        operation: name of the operation.
-        summary: one sentence: what is wrong.
-        compute: the wrong outputs, of the inputs and parameters of a case.
-    """
-
-    name: str
-    operation: str
-    summary: str
-    compute: Callable[[Given], Values]
-
-
-def _mistake(name: str, operation: str) -> Callable[[Callable[[Given], Values]], Mistake]:
-    """Make a function a :class:`Mistake`; its docstring is the summary."""
-
-    def decorate(compute: Callable[[Given], Values]) -> Mistake:
-        return Mistake(name, operation, " ".join((compute.__doc__ or "").split()), compute)
-
-    return decorate
 
 
 def _right(operation: str, v: Given, **wrong: Callable[..., Array]) -> Values:
@@ -60,20 +36,20 @@ def _right(operation: str, v: Given, **wrong: Callable[..., Array]) -> Values:
 # --- tokens alone ---
 
 
-@_mistake("eps-missing", "rmsnorm")
+@mistake("eps-missing", "rmsnorm")
 def eps_missing(v: Given) -> Values:
     """Epsilon is left out: small rows grow too large, and a row of zeros is 0/0."""
     return {"y": layers.rmsnorm(v.x, v.scale, 0.0, policy=FLOAT64)}
 
 
-@_mistake("squares-in-float16", "rmsnorm")
+@mistake("squares-in-float16", "rmsnorm")
 def squares_in_float16(v: Given) -> Values:
     """Squares are taken in float16: of values from 256 on they are infinite, and the row is 0."""
     mean_square = np.square(v.x.astype(np.float16)).mean(-1, np.float64, keepdims=True)  # (T, 1)
     return {"y": v.x / np.sqrt(mean_square + v.eps) * v.scale}
 
 
-@_mistake("activations-in-8-bits", "linear")
+@mistake("activations-in-8-bits", "linear")
 def activations_in_8_bits(v: Given) -> Values:
     """Each token is rounded to 255 steps between ± its largest entry, as 8-bit kernels do."""
     step = np.abs(v.x).max(-1, keepdims=True) / 127.0  # (T, 1)
@@ -84,7 +60,7 @@ def activations_in_8_bits(v: Given) -> Values:
 # --- router and experts ---
 
 
-@_mistake("tie-chosen-twice", "router")
+@mistake("tie-chosen-twice", "router")
 def tie_chosen_twice(v: Given) -> Values:
     """Chosen logits are looked up by value: the first of equal experts stands for them all."""
 
@@ -96,7 +72,7 @@ def tie_chosen_twice(v: Given) -> Values:
     return _right("router", v, choose=choose)
 
 
-@_mistake("tie-struck-out", "router")
+@mistake("tie-struck-out", "router")
 def tie_struck_out(v: Given) -> Values:
     """After each choice all logits of its value are struck out, those of equal experts too."""
 
@@ -110,7 +86,7 @@ def tie_struck_out(v: Given) -> Values:
     return _right("router", v, choose=choose)
 
 
-@_mistake("unchosen-times-zero", "experts")
+@mistake("unchosen-times-zero", "experts")
 def unchosen_times_zero(v: Given) -> Values:
     """Every expert is computed and those not chosen are multiplied by 0, which keeps their NaN."""
     experts, tokens = len(v.mlp1_bias), len(v.x)
@@ -123,7 +99,7 @@ def unchosen_times_zero(v: Given) -> Values:
 # --- MXFP4 ---
 
 
-@_mistake("subnormal-codes-missing", "mxfp4_decode")
+@mistake("subnormal-codes-missing", "mxfp4_decode")
 def subnormal_codes_missing(v: Given) -> Values:
     """Codes 0 and 1 are read with a leading one like the others: as ½ and ¾, not 0 and ½."""
     values, size = _decoded_under(v, 1.0), _size(v)
@@ -132,39 +108,39 @@ def subnormal_codes_missing(v: Given) -> Values:
     return {"values": np.copysign(read, values) * size}
 
 
-@_mistake("negative-zero-decoded", "mxfp4_decode")
+@mistake("negative-zero-decoded", "mxfp4_decode")
 def negative_zero_decoded(v: Given) -> Values:
     """Code 8 decodes to +0, as a table of integers or a product with the sign's bit makes it."""
     return {"values": _right("mxfp4_decode", v)["values"] + 0.0}
 
 
-@_mistake("subnormals-flushed", "mxfp4_decode")
+@mistake("subnormals-flushed", "mxfp4_decode")
 def subnormals_flushed(v: Given) -> Values:
     """Values below 2⁻¹²⁶ become 0, as arithmetic that flushes subnormal numbers does it."""
     values = _right("mxfp4_decode", v)["values"]
     return {"values": np.where(np.abs(values) < 2.0**-126, np.copysign(0, values), values)}
 
 
-@_mistake("scales-in-float16", "mxfp4_decode")
+@mistake("scales-in-float16", "mxfp4_decode")
 def scales_in_float16(v: Given) -> Values:
     """Scales are held in float16: from 2¹⁶ on they are infinite, below 2⁻²⁴ they are 0."""
     return {"values": _decoded_under(v, _size(v).astype(np.float16).astype(np.float64))}
 
 
-@_mistake("scales-signed", "mxfp4_decode")
+@mistake("scales-signed", "mxfp4_decode")
 def scales_signed(v: Given) -> Values:
     """Scale bytes are read as signed: from 128 on they are worth 2^(byte − 383)."""
     signed = _bytes(v).astype(np.int8).astype(np.int64)
     return {"values": _decoded_under(v, np.ldexp(1.0, signed - mxfp4.SCALE_BIAS))}
 
 
-@_mistake("scale-255-saturated", "mxfp4_decode")
+@mistake("scale-255-saturated", "mxfp4_decode")
 def scale_255_saturated(v: Given) -> Values:
     """A scale byte of 255 counts as 254, the largest scale: neither NaN nor 2¹²⁸."""
     return _right("mxfp4_decode", Given(blocks=v.blocks, scales=np.minimum(v.scales, 254)))
 
 
-@_mistake("scale-255-infinite", "mxfp4_decode")
+@mistake("scale-255-infinite", "mxfp4_decode")
 def scale_255_infinite(v: Given) -> Values:
     """A scale byte becomes the exponent field of a float32: under 255 even ±½ is infinite."""
     return {"values": _decoded_under(v, np.where(_bytes(v) == 255, np.inf, _size(v)))}
@@ -186,7 +162,7 @@ def _decoded_under(v: Given, size: Array | float) -> Array:
     return _right("mxfp4_decode", Given(blocks=v.blocks, scales=ones))["values"] * size
 
 
-@_mistake("half-away-from-zero", "mxfp4_encode")  # aiter#3992
+@mistake("half-away-from-zero", "mxfp4_encode")  # aiter#3992
 def half_away_from_zero(v: Given) -> Values:
     """Values half-way between two codes go to the larger one, not to the even one."""
     x = v.values.astype(np.float64)
@@ -194,13 +170,13 @@ def half_away_from_zero(v: Given) -> Values:
     return _encoded(np.where(x == 0, x, above))
 
 
-@_mistake("scale-fitted", "mxfp4_encode")
+@mistake("scale-fitted", "mxfp4_encode")
 def scale_fitted(v: Given) -> Values:
     """The scale is the least under which no value saturates, not the MX specification's."""
     return dict(zip(("blocks", "scales"), mxfp4.encode(v.values, rule="fit"), strict=True))
 
 
-@_mistake("negative-zero-encoded", "mxfp4_encode")
+@mistake("negative-zero-encoded", "mxfp4_encode")
 def negative_zero_encoded(v: Given) -> Values:
     """The sign is asked for with x < 0, so that −0 gets code 0."""
     return _encoded(v.values + np.float32(0))
@@ -213,7 +189,7 @@ def _encoded(values: Array) -> Values:
 # --- sampling ---
 
 
-@_mistake("top-k-cuts-ties", "sampling")
+@mistake("top-k-cuts-ties", "sampling")
 def top_k_cuts_ties(v: Given) -> Values:
     """Of logits equal to the k-th only the first ones are kept, until there are k."""
     logits, k = v.logits.astype(np.float64), v.top_k
@@ -222,7 +198,7 @@ def top_k_cuts_ties(v: Given) -> Values:
     return {"probabilities": token_probabilities(logits, v.temperature, 0, v.top_p)}
 
 
-@_mistake("top-p-stops-short", "sampling")
+@mistake("top-p-stops-short", "sampling")
 def top_p_stops_short(v: Given) -> Values:
     """The token that crosses top_p is left out; the likeliest one stays in any case."""
     p = token_probabilities(v.logits, v.temperature, v.top_k)
@@ -233,7 +209,7 @@ def top_p_stops_short(v: Given) -> Values:
     return {"probabilities": p / p.sum()}
 
 
-@_mistake("top-p-before-the-rest", "sampling")
+@mistake("top-p-before-the-rest", "sampling")
 def top_p_before_the_rest(v: Given) -> Values:
     """top_p cuts the softmax of the logits as they come, before temperature and top-k."""
     kept = token_probabilities(v.logits, 1.0, 0, v.top_p) > 0
@@ -241,7 +217,7 @@ def top_p_before_the_rest(v: Given) -> Values:
     return {"probabilities": token_probabilities(logits, v.temperature, v.top_k)}
 
 
-@_mistake("exp-overflows", "sampling")
+@mistake("exp-overflows", "sampling")
 def exp_overflows(v: Given) -> Values:
     """exp is taken without subtracting the largest logit: from 710 on it is infinite, then NaN."""
     kept = token_probabilities(v.logits, v.temperature, v.top_k, v.top_p) > 0
@@ -256,5 +232,6 @@ MISTAKES: tuple[Mistake, ...] = (
     *(scales_in_float16, scales_signed, scale_255_saturated, scale_255_infinite),
     *(half_away_from_zero, scale_fitted, negative_zero_encoded),
     *(top_k_cuts_ties, top_p_stops_short, top_p_before_the_rest, exp_overflows),
+    *GRADIENT_MISTAKES,
 )
 """Every mistake, in the order of the operations."""

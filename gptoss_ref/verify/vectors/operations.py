@@ -7,8 +7,6 @@ bugs a case would catch (the rules are a mutant's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -22,41 +20,9 @@ from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.sampling import token_probabilities
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.vectors.operation import Operation, Values
+from gptoss_ref.verify.vectors.operations_gradients import GRADIENTS
 from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
-
-Values = dict[str, Array]
-"""Arrays by name."""
-Compute = Callable[[Rules, SimpleNamespace], Values]
-"""The outputs of an operation, from the rules and its inputs."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation.
-
-    Attributes:
-        name: as on the command line.
-        summary: its equation, in one line of plain text.
-        inputs: name to axes, in the order of a function's arguments.
-        parameters: name to meaning; they follow the inputs.
-        outputs: name to axes, in the order of a function's results.
-        compute: the answer under the given rules; inputs and parameters are attributes.
-        tolerance: largest relative L2 error of an output, by the precision of the implementation;
-            0 asks for the same bytes.
-    """
-
-    name: str
-    summary: str
-    inputs: Mapping[str, str]
-    parameters: Mapping[str, str]
-    outputs: Mapping[str, str]
-    compute: Compute
-    tolerance: Mapping[str, float]
-
-    @property
-    def signature(self) -> str:
-        """How a function for it is called, for people."""
-        return f"{self.name}({', '.join((*self.inputs, *self.parameters))})"
 
 
 def small_config(**fields: Any) -> ModelConfig:
@@ -335,6 +301,7 @@ OPERATIONS: dict[str, Operation] = {
             {"tokens": "T"}, {}, {"residual": "L T D", "logits": "T V"}, _model,
             {"float32": 1e-4},
         ),
+        *GRADIENTS,
     )
 }  # fmt: skip
 """Operations by name, in the order of the suite."""

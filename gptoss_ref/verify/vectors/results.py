@@ -15,7 +15,7 @@ from safetensors.numpy import load as load_safetensors
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.observe.npz import load_npz
+from gptoss_ref.tracing.npz import load_npz
 from gptoss_ref.verify.vectors.judge import Judgement, judge_case
 from gptoss_ref.verify.vectors.operations import OPERATIONS
 from gptoss_ref.verify.vectors.suite import cases_of, suite_arrays

@@ -30,11 +30,12 @@ from gptoss_ref.verify.vectors.cases import Case, all_cases
 from gptoss_ref.verify.vectors.flags import FLAGS
 from gptoss_ref.verify.vectors.harmony import harmony_files
 from gptoss_ref.verify.vectors.mistakes import MISTAKES
-from gptoss_ref.verify.vectors.operations import OPERATIONS, Operation
+from gptoss_ref.verify.vectors.operation import Operation
+from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "c68dbb7fe4727a1d2710913ce127f2dab52d5e8b1cecf616e78f089b2a6d6518"
+DIGEST = "de1cd1c4423b73f5547adea2c796de61470571e2270eb7a33a1268f5b63bae53"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 

@@ -63,26 +63,30 @@ def test_every_bug_is_named_first(bug, label):
     assert report.ok is bug.form
 
 
-@pytest.mark.parametrize("bug", [bug for bug in BUGS[::4] if not bug.needs_ids], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "bug", [bug for bug in BUGS[::4] if not bug.needs_ids], ids=lambda b: b.name
+)
 def test_a_text_tells_as_much(bug):
     report = judged(bug.apply(), spelt=True)
     assert [one.name for one in (*report.causes, *report.forms)] == [bug.name], str(report)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_two_bugs_at_once_are_both_named_or_none_falsely(seed):
     one, two = random.Random(seed).sample(VARIANTS, 2)
     observed = cases(apply((one, two)))
     report = judge(observed, search=Search(observed, made=RENDERED[False]))
-    found = [*report.causes, *report.forms]
-    names = {name for cause in found for name in (cause.name, *cause.alternatives)}
-    right = {case.title for case, made in zip(observed, cases(SPECIFICATION), strict=True)
-             if case.observed == made.observed}  # fmt: skip
-    assert found or len(right) == len(observed)
-    if not report.unexplained:
-        # an explanation to the last token: that bug, or one that comes to the same
-        assert apply(tuple((c.bug, c.variant or "") for c in found)) is not None
-    assert {one[0].name, two[0].name} & names, str(report)
+    pair = {one[0].name, two[0].name}
+    found = [{cause.name, *cause.alternatives} for cause in (*report.causes, *report.forms)]
+    assert found, str(report)
+    assert all(names & pair for names in found), str(report)
+    assert len(found) == 2 or report.unexplained or not_both(one, two), str(report)
+
+
+def not_both(one, two):
+    """Whether one of two bugs makes the other impossible to see."""
+    both, alone = cases(apply((one, two))), [cases(apply((bug,))) for bug in (one, two)]
+    return any(both == single for single in alone)
 
 
 def test_our_own_renderings_are_right():
@@ -90,7 +94,7 @@ def test_our_own_renderings_are_right():
     assert judged(SPECIFICATION, spelt=True).ok
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(conversations)
 def test_openai_harmonys_renderings_are_accused_of_nothing(messages):
     if not messages:
@@ -124,7 +128,10 @@ def test_tokens_cut_otherwise_are_noted():
     said = [Message.user("hello world")]
     ids = render_conversation(said, tokenizer, history="answered")
     assert harmony(said, ids).notes == ()
-    text, cut = tokenizer.encode("hello world"), [*tokenizer.encode("hel"), *tokenizer.encode("lo world")]
+    text, cut = (
+        tokenizer.encode("hello world"),
+        [*tokenizer.encode("hel"), *tokenizer.encode("lo world")],
+    )
     at = next(n for n in range(len(ids)) if ids[n : n + len(text)] == text)
     report = harmony(said, [*ids[:at], *cut, *ids[at + len(text) :]])
     assert report.ok

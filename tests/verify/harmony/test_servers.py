@@ -10,7 +10,9 @@ from gptoss_ref.verify.rendering.conversations import check_conversations
 from gptoss_ref.verify.rendering.server import check_server
 from tests.support.harmony_server import serving
 
-FEW = [one for one in check_conversations() if one.title in ("instructions", "a call and its result")]
+FEW = [
+    one for one in check_conversations() if one.title in ("instructions", "a call and its result")
+]
 
 
 @pytest.mark.parametrize("way", ["llama.cpp", "vllm", "echo", "echo-logprobs"])
@@ -33,7 +35,10 @@ def test_all_conversations_and_the_command_line(capsys):
 
 
 def test_a_server_that_shows_no_prompts():
-    with serving(way="none") as server, pytest.raises(EndpointError, match="shows its prompts neither"):
+    with (
+        serving(way="none") as server,
+        pytest.raises(EndpointError, match="shows its prompts neither"),
+    ):
         check_server(server.url, FEW, timeout=10)
 
 

@@ -63,5 +63,8 @@ def test_a_failing_server_is_one_error(failing, says):
 
 
 def test_a_server_without_either_api():
-    with serving(way="none") as server, pytest.raises(EndpointError, match="no server|has neither"):
+    with (
+        serving(way="none") as server,
+        pytest.raises(EndpointError, match=r"no server|has neither"),
+    ):
         check_live(f"{server.url}/elsewhere", timeout=5)

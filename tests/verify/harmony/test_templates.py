@@ -67,7 +67,9 @@ def test_a_right_template():
         ("'<|start|>developer<", "'<|start|>system<", "developer-message-as-system"),
         ("# Instructions\\n\\n", "", "instructions-heading-missing"),
         ("<|channel|>final", "", "final-without-channel"),
-        ("+ message.content + '<|end|>' -}}\n  {%- else", "+ message.content + '<|return|>' -}}\n  {%- else", "return-in-history"),
+        ("{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>'",
+         "{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|return|>'",
+         "return-in-history"),
         ("{{ '<|start|>assistant' }}", "", "generation-prompt-missing"),
         ("{%- set told", "{{- '<|startoftext|>' -}}\n{%- set told", "bos-added"),
     ],
@@ -92,7 +94,7 @@ def test_the_template_of_tiny_says_what_it_refuses(capsys):
 def test_a_tokenizers_folder_tells_special_text(tmp_path):
     names = {cause.name for cause in check_tokenizer_folder(TINY).causes}
     assert "special-text-turned-special" in names
-    with pytest.raises(HarmonyError, match="neither chat_template.jinja nor"):
+    with pytest.raises(HarmonyError, match=r"neither chat_template.jinja nor"):
         check_tokenizer_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(HarmonyError, match="has no chat_template"):
@@ -111,7 +113,10 @@ def test_a_tokenizers_folder_tells_special_text(tmp_path):
         ("{% include 'file' %}", "renders none"),
         ("{% if %}", "line 1"),
         ("{% set x = messages.append(1) %}", "does what it must not|renders none"),
-        ("{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}", "more than 1048576 characters"),
+        (
+            "{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}",
+            "more than 1048576 characters",
+        ),
         ("{{ 'x' * 2000000000 }}", "more than"),
         ("{{ range(999999999) | list }}", "renders none|does what it must not|memory"),
         ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "renders none|ended"),

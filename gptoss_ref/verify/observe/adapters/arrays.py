@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.errors import CheckpointError, TraceError
+from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array, bfloat16_to_float
 from gptoss_ref.tracing import taps
-from gptoss_ref.tracing.file import READABLE
 from gptoss_ref.tracing.gradients import PREFIX
-from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.tracing.trace import Skipped, Trace
 from gptoss_ref.verify.observe.adapters.gradients import of_both_passes
 from gptoss_ref.verify.observe.adapters.layouts import axis_sizes, check_form, fits, to_tap
-from gptoss_ref.verify.observe.adapters.names import Meaning, lookup, meanings
+from gptoss_ref.verify.observe.adapters.names import Meaning, bare, lookup, meanings
+from gptoss_ref.verify.observe.adapters.partial_rows import positions_of, spread, the_same
+from gptoss_ref.verify.observe.adapters.suggest import unknown_name
 from gptoss_ref.verify.observe.adapters.tensors import as_array
-from gptoss_ref.verify.observe.npz import load_npz
 
 Names = Mapping[str, str | tuple[str, str]]
 """Foreign name -> tap point, or (tap point, layout); see names.py and layouts.py."""
 
-TOKENS = ("tokens", "input_ids", "token_ids")
-"""The names under which a file may hold the prompt."""
-
 _WORDS = ("qkv", "gate", "up", "dense")
-_DTYPES: dict[str, DTypeLike] = {**ARRAY_DTYPES, "F16": "<f2", "I32": "<i4", "I64": "<i8"}
 
 
 def from_arrays(
@@ -44,13 +38,19 @@ def from_arrays(
     dtype: str | None = None,
     targets: Iterable[int] | Array | None = None,
     router_aux_loss_coef: float = 0.0,
+    unknown: str = "raise",
+    positions: Iterable[int] | None = None,
 ) -> Trace:
     """A Trace of arrays that carry anybody's names.
 
+    A row that is NaN at every tap point counts as not observed, and so do the rows that
+    ``positions`` leaves out. Logits of shape (V,) or (1, V) are those of the last position.
+
     Args:
-        mapping: arrays by name: tap points, or the names that OpenAI's torch reference,
-            transformers, TransformerLens and llama.cpp's eval-callback have for them.
-        tokens: (T,) or (1, T) integers, the whole prompt.
+        mapping: arrays by name: tap points, or the names that other implementations have for them.
+            A list of arrays under ``hidden_states``, ``attentions`` or ``router_logits`` is taken
+            apart; the step logits of a ``generate``, a list of (1, V), are the rows ``positions``.
+        tokens: (T,) or (1, T) integers, the whole prompt, and what was generated after it.
         config: of the model.
         names: what names of your own stand for, and which axes they have, such as
             ``{"my_q": ("block.0.attn.q", "H T C")}``.
@@ -59,13 +59,18 @@ def from_arrays(
         targets: (T,), of gradients: ``grad.`` before any of these names, and ``grad.weights.``
             before the names of our weights. See :class:`gptoss_ref.Trace`.
         router_aux_loss_coef: see :class:`gptoss_ref.Trace`.
+        unknown: ``"raise"`` refuses what has no place; ``"skip"`` lists it in ``trace.skipped``.
+        positions: (P,) of the arrays that have P rows where the prompt has T tokens.
 
     Raises:
-        TraceError: tokens that are no row of integers, an unknown name (the nearest is suggested),
-            a shape that does not fit (the order of axes that would is named), half of a gate and up
-            pair, or two arrays for one tap point that differ.
+        TraceError: tokens that are no row of integers, or positions outside the prompt. And unless
+            it is skipped: an unknown name (the likeliest is suggested), a shape that does not fit
+            (the order of axes that would is named), half of a gate and up pair, or two arrays for
+            one tap point that differ.
     """
     ids = prompt_ids(tokens)
+    if unknown not in ("raise", "skip"):
+        raise TraceError(f"unknown={unknown!r}: expected 'raise' or 'skip'")
     if targets is not None or any(name.startswith(PREFIX) for name in mapping):
         return of_both_passes(
             from_arrays,
@@ -77,81 +82,133 @@ def from_arrays(
             router_aux_loss_coef=router_aux_loss_coef,
             producer=producer,
             dtype=dtype,
+            unknown=unknown,
+            positions=positions,
         )
-    known = {**lookup(config), **_own(names or {}, config)}
     if not mapping:
         raise TraceError(f"{producer} holds no arrays: expected at least one tap point")
-    found: dict[str, tuple[str, Array]] = {}
-    halves: dict[str, dict[str, tuple[str, Array]]] = {}
-    for name, raw in mapping.items():
+    known = {**lookup(config), **_own(names or {}, config)}
+    gathered = _Gathered(config, len(ids), known, positions_of(positions, len(ids)))
+    skipped = []
+
+    def attempt(name: str, shape: tuple[int, ...], step: Callable[[], None]) -> None:
+        try:
+            step()
+        except TraceError as error:
+            if unknown == "raise":
+                raise
+            skipped.append(Skipped(name, shape, str(error)))
+
+    for name, raw in _taken_apart(mapping, known):
+        shape = tuple(getattr(raw, "shape", ()))
+        attempt(name, shape, partial(gathered.add, name, raw))
+    for tap in gathered.halves:
+        attempt(tap, (), partial(gathered.join, tap))
+    return Trace(
+        {tap: values for tap, (_, values) in gathered.found.items()},
+        tokens=ids,
+        config=config,
+        producer=producer,
+        dtype=dtype,
+        observed=gathered.observed,
+        skipped=skipped,
+    )
+
+
+class _Gathered:
+    """The arrays found so far for each tap point.
+
+    Attributes:
+        found: by tap point, the name and the values.
+        halves: by tap point, gate and up where they come apart.
+        observed: by tap point, the mask (T,) of rows where there are some only.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        length: int,
+        known: Mapping[str, tuple[Meaning, ...]],
+        positions: Array | None,
+    ) -> None:
+        self.config, self.length, self.known, self.positions = config, length, known, positions
+        self.found: dict[str, tuple[str, Array]] = {}
+        self.halves: dict[str, dict[str, tuple[str, Array]]] = {}
+        self.observed: dict[str, Array] = {}
+
+    def add(self, name: str, raw: Any) -> None:
+        """Put one array where it belongs. TraceError if that is nowhere."""
         values = as_array(raw, name)
-        for meaning in meanings(name, known):
+        for meaning in self._meanings(name, values):
             try:
-                if meaning.layout in ("gate", "up"):
-                    half = _half(values, config, len(ids))
-                    halves.setdefault(meaning.tap, {})[meaning.layout] = (name, half)
-                    continue
-                canonical_values = _read(values, meaning, config, len(ids))
+                rows, taken = self._rows_of(values, meaning)
             except TraceError as error:
                 raise TraceError(f"{name!r}: {error}") from None
-            _put(found, meaning.tap, name, canonical_values)
-    for tap, pair in halves.items():
+            if meaning.layout in ("gate", "up"):
+                self.halves.setdefault(meaning.tap, {})[meaning.layout] = (name, taken)
+                self._saw(meaning.tap, rows)
+                continue
+            self._put(meaning.tap, name, taken)
+            self._saw(meaning.tap, rows)
+
+    def _meanings(self, name: str, values: Array) -> tuple[Meaning, ...]:
+        known = meanings(name, self.known)
+        if known is None:
+            sizes = axis_sizes(self.config, self.length)
+            raise unknown_name(name, values.shape, self.known, sizes)
+        return known
+
+    def join(self, tap: str) -> None:
+        """gate and up as one array. TraceError if one of them is missing."""
+        pair = self.halves[tap]
         if len(pair) == 1:
             (present, (name, _)) = next(iter(pair.items()))
             absent = "up" if present == "gate" else "gate"
             raise TraceError(f"{name!r} is half of {tap}: the {absent} half is missing")
         joined = np.stack([pair["gate"][1], pair["up"][1]], -1)  # (T, A, F, 2)
-        _put(found, tap, pair["gate"][0], joined.reshape(*joined.shape[:2], -1))
-    arrays = {tap: values for tap, (_, values) in found.items()}
-    return Trace(arrays, tokens=ids, config=config, producer=producer, dtype=dtype)
+        self._put(tap, pair["gate"][0], joined.reshape(*joined.shape[:2], -1))
+
+    def _saw(self, tap: str, rows: Array | None) -> None:
+        if rows is not None:
+            self.observed[tap] = np.isin(np.arange(self.length), rows)
+
+    def _rows_of(self, values: Array, meaning: Meaning) -> tuple[Array | None, Array]:
+        """Which rows an array holds (None: all), and the whole tap point with only these filled."""
+        rows = self.positions
+        if meaning.tap == "logits" and self.length > 1 and rows is None:
+            vocabulary = self.config.vocab_size
+            if values.shape in ((vocabulary,), (1, vocabulary), (1, 1, vocabulary)):
+                values, rows = values.reshape(1, vocabulary), np.array([self.length - 1])
+        if rows is not None and len(rows) != self.length:
+            try:
+                some = _read(values, meaning, self.config, self.length, rows)
+            except TraceError:
+                pass  # it may hold all rows
+            else:
+                return rows, spread(meaning.tap, some, rows, self.length)
+        return None, _read(values, meaning, self.config, self.length, None)
+
+    def _put(self, tap: str, name: str, values: Array) -> None:
+        """Keep one array, unless another one for the same tap point says something else."""
+        if tap not in self.found:
+            self.found[tap] = (name, values)
+            return
+        other, earlier = self.found[tap]
+        same = the_same(earlier, values)
+        if same is None:
+            raise TraceError(f"{other!r} and {name!r} are both {tap} and differ: pass one of them")
+        self.found[tap] = (other, same)
 
 
-def read(
-    path: str | Path,
-    *,
-    tokens: Iterable[int] | Array | None = None,
-    config: ModelConfig | None = None,
-    names: Names | None = None,
-) -> Trace:
-    """A Trace of a trace file, or of an .npz or .safetensors file with anybody's names.
-
-    Args:
-        path: the file.
-        tokens: the prompt, for a file that does not hold it (as an array ``tokens`` or
-            ``input_ids``, or in the metadata); where both are there they must agree.
-        config: of the model; a trace file brings its own.
-        names: see :func:`from_arrays`.
-
-    Raises:
-        TraceError: the file is absent, truncated or of another kind, the prompt or the
-            configuration is nowhere to be had, or :func:`from_arrays` cannot read the arrays.
-    """
-    path = Path(path)
-    if path.suffix == ".npz":
-        arrays, metadata = load_npz(path), dict[str, str]()
-    elif path.suffix in (".npy", ".pt", ".pth", ".pkl", ".gguf"):
-        raise TraceError(f"{path}: expected a trace, an .npz or a .safetensors file")
-    else:
-        arrays, metadata = _read_safetensors(path)
-        if metadata.get("format") in READABLE:
-            return Trace.load(path)
-    given = None if tokens is None else prompt_ids(tokens)
-    own = next((prompt_ids(arrays.pop(name), path) for name in TOKENS if name in arrays), None)
-    if own is None and "tokens" in metadata:
-        own = _json_tokens(metadata["tokens"], path)
-    if own is not None and given is not None and not np.array_equal(own, given):
-        raise TraceError(
-            f"{path}: holds {len(own)} tokens that are not the {len(given)} expected ones"
-        )
-    ids = own if own is not None else given
-    if ids is None:
-        raise TraceError(f"{path}: the prompt is missing: expected an array {TOKENS[0]!r}")
-    if config is None:
-        raise TraceError(f"{path}: no configuration: pass that of the model")
-    try:
-        return from_arrays(arrays, ids, config, names=names, producer=path.name)
-    except TraceError as error:
-        raise TraceError(f"{path}: {error}") from None
+def _taken_apart(
+    mapping: Mapping[str, Any], known: Mapping[str, tuple[Meaning, ...]]
+) -> Iterator[tuple[str, Any]]:
+    """The arrays by name; lists of arrays by layer, as transformers returns them, one by one."""
+    for name, raw in mapping.items():
+        if isinstance(raw, list | tuple) and name not in known and f"{bare(name)}.0" in known:
+            yield from ((f"{name}.{n}", part) for n, part in enumerate(raw))
+        else:
+            yield name, raw
 
 
 def prompt_ids(tokens: Any, path: Path | None = None) -> Array:
@@ -186,17 +243,22 @@ def _own(names: Names, config: ModelConfig) -> dict[str, tuple[Meaning, ...]]:
     return found
 
 
-def _read(values: Array, meaning: Meaning, config: ModelConfig, length: int) -> Array:
-    """One array as its tap point has it."""
+def _read(
+    values: Array, meaning: Meaning, config: ModelConfig, length: int, rows: Array | None
+) -> Array:
+    """One array as its tap point has it, of the tokens at ``rows`` (P,) or of all."""
+    sizes = axis_sizes(config, length, rows)
     if meaning.layout == "qkv":
-        values = _part_of_qkv(values, meaning.tap, config, length)
+        values = _part_of_qkv(values, meaning.tap, sizes)
     elif meaning.layout == "dense":
-        values = _chosen(_floats(values), config, length)
+        values = _chosen(_floats(values), sizes)
+    elif meaning.layout in ("gate", "up"):
+        return _half(values, sizes)
     elif meaning.layout:
         if "S.." in meaning.layout:  # is looked at, and bits would hide a zero's sign
             values = _floats(values)
-        return to_tap(meaning.tap, values, config, length, form=meaning.layout)
-    return to_tap(meaning.tap, values, config, length)
+        return to_tap(meaning.tap, values, sizes, form=meaning.layout)
+    return to_tap(meaning.tap, values, sizes)
 
 
 def _floats(values: Array) -> Array:
@@ -204,12 +266,12 @@ def _floats(values: Array) -> Array:
     return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
 
-def _part_of_qkv(values: Array, tap: str, config: ModelConfig, length: int) -> Array:
+def _part_of_qkv(values: Array, tap: str, sizes: dict[str, int]) -> Array:
     """The q, k or v of a tap point out of rows (T, (H + 2K)·C)."""
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
+    keys = sizes["K"] * sizes["C"]
+    queries = sizes["G"] * keys
     rows = values.reshape(values.shape[1:]) if values.ndim == 3 and len(values) == 1 else values
-    expected = (length, queries + 2 * keys)
+    expected = (sizes["T"], queries + 2 * keys)
     if rows.shape != expected:
         raise TraceError(
             f"shape {values.shape} does not fit fused q, k and v: expected (T, (H + 2K)C) = "
@@ -223,9 +285,8 @@ def _part_of_qkv(values: Array, tap: str, config: ModelConfig, length: int) -> A
     return rows[:, begin:end]
 
 
-def _half(values: Array, config: ModelConfig, length: int) -> Array:
+def _half(values: Array, sizes: dict[str, int]) -> Array:
     """gate or up alone, (T, A, F)."""
-    sizes = axis_sizes(config, length)
     inner = values[0] if values.ndim == 4 and len(values) == 1 else values
     if not fits(inner.shape, "T A F", sizes):
         expected = tuple(sizes[axis] for axis in "TAF")
@@ -236,43 +297,15 @@ def _half(values: Array, config: ModelConfig, length: int) -> Array:
     return inner
 
 
-def _chosen(values: Array, config: ModelConfig, length: int) -> Array:
+def _chosen(values: Array, sizes: dict[str, int]) -> Array:
     """(T, A) weights of the chosen experts, descending, out of (T, E) with zeros."""
     rows = values[0] if values.ndim == 3 and len(values) == 1 else values
-    expected = (length, config.num_experts)
+    expected = (sizes["T"], sizes["E"])
     if rows.shape != expected:
         raise TraceError(
             f"shape {values.shape} does not fit weights over all experts: expected (T, E) = "
             f"{expected}"
         )
-    if (np.count_nonzero(rows, axis=-1) > config.experts_per_token).any():
-        raise TraceError(f"more than {config.experts_per_token} experts of a token have a weight")
-    return -np.sort(-rows, axis=-1)[:, : config.experts_per_token]
-
-
-def _put(found: dict[str, tuple[str, Array]], tap: str, name: str, values: Array) -> None:
-    """Keep one array, unless another one for the same tap point says something else."""
-    if tap not in found:
-        found[tap] = (name, values)
-        return
-    other, earlier = found[tap]
-    if not np.array_equal(earlier, values, equal_nan=values.dtype.kind == "f"):
-        raise TraceError(f"{other!r} and {name!r} are both {tap} and differ: pass one of them")
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    try:
-        file = SafetensorsFile(path)
-        return {name: file.array(name, _DTYPES) for name in file.tensors}, dict(file.metadata)
-    except CheckpointError as error:
-        raise TraceError(str(error)) from None
-
-
-def _json_tokens(text: str, path: Path) -> Array:
-    try:
-        ids = np.asarray(json.loads(text))
-    except (ValueError, RecursionError):
-        ids = np.empty(0)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TraceError(f"{path}: the metadata's tokens are no JSON list of integers")
-    return ids
+    if (np.count_nonzero(rows, axis=-1) > sizes["A"]).any():
+        raise TraceError(f"more than {sizes['A']} experts of a token have a weight")
+    return -np.sort(-rows, axis=-1)[:, : sizes["A"]]

@@ -7,6 +7,7 @@ the same layout. ``grad.weights.`` stands before the names of the package's own 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gptoss_ref.checkpoint.names import places
@@ -50,9 +51,11 @@ def of_both_passes(
     bare = {name.removeprefix(PREFIX): meaning for name, meaning in (names or {}).items()}
     first = read(forward or taps, tokens, config, names=names if forward else bare, **options)
     kept = {name: first._arrays[name] for name in first} if forward else {}
+    skipped = first.skipped if forward else ()
     if taps:
         found = read(taps, tokens, config, names=bare, **options)
         kept |= {PREFIX + name: found._arrays[name] for name in found}
+        skipped += tuple(replace(s, name=PREFIX + s.name) for s in found.skipped)
     return Trace(
         kept | own,
         tokens=first.tokens,
@@ -61,6 +64,8 @@ def of_both_passes(
         dtype=options.get("dtype"),
         targets=targets,
         router_aux_loss_coef=router_aux_loss_coef,
+        observed=first._observed if forward else None,
+        skipped=skipped,
     )
 
 

@@ -49,11 +49,15 @@ def forms(tap: str) -> tuple[str, ...]:
     return (canonical(tap), *_ALSO.get(taps.split(tap)[1], ()))
 
 
-def axis_sizes(config: ModelConfig, length: int) -> dict[str, int]:
-    """The size of every letter, for ``length`` tokens."""
+def axis_sizes(config: ModelConfig, length: int, rows: Array | None = None) -> dict[str, int]:
+    """The size of every letter, for all of ``length`` tokens or those at ``rows`` (P,) only.
+
+    ``s`` is the number of keys up to the last of these rows, as a decoding step sees them.
+    """
     sizes = taps.sizes(config, length)
     one_letter = {axis: size for axis, size in sizes.items() if len(axis) == 1 and axis != "H"}
-    return {**one_letter, "G": config.group_size, "P": 2, "1": 1}
+    some = {} if rows is None else {"T": len(rows), "s": int(rows.max()) + 1}
+    return {**one_letter, "G": config.group_size, "P": 2, "1": 1, "s": length, **some}
 
 
 def check_form(tap: str, form: str) -> None:
@@ -80,22 +84,18 @@ def fits(shape: tuple[int, ...], form: str, sizes: dict[str, int]) -> bool:
     )
 
 
-def to_tap(
-    tap: str, values: Array, config: ModelConfig, length: int, *, form: str | None = None
-) -> Array:
+def to_tap(tap: str, values: Array, sizes: dict[str, int], *, form: str | None = None) -> Array:
     """``values`` in the tap point's own form, such as (T, H, C); a batch axis of one is dropped.
 
     Args:
         tap: which tap point this is.
         values: in one of its usual forms, or in ``form``.
-        config: of the model.
-        length: T.
+        sizes: of :func:`axis_sizes`.
         form: the axes, where they are not the usual ones.
 
     Raises:
         TraceError: the shape does not fit; the message says which order of axes would.
     """
-    sizes = axis_sizes(config, length)
     accepted = (form.replace("H", "KG"),) if form else forms(tap)
     inner = values
     if not any(fits(inner.shape, f, sizes) for f in accepted) and inner.shape[:1] == (1,):
@@ -103,6 +103,9 @@ def to_tap(
     for candidate in accepted:
         if fits(inner.shape, candidate, sizes):
             return _rearranged(inner, candidate, canonical(tap), sizes)
+    if sizes["s"] < sizes["S"] and tap.endswith("attn.weights"):  # later keys were not there yet
+        early = to_tap(tap, values, {**sizes, "S": sizes["s"], "s": sizes["S"]}, form=form)
+        return np.pad(early, ((0, 0), (0, 0), (0, sizes["S"] - sizes["s"])))
     batch = values.shape[0] if values.ndim > len(accepted[0].split()) else 1
     if batch > 1 and fits(values.shape[1:], accepted[0], sizes):
         raise TraceError(
@@ -157,5 +160,8 @@ def _advice(tap: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
                 return f"; it would fit as layout {' '.join(order)!r}"
     for length in {*shape} - {sizes["T"]}:
         if any(fits(shape, f, {**sizes, "T": length, "S": length}) for f in forms(tap)):
-            return f"; it covers {length} tokens where the prompt has {sizes['T']}"
+            return (
+                f"; it covers {length} tokens where the prompt has {sizes['T']}: if they are some "
+                "of its tokens, say which (positions=)"
+            )
     return ""

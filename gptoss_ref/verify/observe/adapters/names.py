@@ -21,9 +21,8 @@ a,b,c       a form of :mod:`~gptoss_ref.verify.observe.adapters.layouts`, its ax
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gptoss_ref.config import ModelConfig
@@ -102,7 +101,12 @@ _NOT_A_TAP = (
     (r"^(wqkv|wqkv_b)-\d+$", "take Qcur, Kcur and Vcur"),
 )
 # What wrappers put before a module's name.
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|base_model\.model)\.)+")
+_WRAPPERS = re.compile(
+    r"^(?:module|base_model\.model)\.|\.module$|"  # DataParallel; PEFT
+    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|"  # torch
+    r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|original_module|base_layer)$|"
+    r"(?<=\.)(?:base_layer|original_module)\."  # PEFT
+)
 
 
 @dataclass(frozen=True)
@@ -170,33 +174,32 @@ def bare(name: str) -> str:
 
     >>> bare("_orig_mod.model.norm.output"), bare("Vcur-0 (reshaped)")
     ('model.norm', 'Vcur-0')
+    >>> bare("base_model.model.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.base_layer")
+    'model.layers.0.self_attn.q_proj'
     """
-    return re.sub(r" \([a-z ]*\)$", "", _WRAPPERS.sub("", name).removesuffix(".output"))
+    short = re.sub(r" \([a-z ]*\)$", "", name.removesuffix(".output"))
+    while (inner := _WRAPPERS.sub("", short)) != short:
+        short = inner
+    return short
 
 
-def meanings(name: str, known: dict[str, tuple[Meaning, ...]]) -> tuple[Meaning, ...]:
-    """What a name stands for.
+def meanings(name: str, known: Mapping[str, tuple[Meaning, ...]]) -> tuple[Meaning, ...] | None:
+    """What a name stands for; None if nobody calls anything so.
 
     Args:
         name: anybody's.
         known: of :func:`lookup`.
 
     Raises:
-        TraceError: nobody calls anything so; the nearest known name is suggested.
+        TraceError: the name is well known, and of something that is no tap point.
     """
-    short = bare(name)
-    if short in known:
-        return known[short]
+    for candidate in (name, short := bare(name)):
+        if candidate in known:
+            return known[candidate]
     for pattern, reason in _NOT_A_TAP:
         if re.search(pattern, short):
             raise TraceError(f"{name!r} is no tap point: {reason}")
-    close = difflib.get_close_matches(short, known, n=1, cutoff=0.6)
-    if close:
-        raise TraceError(f"unknown name {name!r}: did you mean {close[0]!r}?")
-    raise TraceError(
-        f"unknown name {name!r}: expected a tap point such as 'block.0.attn.q', or its name in "
-        f"{', '.join(DIALECTS)}"
-    )
+    return None
 
 
 def foreign_names(tap: str, dialect: str, config: ModelConfig) -> list[str]:

@@ -15,12 +15,15 @@ def as_array(value: Any, name: str) -> Array:
     """An array that shares nothing with ``value``; bfloat16 as its bits (uint16).
 
     Args:
-        value: a NumPy array, a torch tensor on any device, or what ``numpy.asarray`` understands.
+        value: a NumPy array, a torch tensor on any device, what ``numpy.asarray`` understands, or
+            a list of such arrays of one shape: (1, …) each are joined to (N, …), others stacked.
         name: of the array, for messages.
 
     Raises:
         TraceError: it is none of these.
     """
+    if isinstance(value, list | tuple) and value and hasattr(value[0], "shape"):
+        return _joined([as_array(part, name) for part in value], name)
     if hasattr(value, "detach"):
         tensor = value.detach().cpu().contiguous()
         if str(tensor.dtype) == "torch.bfloat16":
@@ -28,6 +31,8 @@ def as_array(value: Any, name: str) -> Array:
             return bits
         array: Array = tensor.numpy().copy()
         return array
+    if str(getattr(value, "dtype", "")) == "mlx.core.bfloat16":  # which NumPy cannot take
+        value = value.astype(sys.modules["mlx.core"].float32)
     try:
         array = np.array(value)
     except (TypeError, ValueError) as error:
@@ -37,3 +42,13 @@ def as_array(value: Any, name: str) -> Array:
     if array.dtype.kind not in "iuf":
         raise TraceError(f"{name!r} has dtype {array.dtype}: expected numbers")
     return array
+
+
+def _joined(parts: list[Array], name: str) -> Array:
+    """Several arrays as one, such as the logits of each step of a generation."""
+    shapes = {part.shape for part in parts}
+    if len(shapes) > 1:
+        listed = ", ".join(map(str, sorted(shapes)))
+        raise TraceError(f"{name!r} is a list of arrays of shapes {listed}: expected one shape")
+    rows = parts[0].ndim > 1 and len(parts[0]) == 1
+    return np.concatenate(parts) if rows else np.stack(parts)

@@ -7,22 +7,27 @@ cannot be seen is left out. Everything is put back afterwards, also after an err
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.errors import ConfigError, TraceError
+from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.trace import Trace
-from gptoss_ref.verify.observe.adapters.arrays import from_arrays
+from gptoss_ref.verify.observe.adapters.arrays import Names, from_arrays
 from gptoss_ref.verify.observe.adapters.gradients import cross_entropy, differentiated
+from gptoss_ref.verify.observe.adapters.names import lookup
+from gptoss_ref.verify.observe.adapters.torch_config import own_config
+from gptoss_ref.verify.observe.adapters.torch_names import keep_logits, watch_names
 from gptoss_ref.verify.observe.adapters.torch_openai import watch_openai
 from gptoss_ref.verify.observe.adapters.torch_transformers import watch_transformers
-from gptoss_ref.verify.observe.adapters.watching import Caught
+from gptoss_ref.verify.observe.adapters.watching import Caught, Watch
 
 
 def capture(
@@ -30,6 +35,8 @@ def capture(
     tokens: Iterable[int] | Array,
     *,
     config: ModelConfig | None = None,
+    names: Names | None = None,
+    run: Callable[[Any], Any] | None = None,
     targets: Iterable[int] | Array | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     router_aux_loss_coef: float = 0.0,
@@ -37,13 +44,20 @@ def capture(
     """Run somebody's torch model on one prompt and keep what its tap points see.
 
     The module runs in evaluation mode, without gradients unless targets are given, and is left as
-    it was; its parameters' own ``grad`` is not touched.
+    it was; its parameters' own ``grad`` is not touched. What torch.compile has compiled runs as it
+    is written. What was seen and has no place in a trace is listed in ``trace.skipped``.
 
     Args:
-        module: transformers' ``GptOssForCausalLM`` (or its ``GptOssModel``: no logits), or a module
-            with the names of OpenAI's ``Transformer``; plain or inside a wrapper.
+        module: transformers' ``GptOssForCausalLM`` (or its ``GptOssModel``: no logits), a module
+            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, or any other:
+            then the outputs of the modules that have a known name are kept, and of TransformerLens'
+            hook points.
         tokens: (T,), the whole prompt.
         config: what the module is meant to be. None takes what the module says of itself.
+        names: what the outputs of modules of other names stand for, and which axes they have; see
+            :func:`~gptoss_ref.verify.observe.adapters.from_arrays`.
+        run: called with the prompt as a tensor (1, T) to run the module in another way than
+            ``module(prompt)``.
         targets: (T,), the id that each position should predict, −100 where it does not count: then
             the trace also holds the gradients of the loss, for what was seen and for the weights.
             A parameter that may be trained and gets no gradient counts as zero.
@@ -52,31 +66,36 @@ def capture(
         router_aux_loss_coef: of the load-balancing loss that ``loss`` includes, if it does.
 
     Raises:
-        TraceError: the module has neither naming, its outputs do not fit the configuration, or the
-            tokens do not fit the vocabulary.
+        TraceError: it is no torch module, its configuration cannot be told and none is given, or
+            none of its modules was called.
+        TokenError: the tokens do not fit the vocabulary.
         ConfigError: the module's own configuration is unusable, and none is given.
     """
     ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
     naming, root, head = _recognised(module)
-    config = config or (_own_config(module) if naming == "transformers" else _openai_config(root))
+    config = config or own_config(module, root, naming)
     Trace({}, tokens=ids, config=config)  # the prompt is judged before the model runs
     wanted = None if targets is None else Trace({}, tokens=ids, config=config, targets=targets)
     caught = Caught()
     torch = import_module("torch")
     if wanted is not None:
         caught.tensors = {}
-    with ExitStack() as stack, torch.set_grad_enabled(wanted is not None):
-        stack.enter_context(_evaluating(module))
+    with Watch(caught) as watch, torch.set_grad_enabled(wanted is not None):
+        watch.enter_context(_evaluating(module))
+        watch.enter_context(_as_written(torch, module))
+        prompt = torch.tensor(ids[None], device=_device(module))  # (1, T)
+        runner: Callable[..., Any] = module
         if naming == "transformers":
-            watch_transformers(stack, root, head, caught)
-            where = _device(root.embed_tokens)
-            runner, extra = (module if head is not None else root), {"use_cache": False}
-            prompt = torch.tensor(ids[None], device=where)  # (1, T)
-        else:
-            watch_openai(stack, root, caught, config, len(ids))
-            runner, extra = root, {}
-            prompt = torch.tensor(ids, device=_device(root.embedding))  # (T,)
-        result = runner(prompt, **extra)
+            watch_transformers(watch, root, head, caught)
+            runner = _without_cache(module if head is not None else root)
+        elif naming == "openai":
+            watch_openai(watch, root, caught, config, len(ids))
+            prompt, runner = prompt[0], root
+        known = lookup(config) if naming is None else {}
+        watch_names(watch, module, caught, {*(names or {}), *known}, list_others=naming is None)
+        result = (run or runner)(prompt)
+        if naming != "transformers" or head is not None:
+            keep_logits(caught, result, config, len(ids))
         if wanted is not None:
             logits = getattr(result, "logits", result)
             logits = logits[0] if logits.ndim == 3 else logits
@@ -85,78 +104,47 @@ def capture(
             )
             found = differentiated(torch, module, config, caught.tensors or {}, value)
             caught.arrays |= found
+    if not caught.arrays:
+        seen = ", ".join(skipped.name for skipped in caught.skipped.values())
+        raise TraceError(
+            f"{type(module).__qualname__} ran, and none of its modules has a known name: say what "
+            f"some stand for with names=; it has {seen[:400] or 'no modules that were called'}"
+        )
     trace = from_arrays(
         caught.arrays,
         ids,
         config,
-        names=caught.names,
+        names={**caught.names, **(names or {})},
         producer=f"{type(module).__module__.partition('.')[0]} {type(module).__qualname__}",
         dtype=caught.dtype,
         targets=targets,
         router_aux_loss_coef=router_aux_loss_coef,
+        unknown="skip",
     )
-    if not trace:
-        raise TraceError(f"{type(module).__qualname__} ran, but none of its modules was called")
+    trace.skipped = (*caught.skipped.values(), *trace.skipped)
     return trace
 
 
-def _recognised(module: Any) -> tuple[str, Any, Any]:
+def _recognised(module: Any) -> tuple[str | None, Any, Any]:
     """The naming, the module that holds the blocks, and transformers' head or None."""
-    modules = dict(module.named_modules()) if hasattr(module, "named_modules") else {}
+    if not hasattr(module, "named_modules"):
+        raise TraceError(f"expected a torch module, not {type(module).__qualname__}")
+    if hasattr(module, "hook_dict"):  # of TransformerLens, whose hook points see more
+        return None, module, None
+    modules = dict(module.named_modules())
     for path, candidate in modules.items():
         if hasattr(candidate, "embed_tokens") and hasattr(candidate, "layers"):
             above = modules.get(path.rpartition(".")[0]) if path else None
             return "transformers", candidate, getattr(above, "lm_head", None)
         if all(hasattr(candidate, name) for name in ("embedding", "block", "norm", "unembedding")):
             return "openai", candidate, None
-    raise TraceError(
-        f"{type(module).__qualname__} has the module names of neither transformers' "
-        "GptOssForCausalLM (embed_tokens, layers) nor OpenAI's Transformer (embedding, block, "
-        "norm, unembedding)"
-    )
+    return None, module, None
 
 
-def _own_config(module: Any) -> ModelConfig:
-    """The configuration of a transformers model."""
-    own: Any = getattr(module, "config", None)
-    if not hasattr(own, "to_dict"):
-        raise TraceError(f"{type(module).__qualname__} has no configuration: pass config")
-    return ModelConfig.from_json(own.to_dict())
-
-
-def _openai_config(module: Any) -> ModelConfig:
-    """The configuration of a module with OpenAI's names, which keeps it only in its parts."""
-    try:
-        attn, mlp = module.block[0].attn, module.block[0].mlp
-        rope = attn.rope
-        return ModelConfig(
-            num_hidden_layers=len(module.block),
-            num_experts=mlp.gate.out_features,
-            experts_per_token=mlp.experts_per_token,
-            vocab_size=module.embedding.num_embeddings,
-            hidden_size=module.embedding.embedding_dim,
-            intermediate_size=mlp.mlp1_weight.shape[1] // 2,
-            swiglu_limit=mlp.swiglu_limit,
-            head_dim=attn.head_dim,
-            num_attention_heads=attn.num_attention_heads,
-            num_key_value_heads=attn.num_key_value_heads,
-            sliding_window=attn.sliding_window,
-            initial_context_length=rope.initial_context_length,
-            rope_theta=rope.base,
-            rope_scaling_factor=rope.scaling_factor,
-            rope_ntk_alpha=rope.ntk_alpha,
-            rope_ntk_beta=rope.ntk_beta,
-            rms_norm_eps=module.norm.eps,
-            max_position_embeddings=round(rope.initial_context_length * rope.scaling_factor),
-        )
-    except (AttributeError, ConfigError) as error:
-        raise TraceError(
-            f"{type(module).__qualname__} does not say what it is ({error}): pass config"
-        ) from None
-
-
-def _device(embedding: Any) -> Any:
-    weight = next(embedding.parameters())
+def _device(module: Any) -> Any:
+    weight = next(module.parameters(), None)
+    if weight is None:
+        raise TraceError(f"{type(module).__qualname__} has no weights")
     if weight.device.type == "meta":
         raise TraceError("the module has no weights: its parameters are on the meta device")
     return weight.device
@@ -172,3 +160,24 @@ def _evaluating(module: Any) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+@contextmanager
+def _as_written(torch: Any, module: Any) -> Iterator[None]:
+    """Compiled modules run uncompiled, where hooks see them."""
+    compiled = any(
+        getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
+        for part in module.modules()
+    )
+    if not compiled or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _without_cache(module: Any) -> Callable[..., Any]:
+    """The module, told not to keep keys and values if it can be told so."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    takes = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return partial(module, use_cache=False) if takes else cast(Callable[..., Any], module)

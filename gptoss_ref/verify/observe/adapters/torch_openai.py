@@ -7,7 +7,6 @@ Modules by hooks; between them ``swiglu`` by standing in for it, and what ``topk
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
@@ -15,37 +14,35 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.observe.adapters.watching import (
     Caught,
     Hook,
+    Watch,
+    blocks_of,
     item_of,
     namespace_of,
-    on_entry,
-    on_exit,
     part_of,
     replaced,
 )
 
 
-def watch_openai(
-    stack: ExitStack, root: Any, caught: Caught, config: ModelConfig, length: int
-) -> None:
+def watch_openai(stack: Watch, root: Any, caught: Caught, config: ModelConfig, length: int) -> None:
     """Hooks of OpenAI's names, and a watch on the torch functions between the modules."""
-    on_exit(stack, root.embedding, caught.output("embedding"))
-    on_exit(stack, root.norm, caught.output("norm"))
-    on_exit(stack, root.unembedding, caught.output("unembedding"))
+    stack.on_exit(root.embedding, caught.output("embedding"))
+    stack.on_exit(root.norm, caught.output("norm"))
+    stack.on_exit(root.unembedding, caught.output("unembedding"))
     between = _Between(caught, config, length)
-    for n, block in enumerate(root.block):
+    for n, block in blocks_of(root.block):
         at, mlp = f"block.{n}", part_of(block, "mlp")
-        on_exit(stack, part_of(block, "attn"), caught.rounding)
+        stack.on_exit(part_of(block, "attn"), caught.rounding)
         for name in ("attn.norm", "attn.qkv", "attn.out", "attn", "mlp.norm", "mlp.gate", "mlp"):
-            on_exit(stack, part_of(block, name), caught.output(f"{at}.{name}"))
-        on_entry(stack, part_of(block, "attn.out"), caught.input(f"{at}.attn.out.input"))
-        on_exit(stack, part_of(block, "attn.rope"), _rotated(caught, f"{at}.attn."))
-        on_exit(stack, mlp, between.leaves_mlp)
+            stack.on_exit(part_of(block, name), caught.output(f"{at}.{name}"))
+        stack.on_entry(part_of(block, "attn.out"), caught.input(f"{at}.attn.out.input"))
+        stack.on_exit(part_of(block, "attn.rope"), _rotated(caught, f"{at}.attn."))
+        stack.on_exit(mlp, between.leaves_mlp)
         for part in ("attn", "mlp"):
-            on_entry(stack, part_of(block, part), between.at(n, part))
-            on_exit(stack, part_of(block, part), between.at(None, ""))
+            stack.on_entry(part_of(block, part), between.at(n, part))
+            stack.on_exit(part_of(block, part), between.at(None, ""))
         if mlp is not None:
             between.watch_swiglu(stack, namespace_of(mlp))
-    stack.enter_context(between.mode())
+    stack.enter_context(between.mode(stack))
 
 
 def _rotated(caught: Caught, at: str) -> Hook:
@@ -74,30 +71,32 @@ class _Between:
         self.block: int | None = None
         self.part = ""
         self._sum: Any = None
+        self._gated: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
 
     def at(self, n: int | None, part: str) -> Hook:
         def hook(*_: Any) -> None:
-            self.block, self.part, self._sum = n, part, None
+            self.block, self.part, self._sum, self._gated = n, part, None, []
 
         return hook
 
-    def watch_swiglu(self, stack: ExitStack, namespace: dict[str, Any]) -> None:
+    def watch_swiglu(self, stack: Watch, namespace: dict[str, Any]) -> None:
         original = namespace.get("swiglu")
         if original is None or id(namespace) in self._seen:
             return
         self._seen.add(id(namespace))
 
         def stand_in(x: Any, *args: Any, **kwargs: Any) -> Any:
-            self._keep("gate_up", x)
             act = original(x, *args, **kwargs)
-            self._keep("swiglu", act)
+            if hasattr(x, "detach"):
+                self._gated.append((x.detach().clone(), act.detach().clone()))
             return act
 
         stack.enter_context(replaced(namespace, "swiglu", stand_in))
 
-    def mode(self) -> Any:
+    def mode(self, watch: Watch) -> Any:
         """A context in which every function of torch is shown to ``_called`` with its result."""
+        watched = watch.guarded(self._called)
         base: Any = import_module("torch.overrides").TorchFunctionMode
 
         def torch_function(
@@ -105,7 +104,7 @@ class _Between:
         ) -> Any:
             result = function(*args, **(kwargs or {}))
             if self.part:
-                self._called(getattr(function, "__name__", ""), args, result)
+                watched(getattr(function, "__name__", ""), args, result)
             return result
 
         return type("Watch", (base,), {"__torch_function__": torch_function})()
@@ -131,11 +130,27 @@ class _Between:
 
     def leaves_mlp(self, _module: Any, args: tuple[Any, ...], value: Any) -> None:
         """A forward hook on the expert module, before it counts as left."""
+        self._keep_gated()
         total = args[0] + self._sum if self._sum is not None and args else None
         added = total is not None and ((total == value) | (total != total)).all()
         if not added:
             for stage in ("expert_out", "out"):
                 self.caught.drop(f"block.{self.block}.mlp.{stage} of a function")
+
+    def _keep_gated(self) -> None:
+        """What entered and left ``swiglu``: in one call, or in one for each token."""
+        shape = self.length, self.config.experts_per_token
+        sizes = [len(x) if x.ndim > 1 else 1 for x, _ in self._gated]
+        for item, stage in enumerate(("gate_up", "swiglu")):
+            calls = [call[item] for call in self._gated]
+            if len(calls) == 1:
+                self._keep(stage, calls[0])
+            elif sizes in ([shape[1]] * shape[0], [1] * (shape[0] * shape[1])):
+                rows = import_module("torch").cat([x.reshape(-1, x.shape[-1]) for x in calls])
+                self._keep(stage, rows.reshape(*shape, -1))
+            elif calls:
+                why = f"swiglu was called {len(calls)} times, and whose rows are whose is not known"
+                self.caught.skip(f"block.{self.block}.mlp.{stage}", calls[0], why)
 
     def _keep(self, stage: str, value: Any, layout: str = "") -> None:
         tap = f"block.{self.block}.{self.part}.{stage}"

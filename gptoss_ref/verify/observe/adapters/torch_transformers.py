@@ -7,7 +7,6 @@ integrations/moe.py.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -15,26 +14,27 @@ from typing import Any
 from gptoss_ref.verify.observe.adapters.watching import (
     Caught,
     Hook,
+    Watch,
+    blocks_of,
+    inside,
     item_of,
     namespace_of,
-    on_entry,
-    on_exit,
     part_of,
     replaced,
 )
 
 
-def watch_transformers(stack: ExitStack, root: Any, head: Any, caught: Caught) -> None:
+def watch_transformers(stack: Watch, root: Any, head: Any, caught: Caught) -> None:
     """Hooks of transformers' names; ``root`` is the GptOssModel."""
-    on_exit(stack, root.embed_tokens, caught.output("model.embed_tokens"))
-    on_exit(stack, root.norm, caught.output("model.norm"))
+    stack.on_exit(root.embed_tokens, caught.output("model.embed_tokens"))
+    stack.on_exit(root.norm, caught.output("model.norm"))
     if head is not None:
-        on_exit(stack, head, caught.output("lm_head"))
+        stack.on_exit(head, caught.output("lm_head"))
     rotating = _Rotating(caught)
-    for n, layer in enumerate(root.layers):
+    for n, layer in blocks_of(root.layers):
         at = f"model.layers.{n}"
-        on_exit(stack, layer, caught.output(at))
-        on_exit(stack, layer, caught.rounding)
+        stack.on_exit(layer, caught.output(at))
+        stack.on_exit(layer, caught.rounding)
         for part in (
             "input_layernorm",
             "self_attn.q_proj",
@@ -43,20 +43,19 @@ def watch_transformers(stack: ExitStack, root: Any, head: Any, caught: Caught) -
             "self_attn.o_proj",
             "post_attention_layernorm",
         ):
-            on_exit(stack, part_of(layer, part), caught.output(f"{at}.{part}"))
+            stack.on_exit(part_of(layer, part), caught.output(f"{at}.{part}"))
         for part in ("self_attn.o_proj", "post_attention_layernorm"):
-            on_entry(stack, part_of(layer, part), caught.input(f"{at}.{part}.input"))
+            stack.on_entry(part_of(layer, part), caught.input(f"{at}.{part}.input"))
         attn, experts = part_of(layer, "self_attn"), part_of(layer, "mlp.experts")
-        on_exit(stack, attn, caught.output(f"{at}.self_attn.attn_weights", 1))
-        on_entry(stack, attn, rotating.at(n))
+        stack.on_exit(attn, caught.output(f"{at}.self_attn.attn_weights", 1))
+        stack.on_entry(attn, rotating.at(n))
         if attn is not None:
             rotating.watch(stack, namespace_of(attn))
-        on_exit(stack, part_of(layer, "mlp.router"), _routed(caught, n))
+        stack.on_exit(part_of(layer, "mlp.router"), _routed(caught, n))
+        stack.on_exit(part_of(layer, "mlp"), caught.output(f"{at}.mlp"))
         if experts is not None:
-            on_exit(stack, experts, caught.output(f"{at}.mlp.experts"))
-            _Gating(n, experts, caught).watch(stack)
-        else:
-            on_exit(stack, part_of(layer, "mlp"), caught.output(f"{at}.mlp"))
+            stack.on_exit(experts, caught.output(f"{at}.mlp.experts"))
+            _Gating(n, inside(experts), caught).watch(stack)
 
 
 def _routed(caught: Caught, n: int) -> Hook:
@@ -89,7 +88,7 @@ class _Rotating:
 
         return hook
 
-    def watch(self, stack: ExitStack, namespace: dict[str, Any]) -> None:
+    def watch(self, stack: Watch, namespace: dict[str, Any]) -> None:
         name = "apply_rotary_pos_emb"
         if name not in namespace or id(namespace) in self._seen:
             return
@@ -120,20 +119,20 @@ class _Gating:
         self.calls: list[tuple[Any, Any]] = []
         self.live: list[tuple[Any, Any]] = []  # the same tensors, which have gradients
 
-    def watch(self, stack: ExitStack) -> None:
+    def watch(self, stack: Watch) -> None:
         original = getattr(self.experts, "_apply_gate", None)
         if original is None:
             return
 
-        def stand_in(gate_up: Any) -> Any:
-            act = original(gate_up)
+        def stand_in(gate_up: Any, *args: Any, **kwargs: Any) -> Any:
+            act = original(gate_up, *args, **kwargs)
             self.calls.append((gate_up.detach().clone(), act.detach().clone()))
             self.live.append((gate_up, act))
             return act
 
         stack.enter_context(replaced(vars(self.experts), "_apply_gate", stand_in))
-        on_entry(stack, self.experts, self._enters)
-        on_exit(stack, self.experts, self._leaves)
+        stack.on_entry(self.experts, self._enters)
+        stack.on_exit(self.experts, self._leaves)
 
     def _enters(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, *kwargs.values()]
@@ -144,7 +143,10 @@ class _Gating:
     def _leaves(self, *_: Any) -> None:
         rows = self._rows()
         if rows is None or sum(len(gate_up) for gate_up, _ in self.calls) != len(rows):
-            return  # not one of the implementations above
+            name = f"{self.at}gate_up, swiglu of _apply_gate"
+            why = f"{len(self.calls)} calls whose rows cannot be told apart"
+            self.caught.skip(name, self.calls[0][0] if self.calls else None, why)
+            return
         tokens, chosen = self.indices.shape
         for item, tap in enumerate(("gate_up", "swiglu")):
             values = self.experts_rows(item)

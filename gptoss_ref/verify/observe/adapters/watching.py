@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,10 +10,14 @@ from operator import itemgetter
 from typing import Any
 
 from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.trace import Skipped
 from gptoss_ref.verify.observe.adapters.gradients import Tensors
 from gptoss_ref.verify.observe.adapters.tensors import as_array
 
 Hook = Callable[..., None]
+
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
+"""Under what torch's and PEFT's wrappers keep the module that they wrap."""
 
 
 class Caught:
@@ -23,13 +28,23 @@ class Caught:
         self.names: dict[str, tuple[str, str]] = {}
         self.dtype: str | None = None
         self.tensors: Tensors | None = None  # to be differentiated, if gradients are wanted
+        self.skipped: dict[str, Skipped] = {}
+
+    def skip(self, name: str, value: Any, why: str) -> None:
+        """Note what was seen and has no place; the first such thing under a name."""
+        shape = tuple(getattr(value, "shape", ()))
+        self.skipped.setdefault(name, Skipped(name, shape, why))
 
     def keep(self, name: str, value: Any, tap: str | None = None, layout: str = "") -> None:
         """One tensor; ``tap`` and ``layout`` where names.py does not know the name."""
         if value is None or not hasattr(value, "detach"):
             return
         if name not in self.arrays:  # a module that is called again computes something else
-            self.arrays[name] = as_array(value, name)
+            try:
+                self.arrays[name] = as_array(value, name)
+            except Exception as error:
+                self.skip(name, value, f"cannot be read: {error}")
+                return
             if self.tensors is not None and value.requires_grad:
                 self.tensors[name] = [value], itemgetter(0)
             if tap is not None:
@@ -86,16 +101,57 @@ def replaced(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]
             namespace[name] = before
 
 
-def on_exit(stack: ExitStack, module: Any, hook: Hook) -> None:
-    """Call ``hook(module, args, output)`` after the module, until the stack closes."""
-    if module is not None:
-        stack.callback(module.register_forward_hook(hook).remove)
+class Watch(ExitStack):
+    """Hooks and stand-ins for the time of one pass, and what they have caught.
+
+    What goes wrong in them is noted as skipped, and the model goes on.
+    """
+
+    def __init__(self, caught: Caught) -> None:
+        super().__init__()
+        self.caught = caught
+
+    def on_exit(self, module: Any, hook: Hook) -> None:
+        """Call ``hook(module, args, output)`` after the module; None: there is no such module."""
+        if module is not None:
+            self.callback(module.register_forward_hook(self.guarded(hook)).remove)
+
+    def on_entry(self, module: Any, hook: Hook) -> None:
+        """Call ``hook(module, args, kwargs)`` before the module."""
+        if module is not None:
+            handle = module.register_forward_pre_hook(self.guarded(hook), with_kwargs=True)
+            self.callback(handle.remove)
+
+    def guarded(self, hook: Hook) -> Hook:
+        """The same hook, which never raises."""
+
+        @functools.wraps(hook)
+        def call(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                what = getattr(hook, "__qualname__", repr(hook)).split(".")[0].strip("_")
+                self.caught.skip(what, None, f"{type(error).__name__}: {error}")
+
+        return call
 
 
-def on_entry(stack: ExitStack, module: Any, hook: Hook) -> None:
-    """Call ``hook(module, args, kwargs)`` before the module, until the stack closes."""
-    if module is not None:
-        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+def inside(module: Any) -> Any:
+    """The module that a wrapper of torch's or PEFT's holds; others as they are."""
+    while True:
+        held = (getattr(module, "_modules", {}).get(name) for name in _INSIDE)
+        inner = next((part for part in held if part is not None), None)
+        if inner is None:
+            return module
+        module = inner
+
+
+def blocks_of(layers: Any) -> Iterator[tuple[int, Any]]:
+    """Number and module of each block, of a list of modules or of a dict by number."""
+    if hasattr(layers, "items"):
+        yield from sorted((int(n), block) for n, block in layers.items() if str(n).isdecimal())
+    else:
+        yield from enumerate(layers)
 
 
 def part_of(module: Any, path: str) -> Any:
@@ -107,6 +163,6 @@ def part_of(module: Any, path: str) -> Any:
 
 def namespace_of(module: Any) -> dict[str, Any]:
     """The namespace in which a module's forward looks up the functions it calls."""
-    forward = inspect.unwrap(module.forward)
+    forward = inspect.unwrap(inside(module).forward)
     found: dict[str, Any] = getattr(getattr(forward, "__func__", forward), "__globals__", {})
     return found

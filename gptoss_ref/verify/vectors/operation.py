@@ -1,0 +1,44 @@
+"""What an operation of the suite is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from gptoss_ref.numerics import Array
+from gptoss_ref.verify.replay.ops import Rules
+
+Values = dict[str, Array]
+"""Arrays by name."""
+Compute = Callable[[Rules, SimpleNamespace], Values]
+"""The outputs of an operation, from the rules and its inputs."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation.
+
+    Attributes:
+        name: as on the command line.
+        summary: its equation, in one line of plain text.
+        inputs: name to axes, in the order of a function's arguments.
+        parameters: name to meaning; they follow the inputs.
+        outputs: name to axes, in the order of a function's results.
+        compute: the answer under the given rules; inputs and parameters are attributes.
+        tolerance: largest relative L2 error of an output, by the precision of the implementation;
+            0 asks for the same bytes.
+    """
+
+    name: str
+    summary: str
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, str]
+    outputs: Mapping[str, str]
+    compute: Compute
+    tolerance: Mapping[str, float]
+
+    @property
+    def signature(self) -> str:
+        """How a function for it is called, for people."""
+        return f"{self.name}({', '.join((*self.inputs, *self.parameters))})"
