@@ -98,7 +98,8 @@ def _search_of(
         grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
         floor *= 8 * grown if grown > 2 * usual > 0 else 1
     form = _centred if tap == "logits" else _as_float64
-    target = Target(tap, lambda values: form(values[seen]), form(observed), True, floor)
+    see = form if seen.all() else lambda values: form(values[seen])
+    target = Target(tap, see, form(observed), True, floor)
     return WholeModels(model.weights, model.config, tokens, target, rounding, progress)
 
 
