@@ -381,11 +381,69 @@ def test_bad_input_is_one_clear_error(model: gr.Model, tokens: list[int]) -> Non
         gr.diagnose(model, gr.Trace({}, tokens=tokens, config=model.config))
     with pytest.raises(TraceError, match="without a prompt"):
         gr.diagnose(model, taps)
-    with pytest.raises(TraceError, match="unknown rounding 'half'"):
-        diagnose(model, taps, tokens, rounding="half")
+    with pytest.raises(TraceError, match="unknown rounding 'quarter'"):
+        diagnose(model, taps, tokens, rounding="quarter")
     seen = observation(taps["logits"], tokens, [3])
-    with pytest.raises(TraceError, match="unknown rounding 'half'"):
-        gr.diagnose(model, seen, rounding="half")
-    zeros = {"norm": np.zeros((LENGTH, model.config.hidden_size), np.float32)}
+    with pytest.raises(TraceError, match="unknown rounding 'quarter'"):
+        gr.diagnose(model, seen, rounding="quarter")
+    few = {"logits": np.ones((LENGTH, model.config.vocab_size), np.float32)}
     with pytest.raises(TraceError, match="rounding of OTHER cannot be told"):
-        gr.diagnose(model, gr.Trace(zeros, tokens=tokens, config=model.config))
+        gr.diagnose(model, gr.Trace(few, tokens=tokens, config=model.config))
+
+
+# --- mistakes of whoever recorded the arrays ---
+
+
+def softmax(logits: Any) -> Any:
+    return torch.softmax(torch.from_numpy(logits).double(), -1).float().numpy()
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "right"),
+    [
+        (lambda z: np.log(softmax(z)), "log-probabilities", True),
+        (lambda z: z - z.mean(1, keepdims=True), "constant in every row", True),
+        (softmax, "These are probabilities", True),
+        (lambda z: np.roll(z, 1, 0), "shifted by one", False),
+        (lambda z: z * np.float32(2), "multiplied by 2", False),
+        (np.zeros_like, "nothing but zeros", False),
+    ],
+)
+def test_what_was_done_to_logits(
+    model: gr.Model, tokens: list[int], change: Any, said: str, right: bool
+) -> None:
+    logits = change(run(random_checkpoint(), tokens[:20], "float32")["logits"])
+    diagnosis = gr.diagnose(model, {"logits": logits}, tokens=tokens[:20])
+    assert said in " ".join((diagnosis.verdict, *diagnosis.notes))
+    assert diagnosis.ok == right
+    assert not diagnosis.causes
+    assert not diagnosis.unexplained
+
+
+def test_another_token_is_named(model: gr.Model, tokens: list[int]) -> None:
+    """By its row of the embedding, or by what follows from it."""
+    other = [*tokens[:5], (tokens[5] + 1) % model.config.vocab_size, *tokens[6:12]]
+    taps = run(random_checkpoint(), other, "float32")
+    for seen in (taps, {"logits": taps["logits"]}):
+        diagnosis = gr.diagnose(model, seen, tokens=tokens[:12])
+        assert str(other[5]) in diagnosis.verdict
+        assert "prompt is another one" in diagnosis.verdict
+        assert not diagnosis.causes
+
+
+def test_arrays_that_were_never_written_or_turned(model: gr.Model, tokens: list[int]) -> None:
+    taps = run(random_checkpoint(), tokens[:12], "float32")
+    zeros = {**taps, "block.1.attn.q": np.zeros_like(taps["block.1.attn.q"])}
+    assert "never written" in gr.diagnose(model, zeros, tokens=tokens[:12]).verdict
+    turned = {**taps, "block.1.attn.weights": taps["block.1.attn.weights"].swapaxes(1, 2)}
+    assert "axes T and S" in gr.diagnose(model, turned, tokens=tokens[:12]).verdict
+
+
+def test_a_value_on_no_list_is_fitted(model: gr.Model, tokens: list[int]) -> None:
+    """And how sharply the numbers fix it."""
+    taps = run(random_checkpoint(), tokens, "float32", {"rope-theta"})
+    (cause,) = gr.diagnose(model, taps, tokens=tokens).causes
+    assert cause.name == "rope-theta"
+    assert cause.value == pytest.approx(90000, rel=1e-3)
+    low, high = cause.interval
+    assert low <= 90000 <= high < 1.01 * low

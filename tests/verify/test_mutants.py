@@ -51,6 +51,14 @@ nibbles-swapped nibbles-split scale-bias-128 scale-bias-126 scale-0 scale-255 sc
 experts-transposed qkv-order norm-scale-after-cast norm-eps residual-missing embedding-scaled
 unembedding-tied float16-overflow
 """
+ARRIVED_OTHERWISE = """
+norm-scale-missing q-bias-missing k-bias-missing v-bias-missing out-bias-missing value-bias-folded
+tensor-missing rows-reordered
+"""
+CONSTANTS = """
+rope-theta yarn-factor yarn-original-length yarn-beta-fast yarn-beta-slow yarn-concentration
+score-scale window-width swiglu-alpha swiglu-limit
+"""
 NO_LAYER = {
     "MXFP4 encoding rounds half away from even": "concerns who writes a checkpoint, not who reads "
     "one: test_mutations.py holds it against the encoder",
@@ -201,7 +209,9 @@ def test_a_tie_moves_logits_by_no_more_than_their_rounding() -> None:
 
 
 def test_every_public_row_is_here() -> None:
-    rows = " ".join((POSITION, ATTENTION, EXPERTS, LOADING)).split()
+    rows = " ".join(
+        (POSITION, ATTENTION, EXPERTS, LOADING, ARRIVED_OTHERWISE, CONSTANTS)
+    ).split()
     listed = set(names_of(CATALOGUE + TIES + EQUIVALENT))
     assert set(rows) <= listed
     beyond = listed - set(rows)

@@ -127,7 +127,8 @@ def _constant(
         consequence=consequence,
         shortest=shortest,
         reports=reports,
-        note="The value is fitted to the other's numbers.",
+        note="The value is fitted to the other's numbers."
+        + " Short prompts hide it: the window covers them." * integer,
         parameter=parameter,
         **extra,
     )(wrong)

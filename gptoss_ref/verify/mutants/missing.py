@@ -194,7 +194,7 @@ def _reordered(letters: str, *, back: bool) -> Change:
     ),
 )
 def rows_reordered(rules: Rules) -> Rules:
-    """The rows of the key projection are in the order of adjacent pairs: 0, C/2, 1, C/2 + 1, …"""
+    """The rows of the key projection are in the order of adjacent pairs (0, C/2, 1, C/2 + 1)."""
     return _reordered("k", back=False)(rules)
 
 

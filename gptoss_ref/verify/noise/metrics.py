@@ -177,8 +177,8 @@ def without_constant(ref: Array, other: Array) -> Array:
 
     Logits that differ by a constant a row have the same softmax: they are the same model's.
     """
-    difference = np.asarray(other, np.float64) - np.asarray(ref, np.float64)
     with np.errstate(invalid="ignore"):
+        difference = np.asarray(other, np.float64) - np.asarray(ref, np.float64)
         usable = np.isfinite(difference)
         shift = np.where(usable, difference, 0).sum(1) / np.maximum(usable.sum(1), 1)
     result: Array = np.asarray(other, np.float64) - shift[:, None]
@@ -219,7 +219,8 @@ SHIFTED = 1e-3
 
 def constant_remark(other: Array, exact: Array) -> str | None:
     """What to say of logits (T, V) that differ from the reference's by a constant in every row."""
-    difference = np.asarray(other, np.float64) - np.asarray(exact, np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.asarray(other, np.float64) - np.asarray(exact, np.float64)
     if not np.isfinite(difference).all() or difference.shape[1] < 2:
         return None
     shift, size = difference.mean(1), float(np.sqrt(np.mean(np.asarray(exact, np.float64) ** 2)))

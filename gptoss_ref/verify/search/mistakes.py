@@ -112,8 +112,10 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             "every row, and are not compared."
         )
         yield Mistake(sentence, mended, harmless=True, certain=True)
+    if not finite or not np.isfinite(exact).all():
+        return
     a, b = (x - x.mean(1, keepdims=True) for x in (exact, other))
-    if finite and (size := float((a * a).sum())) > 0:
+    if (size := float((a * a).sum())) > 0:
         factor = float((a * b).sum()) / size
         if factor > 0 and abs(factor - 1) > 1e-3:
             sentence = (

@@ -95,10 +95,11 @@ def _search_of(
     """The search in the rows ``seen`` (T,) of one array of outputs (T, D) or (T, V)."""
     floor = UNITS[rounding] / 8
     if tap == "logits":  # modulo a constant a row
-        grown = _size(observed) / max(_size(_centred(observed)), 1e-300)
-        floor *= 8 * grown if grown > 2 * _size(exact) / _size(_centred(exact)) else 1
+        grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
+        floor *= 8 * grown if grown > 2 * usual > 0 else 1
     form = _centred if tap == "logits" else _as_float64
-    target = Target(tap, lambda values: form(values[seen]), form(observed), True, floor)
+    see = form if seen.all() else lambda values: form(values[seen])
+    target = Target(tap, see, form(observed), True, floor)
     return WholeModels(model.weights, model.config, tokens, target, rounding, progress)
 
 
@@ -116,7 +117,7 @@ def _centred(logits: Array) -> Array:
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(wide)
         mean = np.where(finite, wide, 0).sum(1) / np.maximum(finite.sum(1), 1)
-    centred: Array = wide - mean[:, None]
+        centred: Array = wide - mean[:, None]
     return centred
 
 
