@@ -35,6 +35,13 @@ def test_the_readme_shows_what_happens() -> None:
     assert rerun(text).splitlines() == text.splitlines()
 
 
+def test_the_layer_in_the_readme_is_the_layer() -> None:
+    shown = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    source = (ROOT / "gptoss_ref" / "layers" / "attention.py").read_text()
+    assert shown
+    assert all(code in source for code in shown)
+
+
 def test_rerunning_notices_a_wrong_output() -> None:
     text = "```console\n$ gptoss-ref info 20b\nnothing\n```\n```pycon\n>>> 6 * 7\n41\n```\n"
     fresh = rerun(text)
