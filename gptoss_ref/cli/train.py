@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref._extras import install_line
 from gptoss_ref.cli.console import notes, output
 from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError
@@ -106,7 +107,7 @@ def _check_plot(file: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise GptOssError(
-            "--plot needs matplotlib, of the extra viz: pip install 'gptoss-ref[viz]'"
+            f"--plot needs matplotlib, which is not installed: {install_line('viz')}"
         ) from None
     path = Path(file)
     if path.suffix not in (".svg", ".png", ".pdf"):
