@@ -115,7 +115,7 @@ ENTRIES = (
         "gpt_oss_jax.py",
         ("jax", "flax", "tqdm"),
         ("atsentia/gpt-oss-jax", "3af7097"),
-        truth="sdpa in gpt_oss/jax/model.py, line 512: `q_positions - kv_positions > sliding_window`",
+        truth="sdpa in gpt_oss/jax/model.py, 512: `q_positions - kv_positions > sliding_window`",
     ),
 )
 
