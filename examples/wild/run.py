@@ -115,7 +115,7 @@ ENTRIES = (
         "gpt_oss_jax.py",
         ("jax", "flax", "tqdm"),
         ("atsentia/gpt-oss-jax", "3af7097"),
-        truth="sdpa in gpt_oss/jax/model.py keeps the key at a distance of the window's width",
+        truth="sdpa in gpt_oss/jax/model.py, 512: `q_positions - kv_positions > sliding_window`",
     ),
 )
 
@@ -161,7 +161,8 @@ def verdict(line: dict[str, object]) -> str:
     assert isinstance(named, list)
     assert isinstance(unnamed, list)
     if line["ok"]:
-        return f"right ({line['judged']} tap points)"
+        judged = line["judged"]
+        return f"right ({judged} tap point{'s' * (judged != 1)})"
     words = [f"`{name}`" for name in named] + [f"{tap}: wrong, no name" for tap in unnamed[:2]]
     return ", ".join(words) or "wrong, no name"
 
