@@ -6,7 +6,8 @@
 The forward pass keeps the residual that enters each block and nothing else. Then the blocks are
 gone through from the last to the first: each block's activations are computed again from its
 residual, used, and dropped, so memory is that of one block and one residual a block (and of at most
-256 MiB of attention's activations, where they spare computing). Which functions compute the gradients, :mod:`gptoss_ref.gradients` or the kernels, follows the backend.
+256 MiB of attention's activations, where they spare computing). Which functions compute the
+gradients, :mod:`gptoss_ref.gradients` or the kernels, follows the backend.
 """
 
 from __future__ import annotations

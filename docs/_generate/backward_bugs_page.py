@@ -9,10 +9,11 @@ from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS, Gradient
 PAGE = Path(__file__).parents[1] / "backward_bugs.md"
 HEAD = """# What goes wrong in backward passes
 
-Bugs of backward passes that `diagnose` names, in the order in which a backward pass meets them. Each is
-built into a torch model apart from this catalogue (`tests/support/buggy_twin/backward.py`), and is named
-first there, alone, from a float32 trace (`tests/verify/test_gradients.py`); correct runs in float64,
-float32 and bfloat16 are accused of nothing. Bugs with no report are slips that the derivations invite.
+Bugs of backward passes that `diagnose` names, in the order in which a backward pass meets them.
+Each is built into a torch model apart from this catalogue
+(`tests/support/buggy_twin/backward.py`), and is named first there, alone, from a float32 trace
+(`tests/verify/test_gradients.py`); correct runs in float64, float32 and bfloat16 are accused of
+nothing. Bugs with no report are slips that the derivations invite.
 
 """
 
