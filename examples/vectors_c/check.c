@@ -10,6 +10,7 @@
 // within the manifest's tolerance of an expected or otherwise accepted answer.
 
 #include <math.h>
+#include <stdint.h>
 
 #include "files.h"
 
@@ -39,6 +40,32 @@ static void rmsnorm(const float *x, const float *scale, long T, long D, double e
   }
 }
 
+// d_y (T, F), x (T, 2F), gates at even and ups at odd entries -> d_x (T, 2F): 0 beyond the clamps.
+static void swiglu_backward(const float *d_y, const float *x, long pairs, double alpha,
+                            double limit, float *d_x) {
+  for (long i = 0; i < pairs; i++) {
+    double gate = fmin(x[2 * i], limit), up = fmax(fmin(x[2 * i + 1], limit), -limit);
+    double s = 1 / (1 + exp(-alpha * gate));
+    double d_gate = d_y[i] * (up + 1) * (s + alpha * gate * s * (1 - s));
+    d_x[2 * i] = x[2 * i] <= limit ? d_gate : 0;  // the gate has no clamp from below
+    d_x[2 * i + 1] = fabs(x[2 * i + 1]) <= limit ? d_y[i] * gate * s : 0;
+  }
+}
+
+// d_weights (T, A), logits (T, E), the chosen (T, A) -> d_logits (T, E): 0 for those not chosen.
+static void router_backward(const float *d_weights, const float *logits, const int32_t *chosen,
+                            long T, long A, long E, float *d_logits) {
+  for (long t = 0; t < T; t++, d_weights += A, chosen += A, logits += E, d_logits += E) {
+    double total = 0, delta = 0, top = -INFINITY;
+    for (long a = 0; a < A; a++) top = fmax(top, logits[chosen[a]]);
+    for (long a = 0; a < A; a++) total += exp(logits[chosen[a]] - top);
+    for (long a = 0; a < A; a++) delta += exp(logits[chosen[a]] - top) / total * d_weights[a];
+    for (long e = 0; e < E; e++) d_logits[e] = 0;
+    for (long a = 0; a < A; a++)
+      d_logits[chosen[a]] = exp(logits[chosen[a]] - top) / total * (d_weights[a] - delta);
+  }
+}
+
 // Equal, the sign of zero included, or with a relative L2 error within the tolerance.
 static int agrees(const float *ours, const float *expected, long count, double tolerance) {
   double distance = 0, size = 0;
@@ -58,6 +85,17 @@ static const char *named(const char *id, const char *name, int other) {
   return key;
 }
 
+// The output that this program computes of an operation; NULL if it computes none.
+static const char *output_of(const char *operation) {
+  static const char *known[][2] = {{"mxfp4_decode", "values"},
+                                   {"rmsnorm", "y"},
+                                   {"swiglu_backward", "d_x"},
+                                   {"router_backward", "d_logits"}};
+  for (int i = 0; i < 4; i++)
+    if (!strcmp(operation, known[i][0])) return known[i][1];
+  return NULL;
+}
+
 static void run(const char *operation, const char *vectors, const char *results) {
   char *name = text(member(operation, "name")), *file_name = text(member(operation, "file"));
   char *file = contents(vectors, file_name);
@@ -66,17 +104,24 @@ static void run(const char *operation, const char *vectors, const char *results)
   int right = 0, cases = 0;
   for (const char *c = first(member(operation, "cases")); c; c = next(c), cases++) {
     char *id = text(member(c, "id"));
-    int decoding = !strcmp(name, "mxfp4_decode");
-    const char *output = decoding ? "values" : "y";
+    const char *parameters = member(c, "parameters"), *output = output_of(name);
     Tensor expected = tensor(file, named(id, output, 0));
     long count = expected.shape[0] * expected.shape[1];
     float *ours = malloc(count * sizeof *ours);
-    if (decoding) {
+    if (!strcmp(name, "mxfp4_decode")) {
       Tensor blocks = tensor(file, named(id, "blocks", 0));
       mxfp4_decode(blocks.data, tensor(file, named(id, "scales", 0)).data, count / 32, ours);
+    } else if (!strcmp(name, "swiglu_backward")) {
+      Tensor d_y = tensor(file, named(id, "d_y", 0)), x = tensor(file, named(id, "x", 0));
+      double alpha = atof(member(parameters, "alpha")), limit = atof(member(parameters, "limit"));
+      swiglu_backward(d_y.data, x.data, count / 2, alpha, limit, ours);
+    } else if (!strcmp(name, "router_backward")) {
+      Tensor d = tensor(file, named(id, "d_weights", 0)), l = tensor(file, named(id, "logits", 0));
+      Tensor chosen = tensor(file, named(id, "indices", 0));
+      router_backward(d.data, l.data, chosen.data, l.shape[0], d.shape[1], l.shape[1], ours);
     } else {
       Tensor x = tensor(file, named(id, "x", 0)), scale = tensor(file, named(id, "scale", 0));
-      double eps = atof(member(member(c, "parameters"), "eps"));
+      double eps = atof(member(parameters, "eps"));
       rmsnorm(x.data, scale.data, x.shape[0], x.shape[1], eps, ours);
     }
     add(&out, named(id, output, 0), expected.rank, expected.shape, ours);
@@ -101,7 +146,7 @@ int main(int argc, char **argv) {
   char *manifest = contents(argv[1], "manifest.json");
   for (const char *o = first(member(manifest, "operations")); o; o = next(o)) {
     char *name = text(member(o, "name"));
-    if (!strcmp(name, "mxfp4_decode") || !strcmp(name, "rmsnorm")) run(o, argv[1], argv[2]);
+    if (output_of(name)) run(o, argv[1], argv[2]);
     free(name);
   }
   free(manifest);

@@ -93,7 +93,8 @@ def test_the_results_are_judged(
     assert said in judged
     own = dict(re.findall(r"^(\w+): (\d+ of \d+) right", done.stdout, re.M))
     assert own == dict(re.findall(r"^(\w+) +(\d+ of \d+) right", judged, re.M))
-    assert set(own) == {"mxfp4_decode", "rmsnorm"}
+    backward = {"swiglu_backward", "router_backward"} if language == "c" else set()
+    assert set(own) == {"mxfp4_decode", "rmsnorm"} | backward
 
 
 @pytest.mark.parametrize("language", list(TOOLS))
