@@ -21,7 +21,7 @@ from gptoss_ref.verify.noise.tap_check import Local
 from gptoss_ref.verify.observe.adapters import from_arrays, read
 from gptoss_ref.verify.observe.adapters.arrays import prompt_ids
 from gptoss_ref.verify.observe.observation import LogprobObservation
-from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
+from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.progress import Progress, unwatched
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
@@ -263,7 +263,7 @@ def _row(search: Search, found: list[Found], local: Local) -> Row:
         verdict = "nan" if local.broken.any() else "diverges"
         explained = tap in search.locals and search.locals[tap].excess <= 1
         by = [f.candidate for f in found if tap in search.reach(f.candidate)]
-        note = f"{local.excess:.3g} times what rounding explains"
+        note = f"off by {in_words(local.excess)}"
         if explained and by:
             note += f"; explained by {' and '.join(c.name for c in by)}"
             if all(c.harmless for c in by):

@@ -93,7 +93,7 @@ FREEDOM = {
     "replace_a_layer": (5.0, 2.0),  # errors made of float32 rounding; positions
     "ablate_sinks": (1.0, 4.0),  # answers of 60, per cent
     "reasoning_effort": (1.2, 8.0),  # per cent of 25, tokens
-    "diagnose_transformers": (1.5, 0.0),
+    "diagnose_transformers": (3.0, 0.0),  # what rounding explains, by one digit
 }
 
 

@@ -20,7 +20,7 @@ from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS, Gradient
 from gptoss_ref.verify.gradients.replay import Judged, Replay
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
+from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Report, Row
 
 CLEARLY = 3.0
@@ -137,7 +137,7 @@ class Search:
         by = self.notes.get(judged.name, "")
         if wrong:
             verdict = "nan" if errors.broken.any() else "diverges"
-            note = f"{judged.excess:.3g} times what rounding explains"
+            note = f"off by {in_words(judged.excess)}"
             note += f"; explained by {by}" if by else "; not explained"
             if by and all(f.mutant.equivalent for f in self.found if f.mutant.name in by):
                 verdict = "rewritten"

@@ -73,8 +73,8 @@ class Cause:
         lines = [f"{self.title}: {self.summary}", f"  {self.consequence}"]
         if self.share is None:
             lines.append(
-                f"  found at {self.tap}: {_times(self.error_before)} without it, "
-                f"{_times(self.error_after)} with it"
+                f"  found at {self.tap}: without this bug the numbers there are off by "
+                f"{in_words(self.error_before)}; with it, by {in_words(self.error_after)}"
             )
         else:
             lines.append(
@@ -116,9 +116,10 @@ class Unexplained:
     def lines(self) -> list[str]:
         """The same in words."""
         others = f", and at {len(self.taps) - 1} more of its kind" if len(self.taps) > 1 else ""
-        lines = [f"{self.tap}{others}: {_times(self.error)}; {self.where}"]
+        lines = [f"{self.tap}{others}: off by {in_words(self.error)}; {self.where}"]
         if self.nearest is not None and self.remaining is not None:
-            lines.append(f"  {self.nearest} comes nearest and leaves {_times(self.remaining)}")
+            left = in_words(self.remaining)
+            lines.append(f"  {self.nearest} comes nearest; with it the numbers are off by {left}")
         return [*lines, *(f"  {hint}" for hint in self.hints)]
 
 
@@ -193,8 +194,13 @@ class Diagnosis(Report):
         }
 
 
-def _times(excess: float) -> str:
-    return f"{excess:.3g} times what rounding explains"
+def in_words(excess: float) -> str:
+    """An error in multiples of what rounding explains, for a reader who meets it once."""
+    if excess <= 1:
+        return "no more than rounding explains"
+    if excess < 100:
+        return f"{excess:.2g} times what rounding explains"
+    return "far more than rounding explains"
 
 
 def _blocks(blocks: Sequence[int]) -> str:
