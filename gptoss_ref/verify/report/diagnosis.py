@@ -137,6 +137,7 @@ class Diagnosis(Report):
     """
 
     command: ClassVar[str] = "diagnose"
+    local: ClassVar[bool] = True
 
     causes: tuple[Cause, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()

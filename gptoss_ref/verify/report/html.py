@@ -13,7 +13,7 @@ from itertools import groupby
 
 from gptoss_ref.tracing.gradients import split
 from gptoss_ref.verify.report.report import WRONG, Report, Row
-from gptoss_ref.verify.report.text import FLIPS_SHOWN, kinds, number, prediction
+from gptoss_ref.verify.report.text import FLIPS_SHOWN, kinds, number, predicted_by, prediction
 
 STEP, LEFT, TOP, PLOT, BOTTOM = 9, 44, 12, 220, 34  # pixels
 ZERO = 1e-20  # an error of nothing is drawn at the bottom
@@ -84,7 +84,7 @@ def _head(report: Report) -> Iterator[str]:
         yield f"<dt>{term}</dt><dd>{escape(fact)}</dd>"
     predictions = [prediction(row) for row in report.rows if "kl_mean" in row.extra]
     for text in predictions:
-        yield f"<dt>Predictions</dt><dd>{escape(text)}</dd>"
+        yield f"<dt>{escape(predicted_by(report).capitalize())}</dt><dd>{escape(text)}</dd>"
     yield "</dl>"
 
 

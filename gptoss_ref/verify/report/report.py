@@ -89,6 +89,8 @@ class Report:
     """
 
     command: ClassVar[str] = "compare"
+    local: ClassVar[bool] = False
+    """Whether a row judges its stage alone, from the other's own inputs of it."""
 
     ref: str
     other: str

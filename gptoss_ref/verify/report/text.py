@@ -44,7 +44,7 @@ def lines(report: Report, *, verbose: bool = False) -> Iterator[Line]:
             yield from map(_line, rows)
         else:
             yield from _collapsed(block, rows)
-    yield from _predictions(report.rows)
+    yield from _predictions(report)
     yield from _flips(report)
     if report.missing:
         yield Line("")
@@ -95,11 +95,18 @@ def _collapsed(block: int | None, rows: Sequence[Row]) -> Iterator[Line]:
 _VERDICTS = ("ok", "tie", "rewritten", "unjudged", "follows")
 
 
-def _predictions(rows: Iterable[Row]) -> Iterator[Line]:
-    for row in rows:
+def _predictions(report: Report) -> Iterator[Line]:
+    for row in report.rows:
         if "kl_mean" in row.extra:
             yield Line("")
-            yield Line(f"predictions: {prediction(row)}")
+            yield Line(f"{predicted_by(report)}: {prediction(row)}")
+
+
+def predicted_by(report: Report) -> str:
+    """Whose predictions the row of the logits is about: those of the whole model, if it can be."""
+    if report.local and any(row.name == "norm" for row in report.rows):
+        return "predictions of the unembedding alone, from the other's own final norm"
+    return "predictions"
 
 
 def prediction(row: Row) -> str:
