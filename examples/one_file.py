@@ -10,6 +10,7 @@ T, S query and key positions   D hidden size    H, K query and key/value heads, 
 C head size                    E, A experts, experts per token      F expert size    V vocabulary
 """
 
+import argparse
 import math
 
 import numpy as np
@@ -119,6 +120,7 @@ def forward(tokens, weights, config):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     model = gr.load("tiny")
     messages = build_conversation("What is 27 + 58?")
     prompt = render_conversation(messages, model.tokenizer)

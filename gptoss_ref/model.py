@@ -138,18 +138,19 @@ class Model:
         """
         held = self.new_cache() if cache is None else cache
         self._check_cache(held)
-        ids = self.checked(tokens, held.length)
+        start = held.length
+        ids = self.checked(tokens, start)
         layers = list(held.layers)
         look = _no_tap if tap is None else _looking(tap)
         one_token = self._one_token() if len(ids) == 1 and tap is None else None
         if one_token is None:
-            x = self._whole_arrays(ids, held.length, layers, look)  # (T, D)
+            x = self._whole_arrays(ids, start, layers, look)  # (T, D)
         else:
             x = self._embedded(ids)  # (1, D)
-            one_token(x, *self._rope_tables(np.array([held.length])), held.length, layers)
+            one_token(x, *self._rope_tables(np.array([start])), start, layers)
         logits = self._logits(x[-1:] if last_only else x, look)  # (T, V)
         if cache is not None:
-            cache.commit(layers, held.length, held.length + len(ids))
+            cache.commit(layers, start, start + len(ids))
         return logits
 
     def _whole_arrays(self, ids: Array, start: int, layers: list[LayerCache], tap: Tap) -> Array:

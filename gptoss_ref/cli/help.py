@@ -45,7 +45,7 @@ EXAMPLES = {
         'gptoss-ref tokens "What is 27 + 58?" --chat --json',
     ),
     "diagnose": (
-        "gptoss-ref diagnose tiny theirs.npz --tokens @prompt.txt --names names.json",
+        "gptoss-ref diagnose tiny theirs.npz --tokens 17,4,250 --names names.json",
         'gptoss-ref diagnose tiny --endpoint http://localhost:8080 --prompt "What is 27 + 58?"',
     ),
     "inspect": (

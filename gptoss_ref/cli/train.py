@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             def report(entry: dict[str, Any], steps: int) -> None:
                 nonlocal done
                 done = entry["step"]
-                if bar is not None and "loss" in entry:
+                if screen.is_rich and bar is not None and "loss" in entry:
                     bar(done, steps, f"loss {entry['loss']:.4f}")
                 elif "loss" not in entry or done % max(1, steps // LINES) == 0:
                     screen.line(line(entry, steps))

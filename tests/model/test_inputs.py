@@ -91,7 +91,7 @@ def test_unknown_policy_and_backend() -> None:
     with pytest.raises(GptOssError, match="cuda"):
         Model(CONFIG, weights, backend="cuda")
     assert get_backend("numpy") is NUMPY
-    with pytest.raises(GptOssError, match="unknown backend 'cuda': expected one of numba, numpy"):
+    with pytest.raises(GptOssError, match="unknown backend 'cuda': expected one of auto, numba, numpy"):
         get_backend("cuda", FLOAT64)
 
 
@@ -237,7 +237,7 @@ def test_loading_makes_scale_255_an_error_unless_told(monkeypatch: pytest.Monkey
     fields |= {"config": MXFP4_CONFIG, "weights": weights, "layout": "hf", "nbytes": 0}
     fields |= {"generation": {}}
     fake: Callable[..., Checkpoint] = lambda *a, **k: Checkpoint(**fields)  # noqa: E731
-    monkeypatch.setattr("gptoss_ref.model.load_checkpoint", fake)
+    monkeypatch.setattr("gptoss_ref.checkpoint.load.load_checkpoint", fake)
     with pytest.raises(CheckpointError, match="255"):
         load("anywhere")(TOKENS)
     with np.errstate(all="ignore"):

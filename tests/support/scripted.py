@@ -13,6 +13,7 @@ import numpy as np
 from gptoss_ref.backend import NUMPY
 from gptoss_ref.chat import o200k_harmony
 from gptoss_ref.errors import TokenError
+from gptoss_ref.numerics import FLOAT64
 
 VOCABULARY = 201_088
 INTERRUPT = "\N{SYMBOL FOR CANCEL}"
@@ -39,7 +40,7 @@ class ScriptedModel:
         self.tokenizer = o200k_harmony()
         self.config = SimpleNamespace(max_position_embeddings=context)
         self.stop_tokens = self.tokenizer.stop_tokens
-        self.backend = NUMPY
+        self.backend, self.policy = NUMPY, FLOAT64
         self.seconds = seconds
         self.prompts: list[str] = []
         self._script = iter(script)
