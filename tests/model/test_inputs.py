@@ -91,7 +91,7 @@ def test_unknown_policy_and_backend() -> None:
     with pytest.raises(GptOssError, match="cuda"):
         Model(CONFIG, weights, backend="cuda")
     assert get_backend("numpy") is NUMPY
-    with pytest.raises(GptOssError, match="unknown backend 'cuda': expected one of auto, numba, numpy"):
+    with pytest.raises(GptOssError, match="expected one of auto, numba, numpy"):
         get_backend("cuda", FLOAT64)
 
 

@@ -203,7 +203,11 @@ def test_a_window_bug_tells_its_first_token() -> None:
     assert f"from token {row.first_token} on" in row.note
 
 
-@pytest.mark.parametrize("rewriting", REWRITINGS)
+# compare takes arrays by their names; that heads or experts are numbered otherwise, diagnose finds.
+ANOTHER_ORDER = {"heads-permuted", "experts-permuted"}
+
+
+@pytest.mark.parametrize("rewriting", [r for r in REWRITINGS if r not in ANOTHER_ORDER])
 def test_rewritings_are_not_accused(rewriting: str) -> None:
     _, ref = suspect_reference()
     theirs = suspect(rewriting)
@@ -412,8 +416,8 @@ def test_traces_that_do_not_belong_together() -> None:
             ref,
             without_model(Trace({"embedding": ref["embedding"]}, tokens=tokens, config=ref.config)),
         )
-    with pytest.raises(TraceError, match="unknown rounding 'half'"):
-        compare(ref, theirs, rounding="half")
+    with pytest.raises(TraceError, match="unknown rounding 'quarter'"):
+        compare(ref, theirs, rounding="quarter")
 
 
 def test_nothing_is_judged_where_nothing_is_known() -> None:

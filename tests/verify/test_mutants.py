@@ -209,9 +209,7 @@ def test_a_tie_moves_logits_by_no_more_than_their_rounding() -> None:
 
 
 def test_every_public_row_is_here() -> None:
-    rows = " ".join(
-        (POSITION, ATTENTION, EXPERTS, LOADING, ARRIVED_OTHERWISE, CONSTANTS)
-    ).split()
+    rows = " ".join((POSITION, ATTENTION, EXPERTS, LOADING, ARRIVED_OTHERWISE, CONSTANTS)).split()
     listed = set(names_of(CATALOGUE + TIES + EQUIVALENT))
     assert set(rows) <= listed
     beyond = listed - set(rows)
@@ -284,18 +282,21 @@ POOR: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Arrays], Arrays]
     "plain RoPE": (
         {"rope_scaling_factor": 1.0}, {}, same,
         "yarn-truncated yarn-skipped yarn-no-concentration yarn-factor-in-exponent "
-        "yarn-ramp-over-dims",
+        "yarn-ramp-over-dims"
+        " yarn-beta-fast yarn-beta-slow yarn-concentration yarn-factor yarn-original-length",
     ),
     "theta 10000": ({"rope_theta": 1e4, "rope_ntk_beta": 16.0}, {}, same, "rope-base-10000"),
     "one pair": (
         {"head_dim": 2, "rope_scaling_factor": 1.0}, {}, same,
         "rope-interleaved yarn-truncated yarn-skipped yarn-no-concentration "
-        "yarn-factor-in-exponent yarn-ramp-over-dims",
+        "yarn-factor-in-exponent yarn-ramp-over-dims"
+        " rows-reordered yarn-beta-fast yarn-beta-slow yarn-concentration yarn-factor yarn-original-length",
     ),
     "full layers": (
         {"layer_types": (FULL,) * 3}, {}, same,
         "rope-skipped-on-window-layers window-plus-one window-minus-one window-nowhere "
-        "window-scores-zero ring-boundary chunk-longer-than-ring",
+        "window-scores-zero ring-boundary chunk-longer-than-ring"
+        " window-width",
     ),
     "windowed layers": ({"layer_types": (SLIDING,) * 3}, {}, same, "window-everywhere"),
     "a window of one": ({"window": 1}, {}, same, "ring-boundary"),

@@ -97,6 +97,75 @@ def model(v: dict[str, Any]) -> dict[str, Any]:
     return {"residual": residual, "logits": logits}
 
 
+def grads(value: Any, given: Any, *inputs: Any) -> tuple[Any, ...]:
+    """Gradients of ``value`` for ``inputs``, by torch; ``given`` is the gradient for ``value``."""
+    return torch.autograd.grad(value, inputs, given)
+
+
+def watched(v: dict[str, Any], *names: str) -> list[Any]:
+    """These inputs, to be differentiated for."""
+    for name in names:
+        v[name] = v[name].clone().requires_grad_()
+    return [v[name] for name in names]
+
+
+def embedding_backward(v: dict[str, Any]) -> dict[str, Any]:
+    table = torch.zeros(v["vocabulary"], v["d_x"].shape[1], dtype=torch.float64).requires_grad_()
+    return {"d_weight": grads(table[v["tokens"]], v["d_x"], table)[0]}
+
+
+def rmsnorm_backward(v: dict[str, Any]) -> dict[str, Any]:
+    inputs = watched(v, "x", "scale")
+    found = grads(twin.rmsnorm(v["x"], v["scale"], v["eps"]), v["d_y"], *inputs)
+    return dict(zip(("d_x", "d_scale"), found, strict=True))
+
+
+def linear_backward(v: dict[str, Any]) -> dict[str, Any]:
+    x, weight = watched(v, "x", "weight")
+    bias = torch.zeros(len(weight), dtype=torch.float64).requires_grad_()
+    found = grads(twin.linear(x, weight, bias), v["d_y"], x, weight, bias)
+    return dict(zip(("d_x", "d_weight", "d_bias"), found, strict=True))
+
+
+def rope_backward(v: dict[str, Any]) -> dict[str, Any]:
+    d_x = v.pop("d_x")
+    x = torch.zeros_like(d_x).requires_grad_()
+    return {"d_x": grads(rope({"x": x, **v})["y"], d_x, x)[0]}
+
+
+def attention_backward(v: dict[str, Any]) -> dict[str, Any]:
+    inputs = watched(v, "q", "k", "v", "sinks")
+    found = grads(attention(v)["mix"], v["d_mix"], *inputs)
+    return dict(zip(("d_q", "d_k", "d_v", "d_sinks"), found, strict=True))
+
+
+def router_backward(v: dict[str, Any]) -> dict[str, Any]:
+    (logits,) = watched(v, "logits")
+    weights = torch.softmax(logits.gather(1, v["indices"]), -1)
+    return {"d_logits": grads(weights, v["d_weights"], logits)[0]}
+
+
+def swiglu_backward(v: dict[str, Any]) -> dict[str, Any]:
+    (x,) = watched(v, "x")
+    return {"d_x": grads(twin.swiglu(x, v["alpha"], v["limit"]), v["d_y"], x)[0]}
+
+
+def experts_backward(v: dict[str, Any]) -> dict[str, Any]:
+    names = ("x", "weights", "mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
+    x, weights, *matrices = inputs = watched(v, *names)
+    given = {"alpha": v["alpha"], "limit": v["limit"]}
+    y = twin.experts(x, v["indices"], weights, *matrices, **given)
+    return {f"d_{n}": d for n, d in zip(names, grads(y, v["d_y"], *inputs), strict=True)}
+
+
+def cross_entropy(v: dict[str, Any]) -> dict[str, Any]:
+    (logits,) = watched(v, "logits")
+    each = torch.nn.functional.cross_entropy(logits, v["targets"].clamp(min=0), reduction="none")
+    counts = v["mask"].bool()
+    loss = each[counts].mean()
+    return {"loss": loss.detach().reshape(1), "d_logits": torch.autograd.grad(loss, logits)[0]}
+
+
 def given(case: Case) -> dict[str, Any]:
     """Inputs as tensors, floats in float64, and parameters as numbers."""
     arrays = {

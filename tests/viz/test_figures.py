@@ -225,7 +225,7 @@ def test_without_matplotlib_the_error_names_the_extra() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
     )
-    assert "gptoss-ref[viz]" in done.stdout
+    assert "[viz]" in done.stdout
 
 
 def test_settings_of_matplotlib_stay_and_do_not_matter() -> None:

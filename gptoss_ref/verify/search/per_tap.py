@@ -9,7 +9,6 @@ taken. Where no single mutant will do, two at once are tried.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -260,7 +259,8 @@ class Search:
     def _explain(self, tap: str, *, two: bool) -> tuple[bool, tuple[str, float] | None]:
         """Explain a divergence by one bug, or by ``two``, else say what comes nearest.
 
-        In turn: one bug; one, after an exchange of what was taken before; two; two after that.
+        In turn: one bug; one, after an exchange of what was taken before; two; two after that; a
+        constant fitted to the numbers; that and one more.
         """
         judged, options = self._alone(tap)
         least = min((e.local.excess for e in judged), default=1.0)
@@ -271,6 +271,13 @@ class Search:
         if two and not done:
             done = self._accept(tap, self._together(tap, options))
             done = done or self._accept_otherwise(tap, together=True)
+        if not done:  # a number that may take any value is the last resort
+            values = self._fitted(tap, self.segments[tap].rules, self._taken())
+            fitted = self._judged(tap, values)
+            judged = [*judged, *fitted]
+            done = self._accept(tap, fitted)
+            if two and not done and values:
+                done = self._accept(tap, self._together(tap, [*values, *options]))
         if done:
             return True, None
         best = min(judged, key=lambda e: e.local.excess, default=None)
@@ -288,10 +295,6 @@ class Search:
         base, singles = self._distances(tap, relevant)
         nearer = [option for score, option in singles if score < base]
         judged = self._judged(tap, nearer)
-        if min((e.local.excess for e in judged), default=math.inf) > 1:
-            values = self._fitted(tap, used, taken)
-            judged += self._judged(tap, values)
-            singles = [*((base, option) for option in values), *singles]
         return judged, [option for _, option in singles]
 
     def _fitted(self, tap: str, used: frozenset[str], taken: set[str]) -> list[Option]:

@@ -27,7 +27,14 @@ FLAGS: dict[str, Flag] = {
     "Ordinary": Flag(
         "Nothing special: random numbers, every dimension different. A failure here is in the "
         "formula or in the order of the axes.",
-        ("embedding-scaled", "norm-scale-after-cast", "experts-transposed", "shard-lost-rows"),
+        (
+            "embedding-scaled",
+            "norm-scale-after-cast",
+            "experts-transposed",
+            "shard-lost-rows",
+            "norm-scale-missing",
+            "out-bias-missing",
+        ),
     ),
     "UnequalDimensions": Flag(
         "Released models have D = F and G = K, which hide transposed matrices and swapped axes; "
@@ -49,15 +56,32 @@ FLAGS: dict[str, Flag] = {
     "YarnRamp": Flag(
         "The ends of YaRN's ramp are not integers and must not be floored and ceiled; below "
         "factor 1 there is no ramp at all.",
-        ("yarn-truncated", "yarn-skipped", "yarn-ramp-over-dims", "yarn-factor-in-exponent"),
+        (
+            "yarn-truncated",
+            "yarn-skipped",
+            "yarn-ramp-over-dims",
+            "yarn-factor-in-exponent",
+            "yarn-beta-fast",
+            "yarn-beta-slow",
+            "yarn-factor",
+            "yarn-original-length",
+        ),
     ),
     "Concentration": Flag(
         "cos and sin are multiplied by 0.1 ln(factor) + 1, queries' and keys' alike.",
-        ("yarn-no-concentration",),
+        (
+            "yarn-no-concentration",
+            "yarn-concentration",
+        ),
     ),
     "RotaryPairs": Flag(
         "Channel i turns with channel i + C/2, not with its neighbour.",
-        ("rope-interleaved", "rope-twice", "rope-base-10000"),
+        (
+            "rope-interleaved",
+            "rope-twice",
+            "rope-base-10000",
+            "rope-theta",
+        ),
     ),
     "LongPosition": Flag(
         "Positions far beyond the original context: the angle is position times frequency in "
@@ -81,8 +105,9 @@ FLAGS: dict[str, Flag] = {
         "The context reaches one key beyond the window: a window of W shows W keys, the query's "
         "own included.",
         (
-            *("window-plus-one", "window-minus-one", "window-nowhere", "window-scores-zero"),
-            *("ring-boundary", "chunk-longer-than-ring"),
+            "<ast.Tuple object at 0x7f7477511fc0>",
+            "<ast.Tuple object at 0x7f7477511ea0>",
+            "window-width",
         ),
     ),
     "FullLayer": Flag(
@@ -96,6 +121,7 @@ FLAGS: dict[str, Flag] = {
         (
             "scale-missing",
             "scale-by-hidden",
+            "score-scale",
         ),
     ),
     "CacheBoundary": Flag(
@@ -124,9 +150,20 @@ FLAGS: dict[str, Flag] = {
     "ClampBoundary": Flag(
         "Values at the limit, one step beside it, and far beyond: the gate is clamped from above "
         "only, the up projection on both sides, and both before the product.",
-        ("clamp-missing", "clamp-gate-symmetric", "clamp-after"),
+        (
+            "clamp-missing",
+            "clamp-gate-symmetric",
+            "clamp-after",
+            "swiglu-limit",
+        ),
     ),
-    "SigmoidAlpha": Flag("The sigmoid's argument is 1.702 times the gate.", ("alpha-missing",)),
+    "SigmoidAlpha": Flag(
+        "The sigmoid's argument is 1.702 times the gate.",
+        (
+            "alpha-missing",
+            "swiglu-alpha",
+        ),
+    ),
     "UpPlusOne": Flag("The gated value is multiplied by up + 1.", ("up-plus-one-missing",)),
     "ExpertBiases": Flag(
         "Both biases are present, and the router's weight multiplies the second one as well.",
@@ -191,8 +228,14 @@ FLAGS: dict[str, Flag] = {
     "ModelShort": Flag(
         "The tiny model on a prompt shorter than its window: how its parts are put together.",
         (
-            *("qkv-order", "residual-missing", "unembedding-tied", "norm-eps"),
-            *("rope-skipped-on-window-layers", "rope-position-off-by-one"),
+            "<ast.Tuple object at 0x7f7477912860>",
+            "<ast.Tuple object at 0x7f7477911db0>",
+            "k-bias-missing",
+            "q-bias-missing",
+            "rows-reordered",
+            "tensor-missing",
+            "v-bias-missing",
+            "value-bias-folded",
         ),
     ),
     "ModelWindow": Flag(
