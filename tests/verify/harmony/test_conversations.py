@@ -120,9 +120,41 @@ def test_the_verbs(tmp_path, capsys):
     assert not json.loads(capsys.readouterr().out.splitlines()[-1])["ok"]
 
 
+def test_what_a_file_may_hold(tmp_path, capsys):
+    """A server's answers are read as they come, and `parse` shows the texts of repairs."""
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps(CHAT))
+    assert main(["harmony", "render", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    (tmp_path / "tokens").write_text(out)
+    (tmp_path / "prompt").write_text(json.dumps({"prompt": json.loads(out)["text"]}))
+    assert main(["harmony", "diff", str(tmp_path / "tokens"), str(tmp_path / "prompt")]) == 0
+    assert main(["harmony", "check", str(file), str(tmp_path / "tokens")]) == 0
+    capsys.readouterr()
+    (tmp_path / "reply").write_text("<|channel|>final so it is<|message|>a<|return|>")
+    assert main(["harmony", "parse", str(tmp_path / "reply")]) == 0
+    assert json.loads(capsys.readouterr().out)["repairs"][0]["text"] == "so it is"
+    (tmp_path / "reply").write_text('{"a": 1}')
+    assert main(["harmony", "parse", str(tmp_path / "reply")]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"][0]["content"] == '{"a": 1}'
+    for ids in ("[200006, -1]", "200006 9999999999999999"):
+        (tmp_path / "ids").write_text(ids)
+        assert main(["harmony", "parse", str(tmp_path / "ids")]) == 2
+        assert "no such token" in capsys.readouterr().err
+
+
+def test_a_special_token_spelt_out_is_told_from_other_merges(tmp_path, capsys):
+    (tmp_path / "a").write_text(" ".join(map(str, o200k_harmony().encode("Hi <|end|> you"))))
+    (tmp_path / "b").write_text("12194 220 200007 481")  # "Hi", " ", <|end|>, " you"
+    assert main(["harmony", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "a special token in one and spelt as text" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "argv",
     [
+        ["check", "--server", "http://127.0.0.1:9", "--live", "--tokenizer", "X"],
+        ["check", "--template", "X", "--tokenizer", "X"],
         ["check"],
         ["check", "FILE"],
         ["render", "none.json"],
