@@ -71,6 +71,8 @@ def read_arguments(text: str) -> tuple[Any, str | None]:
             text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=note_twice
         )
         json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return None, "not JSON: half a surrogate pair"
     except (ValueError, RecursionError) as problem:
         return None, f"not JSON: {problem}"
     if not isinstance(value, dict):

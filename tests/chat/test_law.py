@@ -190,6 +190,31 @@ def test_a_call_in_an_odd_channel_is_a_call() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "left_out"),
+    [
+        ("to = functions.f", "to="),
+        ("to= functions.f", ""),
+        ("TO=functions.f", "TO="),
+        ("To: functions.f", "To:"),
+        ("to:functions.f", "to:"),
+        ('to="functions.f"', '""'),
+        ("to=`functions.f`", "``"),
+    ],
+)
+@pytest.mark.parametrize("text", ["<|channel|>commentary {}", " {}<|channel|>commentary"])
+def test_recipients_written_otherwise(text: str, written: str, left_out: str) -> None:
+    found = collect(f"{text.format(written)}<|message|>{ARGUMENTS}<|call|>")
+    assert [(c.recipient, c.text) for c in found["tool_calls"]] == [(F, ARGUMENTS)]
+    (repair,) = found["repairs"]
+    assert repair.text == left_out
+
+
+def test_prose_in_a_header_calls_nobody() -> None:
+    found = collect("<|channel|>analysis We want to: see<|message|>a<|end|>")
+    assert (found["analysis"], found["tool_calls"]) == ("a", ())
+
+
+@pytest.mark.parametrize(
     ("text", "left_out"),
     [
         (
