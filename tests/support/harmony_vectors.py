@@ -94,7 +94,10 @@ FLAGS: dict[str, tuple[str, str]] = {
         "Text that spells a special token is text.",
         "ggml-org/llama.cpp#17607 OWASP/AISVS#930",
     ),
-    "WhiteSpace": ("Runs of blanks, tabs and newlines are cut by the pattern.", "sugarme/tokenizer#78"),
+    "WhiteSpace": (
+        "Runs of blanks, tabs and newlines are cut by the pattern.",
+        "sugarme/tokenizer#78",
+    ),
     "Digits": ("Digits go in groups of three, from the left.", "kekzl/imp#660"),
     "Contractions": (
         "'s, 't, 're … belong to the word before them, in any case.",
