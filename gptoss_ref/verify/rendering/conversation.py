@@ -36,6 +36,10 @@ _CHAT_KEYS = {
 _TOP_KEYS = {
     *("messages", "tools", "reasoning_effort", "model_identity", "builtin_tools", "date"),
     *("format", "id", "title", "model", "conversation_start_date"),
+    # of a whole request: no prompt shows them
+    *("temperature", "top_p", "seed", "n", "stop", "stream", "stream_options", "user", "store"),
+    *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "logprobs", "top_logprobs", "parallel_tool_calls"),
 }
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -190,6 +194,11 @@ def _harmony_part(role: str, part: Any) -> Any:
 
 
 def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
+    if data.get("functions"):  # the older name in OpenAI's API
+        if data.get("tools"):
+            raise HarmonyError("conversation: both 'tools' and 'functions', expected one of them")
+        tools = [{"type": "function", "function": one} for one in _list(data, "functions")]
+        data = {**{key: data[key] for key in data if key != "functions"}, "tools": tools}
     if unknown := set(data) - _TOP_KEYS:
         raise HarmonyError(f"conversation: unknown field {sorted(unknown)[0]!r}")
     date = data.get("date", data.get("conversation_start_date"))
@@ -212,6 +221,8 @@ def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
         role = message["role"]
         if unknown := set(message) - _CHAT_KEYS:
             raise HarmonyError(f"message {number} ({role}): unknown field {sorted(unknown)[0]!r}")
+        if role != "assistant" and (message.get("tool_calls") or message.get("function_call")):
+            raise HarmonyError(f"message {number} ({role}): a call, expected the role assistant")
         if role in ("system", "developer"):
             tools = functions if not described and len(out) == 1 else ()
             described = described or bool(tools)
@@ -275,7 +286,9 @@ def _assistant(
             out.append(Message.assistant(thought, "analysis"))
             break
     calls = _list(message, "tool_calls")
-    text = _text(message, number)
+    if message.get("function_call"):  # the older form of one call
+        calls = [*calls, {"function": message["function_call"]}]
+    text = _text(message, number) or _text(message, number, "refusal")
     if text or not calls:
         out.append(Message.assistant(text, "commentary" if calls else "final"))
     for call in calls:

@@ -82,6 +82,31 @@ def test_what_is_no_conversation(data, says):
         conversation_from_data(data)
 
 
+def test_a_whole_request_in_the_older_form():
+    function = {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}
+    call = {"name": "add", "arguments": '{"a": 1}'}
+    data = {
+        "model": "gpt-oss-20b",
+        "temperature": 0,
+        "functions": [function],
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": None, "refusal": "No.", "function_call": None},
+        ],
+    }
+    text = o200k_harmony().decode(rendered(data))
+    assert "type add = (_: {" in text
+    assert 'to=functions.add<|channel|>commentary <|constrain|>json<|message|>{"a": 1}' in text
+    assert "<|channel|>final<|message|>No.<|end|>" in text
+    assert conversation_from_data(data).chat["tools"][0]["function"] == function
+    with pytest.raises(HarmonyError, match="both 'tools' and 'functions'"):
+        rendered(data | {"tools": [{"type": "function", "function": function}]})
+    with pytest.raises(HarmonyError, match=r"message 0 \(user\): a call"):
+        rendered([{"role": "user", "content": "q", "function_call": call}])
+
+
 def test_schemas_in_a_circle_and_files_nested_too_deep(tmp_path):
     schema: dict = {"type": "object", "properties": {}}
     schema["properties"]["again"] = schema
