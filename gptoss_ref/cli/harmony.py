@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptoss_ref.chat import HarmonyParser, o200k_harmony, read_tokenizer_json
+from gptoss_ref.chat import HarmonyParser, Tokenizer, o200k_harmony, read_tokenizer_json
 from gptoss_ref.cli.console import Screen, output
 from gptoss_ref.cli.parser import UsageError
 from gptoss_ref.errors import HarmonyError
@@ -205,7 +205,7 @@ def _what(a: list[int], b: list[int], at: int) -> str:
 
 def _check(args: argparse.Namespace) -> int:
     said = None if args.conversation is None else [read_conversation(args.conversation)]
-    sources = (args.template, args.tokenizer, args.server)
+    sources = (args.template, args.server, None if args.rendered else args.tokenizer)
     if args.live and args.server is None:
         raise UsageError("--live goes with --server (see gptoss-ref harmony check --help)")
     if args.live and (said is not None or args.tokenizer is not None):
@@ -224,13 +224,19 @@ def _check(args: argparse.Namespace) -> int:
         report = check_template_file(args.template, said)
     elif args.server is not None:
         report = _of_server(args, said)
-    elif args.tokenizer is not None:
+    elif args.rendered is None:
         report = check_tokenizer_folder(args.tokenizer, said)
     else:
         assert said is not None
         role = None if args.training else "assistant"
         rendered = _rendering(args.rendered)
-        report = harmony(said[0], rendered, next_role=role, training=args.training)
+        report = harmony(
+            said[0],
+            rendered,
+            next_role=role,
+            training=args.training,
+            tokenizer=_tokenizer(args.tokenizer),
+        )
     output().line(json.dumps(report.to_json()) if args.json else str(report))
     return 0 if report.ok else 1
 
@@ -246,7 +252,8 @@ def _of_server(args: argparse.Namespace, said: Any) -> Any:
         from gptoss_ref.verify.serving import check_live
 
         return check_live(args.server, **options)
-    tokenizer = None
-    if args.tokenizer is not None:
-        tokenizer = read_tokenizer_json(Path(args.tokenizer) / "tokenizer.json")
-    return check_server(args.server, said, tokenizer=tokenizer, **options)
+    return check_server(args.server, said, tokenizer=_tokenizer(args.tokenizer), **options)
+
+
+def _tokenizer(folder: str | None) -> Tokenizer | None:
+    return None if folder is None else read_tokenizer_json(Path(folder) / "tokenizer.json")

@@ -7,7 +7,13 @@ import json
 import pytest
 
 from docs._generate import harmony_page
-from gptoss_ref.chat import Message, o200k_harmony, render_conversation
+from gptoss_ref.chat import (
+    Message,
+    o200k_harmony,
+    render_conversation,
+    small_harmony,
+    tokenizer_json,
+)
 from gptoss_ref.cli import main
 from gptoss_ref.errors import HarmonyError
 from gptoss_ref.verify.rendering import conversation_from_data, read_conversation
@@ -166,6 +172,16 @@ def test_what_a_file_may_hold(tmp_path, capsys):
         (tmp_path / "ids").write_text(ids)
         assert main(["harmony", "parse", str(tmp_path / "ids")]) == 2
         assert "no such token" in capsys.readouterr().err
+
+
+def test_ids_of_another_tokenizer(tmp_path, capsys):
+    file, ids = tmp_path / "chat.json", tmp_path / "ids"
+    file.write_text(json.dumps(CHAT))
+    tiny = small_harmony(400)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tiny)))
+    ids.write_text(str(render_conversation(read_conversation(file).messages, tiny)))
+    assert main(["harmony", "check", str(file), str(ids), "--tokenizer", str(tmp_path)]) == 0
+    assert main(["harmony", "check", str(file), str(ids)]) == 1
 
 
 def test_a_special_token_spelt_out_is_told_from_other_merges(tmp_path, capsys):
