@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class Conversation:
         assert isinstance(content, SystemContent)
         dated = SystemContent(**{**vars(content), "conversation_start_date": date})
         return (first.with_content(dated), *self.messages[1:])
+
+    def undated(self) -> Conversation:
+        """For a template or a server: it cannot be told the date, so the one it writes is right."""
+        return self if self.chat is None else replace(self, date=None)
 
 
 def as_conversation(value: Any, title: str = "conversation") -> Conversation:
@@ -194,11 +198,7 @@ def _harmony_part(role: str, part: Any) -> Any:
 
 
 def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
-    if data.get("functions"):  # the older name in OpenAI's API
-        if data.get("tools"):
-            raise HarmonyError("conversation: both 'tools' and 'functions', expected one of them")
-        tools = [{"type": "function", "function": one} for one in _list(data, "functions")]
-        data = {**{key: data[key] for key in data if key != "functions"}, "tools": tools}
+    data = _without_older_names(data)
     if unknown := set(data) - _TOP_KEYS:
         raise HarmonyError(f"conversation: unknown field {sorted(unknown)[0]!r}")
     date = data.get("date", data.get("conversation_start_date"))
@@ -221,7 +221,7 @@ def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
         role = message["role"]
         if unknown := set(message) - _CHAT_KEYS:
             raise HarmonyError(f"message {number} ({role}): unknown field {sorted(unknown)[0]!r}")
-        if role != "assistant" and (message.get("tool_calls") or message.get("function_call")):
+        if role != "assistant" and message.get("tool_calls"):
             raise HarmonyError(f"message {number} ({role}): a call, expected the role assistant")
         if role in ("system", "developer"):
             tools = functions if not described and len(out) == 1 else ()
@@ -242,6 +242,25 @@ def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
     if functions and not described:
         out.insert(1, Message.developer(DeveloperContent.with_functions(None, functions)))
     return Conversation(tuple(out), data, date, title)
+
+
+def _without_older_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`functions` become `tools`, `function_call` becomes `tool_calls`, as in OpenAI's API."""
+    data = dict(data)
+    if functions := _list(data, "functions"):
+        if data.get("tools"):
+            raise HarmonyError("conversation: both 'tools' and 'functions', expected one of them")
+        data["tools"] = [{"type": "function", "function": one} for one in functions]
+    data.pop("functions", None)
+    messages = []
+    for number, message in enumerate(data["messages"]):
+        message = dict(message)
+        if call := message.pop("function_call", None):
+            if message.get("tool_calls"):
+                raise HarmonyError(f"message {number}: both 'tool_calls' and 'function_call'")
+            message["tool_calls"] = [{"type": "function", "function": call}]
+        messages.append(message)
+    return {**data, "messages": messages}
 
 
 def _list(data: Mapping[str, Any], key: str) -> Sequence[Any]:
@@ -286,8 +305,6 @@ def _assistant(
             out.append(Message.assistant(thought, "analysis"))
             break
     calls = _list(message, "tool_calls")
-    if message.get("function_call"):  # the older form of one call
-        calls = [*calls, {"function": message["function_call"]}]
     text = _text(message, number) or _text(message, number, "refusal")
     if text or not calls:
         out.append(Message.assistant(text, "commentary" if calls else "final"))

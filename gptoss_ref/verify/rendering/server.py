@@ -118,7 +118,7 @@ def check_server(
             refused.append((conversation.title, answer.complaint()))
             continue
         try:
-            case, more = case_of(conversation, answer, with_=with_)
+            case, more = case_of(conversation.undated(), answer, with_=with_)
         except TokenError as error:
             raise EndpointError(f"{server.url}: {error}{_HINT * (tokenizer is None)}") from None
         cases.append(case)
