@@ -254,7 +254,8 @@ def channel_text(messages: Sequence[Message], channel: str) -> str:
     return "\n\n".join(
         message.text
         for message in messages
-        if message.role == "assistant" and not is_call(message) and place_of(message) == channel
+        if message.text and message.role == "assistant"
+        if not is_call(message) and place_of(message) == channel
     )
 
 

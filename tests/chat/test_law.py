@@ -114,6 +114,7 @@ def test_constrain_runs_into_the_arguments(gap: str, form: str) -> None:
         ("<|channel|>thought I see<|end|>", "analysis", "I see"),
         ("  code\n<|return|>", "final", "  code\n"),
         ("Hi<|endoftext|>", "final", "Hi"),
+        ("<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>", "final", "A"),
         ("Hi", "final", "Hi"),
         ("<|channel|>final Hi", "final", "Hi"),
         ("<|channel|>analysis<|message|>A<|end|>Hi there<|return|>", "final", "Hi there"),
@@ -159,6 +160,9 @@ def test_talk(text: str, place: str, expected: str) -> None:
             ("odd", "commentary"),
             ("漢字", "commentary"),
             ("answer", "final"),
+            ("final_answer", "final"),
+            ("commentaryjson", "commentary"),
+            ("analysisfinal", "analysis"),
         ),
     ],
 )
