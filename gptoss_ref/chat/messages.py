@@ -40,7 +40,7 @@ def meant_channel(channel: str | None) -> str:
     """Which of CHANNELS the name of a channel means; "final" if there is none.
 
     A misspelt name, one that holds the name of a channel, and one of CHANNEL_WORDS mean that
-    channel. Any other name means "commentary", which is neither the answer nor hidden from the user.
+    channel. Any other name means "commentary", which is neither the answer nor hidden from users.
 
     >>> [meant_channel(name) for name in (None, "Final", "comentary", "thought", "??")]
     ['final', 'final', 'commentary', 'analysis', 'commentary']
