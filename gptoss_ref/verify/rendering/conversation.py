@@ -91,16 +91,18 @@ def as_conversation(value: Any, title: str = "conversation") -> Conversation:
 
 
 def read_conversation(path: str | Path) -> Conversation:
-    """The conversation in a JSON file.
+    """The conversation in a JSON file; `-` is the standard input.
 
     Raises:
         HarmonyError: the file cannot be read, is too large, is no JSON, or holds no conversation.
     """
     where = Path(path)
     try:
-        if where.stat().st_size > MAX_BYTES:
+        with open(0 if path == "-" else where, "rb", closefd=path != "-") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise HarmonyError(f"{path}: more than {MAX_BYTES >> 20} MiB")
-        data = json.loads(where.read_text("utf-8"))
+        data = json.loads(content.decode())
     except OSError as error:
         raise HarmonyError(f"{path}: {error.strerror or error}") from None
     except RecursionError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -172,6 +174,15 @@ def test_what_a_file_may_hold(tmp_path, capsys):
         (tmp_path / "ids").write_text(ids)
         assert main(["harmony", "parse", str(tmp_path / "ids")]) == 2
         assert "no such token" in capsys.readouterr().err
+
+
+def test_a_conversation_from_the_standard_input():
+    command = [sys.executable, "-m", "gptoss_ref", "harmony", "render", "-", "--ids"]
+    done = subprocess.run(command, input=json.dumps(CHAT), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = conversation_from_data(CHAT)
+    ids = render_conversation(said.messages, o200k_harmony(), history="answered")
+    assert [int(token) for token in done.stdout.split()] == ids
 
 
 def test_ids_of_another_tokenizer(tmp_path, capsys):
