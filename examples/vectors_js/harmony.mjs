@@ -10,6 +10,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
+const ROLES = ["system", "developer", "user", "assistant"];
 const ENDS = ["<|end|>", "<|return|>", "<|call|>"];
 const isSpecial = (token) => token.startsWith("<|");
 
@@ -20,12 +21,12 @@ function textOf(tokens) {
   ).toString("utf8");
 }
 
-/** {role, recipient, channel, content_type} of the tokens before <|message|>. */
+/** {role, recipient, channel, content_type} of the tokens before <|message|>; `role` if they name none. */
 function header(tokens, role) {
   const text = textOf(tokens);
   const channel = text.match(/<\|channel\|>([^\s<]+)/)?.[1];
   const words = text.replace(/<\|channel\|>[^\s<]+/, "").split(/\s+/).filter(Boolean);
-  if (words[0] === role) words.shift();
+  if (ROLES.includes(words[0])) role = words.shift();
   const recipient = words.find((word) => word.startsWith("to="))?.slice(3);
   const rest = words.filter((word) => !word.startsWith("to="));
   if (text.split("<|channel|>").length > 2 || rest.length > 1) throw new Error("header");

@@ -33,6 +33,8 @@ Report = Callable[[str, str, str], None]
 _BUILT_IN_TOOLS = ("python", "browser")
 _TYPES = ("json", "code")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[_-]+[A-Za-z0-9]+)+")
+# `to=` in other letters; with spaces or a colon only before what is surely a tool: functions.f
+_TO = re.compile(r"(?<!\S)(?i:to)(?:=|\s*[=:]\s*(?=[\w-]+\.\w))")
 _GLUED = re.compile(rf"((?:{'|'.join(ROLES)})+)({'|'.join(CHANNELS)})?")
 
 
@@ -67,6 +69,7 @@ def parse_header(sections: list[str], role: str | None, report: Report) -> Heade
             `<|start|>assistant`); None if the header has to name it.
         report: called with what departs from the format, and the reading that is taken.
     """
+    sections = [_with_plain_to(section, report) for section in sections]
     lead, name, glued = _words(sections[0]), None, None
     channel, rest = _channel(sections[1:], report)
     if role is not None:
@@ -88,6 +91,17 @@ def parse_header(sections: list[str], role: str | None, report: Report) -> Heade
     if channel and glued:
         report(f"{glued!r} behind the role, and a channel", f"{channel!r} counts", glued)
     return Header(role, name, recipient, channel or glued, content_type)
+
+
+def _with_plain_to(text: str, report: Report) -> str:
+    """The text with `to=` where it has `TO=`, `to = ` and the like."""
+
+    def plain(found: re.Match[str]) -> str:
+        if found[0] != "to=":
+            report(f"{found[0].strip()!r} for 'to='", "taken as that", "".join(found[0].split()))
+        return "to="
+
+    return _TO.sub(plain, text)
 
 
 def _words(text: str) -> list[str]:
@@ -200,6 +214,10 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
                 report("to= without a name right after it", "the next word counts, if any", "")
                 follows = bool(queue) and not queue[0].startswith(("to=", CONSTRAIN))
                 target = queue.popleft() if follows else ""
+            elif (bare := target.strip("\"'`")) and bare != target:
+                quotes = "".join(character for character in target if character in "\"'`")
+                report(f"to={target}", "the name counts without its quotes", quotes)
+                target = bare
             if recipient is not None or content_type is not None or plain:
                 report(
                     f"to={target} behind another recipient or type",

@@ -39,8 +39,8 @@ KNOWLEDGE_CUTOFF = "2024-06"
 def meant_channel(channel: str | None) -> str:
     """Which of CHANNELS the name of a channel means; "final" if there is none.
 
-    A name that is misspelt, or is one of CHANNEL_WORDS, means that channel. Any other name means
-    "commentary", which is neither the answer nor hidden from the user.
+    A misspelt name, one that holds the name of a channel, and one of CHANNEL_WORDS mean that
+    channel. Any other name means "commentary", which is neither the answer nor hidden from users.
 
     >>> [meant_channel(name) for name in (None, "Final", "comentary", "thought", "??")]
     ['final', 'final', 'commentary', 'analysis', 'commentary']
@@ -48,7 +48,8 @@ def meant_channel(channel: str | None) -> str:
     if channel is None:
         return "final"
     word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", channel)).lower()
-    near = difflib.get_close_matches(word, CHANNELS, 1, cutoff=0.75)
+    held = [name for name in CHANNELS if name in word]  # final_answer
+    near = held if len(held) == 1 else difflib.get_close_matches(word, CHANNELS, 1, cutoff=0.75)
     return CHANNEL_WORDS.get(word) or (near[0] if near else "commentary")
 
 

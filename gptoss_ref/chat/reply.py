@@ -71,6 +71,8 @@ def read_arguments(text: str) -> tuple[Any, str | None]:
             text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=note_twice
         )
         json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return None, "not JSON: half a surrogate pair"
     except (ValueError, RecursionError) as problem:
         return None, f"not JSON: {problem}"
     if not isinstance(value, dict):
@@ -252,7 +254,8 @@ def channel_text(messages: Sequence[Message], channel: str) -> str:
     return "\n\n".join(
         message.text
         for message in messages
-        if message.role == "assistant" and not is_call(message) and place_of(message) == channel
+        if message.text and message.role == "assistant"
+        if not is_call(message) and place_of(message) == channel
     )
 
 

@@ -159,8 +159,35 @@ def _schema(name: str, fields: Mapping[str, Any]) -> Any:
                 f"tool {name}: {given[0]!r} and {key!r} differ, expected one of them"
             )
     schema = fields[given[0]]
+    if isinstance(schema, Mapping):
+        _check_keywords(name, given[0], schema)
     bedrock = isinstance(schema, Mapping) and set(schema) == {"json"} and given[0] != "parameters"
     return schema["json"] if bedrock else schema
+
+
+def _check_keywords(name: str, key: str, schema: Mapping[str, Any]) -> None:
+    """HarmonyError for what would be rendered as `any` because it is no JSON schema.
+
+    That is an object of parameters without `properties`, a schema one level too deep, a misspelt
+    keyword, and a type in capitals (Gemini's API).
+    """
+    what = f"tool {name}: {key}"
+    kind = schema.get("type")
+    if isinstance(kind, str) and kind.isupper() and kind.isascii():
+        raise HarmonyError(f"{what}: type {kind!r}: expected {kind.lower()!r}")
+    if {"properties", "$ref", "oneOf", "anyOf", "allOf"} & set(schema):
+        return
+    for word in schema:
+        if word == "json" and len(schema) == 1 and key != "parameters":
+            return  # Bedrock's
+        if word in ("minProperties", "maxProperties", "patternProperties"):
+            continue
+        near = difflib.get_close_matches(str(word).lower(), ["properties"], 1, cutoff=0.75)
+        if word in ("schema", "json") or near:
+            raise HarmonyError(f"{what}: {word!r} is no JSON schema keyword: expected 'properties'")
+    inner = list(schema.values())
+    if inner and all(isinstance(value, Mapping) and "type" in value for value in inner):
+        raise HarmonyError(f"{what}: expected {next(iter(schema))!r} inside of 'properties'")
 
 
 def _unknown(what: str, fields: Mapping[str, Any], known: tuple[str, ...]) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptoss_ref.chat import HarmonyParser, o200k_harmony, read_tokenizer_json
+from gptoss_ref.chat import HarmonyParser, Tokenizer, o200k_harmony, read_tokenizer_json
 from gptoss_ref.cli.console import Screen, output
 from gptoss_ref.cli.parser import UsageError
 from gptoss_ref.errors import HarmonyError
@@ -23,7 +23,7 @@ from gptoss_ref.verify.rendering.rules import SPECIFICATION
 from gptoss_ref.verify.rendering.server import check_server
 from gptoss_ref.verify.rendering.template import check_template_file, check_tokenizer_folder
 
-_IDS = re.compile(r"[\[\s]*\d+(?:[\s,]+\d+)*[,\s\]]*")
+_IDS = re.compile(r"\[?\s*-?\d+(?:[\s,]+-?\d+)*[,\s]*\]?")
 _STYLES = {
     "system": "magenta",
     "developer": "blue",
@@ -79,7 +79,7 @@ def _coloured(screen: Screen, pieces: Pieces) -> None:
 
 
 def _rendering(path: str) -> str | list[int]:
-    """What a file holds: ids, or a text."""
+    """What a file holds: ids, or a text; or JSON of a server with one of them."""
     try:
         if path == "-":
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
@@ -94,10 +94,30 @@ def _rendering(path: str) -> str | list[int]:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise HarmonyError(f"{path}: not UTF-8 at byte {error.start}") from None
-    if _IDS.fullmatch(text):
-        return [int(number) for number in re.findall(r"\d+", text) if len(number) < 12]
+    if _IDS.fullmatch(text.strip()):
+        ids = re.findall(r"-?\d+", text)
+        if long := next((number for number in ids if len(number) > 12), None):
+            raise HarmonyError(f"{path}: token id {long[:20]}…: no such token")
+        return [int(number) for number in ids]
+    if text.lstrip().startswith("{") and (found := _answered(text)) is not None:
+        return found
     # a text file ends with a newline, a prompt does not
     return text.removesuffix("\n") if text.startswith("<|") else text
+
+
+def _answered(text: str) -> str | list[int] | None:
+    """The ids or the prompt in the answer of a server's `/tokenize` or `/apply-template`.
+
+    `render --json` writes the same. None for other texts: a model's answer may be JSON too.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    tokens, prompt = data.get("tokens"), data.get("prompt")
+    if isinstance(tokens, list) and tokens and all(type(token) is int for token in tokens):
+        return tokens
+    return prompt if isinstance(prompt, str) and prompt.startswith("<|start|>") else None
 
 
 def _tokens(rendered: str | list[int]) -> list[int]:
@@ -120,7 +140,12 @@ def _parse(args: argparse.Namespace) -> int:
     parser.finish()
     messages = [message.to_dict() for message in parser.messages]
     repairs = [
-        {"position": one.position, "problem": one.problem, "action": one.action}
+        {
+            "position": one.position,
+            "problem": one.problem,
+            "action": one.action,
+            **({"text": one.text} if one.text else {}),
+        }
         for one in parser.repairs
     ]
     result = {"messages": messages, "repairs": repairs}
@@ -166,10 +191,10 @@ def _what(a: list[int], b: list[int], at: int) -> str:
     if at in (len(a), len(b)):
         return "one of them ends here"
     if tokenizer.decode(a) == tokenizer.decode(b):
-        special = tokenizer.is_special(a[at]) != tokenizer.is_special(b[at])
+        special = [list(filter(tokenizer.is_special, ids)) for ids in (a, b)]
         return (
             "the same text, a special token in one and spelt as text in the other"
-            if special
+            if special[0] != special[1]
             else "the same text, cut into other tokens"
         )
     inside = [piece for piece in from_ids(a[:at], tokenizer) if isinstance(piece, Mark)]
@@ -180,9 +205,15 @@ def _what(a: list[int], b: list[int], at: int) -> str:
 
 def _check(args: argparse.Namespace) -> int:
     said = None if args.conversation is None else [read_conversation(args.conversation)]
-    sources = (args.template, args.tokenizer, args.server)
+    sources = (args.template, args.server, None if args.rendered else args.tokenizer)
     if args.live and args.server is None:
         raise UsageError("--live goes with --server (see gptoss-ref harmony check --help)")
+    if args.live and (said is not None or args.tokenizer is not None):
+        raise UsageError(
+            "--live asks questions of its own: expected no CONVERSATION, no --tokenizer"
+        )
+    if args.template is not None and args.tokenizer is not None:
+        raise UsageError("expected --template or --tokenizer, found both")
     if (args.rendered is None) == all(source is None for source in sources):
         raise UsageError(
             "expected CONVERSATION.json and RENDERED, or --template, --tokenizer or --server "
@@ -193,13 +224,19 @@ def _check(args: argparse.Namespace) -> int:
         report = check_template_file(args.template, said)
     elif args.server is not None:
         report = _of_server(args, said)
-    elif args.tokenizer is not None:
+    elif args.rendered is None:
         report = check_tokenizer_folder(args.tokenizer, said)
     else:
         assert said is not None
         role = None if args.training else "assistant"
         rendered = _rendering(args.rendered)
-        report = harmony(said[0], rendered, next_role=role, training=args.training)
+        report = harmony(
+            said[0],
+            rendered,
+            next_role=role,
+            training=args.training,
+            tokenizer=_tokenizer(args.tokenizer),
+        )
     output().line(json.dumps(report.to_json()) if args.json else str(report))
     return 0 if report.ok else 1
 
@@ -215,7 +252,8 @@ def _of_server(args: argparse.Namespace, said: Any) -> Any:
         from gptoss_ref.verify.serving import check_live
 
         return check_live(args.server, **options)
-    tokenizer = None
-    if args.tokenizer is not None:
-        tokenizer = read_tokenizer_json(Path(args.tokenizer) / "tokenizer.json")
-    return check_server(args.server, said, tokenizer=tokenizer, **options)
+    return check_server(args.server, said, tokenizer=_tokenizer(args.tokenizer), **options)
+
+
+def _tokenizer(folder: str | None) -> Tokenizer | None:
+    return None if folder is None else read_tokenizer_json(Path(folder) / "tokenizer.json")

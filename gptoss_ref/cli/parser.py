@@ -311,7 +311,9 @@ def _add_harmony(commands: Any) -> None:
         "--live", action="store_true", help="with --server: ask the model, and check its answers"
     )
     check.add_argument(
-        "--tokenizer", metavar="DIR", help="a transformers tokenizer's folder; or that of --server"
+        "--tokenizer",
+        metavar="DIR",
+        help="check this transformers tokenizer's folder; or whose ids --server and RENDERED have",
     )
     check.add_argument("--training", action="store_true", help="RENDERED is a training example")
     check.add_argument("--served-model", metavar="NAME", help="its name on the server")

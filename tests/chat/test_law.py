@@ -114,6 +114,7 @@ def test_constrain_runs_into_the_arguments(gap: str, form: str) -> None:
         ("<|channel|>thought I see<|end|>", "analysis", "I see"),
         ("  code\n<|return|>", "final", "  code\n"),
         ("Hi<|endoftext|>", "final", "Hi"),
+        ("<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>", "final", "A"),
         ("Hi", "final", "Hi"),
         ("<|channel|>final Hi", "final", "Hi"),
         ("<|channel|>analysis<|message|>A<|end|>Hi there<|return|>", "final", "Hi there"),
@@ -159,6 +160,9 @@ def test_talk(text: str, place: str, expected: str) -> None:
             ("odd", "commentary"),
             ("漢字", "commentary"),
             ("answer", "final"),
+            ("final_answer", "final"),
+            ("commentaryjson", "commentary"),
+            ("analysisfinal", "analysis"),
         ),
     ],
 )
@@ -187,6 +191,31 @@ def test_a_call_in_an_odd_channel_is_a_call() -> None:
     assert [call.recipient for call in found["tool_calls"]] == [F]
     assert found["repairs"] == ()
     assert found["tool_calls"][0].answer("1").channel == "tools"
+
+
+@pytest.mark.parametrize(
+    ("written", "left_out"),
+    [
+        ("to = functions.f", "to="),
+        ("to= functions.f", ""),
+        ("TO=functions.f", "TO="),
+        ("To: functions.f", "To:"),
+        ("to:functions.f", "to:"),
+        ('to="functions.f"', '""'),
+        ("to=`functions.f`", "``"),
+    ],
+)
+@pytest.mark.parametrize("text", ["<|channel|>commentary {}", " {}<|channel|>commentary"])
+def test_recipients_written_otherwise(text: str, written: str, left_out: str) -> None:
+    found = collect(f"{text.format(written)}<|message|>{ARGUMENTS}<|call|>")
+    assert [(c.recipient, c.text) for c in found["tool_calls"]] == [(F, ARGUMENTS)]
+    (repair,) = found["repairs"]
+    assert repair.text == left_out
+
+
+def test_prose_in_a_header_calls_nobody() -> None:
+    found = collect("<|channel|>analysis We want to: see<|message|>a<|end|>")
+    assert (found["analysis"], found["tool_calls"]) == ("a", ())
 
 
 @pytest.mark.parametrize(

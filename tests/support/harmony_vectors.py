@@ -50,17 +50,34 @@ FLAGS: dict[str, tuple[str, str]] = {
     "ContentType": ("A format may stand in the header without the token.", "openai/harmony#56"),
     "SeveralMessages": ("An answer may hold several messages.", "vllm-project/vllm#22403"),
     "CallIsTheEnd": ("Sampling stops at `<|call|>`.", "openai/harmony#68"),
-    "OpenMessage": ("The limit of tokens cuts a message: what is there is a message.", ""),
+    "OpenMessage": (
+        "The limit of tokens cuts a message: what is there is a message.",
+        "openai/harmony#33",
+    ),
     "EmptyText": ("A message may have no text.", ""),
-    "MissingMessageMark": ("`<|message|>` is missing; the text is not lost.", "openai/harmony#82"),
+    "MissingMessageMark": (
+        "`<|message|>` is missing; the text is not lost.",
+        "openai/harmony#82 lmstudio-ai/lmstudio-bug-tracker#942 ggml-org/llama.cpp#25321",
+    ),
+    "SecondEnd": (
+        "A second end behind a whole message does not take the message away.",
+        "vllm-project/vllm#50690",
+    ),
+    "OtherRole": (
+        "The model goes on as the user: those words are not the assistant's.",
+        "ml-explore/mlx-lm#875 ml-explore/mlx-lm#613 smg-project/smg#1845",
+    ),
     "MissingStart": (
         "A message begins without `<|start|>`.",
         "openai/harmony#60 vllm-project/vllm#22519",
     ),
-    "MisspeltChannel": ("The channel is not one of three.", "openai/harmony#38"),
+    "MisspeltChannel": (
+        "The channel is not one of three; the text is not lost.",
+        "openai/harmony#38 vllm-project/vllm#41902 ggml-org/llama.cpp#27720",
+    ),
     "WordsInHeader": (
         "Words that belong to no field stand in a header.",
-        "openai/harmony#38 vllm-project/vllm#23567",
+        "openai/harmony#38 vllm-project/vllm#23567 vllm-project/vllm#51977",
     ),
     "MissingEnd": ("A message ends without `<|end|>`.", "openai/harmony#60"),
     "SpecialInText": ("A special token in a text does not end the program.", ""),
@@ -77,12 +94,27 @@ FLAGS: dict[str, tuple[str, str]] = {
         "Text that spells a special token is text.",
         "ggml-org/llama.cpp#17607 OWASP/AISVS#930",
     ),
-    "WhiteSpace": ("Runs of blanks, tabs and newlines are cut by the pattern.", ""),
-    "Digits": ("Digits go in groups of three, from the left.", ""),
-    "Contractions": ("'s, 't, 're … belong to the word before them, in any case.", ""),
-    "Letters": ("Scripts, marks and titlecase follow Unicode's classes.", ""),
-    "Punctuation": ("Punctuation takes one blank before it, and newlines and slashes behind.", ""),
-    "LongRun": ("Long runs are merged by rank, not from the left.", ""),
+    "WhiteSpace": (
+        "Runs of blanks, tabs and newlines are cut by the pattern.",
+        "sugarme/tokenizer#78",
+    ),
+    "Digits": ("Digits go in groups of three, from the left.", "kekzl/imp#660"),
+    "Contractions": (
+        "'s, 't, 're … belong to the word before them, in any case.",
+        "kekzl/imp#664",
+    ),
+    "Letters": (
+        "Scripts, marks and titlecase follow Unicode's classes.",
+        "dottxt-ai/outlines#892",
+    ),
+    "Punctuation": (
+        "Punctuation takes one blank before it, and newlines and slashes behind.",
+        "kekzl/imp#660",
+    ),
+    "LongRun": (
+        "Long runs are merged by rank, not from the left, and in bounded time.",
+        "openai/tiktoken#195 openai/harmony#141",
+    ),
 }
 
 
@@ -264,6 +296,13 @@ GOOD: list[tuple[str, str, str]] = [
     ),
     ("CutCharacter", "characters of several tokens", f"{CH}final{MSG}👩‍🚀 ᚠᛇᚻ 𒐫{RET}"),
     ("SeveralMessages", "newlines stay", f"{CH}final{MSG}\n\n a \n{RET}"),
+    ("MisspeltChannel", "the channel thought", f"{CH}thought{MSG}A{RET}"),
+    ("MisspeltChannel", "the channel Final", f"{CH}Final{MSG}A{RET}"),
+    (
+        "OtherRole SeveralMessages",
+        "the user's next question",
+        f"{CH}final{MSG}A{END}{ST}user{MSG}B{END}{ST}assistant{CH}final{MSG}C{RET}",
+    ),
 ]
 
 # malformed: what a strict reader refuses, and what a tolerant one has to keep, word for word
@@ -310,6 +349,14 @@ BAD: list[tuple[str, str, str, list[str]]] = [
     ("SpecialInText", "<|constrain|> in a text", f"{CH}final{MSG}A{CON}B{RET}", ["A", "B"]),
     ("MisspeltChannel", "two channels", f"{CH}analysis{CH}final{MSG}A{RET}", ["A"]),
     ("MissingMessageMark OpenMessage", "nothing but a header", f"{CH}final", []),
+    (
+        "MissingMessageMark",
+        "a header runs into the arguments",
+        f'{CH}commentary to=functions.f{{"a":1}}{CALL}',
+        ['{"a":1}'],
+    ),
+    ("MissingMessageMark", "a bare answer", f"The answer is 4.{RET}", ["The answer is 4."]),
+    ("SecondEnd", "<|return|> behind <|end|>", f"{CH}final{MSG}A{END}{RET}", ["A"]),
 ]
 
 STREAMS: list[tuple[str, str, str]] = [

@@ -124,7 +124,8 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "date-missing",
     "system",
-    "The model guesses the year, usually that of its training.",
+    "The model guesses the year, usually that of its training. The format allows it: "
+    "openai-harmony writes the line only if it is given a date.",
     "hiyouga/LlamaFactory#8875 tenstorrent/tt-inference-server#4143",
     form=True,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ _CHAT_KEYS = {
 _TOP_KEYS = {
     *("messages", "tools", "reasoning_effort", "model_identity", "builtin_tools", "date"),
     *("format", "id", "title", "model", "conversation_start_date"),
+    # of a whole request: no prompt shows them
+    *("temperature", "top_p", "seed", "n", "stop", "stream", "stream_options", "user", "store"),
+    *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "logprobs", "top_logprobs", "parallel_tool_calls"),
 }
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
@@ -66,6 +70,10 @@ class Conversation:
         dated = SystemContent(**{**vars(content), "conversation_start_date": date})
         return (first.with_content(dated), *self.messages[1:])
 
+    def undated(self) -> Conversation:
+        """For a template or a server: it cannot be told the date, so the one it writes is right."""
+        return self if self.chat is None else replace(self, date=None)
+
 
 def as_conversation(value: Any, title: str = "conversation") -> Conversation:
     """A conversation from messages of this package, or from plain data.
@@ -83,16 +91,18 @@ def as_conversation(value: Any, title: str = "conversation") -> Conversation:
 
 
 def read_conversation(path: str | Path) -> Conversation:
-    """The conversation in a JSON file.
+    """The conversation in a JSON file; `-` is the standard input.
 
     Raises:
         HarmonyError: the file cannot be read, is too large, is no JSON, or holds no conversation.
     """
     where = Path(path)
     try:
-        if where.stat().st_size > MAX_BYTES:
+        with open(0 if path == "-" else where, "rb", closefd=path != "-") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise HarmonyError(f"{path}: more than {MAX_BYTES >> 20} MiB")
-        data = json.loads(where.read_text("utf-8"))
+        data = json.loads(content.decode())
     except OSError as error:
         raise HarmonyError(f"{path}: {error.strerror or error}") from None
     except RecursionError:
@@ -190,6 +200,7 @@ def _harmony_part(role: str, part: Any) -> Any:
 
 
 def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
+    data = _without_older_names(data)
     if unknown := set(data) - _TOP_KEYS:
         raise HarmonyError(f"conversation: unknown field {sorted(unknown)[0]!r}")
     date = data.get("date", data.get("conversation_start_date"))
@@ -212,6 +223,8 @@ def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
         role = message["role"]
         if unknown := set(message) - _CHAT_KEYS:
             raise HarmonyError(f"message {number} ({role}): unknown field {sorted(unknown)[0]!r}")
+        if role != "assistant" and message.get("tool_calls"):
+            raise HarmonyError(f"message {number} ({role}): a call, expected the role assistant")
         if role in ("system", "developer"):
             tools = functions if not described and len(out) == 1 else ()
             described = described or bool(tools)
@@ -231,6 +244,25 @@ def _from_chat(data: Mapping[str, Any], title: str) -> Conversation:
     if functions and not described:
         out.insert(1, Message.developer(DeveloperContent.with_functions(None, functions)))
     return Conversation(tuple(out), data, date, title)
+
+
+def _without_older_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`functions` become `tools`, `function_call` becomes `tool_calls`, as in OpenAI's API."""
+    data = dict(data)
+    if functions := _list(data, "functions"):
+        if data.get("tools"):
+            raise HarmonyError("conversation: both 'tools' and 'functions', expected one of them")
+        data["tools"] = [{"type": "function", "function": one} for one in functions]
+    data.pop("functions", None)
+    messages = []
+    for number, message in enumerate(data["messages"]):
+        message = dict(message)
+        if call := message.pop("function_call", None):
+            if message.get("tool_calls"):
+                raise HarmonyError(f"message {number}: both 'tool_calls' and 'function_call'")
+            message["tool_calls"] = [{"type": "function", "function": call}]
+        messages.append(message)
+    return {**data, "messages": messages}
 
 
 def _list(data: Mapping[str, Any], key: str) -> Sequence[Any]:
@@ -275,7 +307,7 @@ def _assistant(
             out.append(Message.assistant(thought, "analysis"))
             break
     calls = _list(message, "tool_calls")
-    text = _text(message, number)
+    text = _text(message, number) or _text(message, number, "refusal")
     if text or not calls:
         out.append(Message.assistant(text, "commentary" if calls else "final"))
     for call in calls:

@@ -19,12 +19,15 @@ from gptoss_ref.verify.rendering.check import case_of
 from gptoss_ref.verify.rendering.conversation import Conversation
 from gptoss_ref.verify.rendering.conversations import check_conversations
 from gptoss_ref.verify.rendering.explain import Case
+from gptoss_ref.verify.rendering.pieces import Mark
 from gptoss_ref.verify.rendering.report import RenderingReport, judge
 
 Rendered = str | list[int]
 
 START = 200006
 """The id of ``<|start|>`` in the released tokenizer."""
+
+_HINT = " (a model with a vocabulary of its own needs --tokenizer FOLDER)"
 
 
 class Server:
@@ -115,13 +118,15 @@ def check_server(
             refused.append((conversation.title, answer.complaint()))
             continue
         try:
-            case, more = case_of(conversation, answer, with_=with_)
+            case, more = case_of(conversation.undated(), answer, with_=with_)
         except TokenError as error:
-            raise EndpointError(f"{server.url}: {error}") from None
+            raise EndpointError(f"{server.url}: {error}{_HINT * (tokenizer is None)}") from None
         cases.append(case)
         notes += more
     if not cases:
         raise EndpointError(f"{server.url} renders none of the conversations: {refused[0][1]}")
+    if tokenizer is None and not any(Mark("start") in case.observed for case in cases):
+        notes.append(f"No prompt has the token <|start|>{_HINT}")
     return judge(cases, refused, notes)
 
 

@@ -6,6 +6,7 @@ limits on time, memory and output (template_worker.py). Needs jinja2 (extra: ver
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import subprocess
@@ -151,7 +152,7 @@ def _cases(
         rendered: Any = answer["text"]
         if tokenizer is not None:
             rendered = tokenizer.encoding.encode(rendered, allowed_special="all")
-        case, more = case_of(conversation, rendered, with_=tokenizer)
+        case, more = case_of(conversation.undated(), rendered, with_=tokenizer)
         cases.append(case)
         notes += more
     return cases, refused, notes
@@ -177,7 +178,8 @@ def variables(conversation: Conversation, objects: bool) -> dict[str, Any]:
         for call in message.get("tool_calls") or ():
             arguments = call["function"].get("arguments", "{}")
             if objects and isinstance(arguments, str):
-                call["function"]["arguments"] = json.loads(arguments)
+                with contextlib.suppress(ValueError, RecursionError):  # else the text
+                    call["function"]["arguments"] = json.loads(arguments)
     kept = {k: v for k, v in data.items() if k not in ("title", "id", "format", "model", "date")}
     return {
         "tools": None,

@@ -74,7 +74,10 @@ def main() -> None:
     limit(job["seconds"], job["megabytes"])
     try:
         template = sandbox.from_string(job["template"])
-    except (TemplateSyntaxError, RecursionError, MemoryError) as error:
+    except MemoryError:  # jinja2 computes constants as it reads
+        print(json.dumps({"memory": True}))
+        return
+    except (TemplateSyntaxError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         print(json.dumps({"broken": f"line {line}: {error}" if line else str(error) or "too deep"}))
         return

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from docs._generate import harmony_page
-from gptoss_ref.chat import Message, o200k_harmony, render_conversation
+from gptoss_ref.chat import (
+    Message,
+    o200k_harmony,
+    render_conversation,
+    small_harmony,
+    tokenizer_json,
+)
 from gptoss_ref.cli import main
 from gptoss_ref.errors import HarmonyError
 from gptoss_ref.verify.rendering import conversation_from_data, read_conversation
@@ -82,6 +90,31 @@ def test_what_is_no_conversation(data, says):
         conversation_from_data(data)
 
 
+def test_a_whole_request_in_the_older_form():
+    function = {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}
+    call = {"name": "add", "arguments": '{"a": 1}'}
+    data = {
+        "model": "gpt-oss-20b",
+        "temperature": 0,
+        "functions": [function],
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": None, "refusal": "No.", "function_call": None},
+        ],
+    }
+    text = o200k_harmony().decode(rendered(data))
+    assert "type add = (_: {" in text
+    assert 'to=functions.add<|channel|>commentary <|constrain|>json<|message|>{"a": 1}' in text
+    assert "<|channel|>final<|message|>No.<|end|>" in text
+    assert conversation_from_data(data).chat["tools"][0]["function"] == function
+    with pytest.raises(HarmonyError, match="both 'tools' and 'functions'"):
+        rendered(data | {"tools": [{"type": "function", "function": function}]})
+    with pytest.raises(HarmonyError, match=r"message 0 \(user\): a call"):
+        rendered([{"role": "user", "content": "q", "function_call": call}])
+
+
 def test_schemas_in_a_circle_and_files_nested_too_deep(tmp_path):
     schema: dict = {"type": "object", "properties": {}}
     schema["properties"]["again"] = schema
@@ -120,9 +153,60 @@ def test_the_verbs(tmp_path, capsys):
     assert not json.loads(capsys.readouterr().out.splitlines()[-1])["ok"]
 
 
+def test_what_a_file_may_hold(tmp_path, capsys):
+    """A server's answers are read as they come, and `parse` shows the texts of repairs."""
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps(CHAT))
+    assert main(["harmony", "render", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    (tmp_path / "tokens").write_text(out)
+    (tmp_path / "prompt").write_text(json.dumps({"prompt": json.loads(out)["text"]}))
+    assert main(["harmony", "diff", str(tmp_path / "tokens"), str(tmp_path / "prompt")]) == 0
+    assert main(["harmony", "check", str(file), str(tmp_path / "tokens")]) == 0
+    capsys.readouterr()
+    (tmp_path / "reply").write_text("<|channel|>final so it is<|message|>a<|return|>")
+    assert main(["harmony", "parse", str(tmp_path / "reply")]) == 0
+    assert json.loads(capsys.readouterr().out)["repairs"][0]["text"] == "so it is"
+    (tmp_path / "reply").write_text('{"a": 1}')
+    assert main(["harmony", "parse", str(tmp_path / "reply")]) == 0
+    assert json.loads(capsys.readouterr().out)["messages"][0]["content"] == '{"a": 1}'
+    for ids in ("[200006, -1]", "200006 9999999999999999"):
+        (tmp_path / "ids").write_text(ids)
+        assert main(["harmony", "parse", str(tmp_path / "ids")]) == 2
+        assert "no such token" in capsys.readouterr().err
+
+
+def test_a_conversation_from_the_standard_input():
+    command = [sys.executable, "-m", "gptoss_ref", "harmony", "render", "-", "--ids"]
+    done = subprocess.run(command, input=json.dumps(CHAT), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = conversation_from_data(CHAT)
+    ids = render_conversation(said.messages, o200k_harmony(), history="answered")
+    assert [int(token) for token in done.stdout.split()] == ids
+
+
+def test_ids_of_another_tokenizer(tmp_path, capsys):
+    file, ids = tmp_path / "chat.json", tmp_path / "ids"
+    file.write_text(json.dumps(CHAT))
+    tiny = small_harmony(400)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(tiny)))
+    ids.write_text(str(render_conversation(read_conversation(file).messages, tiny)))
+    assert main(["harmony", "check", str(file), str(ids), "--tokenizer", str(tmp_path)]) == 0
+    assert main(["harmony", "check", str(file), str(ids)]) == 1
+
+
+def test_a_special_token_spelt_out_is_told_from_other_merges(tmp_path, capsys):
+    (tmp_path / "a").write_text(" ".join(map(str, o200k_harmony().encode("Hi <|end|> you"))))
+    (tmp_path / "b").write_text("12194 220 200007 481")  # "Hi", " ", <|end|>, " you"
+    assert main(["harmony", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "a special token in one and spelt as text" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "argv",
     [
+        ["check", "--server", "http://127.0.0.1:9", "--live", "--tokenizer", "X"],
+        ["check", "--template", "X", "--tokenizer", "X"],
         ["check"],
         ["check", "FILE"],
         ["render", "none.json"],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gptoss_ref.chat import small_harmony
 from gptoss_ref.cli import main
 from gptoss_ref.errors import EndpointError
+from gptoss_ref.verify.rendering import conversation_from_data
 from gptoss_ref.verify.rendering.conversations import check_conversations
 from gptoss_ref.verify.rendering.server import check_server
 from tests.support.harmony_server import serving
@@ -57,6 +59,26 @@ def test_a_server_that_shows_no_prompts():
 def test_servers_that_fail_or_lie(failing, says):
     with serving(failing=failing) as server, pytest.raises(EndpointError, match=says):
         check_server(server.url, FEW, timeout=0.3)
+
+
+def test_a_conversation_of_another_day():
+    """A server is not told the date, so its own is right."""
+    said = conversation_from_data({**FEW[0].chat, "date": "1999-12-31"})
+    with serving() as server:
+        report = check_server(server.url, [said], timeout=10)
+    assert report.ok, str(report)
+
+
+def test_ids_of_another_vocabulary(monkeypatch):
+    """Tiny's ids are ids of o200k too, of other texts."""
+    tiny = small_harmony(512)
+    monkeypatch.setattr("tests.support.harmony_server.o200k_harmony", lambda: tiny)
+    with serving(way="vllm") as server:
+        report = check_server(server.url, FEW, timeout=10)
+        assert not report.ok
+        assert any("--tokenizer FOLDER" in note for note in report.notes)
+        report = check_server(server.url, FEW, timeout=10, tokenizer=tiny)
+        assert report.ok, str(report)
 
 
 def test_no_server_and_no_address(capsys):

@@ -17,6 +17,7 @@ from gptoss_ref.verify.rendering.template import (
     check_template_file,
     check_tokenizer_folder,
     render_template,
+    variables,
 )
 
 TINY = Path(module.__file__).parents[2] / "data" / "tiny"
@@ -118,6 +119,7 @@ def test_a_tokenizers_folder_tells_special_text(tmp_path):
             "more than 1048576 characters",
         ),
         ("{{ 'x' * 2000000000 }}", "more than"),
+        ("{{ ('%' + '2000000000d') | format(1) }}", "more than 1024 MiB"),
         ("{{ range(999999999) | list }}", "renders none|does what it must not|memory"),
         ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "renders none|ended"),
     ],
@@ -126,6 +128,17 @@ def test_templates_that_do_what_they_must_not(template, says, tmp_path):
     with pytest.raises(HarmonyError, match=says):
         check_template(template, HELLO)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversation_of_another_day_and_broken_arguments():
+    """A template is not told the date. Arguments that are no JSON reach it as text."""
+    (said,) = HELLO
+    report = check_template(RIGHT, [conversation_from_data({**said.chat, "date": "1999-12-31"})])
+    assert report.ok, str(report)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{bad"}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    seen = variables(conversation_from_data(messages), True)["messages"][1]["tool_calls"][0]
+    assert seen["function"]["arguments"] == "{bad"
 
 
 def test_a_template_that_loops_is_ended():

@@ -145,7 +145,7 @@ def test_the_reader_in_javascript(suite):
     done = subprocess.run(
         ["node", reader, suite, suite / "out"], capture_output=True, text=True, check=True
     )
-    assert "parse: 27 of 27 right" in done.stdout
+    assert "parse: 33 of 33 right" in done.stdout
     assert main(["vectors", "--check", str(suite / "out")]) == 0
 
 
