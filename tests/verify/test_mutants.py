@@ -290,7 +290,8 @@ POOR: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Arrays], Arrays]
         {"head_dim": 2, "rope_scaling_factor": 1.0}, {}, same,
         "rope-interleaved yarn-truncated yarn-skipped yarn-no-concentration "
         "yarn-factor-in-exponent yarn-ramp-over-dims"
-        " rows-reordered yarn-beta-fast yarn-beta-slow yarn-concentration yarn-factor yarn-original-length",
+        " rows-reordered yarn-beta-fast yarn-beta-slow yarn-concentration yarn-factor"
+        " yarn-original-length",
     ),
     "full layers": (
         {"layer_types": (FULL,) * 3}, {}, same,

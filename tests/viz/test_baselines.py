@@ -1,11 +1,11 @@
-"""Every figure against its baseline in tests/baselines: a coarse picture, and what it says.
+"""Every figure against its baseline in tests/viz/baselines: a coarse picture, and what it says.
 
 The picture has no text, and is laid out without: letters and so the places of all else differ
 between versions of matplotlib and FreeType. The words are compared as words, in a file of their
 own. Figures are drawn from numbers that a formula gives: neither the checkpoint nor a generator of
 random numbers has a part in them.
 
-Nothing here writes to tests/baselines. A test that fails leaves what it saw in a folder that it
+Nothing here writes to tests/viz/baselines. A test that fails leaves what it saw in a folder that it
 names; a figure that was changed on purpose is copied from there by hand, and looked at.
 """
 
@@ -130,9 +130,16 @@ def tap_errors() -> Any:
     )
 
 
+def loss_curve() -> Any:
+    steps = [{"step": n, "loss": 3 / n + 0.1 * (n % 3)} for n in range(1, 41)]
+    held = [{"step": n, "held_out_loss": 3 / (n + 1)} for n in (0, 20, 40)]
+    return viz.loss_curve([*held, *steps])
+
+
 FIGURES: dict[str, Callable[[], Any]] = {
     "attention": attention,
     "logit_lens": logit_lens,
+    "loss_curve": loss_curve,
     "mxfp4_code_points": viz.mxfp4_code_points,
     "mxfp4_error": mxfp4_error,
     "residual_norms": residual_norms,
