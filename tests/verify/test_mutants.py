@@ -283,14 +283,14 @@ POOR: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Arrays], Arrays]
         {"rope_scaling_factor": 1.0}, {}, same,
         "yarn-truncated yarn-skipped yarn-no-concentration yarn-factor-in-exponent "
         "yarn-ramp-over-dims"
-        " yarn-beta-fast yarn-beta-slow yarn-concentration yarn-factor yarn-original-length",
+        " yarn-beta-fast yarn-beta-slow yarn-original-length",
     ),
     "theta 10000": ({"rope_theta": 1e4, "rope_ntk_beta": 16.0}, {}, same, "rope-base-10000"),
     "one pair": (
         {"head_dim": 2, "rope_scaling_factor": 1.0}, {}, same,
         "rope-interleaved yarn-truncated yarn-skipped yarn-no-concentration "
         "yarn-factor-in-exponent yarn-ramp-over-dims"
-        " rows-reordered yarn-beta-fast yarn-beta-slow yarn-concentration yarn-factor"
+        " rows-reordered yarn-beta-fast yarn-beta-slow"
         " yarn-original-length",
     ),
     "full layers": (

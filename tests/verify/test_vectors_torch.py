@@ -128,9 +128,9 @@ def linear_backward(v: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_backward(v: dict[str, Any]) -> dict[str, Any]:
-    d_x = v.pop("d_x")
-    x = torch.zeros_like(d_x).requires_grad_()
-    return {"d_x": grads(rope({"x": x, **v})["y"], d_x, x)[0]}
+    d_y = v.pop("d_y")
+    x = torch.zeros_like(d_y).requires_grad_()
+    return {"d_x": grads(rope({"x": x, **v})["y"], d_y, x)[0]}
 
 
 def attention_backward(v: dict[str, Any]) -> dict[str, Any]:

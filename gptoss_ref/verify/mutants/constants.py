@@ -177,7 +177,6 @@ CONSTANTS: tuple[Mutant, ...] = (
         stage=ROPE,
         consequence="Slow pairs turn at the wrong speed, and the concentration is off.",
         shortest=_start,
-        obstacle=no_yarn,
     ),
     _constant(
         "yarn-original-length",
@@ -221,7 +220,6 @@ CONSTANTS: tuple[Mutant, ...] = (
         stage=ROPE,
         consequence="Queries and keys are too long or too short, and attention too sharp or flat.",
         spread=30,
-        obstacle=no_yarn,
     ),
     _constant(
         "score-scale",

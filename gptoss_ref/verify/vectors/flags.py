@@ -105,9 +105,8 @@ FLAGS: dict[str, Flag] = {
         "The context reaches one key beyond the window: a window of W shows W keys, the query's "
         "own included.",
         (
-            "<ast.Tuple object at 0x7f7477511fc0>",
-            "<ast.Tuple object at 0x7f7477511ea0>",
-            "window-width",
+            *("window-plus-one", "window-minus-one", "window-nowhere", "window-scores-zero"),
+            *("ring-boundary", "chunk-longer-than-ring", "window-width"),
         ),
     ),
     "FullLayer": Flag(
@@ -228,14 +227,10 @@ FLAGS: dict[str, Flag] = {
     "ModelShort": Flag(
         "The tiny model on a prompt shorter than its window: how its parts are put together.",
         (
-            "<ast.Tuple object at 0x7f7477912860>",
-            "<ast.Tuple object at 0x7f7477911db0>",
-            "k-bias-missing",
-            "q-bias-missing",
-            "rows-reordered",
-            "tensor-missing",
-            "v-bias-missing",
-            "value-bias-folded",
+            *("qkv-order", "residual-missing", "unembedding-tied", "norm-eps"),
+            *("rope-skipped-on-window-layers", "rope-position-off-by-one"),
+            *("k-bias-missing", "q-bias-missing", "v-bias-missing", "value-bias-folded"),
+            *("rows-reordered", "tensor-missing"),
         ),
     ),
     "ModelWindow": Flag(
