@@ -50,7 +50,7 @@ class LayerCache:
     def extended(
         self, k: Array, v: Array, length: int
     ) -> tuple[LayerCache, Array, Array, NDArray[np.int64]]:
-        """Stored keys and values, followed by new ones, for :func:`attention`.
+        """Stored keys and values, followed by new ones, for the attention of new positions.
 
         Args:
             k: (T, K, C), keys of positions ``length`` … ``length + T − 1``.

@@ -6,7 +6,7 @@ With s = σ(α g), whose derivative with respect to g is α s (1 − s):
     dg = dy · (u + 1) · (s + g · α s (1 − s))
 
 Beyond a clamp the output does not move, so the gradient there is zero: dgate = dg if gate ≤ 7 and
-dup = du if |up| ≤ 7. The gate has no clamp from below: a gate of −100 still has a gradient, if a
+dup = du if −7 ≤ up ≤ 7. The gate has no clamp from below: a gate of −100 still has a gradient, if a
 tiny one. **At** the clamp itself, where the left and the right derivative differ, either is a
 subgradient, and implementations differ. Here the gradient passes, as ``torch.clamp`` did up to
 version 2.13. From 2.14 on torch stops it (pytorch issue 195931), and so does a kernel that tests

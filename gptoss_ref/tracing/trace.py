@@ -299,7 +299,7 @@ class Trace(Mapping[str, Array]):
         """Write a trace file; one that is already there is replaced once this one is whole.
 
         Lossless; float32 arrays of a bfloat16 producer are stored in half the space if they can be.
-        A name that ends in ``.npz`` makes it a file for :func:`numpy.load`, with float32 for
+        A name that ends in ``.npz`` makes it a file for ``numpy.load``, with float32 for
         bfloat16.
 
         Raises:

@@ -25,7 +25,7 @@ def share(schedule: str, step: int, steps: int, *, warmup: int = 0, floor: float
     """The share of the peak rate at ``step`` (0 for the first) of ``steps``.
 
     Args:
-        schedule: one of :data:`SCHEDULES`.
+        schedule: one of ``SCHEDULES``.
         warmup: steps in which the rate rises linearly from zero; the first takes 1/warmup of it.
         floor: share that is left at the end.
 

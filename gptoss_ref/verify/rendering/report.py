@@ -95,7 +95,7 @@ class RenderingReport:
         cases: how many conversations were rendered.
         equal: how many of them rightly.
         causes: bugs that explain the others.
-        forms: departures that are not wrong: see :attr:`RenderingBug.form`.
+        forms: departures that are not wrong: see ``RenderingBug.form``.
         unexplained: differences that no known bug explains.
         refused: conversations that the other side would not render, with its words.
         notes: what else is to be said.

@@ -1,6 +1,6 @@
 """The rules of the renderer, one by one, so that each can be replaced.
 
-:data:`SPECIFICATION` holds the rules of :mod:`gptoss_ref.chat.render`, cut at the special tokens;
+``SPECIFICATION`` holds the rules of :mod:`gptoss_ref.chat.render`, cut at the special tokens;
 nothing is written a second time here. A bug of the catalogue exchanges one of them.
 """
 
