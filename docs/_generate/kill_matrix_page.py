@@ -81,10 +81,24 @@ TABLES = (
 )
 
 
+OPEN = {
+    "rewriting|experts-permuted|tiny|float32|0": (
+        "experts that are numbered otherwise, on tiny in float32: two blocks are called divergent "
+        "although the model is right. Near ties of the router stand in the way."
+    ),
+    "single|yarn-concentration|tiny|bfloat16|0": (
+        "a concentration that is 0.7 % too large, on tiny in bfloat16: nothing is said, because a "
+        "rounding to bfloat16 is up to 0.4 %."
+    ),
+}
+"""Cells that are not as they should be, and what is known of them."""
+
+
 def page(every: Sequence[Any], cells: Cells) -> str:
     """Markdown; a cell that was not run is left empty."""
     lines = [INTRODUCTION, *_summary(every, cells), *_singles(every, cells), *_unseen()]
     lines += _alternatives(every, cells)
+    lines += ["", "## Open", "", *(f"- {text}" for text in OPEN.values())]
     for part, title, text in TABLES:
         chosen = [case for case in every if case.part == part]
         lines += ["", f"## {title}", "", text, "", "| what | checkpoint | dtype | named |"]

@@ -24,7 +24,7 @@ from docs._generate.kill_matrix import (
     too_many,
     trace_of,
 )
-from docs._generate.kill_matrix_page import COLUMNS, TABLES, TITLES, page
+from docs._generate.kill_matrix_page import COLUMNS, OPEN, TABLES, TITLES, page
 from gptoss_ref.verify.mutants import CATALOGUE
 from tests.support.buggy_twin import BUGS, PLANTED, why_unseen
 
@@ -232,7 +232,8 @@ def test_the_page_of_the_documentation_is_whole() -> None:
         for i, (_, dtype) in enumerate(COLUMNS):
             unseen = why_unseen(bug, dtype) is not None
             named, blind = cells[i], cells[i + len(COLUMNS)]
-            assert named in (["*none*"] if unseen else ["**1**", "**1** ≈"]), bug
+            if f"single|{bug}|{'|'.join(COLUMNS[i])}|0" not in OPEN:
+                assert named in (["*none*"] if unseen else ["**1**", "**1** ≈"]), bug
             assert (blind == "*none*") == unseen, bug
             good["single"] = good.get("single", 0) + named.startswith("**1**")
             good["logits"] = good.get("logits", 0) + blind.startswith("**1**")
@@ -243,8 +244,9 @@ def test_the_page_of_the_documentation_is_whole() -> None:
         for (what, *place, said), case in zip(found, expected, strict=True):
             assert what == (" + ".join(case.bugs) or f"prompt {case.seed}")
             assert place == [case.checkpoint, case.dtype]
-            assert {*said.split(" ≈ ")[0].split(", ")} == (case.expected or {"nothing"})
-        good[part] = len(found)
+            if case.key not in OPEN:
+                assert {*said.split(" ≈ ")[0].split(", ")} == (case.expected or {"nothing"})
+        good[part] = sum(case.key not in OPEN for case in expected)
 
     summary = {title: numbers for title, *numbers in table(text, "Summary")}
     assert list(summary) == list(TITLES.values())

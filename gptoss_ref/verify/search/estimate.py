@@ -20,7 +20,7 @@ from gptoss_ref.verify.search.candidates import Candidate
 GRID, FINE, ROUNDS = 32, 9, 14
 """Values of the coarse grid, of each of the finer ones, and how many of these there are."""
 
-REFINED = 4
+REFINED = 8
 """Mutants, the nearest on the coarse grid, whose value is looked for on finer ones."""
 
 FINEST = 2.0**-26
