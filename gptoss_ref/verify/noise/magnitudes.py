@@ -1,8 +1,8 @@
 """What any order of summation may do: noise in proportion to the terms that a sum is made of.
 
 A dithered run (:mod:`~gptoss_ref.verify.noise.rounding`) errs in proportion to its *results*. A
-sum that nearly cancels errs in proportion to its *terms*: a dot product by Σ |w|·|x|, a mixture of
-values by Σ weight·|v|, a weight of attention by the size of its score, because exp makes an
+sum that nearly cancels errs in proportion to its *terms*: a dot product by ``Σ |w|·|x|``, a mixture
+of values by ``Σ weight·|v|``, a weight of attention by the size of its score, because exp makes an
 absolute error of a score a relative one of the weight. A head whose sink takes nearly everything is
 the extreme case: its mixture is small and its scores are large.
 

@@ -15,6 +15,7 @@ from gptoss_ref.verify.rendering.bug import bug
 
 Developer = Callable[[DeveloperContent], str]
 Schema = Any
+"""A JSON schema, as parsed."""
 
 
 def each_tool(content: DeveloperContent, change: Callable[[Tool], Tool]) -> DeveloperContent:
