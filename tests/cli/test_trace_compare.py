@@ -126,7 +126,7 @@ def test_compare_bad_input(folder: Path, tmp_path: Path, capsys: Captured) -> No
     cut = tmp_path / "cut"
     cut.write_bytes(good.read_bytes()[:-9])
     assert f"{cut}: truncated" in fails(capsys, "compare", ref, cut)
-    assert "unknown rounding 'half'" in fails(capsys, "compare", ref, good, "--rounding", "half")
+    assert "unknown rounding 'third'" in fails(capsys, "compare", ref, good, "--rounding", "third")
     assert "no such folder" in fails(capsys, "compare", ref, good, "--model", tmp_path / "nowhere")
     model = gr.load("tiny", policy="float64")
     gr.trace(model, TOKENS[:-1], path=tmp_path / "short")

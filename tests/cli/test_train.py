@@ -86,20 +86,20 @@ def test_the_folder_stands_for_the_model_in_every_command(
 def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -> None:
     """SIGINT to the command after its second step."""
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert run(data, whole, "--steps", "12") == 0
+    assert run(data, whole, "--steps", "24") == 0
     command = [sys.executable, "-m", "gptoss_ref", "train", "tiny", str(data), "-o", str(out)]
     process = subprocess.Popen(
-        [*command, *LORA, "--batch", "2", "--steps", "12"], stderr=subprocess.PIPE, text=True
+        [*command, *LORA, "--batch", "2", "--steps", "24"], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    while "step 2 of 12" not in process.stderr.readline():
+    while "step 2 of 24" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     rest = process.communicate()[1]
     assert process.returncode == 130
     assert "go on with --resume" in rest
     assert "Traceback" not in rest
-    assert run(data, out, "--steps", "12", "--resume") == 0
+    assert run(data, out, "--steps", "24", "--resume") == 0
     for name in (TENSORS, STATE):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
