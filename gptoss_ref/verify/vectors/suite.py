@@ -35,7 +35,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "de1cd1c4423b73f5547adea2c796de61470571e2270eb7a33a1268f5b63bae53"
+DIGEST = "cc47a48f37b5d8ef0a449a0ec274c10a9270843d337b953dbd4894ea5fc658b5"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
