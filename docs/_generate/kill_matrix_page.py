@@ -84,7 +84,7 @@ TABLES = (
 OPEN = {
     "rewriting|experts-permuted|tiny|float32|0": (
         "experts that are numbered otherwise, on tiny in float32: two blocks are called divergent "
-        "although the model is right. Near ties of the router stand in the way."
+        "although the model is right. The cause has not been found."
     ),
     "single|yarn-concentration|tiny|bfloat16|0": (
         "a concentration that is 0.7 % too large, on tiny in bfloat16: nothing is said, because a "
