@@ -100,11 +100,14 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+_RENAMED = {"Rules": "ModelOps", "At": "OpContext"}
+
+
 def _former(name: str, home: str) -> None:
     """Keeps ``from gptoss_ref.<name> import …`` working for a module that has moved to ``home``."""
     module = ModuleType(f"{__name__}.{name}", f"Moved to {__name__}.{home}.")
     module.__getattr__ = lambda attribute: getattr(  # type: ignore[method-assign]
-        import_module(f".{home}", __name__), attribute
+        import_module(f".{home}", __name__), _RENAMED.get(attribute, attribute)
     )
     sys.modules[module.__name__] = module
 

@@ -47,9 +47,7 @@ class Behind:
         if chat.model.backend.name == "numpy" and chat.model.policy.name == "float32":
             command = (sys.executable, "-m", "gptoss_ref", "warmup")
             nothing = subprocess.DEVNULL
-            self._process = subprocess.Popen(
-                command, stdin=nothing, stdout=nothing, stderr=nothing
-            )
+            self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
             notes().line("(answering on the NumPy layers while the kernels compile)", dim=True)
 
     def take_over(self) -> None:

@@ -374,8 +374,6 @@ def _add_train(commands: Any) -> None:
     _add_json_option(command)
 
 
-
-
 def _add_tokens(commands: Any) -> None:
     command = _command(commands, "tokens", "print the token ids of a text")
     command.add_argument("text", metavar="TEXT", help="the text; '-' reads it from stdin")

@@ -101,9 +101,7 @@ def _read_array(file: IO[bytes], size: int, name: str) -> Array:
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name}: version {version} of .npy: expected 1.0 or 2.0")
-    read_header: Any = (
-        npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    )
+    read_header: Any = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError(f"{name}: holds Python objects")

@@ -24,7 +24,13 @@ from gptoss_ref.tracing.trace import Trace, rounding_of
 from gptoss_ref.verify.gradients.search import compared
 from gptoss_ref.verify.noise.error_bounds import Propagation
 from gptoss_ref.verify.noise.metrics import Rows, logit_figures, measure
-from gptoss_ref.verify.noise.noise_floor import Level, Yardstick, follow, made_by, measure_yardstick
+from gptoss_ref.verify.noise.noise_floor import (
+    NoiseFloor,
+    NoiseFloors,
+    follow,
+    made_by,
+    measure_noise_floors,
+)
 from gptoss_ref.verify.noise.rounding import FINEST_FIRST, UNITS, known
 from gptoss_ref.verify.noise.routing_ties import Flip, alignment, compare_choices, flips, near_ties
 from gptoss_ref.verify.replay.graph import BY_CHOICE
@@ -37,7 +43,7 @@ def compare(
     other: Trace,
     *,
     model: Model | None = None,
-    yardstick: Yardstick | Mapping[str, float] | None = None,
+    yardstick: NoiseFloors | Mapping[str, float] | None = None,
     rounding: str | None = None,
 ) -> Report:
     """Judge ``other`` by ``ref``.
@@ -45,8 +51,8 @@ def compare(
     Args:
         ref: of the reference, best in float64.
         other: of the implementation in question.
-        model: that made ``ref``, to measure the yardstick with; a trace that was just made in this
-            process knows its own.
+        model: the model that made ``ref``, to measure the noise floor with. A trace that this
+            process has just made knows its own model.
         yardstick: measured before, or the relative L2 error allowed at tap points by name.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
             show.
@@ -74,7 +80,7 @@ def compare(
             f"REF holds {_some(ref)}, OTHER holds {_some(other)}"
         )
     if yardstick is None and model is not None:
-        yardstick = measure_yardstick(model, ref.tokens, rounding, wanted=common, routes=other)
+        yardstick = measure_noise_floors(model, ref.tokens, rounding, wanted=common, routes=other)
     return _Comparison(ref, other, model, yardstick, rounding, common).report()
 
 
@@ -116,7 +122,7 @@ class _Comparison:
         ref: Trace,
         other: Trace,
         model: Model | None,
-        yardstick: Yardstick | Mapping[str, float] | None,
+        yardstick: NoiseFloors | Mapping[str, float] | None,
         rounding: str,
         common: list[str],
     ) -> None:
@@ -127,7 +133,9 @@ class _Comparison:
         self.aside = np.zeros(self.length, bool)  # tokens that are not judged, and ...
         self.why = ""  # ... why not
         self.places: Array | None = None  # where OTHER has each of REF's experts
-        self.router: tuple[Array, Level | None] | None = None  # REF's logits and their yardstick
+        self.router: tuple[Array, NoiseFloor | None] | None = (
+            None  # REF's logits and their noise floor
+        )
         self.flips: list[Flip] = []
         self.notes: list[str] = []
         self.again = model is not None and self._must_compute_again()
@@ -186,11 +194,11 @@ class _Comparison:
         for name in names(self.ref.config):
             yield name, _rows_in(next(values), name) if name in wanted else None
 
-    def _level(self, name: str) -> Level | None:
-        if isinstance(self.yardstick, Yardstick):
+    def _level(self, name: str) -> NoiseFloor | None:
+        if isinstance(self.yardstick, NoiseFloors):
             return self.yardstick.level(name, self.length)
         if self.yardstick is not None and name in self.yardstick:
-            return Level.allowing(self.yardstick[name], self.length, UNITS[self.rounding])
+            return NoiseFloor.allowing(self.yardstick[name], self.length, UNITS[self.rounding])
         return self.propagation.level(name) if self.propagation.useful(name) else None
 
     def _floats(self, name: str, stage: str, reference: Rows | None) -> Row | None:
@@ -244,7 +252,9 @@ class _Comparison:
         self.places = alignment(ref, other)
         return row
 
-    def _set_aside_what_may_have_turned(self, logits: Array | None, level: Level | None) -> None:
+    def _set_aside_what_may_have_turned(
+        self, logits: Array | None, level: NoiseFloor | None
+    ) -> None:
         """Without OTHER's choice, a token near a tie may have gone either way."""
         chosen = self.ref.config.experts_per_token
         if chosen == self.ref.config.num_experts:
@@ -261,7 +271,7 @@ class _Comparison:
         return Place(name, self.other.shape_of(name), dtypes)
 
     def _yardstick_in_words(self) -> str:
-        if isinstance(self.yardstick, Yardstick):
+        if isinstance(self.yardstick, NoiseFloors):
             return str(self.yardstick)
         if self.yardstick is not None:
             return "as given"

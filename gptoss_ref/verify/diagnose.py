@@ -17,12 +17,12 @@ from gptoss_ref.tracing.taps import names, select, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import with_gradients
 from gptoss_ref.verify.noise.rounding import UNITS, known
-from gptoss_ref.verify.noise.tap_check import Local
+from gptoss_ref.verify.noise.tap_check import TapError
 from gptoss_ref.verify.observe.adapters import from_arrays, read
 from gptoss_ref.verify.observe.adapters.arrays import prompt_ids
 from gptoss_ref.verify.observe.observation import LogprobObservation
+from gptoss_ref.verify.progress import Progress, unwatched
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
-from gptoss_ref.verify.report.progress import Progress, unwatched
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
 from gptoss_ref.verify.search.outputs import (
@@ -192,7 +192,7 @@ def _as_trace(
 def _report(search: Search) -> Diagnosis:
     trace, config, found = search.given, search.given.config, search.found
     rows = [_row(search, found, local) for local in search.specification.values()]
-    flips = tuple(flip for local in search.locals.values() for flip in local.flips)
+    flips = tuple(flip for local in search.tap_errors.values() for flip in local.flips)
     taps = names(config)
     return Diagnosis(
         ref="the specification, from the other's own numbers",
@@ -246,13 +246,13 @@ def _cause(found: Found) -> Cause:
 
 
 def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
-    local = search.locals[unknown.tap]
+    local = search.tap_errors[unknown.tap]
     name, remaining = unknown.nearest or (None, None)
     where = search.where(unknown.tap)
     return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining)
 
 
-def _row(search: Search, found: list[Found], local: Local) -> Row:
+def _row(search: Search, found: list[Found], local: TapError) -> Row:
     """One tap point, by the specification."""
     trace, tap = search.given, local.tap
     wrong = local.excess > 1
@@ -261,7 +261,7 @@ def _row(search: Search, found: list[Found], local: Local) -> Row:
     note = ""
     if wrong:
         verdict = "nan" if local.broken.any() else "diverges"
-        explained = tap in search.locals and search.locals[tap].excess <= 1
+        explained = tap in search.tap_errors and search.tap_errors[tap].excess <= 1
         by = [f.candidate for f in found if tap in search.reach(f.candidate)]
         note = f"off by {in_words(local.excess)}"
         if explained and by:
@@ -305,7 +305,7 @@ def _row(search: Search, found: list[Found], local: Local) -> Row:
 
 def _notes(search: Search) -> list[str]:
     notes = list(search.remarks)
-    tied = sum(local.tied.any() and local.judged for local in search.locals.values())
+    tied = sum(local.tied.any() and local.judged for local in search.tap_errors.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
     return notes + rows_in_words(search.trace) + skipped_in_words(search.trace)

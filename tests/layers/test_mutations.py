@@ -25,7 +25,7 @@ from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32, Policy, get_policy
 from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, by_name
 from gptoss_ref.verify.replay.evaluate import predict
-from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from tests.support.agreement import Array
 from tests.support.checks_attention import (
     check_attention,
@@ -289,15 +289,15 @@ def with_large_stream(build: Any) -> None:
     check_logits(build, PACKED, LARGE_ARRAYS, TOKENS)
 
 
-def following(rules: Rules) -> Callable[..., Callable[[Any], Array]]:
-    """A builder of models that follow some rules, in one pass."""
+def following(ops: ModelOps) -> Callable[..., Callable[[Any], Array]]:
+    """A builder of models that follow some ops, in one pass."""
 
     def build(config: ModelConfig, arrays: Arrays, policy: str) -> Callable[[Any], Array]:
         weights = as_weights(arrays)
 
         def logits(tokens: Any) -> Array:
             wanted = predict(
-                weights, config, rules, np.array(tokens), {}, ["logits"], get_policy(policy)
+                weights, config, ops, np.array(tokens), {}, ["logits"], get_policy(policy)
             )
             return wanted["logits"]
 

@@ -77,15 +77,15 @@ def test_its_logits_are_those_of_a_rounded_yarn(
 ) -> None:
     """The file holds the same weights: nothing but the range of YaRN is farther off than rounding.
 
-    The yardstick is bfloat16: llama.cpp's activations have 8 bits, and a scale per 32 values.
+    It is judged as bfloat16: llama.cpp's activations have 8 bits, and a scale per 32 values.
     """
     theirs = from_llama(llama(gguf_file, logits_all=True), tokens, tiny.config)
     assert list(theirs) == ["logits"]
     logits = theirs["logits"].astype(np.float64)
     mutant = by_name("yarn-truncated")
     assert mutant.applies(tiny.config, tiny.weights)
-    rules = mutant.apply()
-    rounded = predict(tiny.weights, tiny.config, rules, tokens, {}, ["logits"], tiny.policy)
+    ops = mutant.apply()
+    rounded = predict(tiny.weights, tiny.config, ops, tokens, {}, ["logits"], tiny.policy)
     narrow = gptoss_ref.load("tiny", policy="bfloat16", backend="numpy")
     rounding = typical(narrow(tokens), tiny(tokens))
     assert typical(logits, rounded["logits"]) < rounding

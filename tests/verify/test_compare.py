@@ -21,7 +21,7 @@ import gptoss_ref as gr
 from gptoss_ref.errors import TraceError
 from gptoss_ref.tracing.trace import Trace, trace
 from gptoss_ref.verify.compare import compare
-from gptoss_ref.verify.noise.noise_floor import made_by, measure_yardstick
+from gptoss_ref.verify.noise.noise_floor import made_by, measure_noise_floors
 from gptoss_ref.verify.observe.adapters import capture
 from gptoss_ref.verify.report.report import Report
 from tests.support import torch_twin
@@ -96,7 +96,7 @@ def excesses(report: Report) -> dict[str, float]:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_correct_runs_are_not_accused(dtype: str) -> None:
-    """With the model's yardstick, and with the one that needs no model."""
+    """With the model's noise floor, and with the one that needs no model."""
     for seed, length in enumerate(LENGTHS):
         model, arrays, ref = reference(length, seed, seed % len(SHAPES))
         theirs = twin(model.config, arrays, ref.tokens.tolist(), dtype)
@@ -133,7 +133,7 @@ def test_correct_transformers_models(kind: str) -> None:
 
 
 def test_the_bundled_model_in_transformers(tiny: Any, tiny_transformers: Any) -> None:
-    """More tokens than the yardstick is measured on."""
+    """More tokens than the noise floor is measured on."""
     tokens = random_tokens(tiny.config, 300, 0)
     ref = trace(gr.load("tiny", policy="float64"), tokens)
     theirs = capture(tiny_transformers, tokens)
@@ -345,7 +345,7 @@ def test_a_yardstick_of_ones_own() -> None:
 
 def test_a_yardstick_measured_before() -> None:
     model, _, ref = reference()
-    yardstick = measure_yardstick(model, ref.tokens, "float32")
+    yardstick = measure_noise_floors(model, ref.tokens, "float32")
     assert set(yardstick.levels) == set(ref)
     assert compare(without_model(ref), other(), yardstick=yardstick).ok
     assert 1e-8 < yardstick.level("logits", 40).whole < 1e-5

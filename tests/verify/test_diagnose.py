@@ -78,9 +78,9 @@ def test_drift_never_adds_up(model: gr.Model, tokens: list[int]) -> None:
     exact = gr.Model(model.config, model.weights, policy="float64", backend="numpy")(tokens)
     drift = np.linalg.norm(taps["logits"] - exact) / np.linalg.norm(exact)
     trace = gr.Trace(taps, tokens=tokens, config=model.config, dtype="bfloat16")
-    locals_ = {x.tap: x for x in replay(model.weights, trace, SPECIFICATION, "bfloat16")}
-    assert max(local.excess for local in locals_.values()) < 0.5
-    assert locals_["logits"].whole < drift / 3
+    tap_errors = {x.tap: x for x in replay(model.weights, trace, SPECIFICATION, "bfloat16")}
+    assert max(local.excess for local in tap_errors.values()) < 0.5
+    assert tap_errors["logits"].whole < drift / 3
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_rows_that_hang_on_an_unseen_tie_are_left_out(
     taps = run(other, tokens, "float32")
     seen = {name: values for name, values in taps.items() if name.endswith("residual")}
     trace = gr.Trace(seen, tokens=tokens, config=model.config, dtype="float32")
-    locals_ = {x.tap: x for x in replay(model.weights, trace, SPECIFICATION, "float32")}
-    local = locals_["block.1.mlp.residual"]
+    tap_errors = {x.tap: x for x in replay(model.weights, trace, SPECIFICATION, "float32")}
+    local = tap_errors["block.1.mlp.residual"]
     assert (local.error[local.tied] > local.allowed[local.tied]).any()
     assert local.judged
     diagnosis = gr.diagnose(model, trace)

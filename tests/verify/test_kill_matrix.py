@@ -80,7 +80,7 @@ def test_two_bugs_at_once_are_both_named(pair: tuple[str, str]) -> None:
         ("yarn-no-concentration", "sinks-dropped"),
         # the first layer alone looks like a window nowhere
         ("window-plus-one", "window-odd-layers"),
-        # parts of one rule
+        # parts of one operation
         ("yarn-truncated", "yarn-ramp-over-dims"),
         # another form of each would be nearer if it were alone
         ("sinks-scaled", "sinks-wrong-head"),

@@ -16,7 +16,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import BFLOAT16, FLOAT32, FLOAT64, Policy
 from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, TIES, Mutant, by_name
 from gptoss_ref.verify.replay.evaluate import nodes, predict
-from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.weights import ModelWeights
 from tests.support.agreement import Array
 from tests.support.strategies import Arrays, as_weights, random_arrays, random_tokens, small_config
@@ -117,7 +117,7 @@ TAPS = [node.tap for node in nodes(CONFIG)]
 
 
 def taps(
-    rules: Rules,
+    ops: ModelOps,
     weights: ModelWeights,
     length: int,
     config: ModelConfig = CONFIG,
@@ -126,7 +126,7 @@ def taps(
     """All tap points of a pass, in the order of computation."""
     names = [node.tap for node in nodes(config)]
     with np.errstate(all="ignore"):  # infinities and NaN are what some bugs are about
-        return predict(weights, config, rules, TOKENS[:length], {}, names, policy)
+        return predict(weights, config, ops, TOKENS[:length], {}, names, policy)
 
 
 @cache
@@ -354,7 +354,7 @@ def test_what_cannot_show_says_why_and_does_not(model: str) -> None:
     ],
 )
 def test_two_bugs_at_once(one: str, other: str) -> None:
-    """Also of the same rule: neither hides the other, in either order."""
+    """Also of the same operation: neither hides the other, in either order."""
     weights, first, second = weights_for(""), by_name(one), by_name(other)
     both = taps(second.apply(first.apply()), weights, LONG)["logits"]
     swapped = taps(first.apply(second.apply()), weights, LONG)["logits"]

@@ -37,8 +37,8 @@ def model() -> gr.Model:
 
 @cache
 def run(bug: str | None) -> dict[str, np.ndarray]:
-    rules = by_name(bug).apply() if bug else SPECIFICATION
-    where = model().weights, CONFIG, rules, np.array(TOKENS)
+    ops = by_name(bug).apply() if bug else SPECIFICATION
+    where = model().weights, CONFIG, ops, np.array(TOKENS)
     return predict(*where, {}, names(CONFIG), FLOAT32)
 
 

@@ -19,7 +19,7 @@ from gptoss_ref.numerics import get_policy
 from gptoss_ref.tracing.trace import trace
 from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.replay.evaluate import needed, nodes, predict, predict_each
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import BlockWeights
 from tests.support.strategies import (
     SEEDS,
@@ -49,7 +49,7 @@ def test_nothing_given_is_the_model(
     tokens = random_tokens(config, length, seed)
     expected = taps_of(model, tokens)
     ours = predict(
-        model.weights, config, Rules(), np.array(tokens), {}, expected, get_policy(policy)
+        model.weights, config, ModelOps(), np.array(tokens), {}, expected, get_policy(policy)
     )
     assert list(ours) == list(expected)
     for name, values in expected.items():
@@ -72,7 +72,12 @@ def test_given_its_own_taps_each_stage_repeats_the_model(
     expected = taps_of(model, tokens)
     kept = data.draw(st.sets(st.sampled_from(sorted(expected))))
     ours = predict(
-        model.weights, config, Rules(), np.array(tokens), {k: expected[k] for k in kept}, expected
+        model.weights,
+        config,
+        ModelOps(),
+        np.array(tokens),
+        {k: expected[k] for k in kept},
+        expected,
     )
     for name, values in expected.items():
         assert np.array_equal(ours[name], values), name
@@ -85,11 +90,13 @@ def test_a_given_tap_replaces_the_computed_one_downstream_only() -> None:
     expected = taps_of(model, list(tokens))
     name = "block.1.attn.q"
     wrong = expected[name] + 1.0
-    ours = predict(model.weights, config, Rules(), tokens, {name: wrong}, expected)
+    ours = predict(model.weights, config, ModelOps(), tokens, {name: wrong}, expected)
     after = [node.tap for node in nodes(config)]
     for tap in after[: after.index("block.1.attn.v") + 1]:
         assert np.array_equal(ours[tap], expected[tap]), tap  # q itself is computed from its input
-    angles = layers.rope_tables(np.arange(9), *Rules().yarn(At(config, model.policy, "attn.q")))
+    angles = layers.rope_tables(
+        np.arange(9), *ModelOps().yarn(OpContext(config, model.policy, "attn.q"))
+    )
     cos, sin = (table.astype(np.float64) for table in angles)
     assert np.allclose(
         ours["block.1.attn.q_rope"], layers.rope(wrong, cos, sin, policy=model.policy), atol=1e-5
@@ -118,7 +125,7 @@ def test_an_unknown_tap_is_named() -> None:
     config = small_config()
     weights = as_weights(random_arrays(config, 1))
     with pytest.raises(GptOssError, match=r"no tap point 'block.3.attn.q'"):
-        predict(weights, config, Rules(), np.arange(3), {}, ["block.3.attn.q"])
+        predict(weights, config, ModelOps(), np.arange(3), {}, ["block.3.attn.q"])
 
 
 def test_only_chosen_experts_are_decoded_and_only_once_per_rule() -> None:
@@ -127,14 +134,14 @@ def test_only_chosen_experts_are_decoded_and_only_once_per_rule() -> None:
     tokens = np.array(random_tokens(config, 2, 3))
     seen: list[tuple[Any, ...]] = []
 
-    def spy(at: At, matrix: Any) -> Any:
+    def spy(at: OpContext, matrix: Any) -> Any:
         seen.append((at.layer, at.tap, at.expert))
-        return Rules().expert_matrix(at, matrix)
+        return ModelOps().expert_matrix(at, matrix)
 
-    rules = dataclasses.replace(Rules(), expert_matrix=spy)
+    ops = dataclasses.replace(ModelOps(), expert_matrix=spy)
     wanted = [f"block.{n}.mlp.expert_indices" for n in range(3)] + ["logits"]
     first, second = predict_each(
-        model.weights, config, [(rules, model.policy)] * 2, tokens, {}, wanted
+        model.weights, config, [(ops, model.policy)] * 2, tokens, {}, wanted
     )
     assert np.array_equal(first["logits"], second["logits"])
     chosen = {
@@ -151,7 +158,7 @@ def test_only_chosen_experts_are_decoded_and_only_once_per_rule() -> None:
 def test_one_block_is_touched_and_held_at_a_time(given_all: bool) -> None:
     """Of what is decoded and loaded nothing outlives its block; no block is come back to.
 
-    In a local replay, in float64 and through every rounding of its yardstick, and in a pass of
+    In a local replay, in float64 and through every rounding of its noise floor, and in a pass of
     the whole model as well.
     """
     config = small_config(n_chosen=2, d_model=64, d_ff=32)
@@ -169,21 +176,21 @@ def test_one_block_is_touched_and_held_at_a_time(given_all: bool) -> None:
     alive: list[tuple[int, weakref.ref[Any]]] = []
     held: list[set[int]] = []  # at each load, the blocks of which something is held
 
-    def keep(at: At, values: Any) -> Any:
+    def keep(at: OpContext, values: Any) -> Any:
         assert at.layer is not None
         alive.append((at.layer, weakref.ref(values)))
         held.append({layer for layer, reference in alive if reference() is not None})
         return values
 
-    def expert_matrix(at: At, matrix: Any) -> Any:
-        return keep(at, Rules().expert_matrix(at, matrix))
+    def expert_matrix(at: OpContext, matrix: Any) -> Any:
+        return keep(at, ModelOps().expert_matrix(at, matrix))
 
-    def block_weights(at: At, block: BlockWeights) -> Any:
+    def block_weights(at: OpContext, block: BlockWeights) -> Any:
         return keep(at, dataclasses.replace(block))  # a copy, as a loading bug makes one
 
-    rules = dataclasses.replace(Rules(), expert_matrix=expert_matrix, block_weights=block_weights)
+    ops = dataclasses.replace(ModelOps(), expert_matrix=expert_matrix, block_weights=block_weights)
     touched.clear()
-    assert sum(1 for _ in replay(weights, made, rules, "bfloat16")) == len(made)
+    assert sum(1 for _ in replay(weights, made, ops, "bfloat16")) == len(made)
     assert all(len(blocks) == 1 for blocks in held)
     assert {*held[0], *held[-1]} == {0, 2}
     assert touched == sorted(touched)

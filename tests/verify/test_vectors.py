@@ -15,7 +15,7 @@ from gptoss_ref.cli import main
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.numerics import BFLOAT16, FLOAT32, Policy
 from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, Mutant
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.vectors import (
     DIGEST,
     FLAGS,
@@ -147,7 +147,7 @@ def test_equivalent_rewritings_pass(rewriting: Mutant) -> None:
     within = {"softmax-before-topk-renormalised": "router", "experts-unsorted": "experts"}
     cases = [MODEL[1], *(c for c in SMALL if c.operation.name == within.get(rewriting.name))]
     for case in cases:
-        answer = case.answer(rewriting.apply(Rules()))
+        answer = case.answer(rewriting.apply(ModelOps()))
         assert judge_case(case, answer).verdict == "right", case.id
 
 
@@ -155,7 +155,7 @@ def test_a_wrong_answer_is_named() -> None:
     """The 129-key window in the attention case that is about 128 keys."""
     (bug,) = (mutant for mutant in CATALOGUE if mutant.name == "window-plus-one")
     (case,) = (case for case in SMALL if "128 at 129" in case.note)
-    finding = judge_case(case, case.answer(bug.apply(Rules())))
+    finding = judge_case(case, case.answer(bug.apply(ModelOps())))
     assert finding.verdict == "wrong"
     assert [mutant.name for mutant in finding.causes] == ["window-plus-one"]
 

@@ -188,7 +188,8 @@ def _split_step_on(*arguments: Any) -> Any:
 
 
 @intrinsic
-def _split_step(typing_context: Any,
+def _split_step(
+    typing_context: Any,
     x: Any,
     column: Any,
     width: Any,

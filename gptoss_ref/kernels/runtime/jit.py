@@ -162,5 +162,3 @@ def _user_cache_folder() -> str:
     if sys.platform == "win32":
         return os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
     return os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-
-

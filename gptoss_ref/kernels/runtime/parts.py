@@ -75,9 +75,10 @@ def _pipeline(library: type) -> type:
 
 
 _USED = {"_final_module", "_get_module_for_linking", "_raise_if_finalized", "link_in"}
-_FOUND = hasattr(codegen.CPUCodeLibrary, "_optimize_functions") and set(
-    codegen.CPUCodeLibrary.finalize.__code__.co_names
-) >= _USED
+_FOUND = (
+    hasattr(codegen.CPUCodeLibrary, "_optimize_functions")
+    and set(codegen.CPUCodeLibrary.finalize.__code__.co_names) >= _USED
+)
 
 KERNEL: dict[str, Any] = {"pipeline_class": _pipeline(_KernelLibrary)} if _FOUND else {}
 """Options of ``numba.njit`` for a kernel."""

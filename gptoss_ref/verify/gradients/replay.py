@@ -20,12 +20,12 @@ from gptoss_ref.losses import IGNORED, Counted
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing import gradients as names
 from gptoss_ref.tracing.trace import Trace
-from gptoss_ref.verify.gradients.stages import Compute, Node, Site, balancing, nodes
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute, Node, balancing, nodes
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays, over
-from gptoss_ref.verify.noise.noise_floor import Level, level, runs_of
+from gptoss_ref.verify.noise.noise_floor import NoiseFloor, level, runs_of
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.replay.evaluate import walk
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.weights import ModelWeights
 
 Wrong = Mapping[str, Compute]
@@ -48,7 +48,7 @@ class Judged:
     inputs: tuple[str, ...]
     exact: Array
     errors: Errors
-    level: Level
+    level: NoiseFloor
 
     @property
     def excess(self) -> float:
@@ -81,13 +81,14 @@ class Replay:
             raise TraceError("the trace holds gradients and no targets: expected targets (T,)")
         self.weights, self.trace, self.rounding = weights, trace, rounding
         self.nodes = nodes(trace.config)
-        self.runs = [policy for _, policy in runs_of(Rules(), rounding, len(trace.tokens))]
+        self.runs = [policy for _, policy in runs_of(ModelOps(), rounding, len(trace.tokens))]
         counted = Counted(trace.targets, trace.targets != IGNORED)
         forward = trace.forward()
         needed = {tap for node in self.nodes.values() for tap in node.forward}
         self._forward = self._values(forward, needed)
         self._sites = [
-            Site(trace.config, policy, weights, trace.tokens, counted) for policy in self.runs
+            BlockContext(trace.config, policy, weights, trace.tokens, counted)
+            for policy in self.runs
         ]
         if trace.router_aux_loss_coef:
             self._sites = [self._balanced(site, run) for run, site in enumerate(self._sites)]
@@ -100,7 +101,7 @@ class Replay:
             for run in self._all()
         ]
         missing = needed - set(forward)
-        ways = [(Rules(), policy) for policy in self.runs]
+        ways = [(ModelOps(), policy) for policy in self.runs]
         tokens, config = self.trace.tokens, self.trace.config
         for name, arrays in walk(self.weights, config, ways, tokens, forward, missing):
             for values, array in zip(found, arrays, strict=True):
@@ -122,7 +123,7 @@ class Replay:
         pushed: Array = values * (1 + UNITS["float32"] * push).astype(values.dtype)
         return pushed
 
-    def _balanced(self, site: Site, run: int) -> Site:
+    def _balanced(self, site: BlockContext, run: int) -> BlockContext:
         layers = range(self.trace.config.num_hidden_layers)
         logits, indices = (
             [self._forward[run][f"block.{n}.mlp.{stage}"] for n in layers]
@@ -191,7 +192,7 @@ class Replay:
 
 def _with(bug: Compute, right: Compute) -> Compute:
     @functools.wraps(right)
-    def compute(site: Site, *arguments: Array) -> Array:
+    def compute(site: BlockContext, *arguments: Array) -> Array:
         return bug(right, site, *arguments)
 
     return compute

@@ -1,8 +1,8 @@
 """The backward pass as stages: for each gradient, what it is computed from and how.
 
-A stage gets its :class:`Site`, then the gradients it starts from, then the values of the forward
-pass that it needs. ``mlp.residual`` stands for the residual stream: its gradient in block n comes
-from block n + 1, or from the last norm.
+A stage gets its :class:`BlockContext`, then the gradients it starts from, then the values of the
+forward pass that it needs. ``mlp.residual`` stands for the residual stream: its gradient in block n
+comes from block n + 1, or from the last norm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Compute = Callable[..., Array]
 
 
 @dataclass(frozen=True)
-class Site:
+class BlockContext:
     """Where a stage is computed: the block (None: the ends), and the rounding."""
 
     config: ModelConfig
@@ -99,51 +99,51 @@ class Stage:
     compute: Compute = field(repr=False)
 
 
-def logits(site: Site, values: Array) -> Array:
+def logits(site: BlockContext, values: Array) -> Array:
     """Gradient (T, V) of the logits ``values`` (T, V)."""
     _, d = gradients.cross_entropy(values, *site.counted, policy=site.policy)
     return d
 
 
-def final_norm(site: Site, d_logits: Array) -> Array:
+def final_norm(site: BlockContext, d_logits: Array) -> Array:
     """Gradient (T, D) of what the last norm returns, from ``d_logits`` (T, V)."""
     return site.policy.round(product(d_logits, site.weights.unembedding, policy=site.policy))
 
 
-def last_residual(site: Site, d_norm: Array, x: Array) -> Array:
+def last_residual(site: BlockContext, d_norm: Array, x: Array) -> Array:
     """Gradient (T, D) of ``x`` (T, D), which the last norm takes, from ``d_norm`` (T, D)."""
     d_x: Array = site.norm(d_norm, x, site.weights.norm_scale).d_x
     return d_x
 
 
-def into_attention(site: Site, d_residual: Array, d_norm: Array, x: Array) -> Array:
+def into_attention(site: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
     """Gradient (T, D) of ``x`` (T, D), which enters the block: past attention, and through it."""
     d_x: Array = site.norm(d_norm, x, site.attn.norm_scale).d_x
     return site.policy.round(d_residual + d_x)
 
 
-def into_mlp(site: Site, d_residual: Array, d_norm: Array, x: Array) -> Array:
+def into_mlp(site: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
     """Gradient (T, D) of ``x`` (T, D) between attention and experts: past them, and through."""
     d_x: Array = site.norm(d_norm, x, site.mlp.norm_scale).d_x
     return site.policy.round(d_residual + d_x)
 
 
-def same(site: Site, d: Array) -> Array:
+def same(site: BlockContext, d: Array) -> Array:
     """A sum passes its gradient ``d`` (T, D) to each part: (T, D)."""
     return d
 
 
-def expert_out(site: Site, d_out: Array, weights: Array) -> Array:
+def expert_out(site: BlockContext, d_out: Array, weights: Array) -> Array:
     """w · dy: (T, A, D) from ``d_out`` (T, D) and the router's ``weights`` (T, A)."""
     return site.policy.round(weights[..., None] * d_out[:, None])
 
 
-def expert_weights(site: Site, d_out: Array, answers: Array, indices: Array) -> Array:
+def expert_weights(site: BlockContext, d_out: Array, answers: Array, indices: Array) -> Array:
     """dy · o: (T, A) from ``d_out`` (T, D), ``answers`` (T, A, D) and ``indices`` (T, A)."""
     return site.policy.round((d_out[:, None] * answers).sum(-1))
 
 
-def through_experts(site: Site, d: Array, matrix: ExpertMatrix, indices: Array) -> Array:
+def through_experts(site: BlockContext, d: Array, matrix: ExpertMatrix, indices: Array) -> Array:
     """d · W of each token's experts, not rounded: (T, A, M) from ``d`` (T, A, N)."""
     out = np.empty((*d.shape[:2], matrix.shape[-1]), site.policy.dtype)
     for e in np.unique(indices):
@@ -152,19 +152,19 @@ def through_experts(site: Site, d: Array, matrix: ExpertMatrix, indices: Array) 
     return out
 
 
-def swiglu(site: Site, d_answers: Array, indices: Array) -> Array:
+def swiglu(site: BlockContext, d_answers: Array, indices: Array) -> Array:
     """Gradient (T, A, F) of the activations, from ``d_answers`` (T, A, D), ``indices`` (T, A)."""
     return site.policy.round(through_experts(site, d_answers, site.mlp.mlp2_weight, indices))
 
 
-def gate_up(site: Site, d_activated: Array, x: Array) -> Array:
+def gate_up(site: BlockContext, d_activated: Array, x: Array) -> Array:
     """Gradient (T, A, 2F) of ``x`` (T, A, 2F), from ``d_activated`` (T, A, F)."""
     c = site.config
     return gradients.swiglu(d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=site.policy)
 
 
 def router_logits(
-    site: Site, d_weights: Array, weights: Array, indices: Array, router: Array
+    site: BlockContext, d_weights: Array, weights: Array, indices: Array, router: Array
 ) -> Array:
     """Gradient (T, E), from ``d_weights``, ``weights``, ``indices`` (T, A), ``router`` (T, E)."""
     d = np.zeros(router.shape, site.policy.dtype)
@@ -172,31 +172,31 @@ def router_logits(
     return with_aux(site, d)
 
 
-def with_aux(site: Site, d: Array, times: float = 1.0) -> Array:
+def with_aux(site: BlockContext, d: Array, times: float = 1.0) -> Array:
     """``d`` (T, E) and the gradient (T, E) of the load-balancing loss, if there is one."""
     if site.aux is None or site.layer is None:
         return d
     return site.policy.round(d + times * site.aux(site.layer, False))
 
 
-def mlp_norm(site: Site, d_gate_up: Array, d_router: Array, indices: Array) -> Array:
+def mlp_norm(site: BlockContext, d_gate_up: Array, d_router: Array, indices: Array) -> Array:
     """Gradient (T, D), from ``d_gate_up`` (T, A, 2F), ``d_router`` (T, E), ``indices`` (T, A)."""
     r, policy = site.policy.round, site.policy
     by_experts = through_experts(site, d_gate_up, site.mlp.mlp1_weight, indices).sum(1)
     return r(r(by_experts) + r(product(d_router, site.mlp.gate_weight, policy=policy)))
 
 
-def mix(site: Site, d_out: Array) -> Array:
+def mix(site: BlockContext, d_out: Array) -> Array:
     """Gradient (T, H*C), from ``d_out`` (T, D)."""
     return site.policy.round(product(d_out, site.attn.out_weight, policy=site.policy))
 
 
-def attention_weights(site: Site, d_mix: Array, v: Array) -> Array:
+def attention_weights(site: BlockContext, d_mix: Array, v: Array) -> Array:
     """Gradient (H, T, S), from ``d_mix`` (T, H*C) and ``v`` (S, K, C)."""
     return gradients.attention_weights(d_mix, v, policy=site.policy)
 
 
-def softmax(site: Site, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
+def softmax(site: BlockContext, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
     """Weights (H, T, S) and the sink's (H, T) of ``q`` (T, H, C), ``k`` (S, K, C), both turned.
 
     ``extra`` keys more than the window are visible.
@@ -217,25 +217,25 @@ def softmax(site: Site, q: Array, k: Array, extra: int = 0) -> tuple[Array, Arra
     return w.reshape(heads, length, length), sink.reshape(heads, length)
 
 
-def d_scores(site: Site, d_w: Array, w: Array) -> Array:
+def d_scores(site: BlockContext, d_w: Array, w: Array) -> Array:
     """Gradient (H, T, S) of the scores q · k, from ``d_w`` and ``w`` (H, T, S)."""
     delta = (w * d_w).sum(-1, keepdims=True)
     return scaled(site, site.policy.round(w * (d_w - delta)))
 
 
-def scaled(site: Site, d: Array) -> Array:
+def scaled(site: BlockContext, d: Array) -> Array:
     """The scale 1/√C of the scores, for ``d`` (H, T, S): (H, T, S)."""
     return site.policy.round(d * site.policy.dtype.type(site.config.head_dim**-0.5))
 
 
-def to_queries(site: Site, d: Array, k: Array) -> Array:
+def to_queries(site: BlockContext, d: Array, k: Array) -> Array:
     """Σ_j d k: (T, H, C) from ``d`` (H, T, S) and ``k`` (S, K, C)."""
     group = len(d) // k.shape[1]
     heads = [d[h] @ k[:, h // group].astype(d.dtype) for h in range(len(d))]
     return site.policy.round(np.stack(heads, 1))
 
 
-def to_keys(site: Site, d: Array, q: Array) -> Array:
+def to_keys(site: BlockContext, d: Array, q: Array) -> Array:
     """Σ_p d q, over each group of heads: (S, K, C) from ``d`` (H, T, S) and ``q`` (T, H, C)."""
     r = site.policy.round
     heads = r(np.stack([d[h].T @ q[:, h].astype(d.dtype) for h in range(len(d))]))  # (H, S, C)
@@ -244,42 +244,42 @@ def to_keys(site: Site, d: Array, q: Array) -> Array:
     return r(grouped).transpose(1, 0, 2)
 
 
-def by_heads(site: Site, d_mix: Array) -> Array:
+def by_heads(site: BlockContext, d_mix: Array) -> Array:
     """``d_mix`` (T, H*C) as (T, H, C)."""
     return d_mix.reshape(len(d_mix), -1, site.config.head_dim)
 
 
-def values(site: Site, d_mix: Array, q: Array, k: Array) -> Array:
+def values(site: BlockContext, d_mix: Array, q: Array, k: Array) -> Array:
     """Gradient (S, K, C) of v, from ``d_mix`` (T, H*C), ``q`` (T, H, C) and ``k`` (S, K, C)."""
     w, _ = softmax(site, q, k)
     return to_keys(site, w, by_heads(site, d_mix))
 
 
-def queries(site: Site, d_w: Array, q: Array, k: Array) -> Array:
+def queries(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
     """Gradient (T, H, C) of ``q`` (T, H, C), from ``d_w`` (H, T, S) and ``k`` (S, K, C)."""
     w, _ = softmax(site, q, k)
     return to_queries(site, d_scores(site, d_w, w), k)
 
 
-def keys(site: Site, d_w: Array, q: Array, k: Array) -> Array:
+def keys(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
     """Gradient (S, K, C) of ``k`` (S, K, C), from ``d_w`` (H, T, S) and ``q`` (T, H, C)."""
     w, _ = softmax(site, q, k)
     return to_keys(site, d_scores(site, d_w, w), q)
 
 
-def sinks(site: Site, d_w: Array, q: Array, k: Array) -> Array:
+def sinks(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
     """Gradient (H,), from ``d_w`` (H, T, S), ``q`` (T, H, C) and ``k`` (S, K, C)."""
     w, sink = softmax(site, q, k)
     r = site.policy.round
     return r(r(-sink * (w * d_w).sum(-1)).sum(-1))
 
 
-def turned_back(site: Site, d: Array) -> Array:
+def turned_back(site: BlockContext, d: Array) -> Array:
     """Gradient (T, H, C) before RoPE, from ``d`` (T, H, C) after it."""
     return gradients.rope(d, *site.tables, policy=site.policy)
 
 
-def attn_norm(site: Site, d_q: Array, d_k: Array, d_v: Array) -> Array:
+def attn_norm(site: BlockContext, d_q: Array, d_k: Array, d_v: Array) -> Array:
     """Gradient (T, D), from ``d_q`` (T, H, C), ``d_k`` and ``d_v`` (T, K, C)."""
     w = site.attn
     rows = [d.reshape(len(d), -1) for d in (d_q, d_k, d_v)]
@@ -288,17 +288,17 @@ def attn_norm(site: Site, d_q: Array, d_k: Array, d_v: Array) -> Array:
     return site.policy.round(np.asarray(total))
 
 
-def matrix(site: Site, d_y: Array, x: Array) -> Array:
+def matrix(site: BlockContext, d_y: Array, x: Array) -> Array:
     """Gradient (N, M) of a linear layer's weight, from ``d_y`` (T, …) and ``x`` (T, M)."""
     return parameters(d_y.reshape(len(d_y), -1), x, policy=site.policy)[0]
 
 
-def bias(site: Site, d_y: Array) -> Array:
+def bias(site: BlockContext, d_y: Array) -> Array:
     """Gradient (N,) of a linear layer's bias, from ``d_y`` (T, …)."""
     return site.policy.round(d_y.reshape(len(d_y), -1).astype(site.policy.dtype).sum(0))
 
 
-def expert_matrix(site: Site, d: Array, x: Array, indices: Array) -> Array:
+def expert_matrix(site: BlockContext, d: Array, x: Array, indices: Array) -> Array:
     """Gradient (E, N, M), from ``d`` (T, A, N), ``x`` (T, M) or (T, A, M), ``indices`` (T, A)."""
     out = np.zeros((site.config.num_experts, d.shape[-1], x.shape[-1]), site.policy.dtype)
     for e in np.unique(indices):
@@ -307,7 +307,7 @@ def expert_matrix(site: Site, d: Array, x: Array, indices: Array) -> Array:
     return out
 
 
-def expert_bias(site: Site, d: Array, indices: Array) -> Array:
+def expert_bias(site: BlockContext, d: Array, indices: Array) -> Array:
     """Gradient (E, N), from ``d`` (T, A, N) and ``indices`` (T, A)."""
     out = np.zeros((site.config.num_experts, d.shape[-1]), site.policy.dtype)
     np.add.at(out, indices, d.astype(site.policy.dtype))
@@ -317,7 +317,7 @@ def expert_bias(site: Site, d: Array, indices: Array) -> Array:
 def scale_of(part: str) -> Compute:
     """The gradient of a norm's scale."""
 
-    def compute(site: Site, d_norm: Array, x: Array) -> Array:
+    def compute(site: BlockContext, d_norm: Array, x: Array) -> Array:
         scale = site.weights if part == "" else getattr(site, part)
         d: Array = site.norm(d_norm, x, scale.norm_scale).d_scale
         return d
@@ -325,7 +325,7 @@ def scale_of(part: str) -> Compute:
     return compute
 
 
-def embedding_table(site: Site, d_x: Array) -> Array:
+def embedding_table(site: BlockContext, d_x: Array) -> Array:
     """Gradient (V, D), from ``d_x`` (T, D)."""
     return gradients.embedding(d_x, site.tokens, site.config.vocab_size, policy=site.policy)
 

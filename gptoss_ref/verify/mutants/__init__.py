@@ -1,4 +1,4 @@
-"""The catalogue: what others got wrong in public, each as one rule of the model replaced.
+"""The catalogue: what others got wrong in public, each as one operation of the model replaced.
 
 ``CATALOGUE`` are errors. ``EQUIVALENT`` are rewritings that compute the same and must never be
 called a bug. ``TIES`` differ by rounding alone, but may choose another expert where two are nearly

@@ -18,7 +18,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 
 WEIGHTS = "attn.weights"
 
@@ -42,30 +42,30 @@ def _by_remainder(config: ModelConfig) -> Array:
         else None
     ),
 )
-def gqa_axes_swapped(rules: Rules) -> Rules:
+def gqa_axes_swapped(ops: ModelOps) -> ModelOps:
     """Query head h reads key/value head h % K where it should be h // G."""
 
-    def weigh(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+    def weigh(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
         order = _by_remainder(at.config)
         weights: Array = right(at, q[:, order], k, sinks[order], *where)  # (H, t, S)
         return weights[np.argsort(order)]
 
-    def mix(right: Right, at: At, weights: Array, v: Array, *where: Any) -> Array:
+    def mix(right: Right, at: OpContext, weights: Array, v: Array, *where: Any) -> Array:
         order = _by_remainder(at.config)
         mixed: Array = right(at, weights[order], v, *where)  # (t, H*C)
         heads = mixed.reshape(len(mixed), len(order), -1)[:, np.argsort(order)]
         return heads.reshape(mixed.shape)
 
-    return replacing(attention_weights=weigh, attention_mix=mix)(rules)
+    return replacing(attention_weights=weigh, attention_mix=mix)(ops)
 
 
 @bug(
     "scale-missing",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Scores are too large by √C (8 in the released models): attention is too sharp.",
 )
-def scale_missing(right: Right, at: At, q: Array, k: Array, *rest: Any) -> Array:
+def scale_missing(right: Right, at: OpContext, q: Array, k: Array, *rest: Any) -> Array:
     """Scores are not divided by √C."""
     # With zeros for channels up to a power of 4, √C is a power of 2 and undoing it rounds nothing.
     channels = q.shape[-1]
@@ -77,14 +77,14 @@ def scale_missing(right: Right, at: At, q: Array, k: Array, *rest: Any) -> Array
 
 @bug(
     "scale-by-hidden",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Scores are too small by √(D/C) (6.7 in the released models): attention is flat.",
     obstacle=lambda config, weights: (
         "D equals C" if config.hidden_size == config.head_dim else None
     ),
 )
-def scale_by_hidden(right: Right, at: At, q: Array, *rest: Any) -> Array:
+def scale_by_hidden(right: Right, at: OpContext, q: Array, *rest: Any) -> Array:
     """Scores are divided by √D, the hidden size, where it should be √C, the head size."""
     scale = math.sqrt(at.config.head_dim / at.config.hidden_size)
     weights: Array = right(at, q * at.policy.dtype.type(scale), *rest)
@@ -93,7 +93,7 @@ def scale_by_hidden(right: Right, at: At, q: Array, *rest: Any) -> Array:
 
 @bug(
     "causal-off-by-one",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="A prompt's inner tokens are explained by the future; decoding token by token "
     "differs from one pass.",
@@ -101,7 +101,7 @@ def scale_by_hidden(right: Right, at: At, q: Array, *rest: Any) -> Array:
     note="Decoding token by token hides it: the next key does not exist yet.",
 )
 def causal_off_by_one(
-    right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """A query sees the next token's key as well: j ≤ p + 1."""
     where = Where(*positions)
@@ -116,10 +116,10 @@ def causal_off_by_one(
     touches="attn.q attn.q_rope",
     consequence="Queries are shorter by √C; scores are the same.",
 )
-def scale_in_query(rules: Rules) -> Rules:
+def scale_in_query(ops: ModelOps) -> ModelOps:
     """1/√C is multiplied into the query projection at loading, and scores are not divided."""
 
-    def shrink(right: Right, at: At, block: Any) -> Any:
+    def shrink(right: Right, at: OpContext, block: Any) -> Any:
         block = right(at, block)
         scale = 1 / math.sqrt(at.config.head_dim)
         attn = dataclasses.replace(
@@ -129,7 +129,7 @@ def scale_in_query(rules: Rules) -> Rules:
         )
         return dataclasses.replace(block, attn=attn)
 
-    return scale_missing.apply(replacing(block_weights=shrink)(rules))
+    return scale_missing.apply(replacing(block_weights=shrink)(ops))
 
 
 ATTENTION: tuple[Mutant, ...] = (

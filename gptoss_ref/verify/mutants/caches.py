@@ -26,7 +26,7 @@ from gptoss_ref.verify.mutants.mutant import (
     whole_number,
     wide,
 )
-from gptoss_ref.verify.replay.ops import At
+from gptoss_ref.verify.replay.ops import OpContext
 
 WEIGHTS = "attn.weights"
 POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
@@ -34,7 +34,7 @@ POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
 
 @bug(
     "ring-boundary",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="From the token that fills the ring on, for W − 1 tokens, the oldest key of the "
     "window is lost to an empty slot.",
@@ -47,7 +47,9 @@ POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
         or ("a window of 1 leaves no room" if config.sliding_window == 1 else None)
     ),
 )
-def ring_boundary(right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any) -> Array:
+def ring_boundary(
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
+) -> Array:
     """A ring of W slots starts to shift when W − 1 are filled, and carries an empty one along."""
     where = Where(*positions)
     weights: Array = right(at, q, k, sinks, *where)
@@ -64,7 +66,7 @@ def ring_boundary(right: Right, at: At, q: Array, k: Array, sinks: Array, *posit
 
 @bug(
     "chunk-longer-than-ring",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Early queries of a long chunk find their keys overwritten by later ones.",
     shortest=one_past_the_window,
@@ -81,7 +83,7 @@ def ring_boundary(right: Right, at: At, q: Array, k: Array, sinks: Array, *posit
     parameter=whole_number("chunks of", lambda n: replacing(attention_weights=_chunk_alone(n))),
 )
 def chunk_longer_than_ring(
-    right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """A prompt longer than the ring is written to it whole: only its last W keys are left."""
     where = Where(*positions)
@@ -94,7 +96,7 @@ def chunk_longer_than_ring(
 
 def _of_parts(
     right: Right,
-    at: At,
+    at: OpContext,
     q: Array,
     k: Array,
     sinks: Array,
@@ -118,7 +120,9 @@ def _of_parts(
 def _chunk_alone(size: int) -> Callable[..., Array]:
     """Attention whose windowed layers see only keys of the query's own chunk."""
 
-    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any) -> Array:
+    def attend(
+        right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
+    ) -> Array:
         where = Where(*positions)
         if where.window is None:
             weights: Array = right(at, q, k, sinks, *where)
@@ -132,7 +136,7 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
 
 @bug(
     "prefill-skips-cache",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="A second prompt on a cache knows nothing of the first.",
     shortest=2,
@@ -155,7 +159,9 @@ def prefill_skips_cache(right: Right, *arguments: Any) -> Array:
 def _skipping(first: int) -> Callable[..., Array]:
     """Attention whose queries from position ``first`` on see no key before it."""
 
-    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any) -> Array:
+    def attend(
+        right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
+    ) -> Array:
         where = Where(*positions)
         late, fresh = where.q >= first, where.k >= first  # (t,), (S,)
         parts = [(~late, np.ones(len(k), bool)), (late, fresh)]
@@ -166,7 +172,7 @@ def _skipping(first: int) -> Callable[..., Array]:
 
 @bug(
     "padding-attended",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Padding takes a share of every row of weights, most of the early ones.",
     reports=("unsloth#3982",),
@@ -187,7 +193,7 @@ def padding_attended(right: Right, *arguments: Any) -> Array:
 def _padded(rows: int) -> Callable[..., Array]:
     """Attention that sees ``rows`` keys of zeros besides its own."""
 
-    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+    def attend(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
         weights: Array = right(at, q, k, np.logaddexp(wide(sinks), math.log(rows)), *where)
         return weights
 

@@ -29,25 +29,25 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     stretched,
 )
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 
 ROPE = "attn.q_rope"
 
 
-def _field(rule: str, field: str) -> Callable[[float], Change]:
-    """Changes that hand a rule a configuration with another value of a field."""
+def _field(op: str, field: str) -> Callable[[float], Change]:
+    """Changes that hand an operation a configuration with another value of a field."""
 
     def change(value: float) -> Change:
-        def wrong(right: Right, at: At, *arguments: Any) -> Any:
+        def wrong(right: Right, at: OpContext, *arguments: Any) -> Any:
             return right(misread(at, **{field: value}), *arguments)
 
-        return replacing(**{rule: wrong})
+        return replacing(**{op: wrong})
 
     return change
 
 
 def _concentration(value: float) -> Change:
-    def wrong(right: Right, at: At, *parts: Any) -> tuple[Array, float]:
+    def wrong(right: Right, at: OpContext, *parts: Any) -> tuple[Array, float]:
         return right(at, *parts)[0], value
 
     return replacing(yarn=wrong)
@@ -56,7 +56,7 @@ def _concentration(value: float) -> Change:
 def _score_scale(value: float) -> Change:
     """Attention whose scores are multiplied by ``value`` where it should be 1/√C."""
 
-    def attend(right: Right, at: At, q: Array, *rest: Any) -> Array:
+    def attend(right: Right, at: OpContext, q: Array, *rest: Any) -> Array:
         factor = at.policy.dtype.type(value * math.sqrt(at.config.head_dim))
         weights: Array = right(at, q * factor, *rest)
         return weights
@@ -65,7 +65,7 @@ def _score_scale(value: float) -> Change:
 
 
 def _window(value: float) -> Change:
-    def keys(right: Right, at: At) -> int | None:
+    def keys(right: Right, at: OpContext) -> int | None:
         right_one: int | None = right(at)
         return None if right_one is None else round(value)
 
@@ -101,12 +101,12 @@ def _constant(
     """
     released = right(GPT_OSS_20B)
 
-    def wrong(rules: Rules) -> Rules:
-        def dispatch(at: At) -> float:
+    def wrong(ops: ModelOps) -> ModelOps:
+        def dispatch(at: OpContext) -> float:
             own = right(at.config)
             return released if abs(released - own) > 1e-9 * abs(own) else other(at.config)
 
-        return _by_config(change, dispatch)(rules)
+        return _by_config(change, dispatch)(ops)
 
     wrong.__doc__ = (
         f"{what} is {released:g}, that of the released models, or another value, where the "
@@ -134,20 +134,20 @@ def _constant(
     )(wrong)
 
 
-def _by_config(change: Callable[[float], Change], value: Callable[[At], float]) -> Change:
-    """A change whose value depends on the configuration, which is known when a rule is applied."""
+def _by_config(change: Callable[[float], Change], value: Callable[[OpContext], float]) -> Change:
+    """A change whose value depends on the configuration, known when it is applied."""
     probe = change(1.0)
 
-    def apply(rules: Rules) -> Rules:
-        names = [n for n in vars(rules) if getattr(probe(rules), n) is not getattr(rules, n)]
+    def apply(ops: ModelOps) -> ModelOps:
+        names = [n for n in vars(ops) if getattr(probe(ops), n) is not getattr(ops, n)]
 
         def wrong(name: str) -> Callable[..., Any]:
-            def rule(at: At, *arguments: Any) -> Any:
-                return getattr(change(value(at))(rules), name)(at, *arguments)
+            def op(at: OpContext, *arguments: Any) -> Any:
+                return getattr(change(value(at))(ops), name)(at, *arguments)
 
-            return rule
+            return op
 
-        return type(rules)(**{**vars(rules), **{name: wrong(name) for name in names}})
+        return type(ops)(**{**vars(ops), **{name: wrong(name) for name in names}})
 
     return apply
 

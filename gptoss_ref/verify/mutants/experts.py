@@ -20,7 +20,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import Matrix, ModelWeights
 
 NO_LIMIT = 1e30
@@ -35,7 +35,7 @@ def _interleaved(halves: Array) -> Array:
 
 @bug(
     "gate-up-concatenated",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="Gates and ups are paired at random: fluent models turn to noise.",
     reports=("vllm#27024", "sglang#27201"),
@@ -43,7 +43,7 @@ def _interleaved(halves: Array) -> Array:
         "F is 1: both layouts are the same" if config.intermediate_size == 1 else None
     ),
 )
-def gate_up_concatenated(right: Right, at: At, x: Array) -> Array:
+def gate_up_concatenated(right: Right, at: OpContext, x: Array) -> Array:
     """The first half is read as gates and the second as ups, where they alternate."""
     activated: Array = right(at, _interleaved(x))
     return activated
@@ -51,11 +51,11 @@ def gate_up_concatenated(right: Right, at: At, x: Array) -> Array:
 
 @bug(
     "gate-up-swapped",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="The sigmoid is taken of the wrong one of the two.",
 )
-def gate_up_swapped(right: Right, at: At, x: Array) -> Array:
+def gate_up_swapped(right: Right, at: OpContext, x: Array) -> Array:
     """Even entries are read as ups and odd ones as gates."""
     pairs = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1]  # (…, F, 2)
     activated: Array = right(at, pairs.reshape(x.shape))
@@ -64,13 +64,13 @@ def gate_up_swapped(right: Right, at: At, x: Array) -> Array:
 
 @bug(
     "clamp-missing",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="Values beyond ±7 pass: rare, but large where they occur.",
     reports=("transformers#40197", "sglang#39939"),
     note="Shows only where a gate exceeds the limit or an up leaves ±limit.",
 )
-def clamp_missing(right: Right, at: At, x: Array) -> Array:
+def clamp_missing(right: Right, at: OpContext, x: Array) -> Array:
     """Neither gate nor up is clamped."""
     activated: Array = right(misread(at, swiglu_limit=NO_LIMIT), x)
     return activated
@@ -78,12 +78,12 @@ def clamp_missing(right: Right, at: At, x: Array) -> Array:
 
 @bug(
     "clamp-gate-symmetric",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="Strongly negative gates give up to 4e-4 where they should give nothing.",
     note="Shows only where a gate lies below −limit; a public claim says it is right.",
 )
-def clamp_gate_symmetric(right: Right, at: At, x: Array) -> Array:
+def clamp_gate_symmetric(right: Right, at: OpContext, x: Array) -> Array:
     """The gate is clamped from below as well."""
     limit = at.config.swiglu_limit
     activated: Array = right(at, np.clip(x, -limit, limit))
@@ -92,12 +92,12 @@ def clamp_gate_symmetric(right: Right, at: At, x: Array) -> Array:
 
 @bug(
     "clamp-after",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="Products that may reach 56 are cut at 7, and large inputs pass.",
     note="Shows only where an input or the result lies beyond the limit.",
 )
-def clamp_after(right: Right, at: At, x: Array) -> Array:
+def clamp_after(right: Right, at: OpContext, x: Array) -> Array:
     """The result is clamped where the inputs should be."""
     limit = at.config.swiglu_limit
     activated: Array = right(misread(at, swiglu_limit=NO_LIMIT), x)
@@ -106,12 +106,12 @@ def clamp_after(right: Right, at: At, x: Array) -> Array:
 
 @bug(
     "alpha-missing",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="The gate opens more gently: every activation is off by some per cent.",
     obstacle=lambda config, weights: "swiglu_alpha is 1" if config.swiglu_alpha == 1 else None,
 )
-def alpha_missing(right: Right, at: At, x: Array) -> Array:
+def alpha_missing(right: Right, at: OpContext, x: Array) -> Array:
     """Plain SiLU: the sigmoid's factor of 1.702 is left out."""
     activated: Array = right(misread(at, swiglu_alpha=1.0), x)
     return activated
@@ -119,11 +119,11 @@ def alpha_missing(right: Right, at: At, x: Array) -> Array:
 
 @bug(
     "up-plus-one-missing",
-    rule="swiglu",
+    op="swiglu",
     stage="mlp.swiglu",
     consequence="The gate's own share of the activation is lost.",
 )
-def up_plus_one_missing(right: Right, at: At, x: Array) -> Array:
+def up_plus_one_missing(right: Right, at: OpContext, x: Array) -> Array:
     """The gated value is multiplied by up where it should be by up + 1."""
     limit = at.config.swiglu_limit
     less = x.astype(at.policy.dtype)
@@ -147,7 +147,7 @@ def _no_bias(name: str) -> Obstacle:
 
 @bug(
     "gate-up-bias-missing",
-    rule="expert_linear",
+    op="expert_linear",
     stage="mlp.gate_up",
     consequence="Gates and ups are off by a constant per expert.",
     obstacle=_no_bias("mlp1_bias"),
@@ -160,7 +160,7 @@ def gate_up_bias_missing(right: Right, *arguments: Any) -> Array:
 def _without_bias(tap: str) -> Callable[..., Array]:
     """Products of the experts that lack their bias at that tap point."""
 
-    def project(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+    def project(right: Right, at: OpContext, x: Array, weight: Array, bias: Matrix) -> Array:
         y: Array = right(at, x, weight, np.zeros_like(bias) if at.tap == tap else bias)
         return y
 
@@ -169,7 +169,7 @@ def _without_bias(tap: str) -> Callable[..., Array]:
 
 @bug(
     "down-bias-missing",
-    rule="expert_linear",
+    op="expert_linear",
     stage="mlp.expert_out",
     consequence="Every answer lacks a constant per expert.",
     obstacle=_no_bias("mlp2_bias"),
@@ -181,7 +181,7 @@ def down_bias_missing(right: Right, *arguments: Any) -> Array:
 
 @bug(
     "down-bias-unweighted",
-    rule="combine",
+    op="combine",
     stage="mlp.out",
     consequence="About A times as much bias is added as should be, in every block.",
     reports=("NVIDIA-NeMo/Automodel#2591",),
@@ -189,7 +189,7 @@ def down_bias_missing(right: Right, *arguments: Any) -> Array:
     obstacle=_no_bias("mlp2_bias"),
 )
 def down_bias_unweighted(
-    right: Right, at: At, answers: Array, weights: Array, indices: Array, bias: Matrix
+    right: Right, at: OpContext, answers: Array, weights: Array, indices: Array, bias: Matrix
 ) -> Array:
     """The experts' weights multiply the matrix product only; the biases are added whole."""
     exact = dataclasses.replace(at, policy=get_policy(at.policy.dtype.name))  # rounded at the end
@@ -200,7 +200,7 @@ def down_bias_unweighted(
 
 @bug(
     "experts-summed-twice",
-    rule="combine",
+    op="combine",
     stage="mlp.out",
     consequence="The experts move the residual stream twice as far as they should.",
     reports=("sglang#37187",),
@@ -210,7 +210,7 @@ def down_bias_unweighted(
     ),
 )
 def experts_summed_twice(
-    right: Right, at: At, answers: Array, weights: Array, indices: Array, bias: Matrix
+    right: Right, at: OpContext, answers: Array, weights: Array, indices: Array, bias: Matrix
 ) -> Array:
     """The weighted sum of the experts' answers is itself summed over two devices."""
     return _summed(2)(right, at, answers, weights, indices, bias)
@@ -219,7 +219,7 @@ def experts_summed_twice(
 def _summed(times: int) -> Callable[..., Array]:
     """A sum of the experts that is too large by a factor."""
 
-    def combine(right: Right, at: At, *arguments: Array) -> Array:
+    def combine(right: Right, at: OpContext, *arguments: Array) -> Array:
         total: Array = right(at, *arguments)
         return at.policy.round(times * total)
 
@@ -232,16 +232,16 @@ def _summed(times: int) -> Callable[..., Array]:
     touches="mlp.gate_up",
     consequence="The expert's 2F values are listed as gates, then ups.",
 )
-def gate_up_deinterleaved(rules: Rules) -> Rules:
+def gate_up_deinterleaved(ops: ModelOps) -> ModelOps:
     """Gate and up rows are put apart at loading, and read as two halves."""
 
-    def apart(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+    def apart(right: Right, at: OpContext, x: Array, weight: Array, bias: Matrix) -> Array:
         y: Array = right(at, x, weight, bias)
         if at.tap != "mlp.gate_up":
             return y
         return np.concatenate([y[:, 0::2], y[:, 1::2]], axis=-1)
 
-    return gate_up_concatenated.apply(replacing(expert_linear=apart)(rules))
+    return gate_up_concatenated.apply(replacing(expert_linear=apart)(ops))
 
 
 EXPERTS: tuple[Mutant, ...] = (

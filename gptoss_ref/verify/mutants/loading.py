@@ -23,7 +23,7 @@ from gptoss_ref.verify.mutants.mutant import (
     not_mxfp4,
     replacing,
 )
-from gptoss_ref.verify.replay.ops import At
+from gptoss_ref.verify.replay.ops import OpContext
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK, BlockWeights, ExpertMatrix, ModelWeights
 
 DECODED = "mlp.gate_up"
@@ -35,12 +35,12 @@ DECODED = "mlp.gate_up"
 
 @bug(
     "nibbles-swapped",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="Every two neighbouring columns of the experts' matrices change places.",
     obstacle=not_mxfp4,
 )
-def nibbles_swapped(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def nibbles_swapped(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """The high nibble of a byte is taken for the first of its two values."""
     if isinstance(matrix, MXFP4):
         swapped = (matrix.blocks >> 4) | (matrix.blocks << 4)
@@ -51,14 +51,14 @@ def nibbles_swapped(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 
 @bug(
     "nibbles-split",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="The 32 columns of every block are permuted.",
     reports=("kekzl/imp#567",),
     note="In files of ggml, which stores its blocks that way, it is right.",
     obstacle=not_mxfp4,
 )
-def nibbles_split(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def nibbles_split(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """Low nibbles are read as a block's first 16 values and high ones as its last 16."""
     values: Array = right(at, matrix)
     if not isinstance(matrix, MXFP4):
@@ -70,12 +70,12 @@ def nibbles_split(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 
 @bug(
     "scale-bias-128",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="All values of the experts' matrices are halved.",
     obstacle=not_mxfp4,
 )
-def scale_bias_128(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def scale_bias_128(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """A scale byte s is worth 2^(s − 128)."""
     values: Array = right(at, matrix)
     return values / 2 if isinstance(matrix, MXFP4) else values
@@ -83,7 +83,7 @@ def scale_bias_128(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 
 @bug(
     "scale-bias-126",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="All values of the experts' matrices are doubled.",
     obstacle=not_mxfp4,
@@ -93,7 +93,7 @@ def scale_bias_128(right: Right, at: At, matrix: ExpertMatrix) -> Array:
         for bias in (125, 124, 129, 130)
     ),
 )
-def scale_bias_126(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def scale_bias_126(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """A scale byte s is worth 2^(s − 126)."""
     return _scaled(1)(right, at, matrix)
 
@@ -101,7 +101,7 @@ def scale_bias_126(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 def _scaled(exponent: int) -> Callable[..., Array]:
     """Decoding in which every value is too large by a power of two."""
 
-    def decode(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    def decode(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
         values: Array = right(at, matrix)
         return np.ldexp(values, exponent) if isinstance(matrix, MXFP4) else values
 
@@ -124,7 +124,7 @@ def _no_scale(byte: int) -> Obstacle:
 def _where_scale_is(byte: int, value: float) -> Callable[..., Array]:
     """Decoding in which all values under that scale byte become ``value`` times their sign."""
 
-    def decode(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    def decode(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
         values: Array = right(at, matrix)
         if not isinstance(matrix, MXFP4):
             return values
@@ -141,7 +141,7 @@ def _under(matrix: MXFP4, byte: int) -> Array:
 
 @bug(
     "scale-0",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="Infinities where numbers of 2⁻¹²⁸ should be, then NaN.",
     reports=("vllm#46676", "triton-lang/triton#11624"),
@@ -152,7 +152,7 @@ def _under(matrix: MXFP4, byte: int) -> Array:
         Variant("as infinity", replacing(expert_matrix=_where_scale_is(0, np.inf))),
     ),
 )
-def scale_0(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def scale_0(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """Under a scale byte of 0 the codes ±½ become ∓∞."""
     values: Array = right(at, matrix)
     if not isinstance(matrix, MXFP4):
@@ -163,28 +163,28 @@ def scale_0(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 
 @bug(
     "scale-134",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="Everything computed from a block of scale 128 is NaN.",
     reports=("sglang#25519",),
     note="The decoded scale was compared with 128 where the byte should be with 255.",
     obstacle=_no_scale(134),
 )
-def scale_134(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def scale_134(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """A scale byte of 134, worth 2⁷, is taken for NaN."""
     return _where_scale_is(134, np.nan)(right, at, matrix)
 
 
 @bug(
     "scale-255",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="What should be NaN is 2¹²⁸ times a code: infinite in float32.",
     reports=("sglang#25519", "triton-lang/triton#11624"),
     note="OpenAI's loader and llama.cpp do the same; the MX specification says NaN.",
     obstacle=_no_scale(255),
 )
-def scale_255(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def scale_255(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """A scale byte of 255 is read as an exponent."""
     if isinstance(matrix, MXFP4):
         matrix = dataclasses.replace(matrix, scale_255="exponent")
@@ -197,14 +197,14 @@ def scale_255(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 
 @bug(
     "experts-transposed",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage="mlp.expert_out",
     consequence="Experts answer noise of the right size.",
     reports=("unsloth-zoo#1114",),
     note="With D = F, as in the released models, this is a transpose and no shape betrays it; "
     "elsewhere it takes a loader that does not look at shapes.",
 )
-def experts_transposed(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def experts_transposed(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """The memory of the experts' second matrix, (D, F), is read as (F, D)."""
     values: Array = right(at, matrix)
     if at.tap != "mlp.expert_out":
@@ -215,7 +215,7 @@ def experts_transposed(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 
 @bug(
     "shard-lost-rows",
-    rule="expert_matrix",
+    op="expert_matrix",
     stage=DECODED,
     consequence="The last gates and ups of every expert are only their biases: benchmarks lose "
     "some points and texts look sound.",
@@ -224,7 +224,7 @@ def experts_transposed(right: Right, at: At, matrix: ExpertMatrix) -> Array:
     "and what is left over when 2 to 8 devices share F/32 blocks, biases and columns included.",
     variants=lambda config, tokens: (*_fewer_rows(config), *_lost_shards(config)),
 )
-def shard_lost_rows(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+def shard_lost_rows(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """The last rows of the experts' first matrix never arrive and stay zero."""
     return _losing(4)(right, at, matrix)
 
@@ -232,7 +232,7 @@ def shard_lost_rows(right: Right, at: At, matrix: ExpertMatrix) -> Array:
 def _losing(rows: int, columns: int = 0) -> Callable[..., Array]:
     """Loading that leaves the first matrix's last rows and the second's last columns zero."""
 
-    def load(right: Right, at: At, matrix: ExpertMatrix) -> Array:
+    def load(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
         values: Array = right(at, matrix).copy()
         if at.tap == DECODED:
             values[len(values) - rows :] = 0
@@ -266,7 +266,7 @@ def _lost_shards(config: ModelConfig) -> list[Variant]:
 def _cut(lost: int) -> Change:
     """Experts without their last ``lost`` of F inner values."""
 
-    def forget(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    def forget(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
         block = right(at, block)
         bias = block.mlp.mlp1_bias.copy()  # (E, 2F)
         bias[:, bias.shape[1] - 2 * lost :] = 0
@@ -277,7 +277,7 @@ def _cut(lost: int) -> Change:
 
 @bug(
     "qkv-order",
-    rule="block_weights",
+    op="block_weights",
     stage="attn.k",
     consequence="What should be found by is mixed, and the other way round.",
     note="The variant is the order of fused weights elsewhere: each key head with its queries, key "
@@ -286,7 +286,7 @@ def _cut(lost: int) -> Change:
         Variant("grouped by key head", replacing(block_weights=_grouped_by_key_head)),
     ),
 )
-def qkv_order(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+def qkv_order(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
     """Rows of the fused projection are taken for q, v, k where they are q, k, v."""
     block = right(at, block)
     w = block.attn
@@ -296,7 +296,7 @@ def qkv_order(right: Right, at: At, block: BlockWeights) -> BlockWeights:
     return dataclasses.replace(block, attn=attn)
 
 
-def _grouped_by_key_head(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+def _grouped_by_key_head(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
     """The fused rows q, k, v are read as G heads of q, one of k and one of v for each key head."""
     block = right(at, block)
     attn, config = block.attn, at.config
@@ -315,7 +315,7 @@ def _grouped_by_key_head(right: Right, at: At, block: BlockWeights) -> BlockWeig
 
 @bug(
     "unembedding-tied",
-    rule="end_weights",
+    op="end_weights",
     stage="logits",
     consequence="Everything before the logits is right and every logit is wrong.",
     obstacle=lambda config, weights: (
@@ -324,7 +324,7 @@ def _grouped_by_key_head(right: Right, at: At, block: BlockWeights) -> BlockWeig
         else None
     ),
 )
-def unembedding_tied(right: Right, at: At, weights: ModelWeights) -> ModelWeights:
+def unembedding_tied(right: Right, at: OpContext, weights: ModelWeights) -> ModelWeights:
     """The embedding serves as unembedding too, as in models that tie them."""
     weights = right(at, weights)
     return dataclasses.replace(weights, unembedding=weights.embedding)

@@ -24,7 +24,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import BlockWeights, Matrix, ModelWeights
 
 NORMS = ("NVIDIA-NeMo/Megatron-Bridge#1423", "huggingface/optimum-neuron#232")
@@ -33,12 +33,12 @@ BIASES = ("NVIDIA-NeMo/Megatron-Bridge#1423", "vllm#29008", "NVIDIA-NeMo/Automod
 
 @bug(
     "norm-scale-missing",
-    rule="rmsnorm",
+    op="rmsnorm",
     stage="attn.norm",
     consequence="Channels keep the size that they have in the residual stream.",
     reports=NORMS,
 )
-def norm_scale_missing(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+def norm_scale_missing(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
     """A norm's weight was never loaded and is all ones."""
     y: Array = right(at, x, np.ones(np.shape(scale)))
     return y
@@ -56,7 +56,9 @@ def _zero_bias(name: str) -> Obstacle:
 def _without_bias(tap: str) -> Callable[..., Array]:
     """Projections that lack their bias at that tap point."""
 
-    def project(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
+    def project(
+        right: Right, at: OpContext, x: Array, weight: Matrix, bias: Matrix | None
+    ) -> Array:
         y: Array = right(at, x, weight, None if at.tap == tap else bias)
         return y
 
@@ -64,8 +66,8 @@ def _without_bias(tap: str) -> Callable[..., Array]:
 
 
 def _bias_missing(letter: str, what: str) -> Mutant:
-    def missing(rules: Rules) -> Rules:
-        return replacing(linear=_without_bias(f"attn.{letter}"))(rules)
+    def missing(ops: ModelOps) -> ModelOps:
+        return replacing(linear=_without_bias(f"attn.{letter}"))(ops)
 
     missing.__doc__ = f"The projection of the {what} has no bias."
     return bug(
@@ -79,7 +81,7 @@ def _bias_missing(letter: str, what: str) -> Mutant:
 
 @bug(
     "value-bias-folded",
-    rule="block_weights",
+    op="block_weights",
     stage="attn.v",
     consequence="Attention gives out the whole value bias, also where a sink took a part of it.",
     reports=(),
@@ -87,7 +89,7 @@ def _bias_missing(letter: str, what: str) -> Mutant:
     "that a row of attention weights sums to one. With sinks it does not.",
     obstacle=_zero_bias("v_bias"),
 )
-def value_bias_folded(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+def value_bias_folded(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
     """The bias of the values is multiplied into the output's bias at loading."""
     block = right(at, block)
     attn = block.attn
@@ -114,7 +116,9 @@ TENSORS = {
 
 
 def _zero_matrix(tap: str) -> Change:
-    def project(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
+    def project(
+        right: Right, at: OpContext, x: Array, weight: Matrix, bias: Matrix | None
+    ) -> Array:
         y: Array = right(at, np.zeros_like(x) if at.tap == tap else x, weight, bias)
         return y
 
@@ -122,19 +126,21 @@ def _zero_matrix(tap: str) -> Change:
 
 
 def _zero_expert_matrix(tap: str) -> Change:
-    def decode(right: Right, at: At, matrix: Any) -> Array:
+    def decode(right: Right, at: OpContext, matrix: Any) -> Array:
         values: Array = right(at, matrix)
         return np.zeros_like(values) if at.tap == tap else values
 
     return replacing(expert_matrix=decode)
 
 
-def _zero_sinks(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+def _zero_sinks(
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any
+) -> Array:
     weights: Array = right(at, q, k, np.zeros(sinks.shape), *where)
     return weights
 
 
-def _zero_embedding(right: Right, at: At, tokens: Array, weight: Matrix) -> Array:
+def _zero_embedding(right: Right, at: OpContext, tokens: Array, weight: Matrix) -> Array:
     rows: Array = right(at, tokens, weight)
     return np.zeros_like(rows)
 
@@ -154,15 +160,15 @@ def _zero_embedding(right: Right, at: At, tokens: Array, weight: Matrix) -> Arra
         Variant("embed_tokens.weight", replacing(embedding=_zero_embedding)),
     ),
 )
-def tensor_missing(rules: Rules) -> Rules:
+def tensor_missing(ops: ModelOps) -> ModelOps:
     """One tensor was never loaded and is all zeros."""
-    return _zero_matrix("attn.q")(rules)
+    return _zero_matrix("attn.q")(ops)
 
 
 def _reordered(letters: str, *, back: bool) -> Change:
     """Rows of some projections put in the order of adjacent pairs, or back from it."""
 
-    def reorder(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    def reorder(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
         block, channels = right(at, block), at.config.head_dim
         order = np.arange(channels).reshape(2, -1).T.ravel()  # 0, C/2, 1, C/2 + 1, ...
         order = np.argsort(order) if back else order
@@ -193,9 +199,9 @@ def _reordered(letters: str, *, back: bool) -> Change:
         if (letters, back) != ("k", False)
     ),
 )
-def rows_reordered(rules: Rules) -> Rules:
+def rows_reordered(ops: ModelOps) -> ModelOps:
     """The rows of the key projection are in the order of adjacent pairs (0, C/2, 1, C/2 + 1)."""
-    return _reordered("k", back=False)(rules)
+    return _reordered("k", back=False)(ops)
 
 
 @rewriting(
@@ -204,21 +210,21 @@ def rows_reordered(rules: Rules) -> Rules:
     touches="mlp.expert_out",
     consequence="The experts' answers lack their biases; the sum has them by the same weights.",
 )
-def down_bias_after_sum(rules: Rules) -> Rules:
+def down_bias_after_sum(ops: ModelOps) -> ModelOps:
     """The biases of the experts' second matrix are added to the weighted sum, by their weights."""
 
-    def project(right: Right, at: At, x: Array, weight: Array, bias: Matrix) -> Array:
+    def project(right: Right, at: OpContext, x: Array, weight: Array, bias: Matrix) -> Array:
         none = np.zeros(np.shape(bias)) if at.tap == "mlp.expert_out" else bias
         y: Array = right(at, x, weight, none)
         return y
 
-    def combine(right: Right, at: At, answers: Array, *rest: Any) -> Array:
+    def combine(right: Right, at: OpContext, answers: Array, *rest: Any) -> Array:
         _, indices, bias = rest
         whole = answers + widen(bias, at.policy.dtype)[indices]
         y: Array = right(at, whole, *rest)
         return y
 
-    return replacing(expert_linear=project, combine=combine)(rules)
+    return replacing(expert_linear=project, combine=combine)(ops)
 
 
 MISSING: tuple[Mutant, ...] = (

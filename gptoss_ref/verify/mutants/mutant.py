@@ -1,9 +1,9 @@
-"""What a mutant is: one rule of the model replaced by a wrong one, with its story.
+"""What a mutant is: one operation of the model replaced by a wrong one, with its story.
 
-A mutant is written as a function of the rule it replaces, *where* it is applied, and the rule's own
-arguments; its docstring is the summary::
+A mutant is written as a function of the operation it replaces, *where* it is applied, and the
+operation's own arguments; its docstring is the summary::
 
-    @bug("window-plus-one", rule="window", stage="attn.weights", consequence="…", shortest=…)
+    @bug("window-plus-one", op="window", stage="attn.weights", consequence="…", shortest=…)
     def window_plus_one(right, at):
         \"\"\"A window of W shows W + 1 keys: …\"\"\"
         keys = right(at)
@@ -25,14 +25,14 @@ from typing import Any, Literal, NamedTuple
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT64, Array, widen
-from gptoss_ref.verify.replay.ops import SPECIFICATION, At, Rules
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps, OpContext
 from gptoss_ref.weights import MXFP4, ModelWeights
 
 Right = Callable[..., Any]
-"""The rule that a mutant replaces."""
+"""The operation that a mutant replaces."""
 
-Change = Callable[[Rules], Rules]
-"""The same rules with one replaced."""
+Change = Callable[[ModelOps], ModelOps]
+"""The same operations with one replaced."""
 Obstacle = Callable[[ModelConfig, ModelWeights], str | None]
 """Why a mutant cannot be tried on a model, or None."""
 Shortest = Callable[[ModelConfig], int]
@@ -53,7 +53,7 @@ class Parameter:
 
     Attributes:
         name: with its value it makes a label, ``"epsilon 0.01"``.
-        change: the change of rules for a value.
+        change: the change of operations for a value.
         right: the specification's own value, for a configuration.
         low, high: between which values to look.
         scale: whether to look evenly in the logarithm, in the value, or at whole numbers only.
@@ -88,7 +88,7 @@ class Mutant:
         stage: the tap point, without its block, whose numbers it changes first.
         summary: one sentence: what is wrong.
         consequence: what that does to the numbers.
-        change: the rules with this bug, given the rules without it.
+        change: the operations with this bug, given the operations without it.
         shortest: the number of tokens from which on it can change a number, for a configuration.
         reports: public reports, as ``repository#number``.
         note: what hides it, or how it is modelled, if that needs saying.
@@ -116,9 +116,9 @@ class Mutant:
     equivalent: bool = False
     touches: tuple[str, ...] = ()
 
-    def apply(self, rules: Rules = SPECIFICATION) -> Rules:
-        """``rules`` with this bug added."""
-        return self.change(rules)
+    def apply(self, ops: ModelOps = SPECIFICATION) -> ModelOps:
+        """``ops`` with this bug added."""
+        return self.change(ops)
 
     def applies(self, config: ModelConfig, weights: ModelWeights) -> bool:
         """Whether it can show on this model at all; ``obstacle`` says why not."""
@@ -126,12 +126,12 @@ class Mutant:
 
 
 def replacing(**wrong: Callable[..., Any]) -> Change:
-    """A change that hands the rule of each keyword to its replacement as first argument."""
+    """A change that hands the operation of each keyword to its replacement as first argument."""
 
-    def change(rules: Rules) -> Rules:
+    def change(ops: ModelOps) -> ModelOps:
         return dataclasses.replace(
-            rules,
-            **{rule: partial(function, getattr(rules, rule)) for rule, function in wrong.items()},
+            ops,
+            **{op: partial(function, getattr(ops, op)) for op, function in wrong.items()},
         )
 
     return change
@@ -142,7 +142,7 @@ def bug(
     *,
     stage: str,
     consequence: str,
-    rule: str | None = None,
+    op: str | None = None,
     shortest: int | Shortest = 1,
     reports: tuple[str, ...] = (),
     note: str = "",
@@ -153,8 +153,8 @@ def bug(
 ) -> Callable[[Callable[..., Any]], Mutant]:
     """Make a function a :class:`Mutant`; its docstring is the summary.
 
-    With ``rule`` the function replaces that rule, and gets it as first argument. Without, it is
-    the change itself: from rules to rules.
+    With ``op`` the function replaces that operation, and gets it as first argument. Without, it is
+    the change itself: from operations to operations.
     """
 
     def decorate(function: Callable[..., Any]) -> Mutant:
@@ -163,7 +163,7 @@ def bug(
             stage=stage,
             summary=_sentence(function),
             consequence=consequence,
-            change=function if rule is None else replacing(**{rule: function}),
+            change=function if op is None else replacing(**{op: function}),
             shortest=_length(shortest),
             reports=reports,
             note=note,
@@ -182,11 +182,11 @@ def rewriting(
     stage: str,
     consequence: str,
     touches: str = "",
-    rule: str | None = None,
+    op: str | None = None,
     variants: Variants = _no_variants,
 ) -> Callable[[Callable[..., Any]], Mutant]:
     """As :func:`bug`, for an equivalent rewriting; ``touches`` are names with blanks between."""
-    decorate = bug(name, stage=stage, consequence=consequence, rule=rule, variants=variants)
+    decorate = bug(name, stage=stage, consequence=consequence, op=op, variants=variants)
     taps = tuple(touches.split())
     return lambda function: dataclasses.replace(decorate(function), equivalent=True, touches=taps)
 
@@ -203,7 +203,7 @@ def _length(shortest: int | Shortest) -> Shortest:
 # --- what several mutants share ---
 
 
-def misread(at: At, **changes: Any) -> At:
+def misread(at: OpContext, **changes: Any) -> OpContext:
     """The same place in a model whose configuration says something else, possible or not."""
     config = copy.copy(at.config)
     for name, value in changes.items():
@@ -217,7 +217,7 @@ def wide(sinks: Array) -> Array:
 
 
 class Where(NamedTuple):
-    """The last arguments of the attention rules.
+    """The last arguments of the attention operations.
 
     Attributes:
         q: (t,) positions of the queries.

@@ -25,7 +25,7 @@ from gptoss_ref.verify.mutants.mutant import (
     usual_chunks,
     whole_number,
 )
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.verify.replay.yarn import RIGHT, Parts
 
 
@@ -36,7 +36,7 @@ def _concentrated_from_the_start(config: ModelConfig) -> int:
 
 @bug(
     "yarn-truncated",
-    rule="yarn",
+    op="yarn",
     stage="attn.q_rope",
     consequence="Frequencies between the ends of the ramp are off, for the released models by up "
     "to 76 % at pair 17; angles by 0.028 rad at position 128 and 0.9 rad at 4096.",
@@ -45,7 +45,7 @@ def _concentrated_from_the_start(config: ModelConfig) -> int:
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
 )
-def yarn_truncated(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
+def yarn_truncated(right: Right, at: OpContext, parts: Parts = RIGHT) -> tuple[Array, float]:
     """The ends of YaRN's ramp are floored and ceiled to whole pairs."""
     result: tuple[Array, float] = right(at, dataclasses.replace(parts, bounds=_rounded))
     return result
@@ -57,14 +57,14 @@ def _rounded(low: float, high: float) -> tuple[float, float]:
 
 @bug(
     "yarn-skipped",
-    rule="yarn",
+    op="yarn",
     stage="attn.q_rope",
     consequence="Slow pairs turn too fast by the scaling factor, and scores lack the "
     "concentration's square (1.81 for the released models).",
     reports=("TensorRT-Model-Connect#399",),
     obstacle=no_yarn,
 )
-def yarn_skipped(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
+def yarn_skipped(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
     """Plain RoPE: the scaling in the configuration is not read (the wrong key, for instance)."""
     plain: tuple[Array, float] = right(misread(at, rope_scaling_factor=1.0), *parts)
     return plain
@@ -72,20 +72,20 @@ def yarn_skipped(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
 
 @bug(
     "yarn-no-concentration",
-    rule="yarn",
+    op="yarn",
     stage="attn.q_rope",
     consequence="Queries and keys are too short by 1.35 each (in the released models), so scores "
     "are too small by 1.81 and attention is too flat.",
     obstacle=no_yarn,
 )
-def yarn_no_concentration(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
+def yarn_no_concentration(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
     """Cosines and sines are not multiplied by the concentration."""
     return right(at, *parts)[0], 1.0
 
 
 @bug(
     "yarn-factor-in-exponent",
-    rule="yarn",
+    op="yarn",
     stage="attn.q_rope",
     consequence="Slow pairs are divided by factor^(2i/C) where it should be by the factor.",
     shortest=2,
@@ -93,7 +93,9 @@ def yarn_no_concentration(right: Right, at: At, *parts: Parts) -> tuple[Array, f
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
 )
-def yarn_factor_in_exponent(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
+def yarn_factor_in_exponent(
+    right: Right, at: OpContext, parts: Parts = RIGHT
+) -> tuple[Array, float]:
     """The scaling factor multiplies theta, inside the power: 1 / (factor · theta)^(2i/C)."""
     result: tuple[Array, float] = right(at, dataclasses.replace(parts, slow=_slowed_in_the_power))
     return result
@@ -107,7 +109,7 @@ def _slowed_in_the_power(config: ModelConfig) -> Array:
 
 @bug(
     "yarn-ramp-over-dims",
-    rule="yarn",
+    op="yarn",
     stage="attn.q_rope",
     consequence="The ramp lies at half the pair numbers: pairs that should be fast or blended turn "
     "too slowly.",
@@ -115,7 +117,7 @@ def _slowed_in_the_power(config: ModelConfig) -> Array:
     note="The angle grows with the position: short prompts hide it among rounding errors.",
     obstacle=no_yarn,
 )
-def yarn_ramp_over_dims(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
+def yarn_ramp_over_dims(right: Right, at: OpContext, parts: Parts = RIGHT) -> tuple[Array, float]:
     """The ramp runs over the dimensions 2i where it should run over the pairs i."""
     result: tuple[Array, float] = right(at, dataclasses.replace(parts, step=2))
     return result
@@ -123,7 +125,7 @@ def yarn_ramp_over_dims(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Arr
 
 @bug(
     "rope-base-10000",
-    rule="yarn",
+    op="yarn",
     stage="attn.q_rope",
     consequence="Every pair but the first turns at the wrong speed.",
     shortest=2,
@@ -132,7 +134,7 @@ def yarn_ramp_over_dims(right: Right, at: At, parts: Parts = RIGHT) -> tuple[Arr
         "rope_theta is 10000" if config.rope_theta == 10000.0 else None
     ),
 )
-def rope_base_10000(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
+def rope_base_10000(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
     """Theta is 10000, as in most other models, whatever the configuration says."""
     result: tuple[Array, float] = right(misread(at, rope_theta=10000.0), *parts)
     return result
@@ -140,14 +142,14 @@ def rope_base_10000(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
 
 @bug(
     "rope-interleaved",
-    rule="rope",
+    op="rope",
     stage="attn.q_rope",
     consequence="Channels are turned with the wrong partner, by the wrong frequency.",
     shortest=2,
     reports=("TensorRT-LLM#16378",),
     obstacle=lambda config, weights: "a head has one pair" if config.head_dim == 2 else None,
 )
-def rope_interleaved(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
+def rope_interleaved(right: Right, at: OpContext, x: Array, cos: Array, sin: Array) -> Array:
     """Adjacent channels (2i, 2i + 1) are turned together where it should be (i, i + C/2)."""
     order = _adjacent_pairs(x.shape[-1])
     turned: Array = right(at, x[..., order], cos, sin)[..., np.argsort(order)]
@@ -161,12 +163,12 @@ def _adjacent_pairs(channels: int) -> Array:
 
 @bug(
     "rope-twice",
-    rule="rope",
+    op="rope",
     stage="attn.q_rope",
     consequence="Angles are doubled and the concentration is squared.",
     shortest=_concentrated_from_the_start,
 )
-def rope_twice(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
+def rope_twice(right: Right, at: OpContext, x: Array, cos: Array, sin: Array) -> Array:
     """Queries and keys are turned twice: once by the projection, once more by attention."""
     twice: Array = right(at, right(at, x, cos, sin), cos, sin)
     return twice
@@ -174,13 +176,15 @@ def rope_twice(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
 
 @bug(
     "rope-skipped-on-window-layers",
-    rule="rope",
+    op="rope",
     stage="attn.q_rope",
     consequence="Windowed layers do not know positions, and lack the concentration.",
     shortest=_concentrated_from_the_start,
     obstacle=no_window,
 )
-def rope_skipped_on_window_layers(right: Right, at: At, x: Array, cos: Array, sin: Array) -> Array:
+def rope_skipped_on_window_layers(
+    right: Right, at: OpContext, x: Array, cos: Array, sin: Array
+) -> Array:
     """Layers with a window get no RoPE, as if position mattered only far away."""
     if at.layer is None or at.config.window(at.layer) is None:
         turned: Array = right(at, x, cos, sin)
@@ -190,7 +194,7 @@ def rope_skipped_on_window_layers(right: Right, at: At, x: Array, cos: Array, si
 
 @bug(
     "rope-position-off-by-one",
-    rule="rope_tables",
+    op="rope_tables",
     stage="attn.q_rope",
     consequence="Keys of the first pass are one position too far from all later queries.",
     shortest=2,
@@ -214,7 +218,7 @@ def _late_after(length: int) -> Callable[..., tuple[Array, Array]]:
     """Tables in which everything after the first ``length`` tokens is one position too late."""
 
     def tables(
-        right: Right, at: At, positions: Array, inv_freq: Array, concentration: float
+        right: Right, at: OpContext, positions: Array, inv_freq: Array, concentration: float
     ) -> tuple[Array, Array]:
         late = positions + (positions >= length)
         found: tuple[Array, Array] = right(at, late, inv_freq, concentration)
@@ -229,28 +233,28 @@ def _late_after(length: int) -> Callable[..., tuple[Array, Array]]:
     touches="attn.q_rope attn.k_rope",
     consequence="Queries and keys after RoPE are shorter; scores are the same.",
 )
-def yarn_concentration_in_scores(rules: Rules) -> Rules:
+def yarn_concentration_in_scores(ops: ModelOps) -> ModelOps:
     """The concentration's square multiplies the scores, and RoPE leaves lengths alone."""
 
-    def unit(right: Right, at: At, *parts: Parts) -> tuple[Array, float]:
+    def unit(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
         return right(at, *parts)[0], 1.0
 
-    def concentrated(right: Right, at: At, q: Array, *rest: Any) -> Array:
-        weights: Array = right(at, q * at.policy.dtype.type(rules.yarn(at)[1] ** 2), *rest)
+    def concentrated(right: Right, at: OpContext, q: Array, *rest: Any) -> Array:
+        weights: Array = right(at, q * at.policy.dtype.type(ops.yarn(at)[1] ** 2), *rest)
         return weights
 
-    return replacing(yarn=unit, attention_weights=concentrated)(rules)
+    return replacing(yarn=unit, attention_weights=concentrated)(ops)
 
 
 @rewriting(
     "positions-from-one",
-    rule="rope_tables",
+    op="rope_tables",
     stage="attn.q_rope",
     touches="attn.q_rope attn.k_rope",
     consequence="Queries and keys are turned further, by the same angle; scores see differences.",
 )
 def positions_from_one(
-    right: Right, at: At, positions: Array, inv_freq: Array, concentration: float
+    right: Right, at: OpContext, positions: Array, inv_freq: Array, concentration: float
 ) -> tuple[Array, Array]:
     """Positions are counted from one."""
     tables: tuple[Array, Array] = right(at, positions + 1, inv_freq, concentration)
@@ -263,10 +267,10 @@ def positions_from_one(
     touches="attn.q attn.k attn.q_rope attn.k_rope",
     consequence="Channels of queries and keys are in another order; scores are the same.",
 )
-def rope_pairs_adjacent(rules: Rules) -> Rules:
+def rope_pairs_adjacent(ops: ModelOps) -> ModelOps:
     """Rows of q and k are reordered at loading so that RoPE may turn adjacent channels."""
 
-    def reorder(right: Right, at: At, block: Any) -> Any:
+    def reorder(right: Right, at: OpContext, block: Any) -> Any:
         block = right(at, block)
         order = np.argsort(_adjacent_pairs(at.config.head_dim))
 
@@ -278,7 +282,7 @@ def rope_pairs_adjacent(rules: Rules) -> Rules:
         swapped = {name: rows(getattr(block.attn, name)) for name in names}
         return dataclasses.replace(block, attn=dataclasses.replace(block.attn, **swapped))
 
-    return rope_interleaved.apply(replacing(block_weights=reorder)(rules))
+    return rope_interleaved.apply(replacing(block_weights=reorder)(ops))
 
 
 POSITION: tuple[Mutant, ...] = (

@@ -7,7 +7,7 @@ import numpy as np
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, widen
 from gptoss_ref.verify.mutants.mutant import Mutant, Right, bug, replacing, rewriting
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import Matrix, ModelWeights
 
 
@@ -18,19 +18,19 @@ def _every_expert_chosen(config: ModelConfig, weights: ModelWeights) -> str | No
 
 @bug(
     "softmax-before-topk",
-    rule="expert_weights",
+    op="expert_weights",
     stage="mlp.expert_weights",
     consequence="Expert weights sum to less than one: every answer of the experts is too small.",
     reports=("torchtitan#2258",),
     note="With renormalisation over the chosen experts it is the right function.",
     obstacle=_every_expert_chosen,
 )
-def softmax_before_topk(right: Right, at: At, logits: Array, indices: Array) -> Array:
+def softmax_before_topk(right: Right, at: OpContext, logits: Array, indices: Array) -> Array:
     """The softmax is taken over all experts, and the chosen ones' shares are not renormalised."""
     return at.policy.round(_shares_of_all(right, at, logits, indices))
 
 
-def _shares_of_all(right: Right, at: At, logits: Array, indices: Array) -> Array:
+def _shares_of_all(right: Right, at: OpContext, logits: Array, indices: Array) -> Array:
     """The chosen experts' (T, A) shares of a softmax over all experts (T, E)."""
     descending = np.argsort(-logits, axis=-1, kind="stable")  # (T, E)
     shares = np.empty_like(logits)
@@ -40,7 +40,7 @@ def _shares_of_all(right: Right, at: At, logits: Array, indices: Array) -> Array
 
 @bug(
     "router-bias-missing",
-    rule="linear",
+    op="linear",
     stage="mlp.router_logits",
     consequence="Logits are off by a constant per expert: other experts are chosen and weighed "
     "otherwise.",
@@ -52,7 +52,7 @@ def _shares_of_all(right: Right, at: At, logits: Array, indices: Array) -> Array
     ),
 )
 def router_bias_missing(
-    right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | None
+    right: Right, at: OpContext, x: Array, weight: Matrix, bias: Matrix | None
 ) -> Array:
     """The router's bias is not loaded or not added."""
     y: Array = right(at, x, weight, None if at.tap == "mlp.router_logits" else bias)
@@ -61,14 +61,16 @@ def router_bias_missing(
 
 @bug(
     "router-bf16",
-    rule="linear",
+    op="linear",
     stage="mlp.router_logits",
     consequence="Logits move by up to 2⁻⁸ of their size; where the margin between the last expert "
     "chosen and the next is smaller than that, another one is chosen.",
     reports=("vllm#58076",),
     note="A difference of rounding and not an error: the OpenAI reference rounds there too.",
 )
-def router_bf16(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
+def router_bf16(
+    right: Right, at: OpContext, x: Array, weight: Matrix, bias: Matrix | None
+) -> Array:
     """The router's logits are rounded to bfloat16 in an otherwise wider computation."""
     y: Array = right(at, x, weight, bias)
     return at.policy.round(BFLOAT16.round(y)) if at.tap == "mlp.router_logits" else y
@@ -76,11 +78,13 @@ def router_bf16(right: Right, at: At, x: Array, weight: Matrix, bias: Matrix | N
 
 @rewriting(
     "softmax-before-topk-renormalised",
-    rule="expert_weights",
+    op="expert_weights",
     stage="mlp.expert_weights",
     consequence="None: the same function, rounded otherwise.",
 )
-def softmax_before_topk_renormalised(right: Right, at: At, logits: Array, indices: Array) -> Array:
+def softmax_before_topk_renormalised(
+    right: Right, at: OpContext, logits: Array, indices: Array
+) -> Array:
     """The softmax is taken over all experts, and the chosen ones' shares are renormalised."""
     shares = _shares_of_all(right, at, logits, indices)
     return at.policy.round(shares / shares.sum(axis=-1, keepdims=True))
@@ -92,13 +96,13 @@ def softmax_before_topk_renormalised(right: Right, at: At, logits: Array, indice
     touches="mlp.expert_indices mlp.expert_weights mlp.gate_up mlp.swiglu mlp.expert_out",
     consequence="A token's experts are listed in another order, with their weights and answers.",
 )
-def experts_unsorted(rules: Rules) -> Rules:
+def experts_unsorted(ops: ModelOps) -> ModelOps:
     """A token's chosen experts are listed by number where the largest logit comes first."""
 
-    def by_number(right: Right, at: At, logits: Array) -> Array:
+    def by_number(right: Right, at: OpContext, logits: Array) -> Array:
         return np.sort(right(at, logits), axis=-1)
 
-    def largest_first(right: Right, at: At, logits: Array, indices: Array) -> Array:
+    def largest_first(right: Right, at: OpContext, logits: Array, indices: Array) -> Array:
         chosen = np.take_along_axis(logits, indices, axis=-1)  # (T, A)
         order = np.argsort(-chosen, axis=-1, kind="stable")
         shares = np.empty_like(chosen)
@@ -106,7 +110,7 @@ def experts_unsorted(rules: Rules) -> Rules:
         np.put_along_axis(shares, order, sorted_shares, axis=-1)
         return shares
 
-    return replacing(choose=by_number, expert_weights=largest_first)(rules)
+    return replacing(choose=by_number, expert_weights=largest_first)(ops)
 
 
 ROUTING: tuple[Mutant, ...] = (softmax_before_topk, router_bias_missing)

@@ -18,7 +18,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     wide,
 )
-from gptoss_ref.verify.replay.ops import At
+from gptoss_ref.verify.replay.ops import OpContext
 from gptoss_ref.weights import ModelWeights
 
 WEIGHTS = "attn.weights"
@@ -26,14 +26,16 @@ WEIGHTS = "attn.weights"
 
 @bug(
     "sinks-dropped",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="A head that should look away is forced to look at something.",
     reports=("transformers#42533", "vllm#52156", "modular#6198"),
     note="A probe: with q·k = 0 and v = 1 the mix is 1 where it should be n / (n + exp(sink)). A "
     "query that sees no key, as beside a wrong cache, is left with 0/0.",
 )
-def sinks_dropped(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+def sinks_dropped(
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any
+) -> Array:
     """No sink joins the softmax: every row of weights sums to one."""
     weights: Array = right(at, q, k, np.full(sinks.shape, -np.inf), *where)
     return weights
@@ -41,14 +43,14 @@ def sinks_dropped(right: Right, at: At, q: Array, k: Array, sinks: Array, *where
 
 @bug(
     "sinks-counted-twice",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="All weights are too small, most where the sink is strong.",
     reports=("rocm-libraries#12227",),
     note="Two halves of a split softmax each add the sink.",
 )
 def sinks_counted_twice(
-    right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any
 ) -> Array:
     """The softmax's denominator holds exp(sink) twice."""
     weights: Array = right(at, q, k, wide(sinks) + math.log(2), *where)
@@ -57,7 +59,7 @@ def sinks_counted_twice(
 
 @bug(
     "sinks-scaled",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Sinks lie closer to zero than they should: strong ones are too weak.",
     reports=("rocm-libraries#12227",),
@@ -69,7 +71,7 @@ def sinks_counted_twice(
         Variant("divided by √D", replacing(attention_weights=_divided_by_root("hidden_size"))),
     ),
 )
-def sinks_scaled(right: Right, at: At, *arguments: Any) -> Array:
+def sinks_scaled(right: Right, at: OpContext, *arguments: Any) -> Array:
     """Sinks are divided by √C, as if they were scores."""
     return _divided_by_root("head_dim")(right, at, *arguments)
 
@@ -77,7 +79,7 @@ def sinks_scaled(right: Right, at: At, *arguments: Any) -> Array:
 def _divided_by_root(size: str) -> Callable[..., Array]:
     """Attention whose sinks are divided by the root of that dimension of the configuration."""
 
-    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+    def attend(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
         scaled = at.policy.round(wide(sinks) / math.sqrt(getattr(at.config, size)))
         weights: Array = right(at, q, k, scaled, *where)
         return weights
@@ -91,7 +93,7 @@ def _all_sinks(weights: ModelWeights) -> list[Array]:
 
 @bug(
     "sinks-wrong-head",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Heads look away when others should.",
     reports=("SkyRL#558",),
@@ -116,7 +118,7 @@ def sinks_wrong_head(right: Right, *arguments: Any) -> Array:
 def _sinks_of(heads: Array) -> Callable[..., Array]:
     """Attention in which head h has the sink of ``heads[h]``."""
 
-    def attend(right: Right, at: At, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+    def attend(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
         weights: Array = right(at, q, k, sinks[heads], *where)
         return weights
 

@@ -22,7 +22,7 @@ from gptoss_ref.verify.mutants.mutant import (
     replacing,
     rewriting,
 )
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
 USUAL_EPS = 1e-6
@@ -31,7 +31,7 @@ USUAL_EPS = 1e-6
 
 @bug(
     "norm-scale-after-cast",
-    rule="rmsnorm",
+    op="rmsnorm",
     stage="attn.norm",
     consequence="Every normalised value is rounded twice.",
     note="A loss of half a step of bfloat16: it shows among values that are rounded to bfloat16 "
@@ -40,29 +40,29 @@ USUAL_EPS = 1e-6
         Variant("rounded to float16", replacing(rmsnorm=_cast_to_float16)),
     ),
 )
-def norm_scale_after_cast(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+def norm_scale_after_cast(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
     """The normalised vector is rounded to bfloat16 before the scale multiplies it."""
     return _scaled(BFLOAT16.round(_unit(right, at, x, scale)), at, scale)
 
 
-def _unit(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+def _unit(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
     """The normalised vector before its scale, in float64 so that nothing has rounded it yet."""
     wide = dataclasses.replace(at, policy=FLOAT64)
     unit: Array = right(wide, x, np.ones(scale.shape))
     return unit
 
 
-def _scaled(unit: Array, at: At, scale: Matrix) -> Array:
+def _scaled(unit: Array, at: OpContext, scale: Matrix) -> Array:
     return at.policy.round(unit.astype(at.policy.dtype) * widen(scale, at.policy.dtype))
 
 
-def _cast_to_float16(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+def _cast_to_float16(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
     return _scaled(_unit(right, at, x, scale).astype(np.float16), at, scale)
 
 
 @bug(
     "norm-eps",
-    rule="rmsnorm",
+    op="rmsnorm",
     stage="attn.norm",
     consequence="Small vectors are scaled up too far; large ones hardly change.",
     note="With a mean square of 1 the change is 4.5e-6: it shows where vectors are small, as an "
@@ -83,7 +83,7 @@ def _cast_to_float16(right: Right, at: At, x: Array, scale: Matrix) -> Array:
         high=lambda config, tokens: 1e2,
     ),
 )
-def norm_eps(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+def norm_eps(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
     """Epsilon is 1e-6, as in most other models, where it should be 1e-5."""
     return _with_eps(USUAL_EPS)(right, at, x, scale)
 
@@ -91,7 +91,7 @@ def norm_eps(right: Right, at: At, x: Array, scale: Matrix) -> Array:
 def _with_eps(eps: float) -> Callable[..., Array]:
     """RMSNorm with another epsilon."""
 
-    def norm(right: Right, at: At, x: Array, scale: Matrix) -> Array:
+    def norm(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
         y: Array = right(misread(at, rms_norm_eps=eps), x, scale)
         return y
 
@@ -100,7 +100,7 @@ def _with_eps(eps: float) -> Callable[..., Array]:
 
 @bug(
     "residual-missing",
-    rule="residual",
+    op="residual",
     stage="attn.residual",
     consequence="Nothing of the token survives but what the last layer says of it.",
     note="Modelled after attention and after the experts; the variants forget one of the two.",
@@ -109,7 +109,7 @@ def _with_eps(eps: float) -> Callable[..., Array]:
         for tap in ("attn.residual", "mlp.residual")
     ),
 )
-def residual_missing(right: Right, at: At, x: Array, out: Array) -> Array:
+def residual_missing(right: Right, at: OpContext, x: Array, out: Array) -> Array:
     """A layer's result replaces the residual stream where it should be added to it."""
     return _forgetting(at.tap)(right, at, x, out)
 
@@ -117,7 +117,7 @@ def residual_missing(right: Right, at: At, x: Array, out: Array) -> Array:
 def _forgetting(tap: str) -> Callable[..., Array]:
     """Residuals of which those at ``tap`` are missing."""
 
-    def residual(right: Right, at: At, x: Array, out: Array) -> Array:
+    def residual(right: Right, at: OpContext, x: Array, out: Array) -> Array:
         y: Array = right(at, np.zeros_like(x) if at.tap == tap else x, out)
         return y
 
@@ -126,11 +126,11 @@ def _forgetting(tap: str) -> Callable[..., Array]:
 
 @bug(
     "embedding-scaled",
-    rule="embedding",
+    op="embedding",
     stage="embedding",
     consequence="The stream begins too large by √D (54 in the released models): layers drown.",
 )
-def embedding_scaled(right: Right, at: At, tokens: Array, weight: Matrix) -> Array:
+def embedding_scaled(right: Right, at: OpContext, tokens: Array, weight: Matrix) -> Array:
     """Embeddings are multiplied by √D, as in some other models."""
     rows: Array = right(at, tokens, weight)
     return at.policy.round(rows * math.sqrt(rows.shape[-1]))
@@ -138,14 +138,14 @@ def embedding_scaled(right: Right, at: At, tokens: Array, weight: Matrix) -> Arr
 
 @bug(
     "float16-overflow",
-    rule="residual",
+    op="residual",
     stage="attn.residual",
     consequence="Infinities in the residual stream, then NaN everywhere.",
     reports=("onnxruntime-genai#2444", "ROCm/hip-ep#168"),
     note="Shows only where the stream passes 65,504: in the last layers of the 120b model, where "
     "layer 34 reaches 45,344; not in small models.",
 )
-def float16_overflow(right: Right, at: At, x: Array, out: Array) -> Array:
+def float16_overflow(right: Right, at: OpContext, x: Array, out: Array) -> Array:
     """The residual stream is held in float16 and overflows."""
     y: Array = right(at, x, out)
     with np.errstate(over="ignore"):
@@ -174,7 +174,7 @@ ATTENTION, EXPERTS, HEAD = "attention", "experts", "the unembedding"
 def _folded_into(*parts: str) -> Change:
     """The norms' scales multiplied into the matrices that read them, in some parts of the model."""
 
-    def fold(right: Right, at: At, block: BlockWeights) -> BlockWeights:
+    def fold(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
         block = right(at, block)
         attn, mlp = block.attn, block.mlp
         before, between = (widen(w.norm_scale, FLOAT64.dtype) for w in (attn, mlp))
@@ -191,20 +191,22 @@ def _folded_into(*parts: str) -> Change:
             )
         return BlockWeights(attn, mlp)
 
-    def decode(right: Right, at: At, matrix: ExpertMatrix | _Folded) -> Array:
+    def decode(right: Right, at: OpContext, matrix: ExpertMatrix | _Folded) -> Array:
         if isinstance(matrix, _Folded):
             folded: Array = right(at, matrix.matrix) * matrix.scale.astype(at.policy.dtype)
             return folded
         values: Array = right(at, matrix)
         return values
 
-    def fold_last(right: Right, at: At, weights: ModelWeights) -> ModelWeights:
+    def fold_last(right: Right, at: OpContext, weights: ModelWeights) -> ModelWeights:
         weights = right(at, weights)
         scale = widen(weights.norm_scale, FLOAT64.dtype)
         unembedding = cast(Matrix, _Folded(weights.unembedding, scale))
         return dataclasses.replace(weights, norm_scale=np.ones_like(scale), unembedding=unembedding)
 
-    def project(right: Right, at: At, x: Array, weight: Matrix | _Folded, bias: Matrix) -> Array:
+    def project(
+        right: Right, at: OpContext, x: Array, weight: Matrix | _Folded, bias: Matrix
+    ) -> Array:
         if isinstance(weight, _Folded):
             x, weight = x * weight.scale.astype(at.policy.dtype), cast(Matrix, weight.matrix)
         y: Array = right(at, x, weight, bias)
@@ -229,9 +231,9 @@ def _folded_into(*parts: str) -> Change:
         Variant(f"into {part} only", _folded_into(part)) for part in (ATTENTION, EXPERTS, HEAD)
     ),
 )
-def norm_scale_folded(rules: Rules) -> Rules:
+def norm_scale_folded(ops: ModelOps) -> ModelOps:
     """The norms' scales are multiplied into the matrices that read them, at loading."""
-    return _folded_into(ATTENTION, EXPERTS, HEAD)(rules)
+    return _folded_into(ATTENTION, EXPERTS, HEAD)(ops)
 
 
 WHOLE: tuple[Mutant, ...] = (

@@ -20,14 +20,14 @@ from gptoss_ref.verify.mutants.mutant import (
     one_past_the_window,
     replacing,
 )
-from gptoss_ref.verify.replay.ops import SPECIFICATION, At
+from gptoss_ref.verify.replay.ops import SPECIFICATION, OpContext
 
 WEIGHTS = "attn.weights"
 
 
 @bug(
     "window-plus-one",
-    rule="window",
+    op="window",
     stage=WEIGHTS,
     consequence="A query sees the key that has just left its window.",
     shortest=one_past_the_window,
@@ -35,7 +35,7 @@ WEIGHTS = "attn.weights"
     note="Short prompts hide it: nothing has left the window yet.",
     obstacle=no_window,
 )
-def window_plus_one(right: Right, at: At) -> int | None:
+def window_plus_one(right: Right, at: OpContext) -> int | None:
     """A window of W shows W + 1 keys: p − j ≤ W where it should be p − j < W."""
     keys: int | None = right(at)
     return None if keys is None else keys + 1
@@ -43,14 +43,14 @@ def window_plus_one(right: Right, at: At) -> int | None:
 
 @bug(
     "window-minus-one",
-    rule="window",
+    op="window",
     stage=WEIGHTS,
     consequence="A query misses the oldest key in its window.",
     shortest=lambda config: config.sliding_window,
     note="Short prompts hide it: all keys are newer than that.",
     obstacle=no_window,
 )
-def window_minus_one(right: Right, at: At) -> int | None:
+def window_minus_one(right: Right, at: OpContext) -> int | None:
     """A window of W shows W − 1 keys: the query's own is not counted."""
     keys: int | None = right(at)
     return None if keys is None else keys - 1
@@ -62,13 +62,13 @@ def _exchanged(config: ModelConfig) -> tuple[str, ...]:
 
 @bug(
     "window-odd-layers",
-    rule="window",
+    op="window",
     stage=WEIGHTS,
     consequence="Layers that should look far look near, and the other way round.",
     shortest=one_past_the_window,
     note="Short prompts hide it: the window covers them.",
 )
-def window_odd_layers(right: Right, at: At) -> int | None:
+def window_odd_layers(right: Right, at: OpContext) -> int | None:
     """The windowed and the full layers are exchanged: odd layers have the window."""
     keys: int | None = right(misread(at, layer_types=_exchanged(at.config)))
     return keys
@@ -76,7 +76,7 @@ def window_odd_layers(right: Right, at: At) -> int | None:
 
 @bug(
     "window-everywhere",
-    rule="window",
+    op="window",
     stage=WEIGHTS,
     consequence="No layer looks further back than the window.",
     shortest=one_past_the_window,
@@ -85,7 +85,7 @@ def window_odd_layers(right: Right, at: At) -> int | None:
         None if FULL in config.attention_types else "every layer has a window"
     ),
 )
-def window_everywhere(right: Right, at: At) -> int | None:
+def window_everywhere(right: Right, at: OpContext) -> int | None:
     """Every layer has the window."""
     keys: int | None = right(misread(at, layer_types=(SLIDING,) * at.config.num_hidden_layers))
     return keys
@@ -93,7 +93,7 @@ def window_everywhere(right: Right, at: At) -> int | None:
 
 @bug(
     "window-nowhere",
-    rule="window",
+    op="window",
     stage=WEIGHTS,
     consequence="Windowed layers look at everything, which dilutes what they should see.",
     shortest=one_past_the_window,
@@ -101,7 +101,7 @@ def window_everywhere(right: Right, at: At) -> int | None:
     note="Short prompts hide it: the window covers them.",
     obstacle=no_window,
 )
-def window_nowhere(right: Right, at: At) -> int | None:
+def window_nowhere(right: Right, at: OpContext) -> int | None:
     """No layer has a window."""
     keys: int | None = right(misread(at, layer_types=(FULL,) * at.config.num_hidden_layers))
     return keys
@@ -109,7 +109,7 @@ def window_nowhere(right: Right, at: At) -> int | None:
 
 @bug(
     "window-scores-zero",
-    rule="attention_weights",
+    op="attention_weights",
     stage=WEIGHTS,
     consequence="Every key that has left the window weighs as much as a score of 0 does: attention "
     "is diluted, more with every position.",
@@ -122,7 +122,7 @@ def window_nowhere(right: Right, at: At) -> int | None:
     ),
 )
 def window_scores_zero(
-    right: Right, at: At, q: Array, k: Array, sinks: Array, *positions: Any
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """Keys that have left the window score 0 (scores times mask) where −∞ should mask them."""
     where = Where(*positions)
@@ -140,8 +140,8 @@ def window_scores_zero(
 
 def _zeroed_slots(right: Right, *arguments: Any) -> Array:
     """As ``window_scores_zero``, but the old keys' own columns are empty."""
-    rules = dataclasses.replace(SPECIFICATION, attention_weights=right)
-    weights: Array = window_scores_zero.apply(rules).attention_weights(*arguments)
+    ops = dataclasses.replace(SPECIFICATION, attention_weights=right)
+    weights: Array = window_scores_zero.apply(ops).attention_weights(*arguments)
     where = Where(*arguments[4:])
     if where.window is not None:
         weights[:, where.q[:, None] - where.k >= where.window] = 0

@@ -1,4 +1,4 @@
-"""A yardstick without a model: an error may come out of an operation only so much larger.
+"""A noise floor without a model: an error may come out of an operation only so much larger.
 
 Where no model is at hand to measure with, each tap point is held to the errors that the two traces
 themselves show at what it is computed from, times what the operation may make of them
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.tracing.taps import split
-from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, WHOLE, Level
+from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, WHOLE, NoiseFloor
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.tolerances import gain, tolerance
 from gptoss_ref.verify.replay.evaluate import nodes
@@ -25,7 +25,7 @@ USELESS = 0.5
 
 
 class Propagation:
-    """The yardsticks of two traces, tap by tap, as their errors become known.
+    """The noise floors of two traces, tap by tap, as their errors become known.
 
     Args:
         config: of the model.
@@ -38,12 +38,12 @@ class Propagation:
         self._inputs = {node.tap: node.inputs for node in nodes(config)}
         self._errors: dict[str, Floats] = {}
 
-    def level(self, name: str) -> Level:
+    def level(self, name: str) -> NoiseFloor:
         """What may be expected at a tap point; all before it have been passed to :meth:`saw`."""
         bound = self._bound(name)
         # A level's allowed errors are multiples of it: here the bound is itself what is allowed.
         whole = float(np.sqrt(np.mean(bound**2))) / WHOLE
-        return Level(whole, bound / ROW, UNITS[self._rounding])
+        return NoiseFloor(whole, bound / ROW, UNITS[self._rounding])
 
     def useful(self, name: str) -> bool:
         """Whether the bound at a tap point can tell right from wrong."""

@@ -6,9 +6,9 @@ of values by ``Σ weight·|v|``, a weight of attention by the size of its score,
 absolute error of a score a relative one of the weight. A head whose sink takes nearly everything is
 the extreme case: its mixture is small and its scores are large.
 
-:func:`roughened` adds such noise to every rule of a model, and :class:`Blurred` adds noise to what
-was recorded: a fused kernel computes from numbers that were not yet rounded, or that another kernel
-rounded otherwise when they were recorded.
+:func:`roughened` adds such noise to every operation of a model, and :class:`Blurred` adds noise to
+what was recorded: a fused kernel computes from numbers that were not yet rounded, or that another
+kernel rounded otherwise when they were recorded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from gptoss_ref.numerics import FLOAT64, Array, widen
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 
 SMALLEST = -104.0
 """Logarithm of the smallest weight that float32 can hold."""
@@ -64,8 +64,8 @@ def score_terms(q: Array, k: Array) -> Array:
     return sizes
 
 
-def roughened(rules: Rules, rounding: str, seed: int, scores: Array | None = None) -> Rules:
-    """``rules`` with noise of the size that ``rounding`` gives to every sum and every result.
+def roughened(ops: ModelOps, rounding: str, seed: int, scores: Array | None = None) -> ModelOps:
+    """``ops`` with noise of the size that ``rounding`` gives to every sum and every result.
 
     For runs in float64, whose own rounding does not count.
 
@@ -74,15 +74,15 @@ def roughened(rules: Rules, rounding: str, seed: int, scores: Array | None = Non
     """
     noise = _Noise(sum_unit(rounding), UNITS[rounding], np.random.default_rng([seed, 314]))
     noise.scores = scores
-    wrapped = {name: _bound(getattr(noise, name), getattr(rules, name)) for name in _NOISY}
-    return dataclasses.replace(rules, **wrapped)
+    wrapped = {name: _bound(getattr(noise, name), getattr(ops, name)) for name in _NOISY}
+    return dataclasses.replace(ops, **wrapped)
 
 
 def _bound(noisy: Callable[..., Any], right: Callable[..., Any]) -> Callable[..., Any]:
-    def rule(at: At, *arguments: Any) -> Any:
+    def op(at: OpContext, *arguments: Any) -> Any:
         return noisy(right, at, *arguments)
 
-    return rule
+    return op
 
 
 _NOISY = (
@@ -101,7 +101,7 @@ _NOISY = (
 
 
 class _Noise:
-    """Rules of the model with noise; each calls the rule that it replaces.
+    """Operations of the model with noise; each calls the operation that it replaces.
 
     Args:
         small: unit roundoff of the sums.
@@ -121,30 +121,30 @@ class _Noise:
         noise = self._small * magnitude * self._random(y)
         return y + noise + self._unit * y * self._random(y)
 
-    def rmsnorm(self, right: Any, at: At, x: Array, scale: Array) -> Array:
+    def rmsnorm(self, right: Any, at: OpContext, x: Array, scale: Array) -> Array:
         y = right(at, x, scale)
         return self._off(y, 2 * np.abs(y))
 
-    def linear(self, right: Any, at: At, x: Array, weight: Any, bias: Any) -> Array:
+    def linear(self, right: Any, at: OpContext, x: Array, weight: Any, bias: Any) -> Array:
         y = right(at, x, weight, bias)
         return self._off(y, right(at, np.abs(x), _absolute(weight), _absolute(bias)))
 
     expert_linear = linear
 
     def rope_tables(
-        self, right: Any, at: At, positions: Array, inv_freq: Array, concentration: float
+        self, right: Any, at: OpContext, positions: Array, inv_freq: Array, concentration: float
     ) -> tuple[Array, Array]:
         off = inv_freq * (1 + 2 * self._small * self._random(inv_freq))
         cos, sin = right(at, positions, off, concentration)
         return cos, sin
 
-    def rope(self, right: Any, at: At, x: Array, cos: Array, sin: Array) -> Array:
+    def rope(self, right: Any, at: OpContext, x: Array, cos: Array, sin: Array) -> Array:
         sizes = np.abs(x), np.abs(cos), np.abs(sin)
         terms = np.maximum(right(at, *sizes), right(at, *sizes[:2], -sizes[2]))
         return self._off(right(at, x, cos, sin), (1 + self._unit / self._small) * terms)
 
     def attention_weights(
-        self, right: Any, at: At, q: Array, k: Array, sinks: Array, *where: Any
+        self, right: Any, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any
     ) -> Array:
         weights = right(at, q, k, sinks, *where)  # (H, t, S)
         sizes = score_terms(q, k)  # (H, t, S)
@@ -153,7 +153,9 @@ class _Noise:
         shared = (1 + largest) * self._random(weights, 2)
         return self._off(weights, weights * (1 + sizes + np.abs(shared)))
 
-    def attention_mix(self, right: Any, at: At, weights: Array, v: Array, *where: Any) -> Array:
+    def attention_mix(
+        self, right: Any, at: OpContext, weights: Array, v: Array, *where: Any
+    ) -> Array:
         y = right(at, weights, v, *where)
         with np.errstate(divide="ignore"):
             sizes = 2 + np.abs(np.maximum(np.log(weights), SMALLEST))
@@ -162,21 +164,23 @@ class _Noise:
         terms = right(at, weights * sizes, np.abs(v), *where)
         return self._off(y, terms)
 
-    def expert_weights(self, right: Any, at: At, logits: Array, indices: Array) -> Array:
+    def expert_weights(self, right: Any, at: OpContext, logits: Array, indices: Array) -> Array:
         shares = right(at, logits, indices)
         size = np.abs(logits).max(axis=1, keepdims=True)
         return self._off(shares, shares * (2 + 2 * size))
 
-    def swiglu(self, right: Any, at: At, x: Array) -> Array:
+    def swiglu(self, right: Any, at: OpContext, x: Array) -> Array:
         y = right(at, x * (1 + 2 * self._small * self._random(x)))
         return self._off(y, 2 * np.abs(y))
 
-    def combine(self, right: Any, at: At, answers: Array, weights: Array, *rest: Any) -> Array:
+    def combine(
+        self, right: Any, at: OpContext, answers: Array, weights: Array, *rest: Any
+    ) -> Array:
         indices, bias = rest
         terms = right(at, np.abs(answers), np.abs(weights), indices, _absolute(bias))
         return self._off(right(at, answers, weights, *rest), terms)
 
-    def residual(self, right: Any, at: At, x: Array, out: Array) -> Array:
+    def residual(self, right: Any, at: OpContext, x: Array, out: Array) -> Array:
         return self._off(right(at, x, out), np.abs(x) + np.abs(out))
 
 

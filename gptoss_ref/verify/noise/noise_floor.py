@@ -1,4 +1,4 @@
-"""The yardstick: how far from float64 rounding alone carries a correct run, measured.
+"""The noise floor: how far from float64 rounding alone carries a correct run, measured.
 
 The specification is run in float64 and, in step with it, under the rounding of the implementation
 that is to be judged. The distance between the two at a tap point is what rounding explains there.
@@ -22,7 +22,7 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS, dithered, known
 from gptoss_ref.verify.replay.evaluate import Run, predict, walk, whole
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 
 WHOLE = 5.0
 """How many times the measured distance a whole array may be off."""
@@ -34,15 +34,15 @@ FLOOR = 4.0
 """Roundings that are always allowed: another implementation may round where this one does not."""
 
 MEASURED = 256
-"""Tokens that the yardstick is measured on; those after them are held to the worst of these."""
+"""Tokens that the noise floor is measured on; those after them are held to the worst of these."""
 
 SAMPLE_ROWS = 64
-"""Rows that the yardstick is measured on at least; shorter prompts are run several times."""
+"""Rows that the noise floor is measured on at least; shorter prompts are run several times."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """The yardstick at one tap point.
+class NoiseFloor:
+    """The noise floor at one tap point.
 
     Attributes:
         whole: relative L2 distance of the whole array.
@@ -54,7 +54,7 @@ class Level:
     rows: NDArray[np.float64]
     unit: float
 
-    def extended(self, length: int, rounding: str) -> Level:
+    def extended(self, length: int, rounding: str) -> NoiseFloor:
         """The same for a longer prompt than it was measured on.
 
         Later rows are held to the worst row measured. Rotary angles that are computed in float32
@@ -62,16 +62,16 @@ class Level:
         """
         have = len(self.rows)
         if length <= have:
-            return Level(self.whole, self.rows[:length], self.unit)
+            return NoiseFloor(self.whole, self.rows[:length], self.unit)
         position = np.arange(have, length)
         growth = position / have if rounding in ("float32", "float64") else np.ones(length - have)
         rows = np.concatenate([self.rows, self.rows.max() * growth])
-        return Level(self.whole * max(1.0, float(growth.max())), rows, self.unit)
+        return NoiseFloor(self.whole * max(1.0, float(growth.max())), rows, self.unit)
 
     @staticmethod
-    def allowing(error: float, length: int, unit: float) -> Level:
-        """A yardstick that allows this relative error of the whole array and of any row."""
-        return Level(error / WHOLE, np.full(length, error / ROW), unit)
+    def allowing(error: float, length: int, unit: float) -> NoiseFloor:
+        """A noise floor that allows this relative error of the whole array and of any row."""
+        return NoiseFloor(error / WHOLE, np.full(length, error / ROW), unit)
 
     @property
     def allowed(self) -> float:
@@ -85,22 +85,22 @@ class Level:
         return np.maximum(ROW * np.maximum(self.rows, usual), FLOOR * self.unit)
 
 
-def level(samples: Iterable[Errors], rounding: str) -> Level:
-    """The yardstick of a tap point from one or several rounded runs' distances to float64."""
+def level(samples: Iterable[Errors], rounding: str) -> NoiseFloor:
+    """The noise floor of a tap point from one or several rounded runs' distances to float64."""
     samples = list(samples)
     rows = np.max([sample.rows() for sample in samples], axis=0)
     whole = max(sample.rel_l2 for sample in samples)
     scale = 1.0
     if rounding == "float64":  # nothing is exacter: float32's distance, as much smaller
         scale = UNITS["float64"] / UNITS["float32"]
-    return Level(whole * scale, rows * scale, UNITS[rounding])
+    return NoiseFloor(whole * scale, rows * scale, UNITS[rounding])
 
 
-def runs_of(rules: Rules, rounding: str, length: int) -> list[Run]:
-    """The runs that a yardstick needs: one in float64, then one or several as the other rounds."""
+def runs_of(ops: ModelOps, rounding: str, length: int) -> list[Run]:
+    """The runs behind a noise floor: one in float64, then some that round as the other does."""
     imitated = "float32" if rounding == "float64" else rounding
-    samples = ((rules, dithered(imitated, seed)) for seed in range(samples_of(length)))
-    return [(rules, FLOAT64), *samples]
+    samples = ((ops, dithered(imitated, seed)) for seed in range(samples_of(length)))
+    return [(ops, FLOAT64), *samples]
 
 
 def samples_of(length: int) -> int:
@@ -115,8 +115,8 @@ def measured(
     *,
     wanted: Iterable[str],
     given: Mapping[str, Array] | None = None,
-) -> Iterator[tuple[str, Array, Level]]:
-    """Each wanted tap point in order: its name, its values in float64, and the yardstick there.
+) -> Iterator[tuple[str, Array, NoiseFloor]]:
+    """Each wanted tap point in order: its name, its values in float64, and the noise floor there.
 
     Nothing is kept: a trace of any length passes through one array at a time.
 
@@ -130,12 +130,12 @@ def measured(
     Raises:
         TraceError: an unknown rounding.
     """
-    runs = runs_of(Rules(), known(rounding), len(tokens))
+    runs = runs_of(ModelOps(), known(rounding), len(tokens))
     weights, config = model.weights, model.config
     for name, (exact, *rounded) in walk(weights, config, runs, tokens, given or {}, wanted):
         axis = axes(name).index("T")
         if exact.dtype.kind in "iu":
-            yield name, exact, Level(0.0, np.zeros(len(tokens)), UNITS[rounding])
+            yield name, exact, NoiseFloor(0.0, np.zeros(len(tokens)), UNITS[rounding])
         else:
             samples = (measure_arrays(exact, sample, axis) for sample in rounded)
             yield name, exact, level(samples, rounding)
@@ -151,14 +151,14 @@ def follow(
     policy = FLOAT64 if rounding in ("float64", "float32") else FLOAT32
     known = whole(routes)
     given = {name: routes[name] for name in known if name.endswith("expert_indices")}
-    runs: list[Run] = [(Rules(), policy)]
+    runs: list[Run] = [(ModelOps(), policy)]
     for _, (values,) in walk(model.weights, model.config, runs, tokens, given, wanted):
         yield values
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """The yardsticks of a model on one prompt, by tap point.
+class NoiseFloors:
+    """The noise floors of a model on one prompt, by tap point.
 
     Attributes:
         rounding: whose errors these are.
@@ -167,25 +167,25 @@ class Yardstick:
     """
 
     rounding: str
-    levels: Mapping[str, Level]
+    levels: Mapping[str, NoiseFloor]
     length: int
 
-    def level(self, name: str, length: int) -> Level:
-        """The yardstick of a tap point for a prompt of ``length`` tokens."""
+    def level(self, name: str, length: int) -> NoiseFloor:
+        """The noise floor of a tap point for a prompt of ``length`` tokens."""
         return self.levels[name].extended(length, self.rounding)
 
     def __str__(self) -> str:
         return f"{self.rounding}, measured on the first {self.length} tokens"
 
 
-def measure_yardstick(
+def measure_noise_floors(
     model: Model,
     tokens: Array,
     rounding: str,
     *,
     wanted: Iterable[str] | None = None,
     routes: Trace | None = None,
-) -> Yardstick:
+) -> NoiseFloors:
     """Measure what a rounding explains, on the beginning of a prompt.
 
     Args:
@@ -203,12 +203,12 @@ def measure_yardstick(
     given = {name: routes[name][: len(start)] for name in chosen if routes and name in known}
     if len(given) < len(chosen):
         unknown = [name for name in chosen if name not in given]
-        given |= predict(model.weights, config, Rules(), start, given, unknown)
+        given |= predict(model.weights, config, ModelOps(), start, given, unknown)
     levels = {
         name: found
         for name, _, found in measured(model, start, rounding, wanted=wanted, given=given)
     }
-    return Yardstick(rounding, levels, len(start))
+    return NoiseFloors(rounding, levels, len(start))
 
 
 def made_by(model: Model, trace: Trace) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.layers.router import top_k
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.noise.noise_floor import FLOOR, Level
+from gptoss_ref.verify.noise.noise_floor import FLOOR, NoiseFloor
 
 DIFFERENCE = 0.6
 """Share of the error allowed to a whole row of logits that the difference of two may have.
@@ -80,14 +80,18 @@ class Choice:
 
 
 def compare_choices(
-    ref: Array, other: Array, logits: Array | None, own_logits: Array | None, level: Level | None
+    ref: Array,
+    other: Array,
+    logits: Array | None,
+    own_logits: Array | None,
+    level: NoiseFloor | None,
 ) -> Choice:
     """Judge the experts ``other`` (T, A) against ``ref`` (T, A).
 
     Args:
         logits: (T, E) the reference's router logits; without them a margin is unknown and infinite.
         own_logits: (T, E) the other's.
-        level: the yardstick of the router logits; None: there is none, and every margin is allowed.
+        level: the noise floor of the router logits; None: unknown, and every margin is allowed.
     """
     experts = 1 + int(max(ref.max(), other.max()))
     experts = experts if logits is None else logits.shape[1]
@@ -105,7 +109,7 @@ def compare_choices(
     return Choice(differs, margin, slack, contradicts)
 
 
-def slack_of(logits: Array, level: Level) -> Floats:
+def slack_of(logits: Array, level: NoiseFloor) -> Floats:
     """(T,) by how much rounding may misjudge the difference of two router logits (T, E)."""
     usual = np.linalg.norm(logits, axis=1) / np.sqrt(logits.shape[1])
     largest = np.abs(logits).max(axis=1)
@@ -113,7 +117,7 @@ def slack_of(logits: Array, level: Level) -> Floats:
     return slack
 
 
-def near_ties(logits: Array, chosen: int, level: Level) -> Mask:
+def near_ties(logits: Array, chosen: int, level: NoiseFloor) -> Mask:
     """(T,) tokens that rounding may send to other experts than the ``chosen`` largest."""
     near: Mask = margin_of(logits, chosen) <= slack_of(logits, level)
     return near

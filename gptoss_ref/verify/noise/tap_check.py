@@ -1,6 +1,6 @@
 """Local replay: each of somebody's tap points recomputed from their own nearest ones before it.
 
-    for local in replay(model.weights, trace, Rules(), "bfloat16"):
+    for local in replay(model.weights, trace, ModelOps(), "bfloat16"):
         print(local.tap, local.excess)       # above 1: more than rounding explains
 
 Because every stage starts from the other implementation's own numbers, an early error does not
@@ -40,7 +40,7 @@ from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.routing_ties import Flip, chosen_by, flips, margin_of
 from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk, whole
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.weights import ModelWeights
 
 Mask = NDArray[np.bool_]
@@ -52,7 +52,7 @@ usual rows."""
 
 
 @dataclass(frozen=True)
-class Local:
+class TapError:
     """One tap point against its recomputation from the other's own numbers.
 
     Attributes:
@@ -128,11 +128,11 @@ class Local:
 def replay(
     weights: ModelWeights,
     trace: Trace,
-    rules: Rules,
+    ops: ModelOps,
     rounding: str,
     wanted: Iterable[str] | None = None,
-) -> Iterator[Local]:
-    """Each tap point of ``trace`` in the order of computation, recomputed by ``rules``.
+) -> Iterator[TapError]:
+    """Each tap point of ``trace`` in the order of computation, recomputed by ``ops``.
 
     Args:
         rounding: of the other implementation, one of
@@ -143,7 +143,7 @@ def replay(
     origins = segments(trace.config, trace)
     path = needed(trace.config, trace, wanted)
     ties = _Ties(trace, path, rounding)
-    ways = runs_of(rules, rounding, len(trace.tokens))
+    ways = runs_of(ops, rounding, len(trace.tokens))
     asked = wanted | ties.logits
     values = walk(weights, trace.config, ways, trace.tokens, trace, asked)
     for node in path:
@@ -158,18 +158,18 @@ def replay(
             other, seen = trace[node.tap], trace.observed(node.tap)
             local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             if 1 < local.excess < math.inf:
-                samples = _rough(weights, trace, rules, rounding, node.tap)
+                samples = _rough(weights, trace, ops, rounding, node.tap)
                 arrays = [*arrays, *samples]
                 local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             yield local
 
 
 def _rough(
-    weights: ModelWeights, trace: Trace, rules: Rules, rounding: str, tap: str
+    weights: ModelWeights, trace: Trace, ops: ModelOps, rounding: str, tap: str
 ) -> Iterator[Array]:
     """Runs that show what any order of summation, and any rounding of the inputs, may do.
 
-    Only what the usual yardstick does not explain is judged by them: they cost more.
+    Only what the usual noise floor does not explain is judged by them: they cost more.
     """
     scores = None
     heads = [tap.replace("mix", name) for name in ("q_rope", "k_rope")]
@@ -177,7 +177,7 @@ def _rough(
         scores = score_terms(*(trace[name] for name in heads))
     for seed in range(samples_of(len(trace.tokens))):
         given = Blurred(trace, UNITS[rounding], seed)
-        run = roughened(rules, rounding, seed, scores), FLOAT64
+        run = roughened(ops, rounding, seed, scores), FLOAT64
         ((_, (values,)),) = walk(weights, trace.config, [run], trace.tokens, given, [tap])
         yield values
 
@@ -190,8 +190,8 @@ def judge(
     rounding: str,
     tied: Mask,
     seen: Mask,
-) -> Local:
-    """The other's array against the runs of :func:`runs_of`; ties take no part in the yardstick.
+) -> TapError:
+    """The other's array against the runs of :func:`runs_of`; ties take no part in the noise floor.
 
     Only the rows ``seen`` (T,) are judged.
     """
@@ -212,7 +212,7 @@ def judge(
     allowed = np.maximum(ROW * np.maximum(own, usual), FLOOR * UNITS[rounding])
     allowed[free] = measured.allowed_rows
     grown = _grown(recorded, exact) if tap == "logits" else 1.0
-    return Local(
+    return TapError(
         tap=tap,
         inputs=inputs,
         shape=other.shape,
@@ -237,7 +237,7 @@ def _grown(recorded: Array, exact: Array) -> float:
     return max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
 
 
-def _spread(local: Local, seen: Mask, shape: tuple[int, ...]) -> Local:
+def _spread(local: TapError, seen: Mask, shape: tuple[int, ...]) -> TapError:
     """What was found of the rows ``seen`` (T,), at their places among all rows."""
 
     def at(rows: Array) -> Array:
@@ -316,13 +316,13 @@ class _Ties:
 
 def _judge_choice(
     tap: str, inputs: tuple[str, ...], trace: Trace, ties: _Ties, tied: Mask
-) -> Local:
+) -> TapError:
     """The other's choice of experts against the router logits: wrong only beyond the margin."""
     indices, block = trace[tap], split(tap)[0]
     chosen, choice = chosen_by(ties.router, indices, ties.slack)
     seen = trace.observed(tap)
     choice = choice.among(seen)
-    return Local(
+    return TapError(
         tap=tap,
         inputs=inputs,
         shape=indices.shape,

@@ -19,7 +19,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import FLOAT64, Array, Policy
 from gptoss_ref.tracing.taps import axes
-from gptoss_ref.verify.replay.context import Decoded, Site
+from gptoss_ref.verify.replay.context import BlockContext, Decoded
 from gptoss_ref.verify.replay.graph import (
     BLOCK,
     DISCRETE,
@@ -29,7 +29,7 @@ from gptoss_ref.verify.replay.graph import (
     STREAM,
     Stage,
 )
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.weights import ModelWeights
 
 
@@ -104,11 +104,11 @@ class Segment:
 
     Attributes:
         inputs: the given tap points it is computed from.
-        rules: names of the fields of :class:`Rules` that are used on the way.
+        ops: names of the fields of :class:`ModelOps` that are used on the way.
     """
 
     inputs: tuple[str, ...]
-    rules: frozenset[str]
+    ops: frozenset[str]
 
 
 def segments(config: ModelConfig, given: Iterable[str]) -> dict[str, Segment]:
@@ -121,21 +121,21 @@ def segments(config: ModelConfig, given: Iterable[str]) -> dict[str, Segment]:
             for tap in node.inputs
             for source in ([tap] if tap in known else found[tap].inputs)
         )
-        open_ends = [found[tap].rules for tap in node.inputs if tap not in known]
-        found[node.tap] = Segment(tuple(inputs), node.stage.rules.union(*open_ends))
+        open_ends = [found[tap].ops for tap in node.inputs if tap not in known]
+        found[node.tap] = Segment(tuple(inputs), node.stage.ops.union(*open_ends))
     return found
 
 
 def predict(
     weights: ModelWeights,
     config: ModelConfig,
-    rules: Rules,
+    ops: ModelOps,
     tokens: Array,
     given: Mapping[str, Array],
     wanted: Iterable[str],
     policy: Policy = FLOAT64,
 ) -> dict[str, Array]:
-    """Each wanted tap point, computed by ``rules`` from the nearest given ones.
+    """Each wanted tap point, computed by ``ops`` from the nearest given ones.
 
     Args:
         tokens: (T,), at positions 0 to T − 1.
@@ -147,10 +147,10 @@ def predict(
     Raises:
         TraceError: there is no such tap point.
     """
-    return predict_each(weights, config, [(rules, policy)], tokens, given, wanted)[0]
+    return predict_each(weights, config, [(ops, policy)], tokens, given, wanted)[0]
 
 
-Run = tuple[Rules, Policy]
+Run = tuple[ModelOps, Policy]
 """What to compute by, and where to round."""
 
 
@@ -189,13 +189,13 @@ def walk(
     tokens = np.asarray(tokens)
     live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and still to be used
     lent = _Lent(given)
-    sites: list[Site] = []
+    sites: list[BlockContext] = []
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
             decoded = Decoded()  # the last block's matrices go with its sites
             sites = [
-                Site(config, policy, rules, tokens, weights, node.layer, decoded)
-                for rules, policy in runs
+                BlockContext(config, policy, ops, tokens, weights, node.layer, decoded)
+                for ops, policy in runs
             ]
         out = []
         for site, values in zip(sites, live, strict=True):

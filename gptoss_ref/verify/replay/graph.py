@@ -1,6 +1,6 @@
 """The stages of a block: for each tap point, what it is computed from and how.
 
-What a stage computes is said by :class:`~gptoss_ref.verify.replay.ops.Rules`; which stages are
+What a stage computes is said by :class:`~gptoss_ref.verify.replay.ops.ModelOps`; which stages are
 computed, and from whose values, by :mod:`gptoss_ref.verify.replay.evaluate`.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.replay.context import Site
+from gptoss_ref.verify.replay.context import BlockContext
 from gptoss_ref.weights import ExpertMatrix
 
 STREAM = "stream"
@@ -32,64 +32,64 @@ class Stage:
     Attributes:
         name: of the tap point, without its block.
         inputs: tap points of the same block, or STREAM.
-        rules: names of the fields of :class:`~gptoss_ref.verify.replay.ops.Rules` that it uses.
+        ops: names of the fields of :class:`~gptoss_ref.verify.replay.ops.ModelOps` that it uses.
         compute: from its site and the values of its inputs.
     """
 
     name: str
     inputs: tuple[str, ...]
-    rules: frozenset[str]
-    compute: Callable[[Site, Values], Array]
+    ops: frozenset[str]
+    compute: Callable[[BlockContext, Values], Array]
 
 
-def _embedding(site: Site, _: Values) -> Array:
-    return site.rules.embedding(site.at("embedding"), site.tokens, site.ends.embedding)
+def _embedding(site: BlockContext, _: Values) -> Array:
+    return site.ops.embedding(site.at("embedding"), site.tokens, site.ends.embedding)
 
 
-def _attn_norm(site: Site, values: Values) -> Array:
-    return site.rules.rmsnorm(site.at("attn.norm"), values[STREAM], site.block.attn.norm_scale)
+def _attn_norm(site: BlockContext, values: Values) -> Array:
+    return site.ops.rmsnorm(site.at("attn.norm"), values[STREAM], site.block.attn.norm_scale)
 
 
-def _heads(name: str) -> Callable[[Site, Values], Array]:
-    def compute(site: Site, values: Values) -> Array:
+def _heads(name: str) -> Callable[[BlockContext, Values], Array]:
+    def compute(site: BlockContext, values: Values) -> Array:
         x, attn = values["attn.norm"], site.block.attn
         weight, bias = getattr(attn, f"{name}_weight"), getattr(attn, f"{name}_bias")
-        y = site.rules.linear(site.at(f"attn.{name}"), x, weight, bias)
+        y = site.ops.linear(site.at(f"attn.{name}"), x, weight, bias)
         return y.reshape(len(x), -1, site.config.head_dim)  # (T, H or K, C)
 
     return compute
 
 
-def _rope(name: str) -> Callable[[Site, Values], Array]:
-    def compute(site: Site, values: Values) -> Array:
-        return site.rules.rope(site.at(f"attn.{name}_rope"), values[f"attn.{name}"], *site.tables)
+def _rope(name: str) -> Callable[[BlockContext, Values], Array]:
+    def compute(site: BlockContext, values: Values) -> Array:
+        return site.ops.rope(site.at(f"attn.{name}_rope"), values[f"attn.{name}"], *site.tables)
 
     return compute
 
 
-def _weights_of(site: Site, values: Values, rows: slice) -> Array:
+def _weights_of(site: BlockContext, values: Values, rows: slice) -> Array:
     """Attention weights (H, t, S) of some queries."""
     at, p = site.at("attn.weights"), site.positions
     q, k, sinks = values["attn.q_rope"], values["attn.k_rope"], site.block.attn.sinks
-    where = (p[rows], p, site.rules.window(at))
-    return site.rules.attention_weights(at, q[rows], k, sinks, *where)
+    where = (p[rows], p, site.ops.window(at))
+    return site.ops.attention_weights(at, q[rows], k, sinks, *where)
 
 
-def _attn_weights(site: Site, values: Values) -> Array:
+def _attn_weights(site: BlockContext, values: Values) -> Array:
     return _weights_of(site, values, slice(None))
 
 
-def _mix_of(site: Site, weights: Array, v: Array, rows: slice) -> Array:
+def _mix_of(site: BlockContext, weights: Array, v: Array, rows: slice) -> Array:
     at, p = site.at("attn.mix"), site.positions
-    where = (p[rows], p, site.rules.window(at))
-    return site.rules.attention_mix(at, weights, v, *where)
+    where = (p[rows], p, site.ops.window(at))
+    return site.ops.attention_mix(at, weights, v, *where)
 
 
-def _mix_from_weights(site: Site, values: Values) -> Array:
+def _mix_from_weights(site: BlockContext, values: Values) -> Array:
     return _mix_of(site, values["attn.weights"], values["attn.v"], slice(None))
 
 
-def _mix_from_heads(site: Site, values: Values) -> Array:
+def _mix_from_heads(site: BlockContext, values: Values) -> Array:
     """The weights of some queries at a time, so that memory does not grow with T²."""
     count, heads, _ = values["attn.q_rope"].shape
     tile = max(1, TILE_SCORES // (heads * count))
@@ -98,87 +98,87 @@ def _mix_from_heads(site: Site, values: Values) -> Array:
     return np.concatenate(mixes)  # (T, H*C)
 
 
-def _attn_out(site: Site, values: Values) -> Array:
+def _attn_out(site: BlockContext, values: Values) -> Array:
     attn = site.block.attn
     x = values["attn.mix"]
-    return site.rules.linear(site.at("attn.out"), x, attn.out_weight, attn.out_bias)
+    return site.ops.linear(site.at("attn.out"), x, attn.out_weight, attn.out_bias)
 
 
-def _attn_residual(site: Site, values: Values) -> Array:
-    return site.rules.residual(site.at("attn.residual"), values[STREAM], values["attn.out"])
+def _attn_residual(site: BlockContext, values: Values) -> Array:
+    return site.ops.residual(site.at("attn.residual"), values[STREAM], values["attn.out"])
 
 
-def _mlp_norm(site: Site, values: Values) -> Array:
+def _mlp_norm(site: BlockContext, values: Values) -> Array:
     x = values["attn.residual"]
-    return site.rules.rmsnorm(site.at("mlp.norm"), x, site.block.mlp.norm_scale)
+    return site.ops.rmsnorm(site.at("mlp.norm"), x, site.block.mlp.norm_scale)
 
 
-def _router_logits(site: Site, values: Values) -> Array:
+def _router_logits(site: BlockContext, values: Values) -> Array:
     mlp, at = site.block.mlp, site.at("mlp.router_logits")
-    return site.rules.linear(at, values["mlp.norm"], mlp.gate_weight, mlp.gate_bias)
+    return site.ops.linear(at, values["mlp.norm"], mlp.gate_weight, mlp.gate_bias)
 
 
-def _expert_indices(site: Site, values: Values) -> Array:
-    return site.rules.choose(site.at("mlp.expert_indices"), values["mlp.router_logits"])
+def _expert_indices(site: BlockContext, values: Values) -> Array:
+    return site.ops.choose(site.at("mlp.expert_indices"), values["mlp.router_logits"])
 
 
-def _expert_weights(site: Site, values: Values) -> Array:
+def _expert_weights(site: BlockContext, values: Values) -> Array:
     logits, indices = values["mlp.router_logits"], values["mlp.expert_indices"]
-    return site.rules.expert_weights(site.at("mlp.expert_weights"), logits, indices)
+    return site.ops.expert_weights(site.at("mlp.expert_weights"), logits, indices)
 
 
-def _gate_up(site: Site, values: Values) -> Array:
+def _gate_up(site: BlockContext, values: Values) -> Array:
     mlp, indices = site.block.mlp, values["mlp.expert_indices"]
     x = np.broadcast_to(values["mlp.norm"][:, None], (*indices.shape, site.config.hidden_size))
     return _by_expert(site, "mlp.gate_up", x, indices, mlp.mlp1_weight, mlp.mlp1_bias)
 
 
-def _swiglu(site: Site, values: Values) -> Array:
-    return site.rules.swiglu(site.at("mlp.swiglu"), values["mlp.gate_up"])
+def _swiglu(site: BlockContext, values: Values) -> Array:
+    return site.ops.swiglu(site.at("mlp.swiglu"), values["mlp.gate_up"])
 
 
-def _expert_out(site: Site, values: Values) -> Array:
+def _expert_out(site: BlockContext, values: Values) -> Array:
     mlp, indices, x = site.block.mlp, values["mlp.expert_indices"], values["mlp.swiglu"]
     return _by_expert(site, "mlp.expert_out", x, indices, mlp.mlp2_weight, mlp.mlp2_bias)
 
 
 def _by_expert(
-    site: Site, tap: str, x: Array, indices: Array, matrices: ExpertMatrix, biases: Array
+    site: BlockContext, tap: str, x: Array, indices: Array, matrices: ExpertMatrix, biases: Array
 ) -> Array:
     """Each chosen expert's matrix times its rows of ``x`` (T, A, M), plus its bias: (T, A, N)."""
     out = np.empty((*indices.shape, matrices.shape[-2]), site.policy.dtype)
     for expert in np.unique(indices).tolist():
         rows = indices == expert  # (T, A)
         matrix = site.matrix(tap, matrices, expert)
-        out[rows] = site.rules.expert_linear(
+        out[rows] = site.ops.expert_linear(
             site.at(tap, expert), np.ascontiguousarray(x[rows]), matrix, biases[expert]
         )
     return out
 
 
-def _mlp_out(site: Site, values: Values) -> Array:
+def _mlp_out(site: BlockContext, values: Values) -> Array:
     answers, weights = values["mlp.expert_out"], values["mlp.expert_weights"]
     indices, bias = values["mlp.expert_indices"], site.block.mlp.mlp2_bias
-    return site.rules.combine(site.at("mlp.out"), answers, weights, indices, bias)
+    return site.ops.combine(site.at("mlp.out"), answers, weights, indices, bias)
 
 
-def _mlp_residual(site: Site, values: Values) -> Array:
+def _mlp_residual(site: BlockContext, values: Values) -> Array:
     x = values["attn.residual"]
-    return site.rules.residual(site.at("mlp.residual"), x, values["mlp.out"])
+    return site.ops.residual(site.at("mlp.residual"), x, values["mlp.out"])
 
 
-def _norm(site: Site, values: Values) -> Array:
-    return site.rules.rmsnorm(site.at("norm"), values[STREAM], site.ends.norm_scale)
+def _norm(site: BlockContext, values: Values) -> Array:
+    return site.ops.rmsnorm(site.at("norm"), values[STREAM], site.ends.norm_scale)
 
 
-def _logits(site: Site, values: Values) -> Array:
-    return site.rules.linear(site.at("logits"), values["norm"], site.ends.unembedding, None)
+def _logits(site: BlockContext, values: Values) -> Array:
+    return site.ops.linear(site.at("logits"), values["norm"], site.ends.unembedding, None)
 
 
 def _stage(
-    name: str, inputs: str, rules: str, compute: Callable[[Site, Values], Array]
+    name: str, inputs: str, ops: str, compute: Callable[[BlockContext, Values], Array]
 ) -> tuple[str, Stage]:
-    return name, Stage(name, tuple(inputs.split()), frozenset(rules.split()), compute)
+    return name, Stage(name, tuple(inputs.split()), frozenset(ops.split()), compute)
 
 
 BLOCK: dict[str, Stage] = dict(

@@ -1,16 +1,16 @@
 """Everything in the model that somebody could get wrong, as replaceable functions.
 
-``Rules()`` is the specification, computed by :mod:`gptoss_ref.layers`. A wrong implementation is a
-copy with one function exchanged::
+``ModelOps()`` is the specification, computed by :mod:`gptoss_ref.layers`. A wrong implementation is
+a copy with one function exchanged::
 
     def swiglu(at, x):                       # plain SiLU: alpha is forgotten
         return layers.swiglu(x, 1.0, at.config.swiglu_limit, policy=at.policy)
 
-    wrong = dataclasses.replace(Rules(), swiglu=swiglu)
+    wrong = dataclasses.replace(ModelOps(), swiglu=swiglu)
 
-Every function is told first *where* it is used (:class:`At`): the configuration, the policy that
-rounds, the layer and the tap point. A replacement that calls the rule it replaces composes with
-other ones. Shapes carry the axis letters of :mod:`gptoss_ref.layers`.
+Every function is told first *where* it is used (:class:`OpContext`): the configuration, the policy
+that rounds, the layer and the tap point. A replacement that calls the operation it replaces
+composes with other ones. Shapes carry the axis letters of :mod:`gptoss_ref.layers`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from gptoss_ref.weights import BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
 
 @dataclass(frozen=True)
-class At:
-    """Where a rule is applied.
+class OpContext:
+    """Where an operation is applied.
 
     Attributes:
         config: dimensions and constants.
         policy: where to round.
         tap: the tap point that is being computed, without its block, e.g. ``"attn.q"``.
         layer: number of the block; None outside the blocks.
-        expert: number of the expert, in the rules that are applied to one expert at a time.
+        expert: number of the expert, in the operations that are applied to one expert at a time.
     """
 
     config: ModelConfig
@@ -50,32 +50,32 @@ class At:
     expert: int | None = None
 
 
-def end_weights(at: At, weights: ModelWeights) -> ModelWeights:
+def end_weights(at: OpContext, weights: ModelWeights) -> ModelWeights:
     """The weights outside the blocks as they were loaded; ``blocks`` is not looked at here."""
     return weights
 
 
-def block_weights(at: At, weights: BlockWeights) -> BlockWeights:
+def block_weights(at: OpContext, weights: BlockWeights) -> BlockWeights:
     """One block's weights as they were loaded."""
     return weights
 
 
-def expert_matrix(at: At, matrix: ExpertMatrix) -> Array:
+def expert_matrix(at: OpContext, matrix: ExpertMatrix) -> Array:
     """Values (N, M) of one expert's matrix as stored: mlp1 at ``mlp.gate_up``, else mlp2."""
     return dense(matrix, at.policy)
 
 
-def embedding(at: At, tokens: Array, weight: Matrix) -> Array:
+def embedding(at: OpContext, tokens: Array, weight: Matrix) -> Array:
     """(T,) -> (T, D)."""
     return layers.embedding(tokens, weight, policy=at.policy)
 
 
-def rmsnorm(at: At, x: Array, scale: Matrix) -> Array:
+def rmsnorm(at: OpContext, x: Array, scale: Matrix) -> Array:
     """(T, D) -> (T, D), at ``attn.norm``, ``mlp.norm`` and ``norm``."""
     return layers.rmsnorm(x, scale, at.config.rms_norm_eps, policy=at.policy)
 
 
-def linear(at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
+def linear(at: OpContext, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
     """(T, M) -> (T, N), at ``attn.q``, ``.k``, ``.v``, ``.out``, the router and the logits.
 
     The last (``logits``) has no bias.
@@ -83,34 +83,35 @@ def linear(at: At, x: Array, weight: Matrix, bias: Matrix | None) -> Array:
     return layers.linear(x, weight, bias, policy=at.policy)
 
 
-def yarn(at: At, parts: Parts = RIGHT) -> tuple[Array, float]:
+def yarn(at: OpContext, parts: Parts = RIGHT) -> tuple[Array, float]:
     """Angular frequencies (C/2,) and the concentration.
 
-    A wrong part is handed down to the rule that is replaced, so that several may be wrong at once.
+    A wrong part is handed down to the operation that is replaced, so that several may be wrong at
+    once.
     """
     return frequencies(at.config, parts)
 
 
 def rope_tables(
-    at: At, positions: Array, inv_freq: Array, concentration: float
+    at: OpContext, positions: Array, inv_freq: Array, concentration: float
 ) -> tuple[Array, Array]:
     """Cosines and sines (T, C/2) of the positions (T,), times the concentration."""
     return layers.rope_tables(positions, inv_freq, concentration, policy=at.policy)
 
 
-def rope(at: At, x: Array, cos: Array, sin: Array) -> Array:
+def rope(at: OpContext, x: Array, cos: Array, sin: Array) -> Array:
     """Queries (T, H, C) at ``attn.q_rope`` or keys (T, K, C) at ``attn.k_rope``, turned."""
     return layers.rope(x, cos, sin, policy=at.policy)
 
 
-def window(at: At) -> int | None:
+def window(at: OpContext) -> int | None:
     """Keys that a query of this layer sees, itself included; None: all before it."""
     assert at.layer is not None
     return at.config.window(at.layer)
 
 
 def attention_weights(
-    at: At,
+    at: OpContext,
     q: Array,
     k: Array,
     sinks: Matrix,
@@ -126,7 +127,7 @@ def attention_weights(
 
 
 def attention_mix(
-    at: At,
+    at: OpContext,
     weights: Array,
     v: Array,
     q_positions: Array,
@@ -137,17 +138,17 @@ def attention_mix(
     return spec_attention_mix(weights, v, policy=at.policy)
 
 
-def choose(at: At, logits: Array) -> Array:
+def choose(at: OpContext, logits: Array) -> Array:
     """Router logits (T, E) -> indices of the chosen experts (T, A), largest logit first."""
     return top_k(logits, at.config.experts_per_token)
 
 
-def expert_weights(at: At, logits: Array, indices: Array) -> Array:
+def expert_weights(at: OpContext, logits: Array, indices: Array) -> Array:
     """Router logits (T, E), chosen experts (T, A) -> their weights (T, A)."""
     return shares(logits, indices, policy=at.policy)
 
 
-def expert_linear(at: At, x: Array, weight: ExpertMatrix, bias: Matrix) -> Array:
+def expert_linear(at: OpContext, x: Array, weight: ExpertMatrix, bias: Matrix) -> Array:
     """One expert's matrix (N, M), as :func:`expert_matrix` gives it, and bias (N,).
 
     (n, M) -> (n, N), at ``mlp.gate_up`` (mlp1) and ``mlp.expert_out`` (mlp2).
@@ -155,12 +156,12 @@ def expert_linear(at: At, x: Array, weight: ExpertMatrix, bias: Matrix) -> Array
     return spec_expert_linear(x, weight, bias, at.policy)
 
 
-def swiglu(at: At, x: Array) -> Array:
+def swiglu(at: OpContext, x: Array) -> Array:
     """(…, 2F) -> (…, F)."""
     return layers.swiglu(x, at.config.swiglu_alpha, at.config.swiglu_limit, policy=at.policy)
 
 
-def combine(at: At, answers: Array, weights: Array, indices: Array, bias: Matrix) -> Array:
+def combine(at: OpContext, answers: Array, weights: Array, indices: Array, bias: Matrix) -> Array:
     """Sum of the experts' answers (T, A, D), mlp2's bias included, by weights (T, A): (T, D).
 
     Args:
@@ -176,13 +177,13 @@ def combine(at: At, answers: Array, weights: Array, indices: Array, bias: Matrix
     return policy.round(out)
 
 
-def residual(at: At, x: Array, out: Array) -> Array:
+def residual(at: OpContext, x: Array, out: Array) -> Array:
     """The residual stream (T, D) after ``out`` (T, D), at ``attn.residual``, ``mlp.residual``."""
     return at.policy.round(x + out)
 
 
 @dataclass(frozen=True)
-class Rules:
+class ModelOps:
     """Functions that together are the model; the defaults are this module's, the specification."""
 
     end_weights: Callable[..., ModelWeights] = end_weights
@@ -205,4 +206,4 @@ class Rules:
     residual: Callable[..., Array] = residual
 
 
-SPECIFICATION = Rules()
+SPECIFICATION = ModelOps()

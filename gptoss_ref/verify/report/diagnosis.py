@@ -78,8 +78,8 @@ class Cause:
             )
         else:
             lines.append(
-                f"  found at {self.tap}: too small for the yardstick, but {self.share:.1%} of the "
-                "values that it rounds otherwise are rounded as with it"
+                f"  found at {self.tap}: smaller than what rounding explains, but {self.share:.1%} "
+                "of the values that it rounds otherwise are rounded as with it"
             )
         if self.interval is not None and self.interval[0] < self.interval[1]:
             low, high = self.interval

@@ -43,7 +43,7 @@ class Row:
             something is wrong; ``hidden`` where a bug shows that changes less than rounding may;
             ``rewritten`` where the numbers differ and all that is computed from them agrees;
             ``follows`` after the first that is wrong, or where every token follows a tie; ``tie``
-            for routes that rounding may turn; ``unjudged`` where no yardstick reaches.
+            for routes that rounding may turn; ``unjudged`` where no noise floor reaches.
         note: what there is to say, in words.
         first_token: of the tokens whose error rounding does not explain.
         extra: further numbers: of logits ``kl_mean``, ``kl_max``, ``top1`` and ``top5``.

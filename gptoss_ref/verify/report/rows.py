@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.verify.noise.metrics import Errors, ratio
-from gptoss_ref.verify.noise.noise_floor import Level
+from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.routing_ties import Choice
 from gptoss_ref.verify.replay.evaluate import nodes
 from gptoss_ref.verify.report.report import ALL_LOST, WRONG, Row, Verdict
@@ -35,7 +35,7 @@ class Place:
 def float_row(
     place: Place,
     errors: Errors,
-    level: Level | None,
+    level: NoiseFloor | None,
     aside: Mask,
     why: str,
     extra: dict[str, float],
@@ -43,7 +43,7 @@ def float_row(
     """The row of a tap point that holds floats.
 
     Args:
-        level: the yardstick; None: there is none that tells right from wrong here.
+        level: the noise floor; None: there is none that tells right from wrong here.
         aside: (T,) tokens that are not judged.
         why: they are not, in words.
     """

@@ -9,11 +9,11 @@ from typing import Any
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, TIES, Mutant
-from gptoss_ref.verify.replay.ops import SPECIFICATION, At, Rules
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps, OpContext
 from gptoss_ref.weights import ModelWeights
 
 BY_TAP = frozenset(("rmsnorm", "linear", "expert_linear", "expert_matrix", "rope", "residual"))
-"""Rules that serve several tap points, and may be wrong at one of them only."""
+"""Operations that serve several tap points, and may be wrong at one of them only."""
 
 AT_ONCE = 8
 """Candidates computed side by side: each holds its own copy of a tap point."""
@@ -25,15 +25,15 @@ class Candidate:
 
     Attributes:
         mutant: which one.
-        change: the rules with it, given the rules without.
+        change: the operations with it, given the operations without.
         label: of the variant, or of the standard form if that has one.
         blocks: the only blocks that have it; None: all.
-        sites: the only tap points at which it acts, where a rule serves several; None: all.
+        sites: the only tap points at which it acts, where an operation serves several; None: all.
         value: of the mutant's parameter, where it was fitted to the other's numbers.
     """
 
     mutant: Mutant
-    change: Callable[[Rules], Rules]
+    change: Callable[[ModelOps], ModelOps]
     label: str | None = None
     blocks: frozenset[int] | None = None
     sites: frozenset[str] | None = None
@@ -58,21 +58,21 @@ class Candidate:
         """Whether it is no error: an equivalent rewriting, or rounding that may turn a tie."""
         return self.mutant.equivalent or self.mutant in TIES
 
-    def apply(self, rules: Rules) -> Rules:
-        """``rules`` with this candidate added, in its blocks."""
-        changed = self.change(rules)
+    def apply(self, ops: ModelOps) -> ModelOps:
+        """``ops`` with this candidate added, in its blocks."""
+        changed = self.change(ops)
         if not self.placed:
             return changed
         return dataclasses.replace(
-            rules,
+            ops,
             **{
-                name: _placed(self, getattr(changed, name), getattr(rules, name))
-                for name in changes(rules, changed)
+                name: _placed(self, getattr(changed, name), getattr(ops, name))
+                for name in changes(ops, changed)
             },
         )
 
-    def acts(self, at: At) -> bool:
-        """Whether it has been placed where a rule is applied."""
+    def acts(self, at: OpContext) -> bool:
+        """Whether it has been placed where an operation is applied."""
         if self.blocks is not None and at.layer not in self.blocks:
             return False
         if self.sites is None:
@@ -89,27 +89,27 @@ class Candidate:
         return dataclasses.replace(self, sites=frozenset(sites))
 
 
-def changes(before: Rules, after: Rules) -> frozenset[str]:
-    """Names of the rules that differ."""
-    names = (field.name for field in dataclasses.fields(Rules))
+def changes(before: ModelOps, after: ModelOps) -> frozenset[str]:
+    """Names of the operations that differ."""
+    names = (field.name for field in dataclasses.fields(ModelOps))
     return frozenset(n for n in names if getattr(before, n) is not getattr(after, n))
 
 
 def _placed(
     candidate: Candidate, wrong: Callable[..., Any], right: Callable[..., Any]
 ) -> Callable[..., Any]:
-    def rule(at: At, *arguments: Any) -> Any:
+    def op(at: OpContext, *arguments: Any) -> Any:
         return (wrong if candidate.acts(at) else right)(at, *arguments)
 
-    return rule
+    return op
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate with the names of the rules it changes."""
+    """A candidate with the names of the operations it changes."""
 
     candidate: Candidate
-    rules: frozenset[str]
+    ops: frozenset[str]
 
 
 def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[Entry]:

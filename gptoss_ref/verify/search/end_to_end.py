@@ -18,9 +18,9 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
 from gptoss_ref.verify.noise.rounding import dithered
+from gptoss_ref.verify.progress import Progress, Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
-from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
-from gptoss_ref.verify.report.progress import Progress, Steps
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue
 from gptoss_ref.weights import ModelWeights
 
@@ -33,7 +33,7 @@ SAMPLES = 3
 """Rounded runs that show how far rounding carries a correct model."""
 
 SHORTLIST = 4
-"""Candidates, the nearest ones, that get a yardstick of their own."""
+"""Candidates, the nearest ones, that get a noise floor of their own."""
 
 COMBINED = 8
 """Candidates that are combined with one another where none will do alone."""
@@ -42,7 +42,7 @@ ALIKE = 0.02
 """Two scores this near cannot be told apart."""
 
 GAIN, WINS = 0.1, 4.0
-"""A bug below the yardstick is named if it improves the mean logarithm of the rows' errors by so
+"""A bug below the noise floor is named if it improves the mean logarithm of the rows' errors by so
 much, and more rows than not, by so many standard deviations of a fair coin."""
 
 
@@ -184,7 +184,7 @@ class WholeModels:
     def _elected(self, standings: Sequence[Standing]) -> Standing | None:
         """The nearest one, if it explains the outputs and the specification does not as well.
 
-        Where the specification will do by the yardstick, the candidate must be nearer beyond what
+        Where the specification will do by the noise floor, the candidate must be nearer beyond what
         chance does, exact and rounded alike: a bug that rounds is near to all that is rounded.
         """
         spec = self.specification
@@ -225,11 +225,11 @@ class WholeModels:
         return sorted(standings, key=lambda s: s.score)
 
     def measured(self, candidates: tuple[Candidate, ...]) -> Standing:
-        """The same with a yardstick: exact, and against rounded runs of the same rules."""
-        rules = _applied(candidates)
+        """The same with a noise floor: exact, and against rounded runs of the same operations."""
+        ops = _applied(candidates)
         imitated = "float32" if self.rounding == "float64" else self.rounding
-        runs: list[Run] = [(rules, FLOAT64)]
-        runs += [(rules, dithered(imitated, seed)) for seed in range(SAMPLES)]
+        runs: list[Run] = [(ops, FLOAT64)]
+        runs += [(ops, dithered(imitated, seed)) for seed in range(SAMPLES)]
         exact, *rounded = self._seen(runs)
         error = self.target.errors(exact)
         ours = [self.target.errors(sample, exact) for sample in rounded]
@@ -261,11 +261,11 @@ def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
     return differs
 
 
-def _applied(candidates: Sequence[Candidate]) -> Rules:
-    rules = SPECIFICATION
+def _applied(candidates: Sequence[Candidate]) -> ModelOps:
+    ops = SPECIFICATION
     for candidate in candidates:
-        rules = candidate.apply(rules)
-    return rules
+        ops = candidate.apply(ops)
+    return ops
 
 
 def _forms(standings: Sequence[Standing]) -> list[Standing]:

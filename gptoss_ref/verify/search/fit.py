@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gptoss_ref.verify.noise.tap_check import Local
+from gptoss_ref.verify.noise.tap_check import TapError
 from gptoss_ref.verify.search.candidates import Candidate
 
 PAIRED = 24
@@ -70,7 +70,7 @@ class Explanation:
     """
 
     candidates: Option
-    local: Local
+    local: TapError
     left: int = 0
     tokens: int = 0
     distance: float = 0.0

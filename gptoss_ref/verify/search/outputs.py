@@ -11,14 +11,14 @@ from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.localise import tokens_of
 from gptoss_ref.verify.noise.metrics import constant_remark, logit_figures
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
+from gptoss_ref.verify.progress import Progress
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
-from gptoss_ref.verify.report.localise import tokens_of
-from gptoss_ref.verify.report.progress import Progress
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.end_to_end import Standing, Target, WholeModels
 from gptoss_ref.verify.search.mistakes import (

@@ -3,7 +3,7 @@
 The diverging tap points are taken in the order of computation. At the first one every mutant that
 touches its segment is tried: those that reproduce the other's numbers down to rounding explain it,
 and among these the one that leaves the fewest divergences in the rest of the trace, then the one
-that comes nearest, wins. It becomes part of the rules, and the next divergence that is left is
+that comes nearest, wins. It becomes part of the operations, and the next divergence that is left is
 taken. Where no single mutant will do, two at once are tried.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
-from gptoss_ref.verify.noise.tap_check import Local, replay
+from gptoss_ref.verify.noise.localise import locate_error, tokens_of
+from gptoss_ref.verify.noise.tap_check import TapError, replay
+from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
-from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
-from gptoss_ref.verify.report.localise import tokens_of, whereabouts
-from gptoss_ref.verify.report.progress import Progress, Steps, unwatched
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, catalogue, changes
 from gptoss_ref.verify.search.estimate import REFINED, guess, interval, refined, shortest
 from gptoss_ref.verify.search.estimate import candidate as candidate_of
@@ -33,7 +33,7 @@ from gptoss_ref.verify.search.sign_test import most_votes
 from gptoss_ref.weights import ModelWeights
 
 JUDGED = 12
-"""Candidates that are judged with a yardstick of their own, the nearest ones."""
+"""Candidates that are judged with a noise floor of their own, the nearest ones."""
 
 SURE, CLEARLY = 0.4, 3.0
 """A bug that leaves more of what rounding explains than so much may be the shadow of two others,
@@ -57,14 +57,14 @@ class Accepted:
         tap: where.
         best, alternatives: the explanation taken, and names that cannot be told from it.
         others: explanations of this tap point that leave more of the trace unexplained.
-        before: the rules that it was added to.
+        before: the operations that it was added to.
     """
 
     tap: str
     best: Explanation
     alternatives: tuple[str, ...]
     others: tuple[Explanation, ...]
-    before: Rules
+    before: ModelOps
 
 
 class Search:
@@ -77,8 +77,8 @@ class Search:
     Attributes:
         given: the trace as it came; ``trace`` is without what is kept in another form.
         specification: every tap point of the trace against the specification.
-        rules: what explains the trace so far.
-        locals: every tap point against these rules.
+        ops: what explains the trace so far.
+        tap_errors: every tap point against these operations.
         unknown: the divergences that nothing explains.
         aside: tap points that are kept in another form, and in which.
         mistakes, remarks: what was done to the arrays when they were recorded, in sentences; the
@@ -97,7 +97,7 @@ class Search:
         self.weights, self.trace, self.rounding = weights, trace, rounding
         self.given = trace
         self.segments = segments(trace.config, trace)
-        self.rules = SPECIFICATION
+        self.ops = SPECIFICATION
         self.entries = catalogue(trace.config, weights, len(trace.tokens))
         self.unknown: list[Unknown] = []
         self._accepted: list[Accepted] = []
@@ -109,7 +109,7 @@ class Search:
         taps = list(trace) if judged is None else list(judged)
         self._steps = Steps(progress, ahead=len(taps))
         self.specification = {local.tap: local for local in self._watched(SPECIFICATION, taps)}
-        self.locals = dict(self.specification)
+        self.tap_errors = dict(self.specification)
 
     # --- the order of the search ---
 
@@ -124,8 +124,8 @@ class Search:
                 checked.add(tap)
                 if self._mistaken(tap):
                     continue
-            lost = split(tap)[1] in DISCRETE or self.locals[tap].broken.any()
-            asked = self.weights, self.trace, self.rounding, self.rules, tap
+            lost = split(tap)[1] in DISCRETE or self.tap_errors[tap].broken.any()
+            asked = self.weights, self.trace, self.rounding, self.ops, tap
             if not lost and (aside := kept_otherwise(*asked)):
                 self._set_aside(aside)
                 continue
@@ -139,7 +139,7 @@ class Search:
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
         if hidden and not self.stopped:
-            self._steps.say("what hides below the yardstick?")
+            self._steps.say("is there a bug smaller than rounding?")
             self._find_hidden()
         self._steps.finish()
 
@@ -161,9 +161,9 @@ class Search:
     def _diverging(self) -> list[str]:
         """Tap points that are not explained, in the order of computation."""
         known = {tap for unknown in self.unknown for tap in unknown.taps}
-        return [t for t, local in self.locals.items() if local.excess > 1 and t not in known]
+        return [t for t, local in self.tap_errors.items() if local.excess > 1 and t not in known]
 
-    def _unexplained(self) -> dict[str, Local]:
+    def _unexplained(self) -> dict[str, TapError]:
         """Every tap point that counts, against the specification."""
         return {t: local for t, local in self.specification.items() if t in self.trace}
 
@@ -188,15 +188,15 @@ class Search:
                 return True
         if self._listed_otherwise(tap):
             return True
-        asked = self.weights, trace.config, self.rules, trace.tokens, trace, [tap]
+        asked = self.weights, trace.config, self.ops, trace.tokens, trace, [tap]
         for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
             if mistake.mended is None:
                 users = [t for t in trace if tap in self.segments[t].inputs]
                 changed = trace.without([tap])
-                fits = any(self.locals[t].excess > 1 for t in users)  # not computed from that
+                fits = any(self.tap_errors[t].excess > 1 for t in users)  # not computed from that
             else:
                 changed = trace.replaced(tap, mistake.mended)
-                given = self.weights, changed, self.rules, self.rounding, [tap]
+                given = self.weights, changed, self.ops, self.rounding, [tap]
                 fits = all(local.excess <= 1 for local in replay(*given))
             if fits or (mistake.certain and mistake.mended is not None):
                 (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
@@ -217,7 +217,7 @@ class Search:
             values = changed[name]
             wide = order.reshape(*order.shape, *[1] * (values.ndim - 2))
             changed = changed.replaced(name, np.take_along_axis(values, wide, axis=1))
-        given = self.weights, changed, self.rules, self.rounding, [tap]
+        given = self.weights, changed, self.ops, self.rounding, [tap]
         if any(local.excess > 1 for local in replay(*given)):
             return False
         self.remarks.append(f"experts of block {block} are listed in another order")
@@ -229,10 +229,10 @@ class Search:
         taps = frozenset(taps)
         users = [t for t in self.trace if taps & set(self.segments[t].inputs)]
         self.trace, self.segments = changed, segments(changed.config, changed)
-        self.locals = {t: local for t, local in self.locals.items() if t in changed}
-        again = [t for t in (*taps, *users) if t in self.locals]
-        for rules, known in ((SPECIFICATION, self.specification), (self.rules, self.locals)):
-            known.update((local.tap, local) for local in self._replayed(rules, again))
+        self.tap_errors = {t: local for t, local in self.tap_errors.items() if t in changed}
+        again = [t for t in (*taps, *users) if t in self.tap_errors]
+        for ops, known in ((SPECIFICATION, self.specification), (self.ops, self.tap_errors)):
+            known.update((local.tap, local) for local in self._replayed(ops, again))
 
     def _set_aside(self, aside: frozenset[str]) -> None:
         """Go on without tap points that are kept in another form."""
@@ -247,11 +247,11 @@ class Search:
             mutant = entry.candidate.mutant
             if mutant.equivalent and {split(tap)[1] for tap in aside} <= set(mutant.touches):
                 candidate = entry.candidate.within(blocks) if blocks else entry.candidate
-                rules = self._with([candidate])
-                if all(local.excess <= 1 for local in self._replayed(rules, aside)):
+                ops = self._with([candidate])
+                if all(local.excess <= 1 for local in self._replayed(ops, aside)):
                     return f"{mutant.name}: {mutant.summary}"
         rest = self.trace.without(aside)
-        asked = self.weights, rest.config, self.rules, rest.tokens, rest, aside
+        asked = self.weights, rest.config, self.ops, rest.tokens, rest, aside
         return form_of(predict(*asked), self.trace, sorted(aside), self.rounding)
 
     # --- one divergence ---
@@ -272,7 +272,7 @@ class Search:
             done = self._accept(tap, self._together(tap, options))
             done = done or self._accept_otherwise(tap, together=True)
         if not done:  # a number that may take any value is the last resort
-            values = self._fitted(tap, self.segments[tap].rules, self._taken())
+            values = self._fitted(tap, self.segments[tap].ops, self._taken())
             fitted = self._judged(tap, values)
             judged = [*judged, *fitted]
             done = self._accept(tap, fitted)
@@ -281,16 +281,16 @@ class Search:
         if done:
             return True, None
         best = min(judged, key=lambda e: e.local.excess, default=None)
-        if best is None or best.local.excess >= self.locals[tap].excess:
+        if best is None or best.local.excess >= self.tap_errors[tap].excess:
             return False, None
         return False, (best.candidates[0].name, best.local.excess)
 
     def _alone(self, tap: str) -> tuple[list[Explanation], list[Option]]:
         """The nearest candidates, judged; and all that alter the tap point, nearest first."""
-        used = self.segments[tap].rules
+        used = self.segments[tap].ops
         taken = self._taken()
         relevant = [
-            (e.candidate,) for e in self.entries if e.rules & used and e.candidate.name not in taken
+            (e.candidate,) for e in self.entries if e.ops & used and e.candidate.name not in taken
         ]
         base, singles = self._distances(tap, relevant)
         nearer = [option for score, option in singles if score < base]
@@ -302,7 +302,7 @@ class Search:
         if split(tap)[1] in DISCRETE:
             return []
         config, tokens = self.trace.config, len(self.trace.tokens)
-        mutants = {e.candidate.name: e for e in self.entries if e.rules & used}
+        mutants = {e.candidate.name: e for e in self.entries if e.ops & used}
 
         def score(candidates: Sequence[Candidate]) -> list[float]:
             base, found = self._distances(tap, [(candidate,) for candidate in candidates])
@@ -326,8 +326,8 @@ class Search:
 
         def explains(other: Candidate) -> bool:
             placed = replace(other, blocks=found.blocks, sites=found.sites)
-            rules = placed.apply(step.before)
-            return all(local.excess <= 1 for local in self._replayed(rules, [step.tap]))
+            ops = placed.apply(step.before)
+            return all(local.excess <= 1 for local in self._replayed(ops, [step.tap]))
 
         low, high = interval(found, self.trace.config, len(self.trace.tokens), explains)
         value = shortest(found.value, low, high)
@@ -341,7 +341,7 @@ class Search:
         return self._judged(tap, [option for _, option in ordered])
 
     def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
-        """Take the best of what explains a tap point into the rules, if anything does."""
+        """Take the best of what explains a tap point into the operations, if anything does."""
         solved = [e for e in judged if e.local.excess <= 1]
         if not solved:
             return False
@@ -349,15 +349,15 @@ class Search:
         self._steps.expect(len(solved))
         best, alternatives = best_of(w for e in solved for w in self._weighed(e, taps))
         others = tuple(e for e in solved if e.names != best.names)
-        self._take(Accepted(tap, best, alternatives, others, self.rules))
+        self._take(Accepted(tap, best, alternatives, others, self.ops))
         return True
 
     def _take(self, step: Accepted) -> None:
-        step = replace(step, before=self.rules)
+        step = replace(step, before=self.ops)
         self._accepted.append(step)
-        self.rules = self._with(step.best.candidates)
-        for local in self._replayed(self.rules, self._affected(step.best.candidates)):
-            self.locals[local.tap] = local
+        self.ops = self._with(step.best.candidates)
+        for local in self._replayed(self.ops, self._affected(step.best.candidates)):
+            self.tap_errors[local.tap] = local
 
     def _accept_otherwise(self, tap: str, *, together: bool = False) -> bool:
         """Explain a tap point after exchanging one of the explanations taken before.
@@ -366,18 +366,18 @@ class Search:
         if these show another bug besides, neither may look right there by itself. The exchange has
         to leave less unexplained.
         """
-        before = self.rules, self.locals, self._accepted
+        before = self.ops, self.tap_errors, self._accepted
         count = len(self._diverging())
         for place, other in self._exchanges():
-            self.rules, self.locals, self._accepted = SPECIFICATION, self._unexplained(), []
+            self.ops, self.tap_errors, self._accepted = SPECIFICATION, self._unexplained(), []
             for i, taken in enumerate(before[2]):
                 self._take(replace(taken, best=other) if i == place else taken)
-            if self.locals[tap].excess > 1:
+            if self.tap_errors[tap].excess > 1:
                 judged, options = self._alone(tap)
                 self._accept(tap, self._together(tap, options) if together else judged)
-            if self.locals[tap].excess <= 1 and len(self._diverging()) < count:
+            if self.tap_errors[tap].excess <= 1 and len(self._diverging()) < count:
                 return True
-            self.rules, self.locals, self._accepted = before
+            self.ops, self.tap_errors, self._accepted = before
         return False
 
     def _exchanges(self) -> list[tuple[int, Explanation]]:
@@ -394,13 +394,13 @@ class Search:
     def _distances(
         self, tap: str, options: Sequence[Option]
     ) -> tuple[float, list[tuple[float, Option]]]:
-        """How far the rules are from the other's numbers, and each option that alters them."""
+        """How far the operations are from the other's numbers, and each option that alters them."""
         tried = [(option, self._with(option)) for option in options]
         where = self.weights, self.trace, self.rounding
-        return distances(*where, tap, self.rules, tried, self._steps)
+        return distances(*where, tap, self.ops, tried, self._steps)
 
     def _judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
-        """The first few of some options, each with a yardstick of its own."""
+        """The first few of some options, each with a noise floor of its own."""
         judged = []
         options = options[:JUDGED]
         self._steps.expect(len(options))
@@ -423,7 +423,7 @@ class Search:
             spoilt = {
                 local.tap
                 for local in under
-                if local.excess > 1 and self.locals[local.tap].excess <= 1
+                if local.excess > 1 and self.tap_errors[local.tap].excess <= 1
             }
             blocks = {split(t)[0] for t in diverging} - {split(t)[0] for t in spoilt}
             some = frozenset(b for b in blocks if b is not None)
@@ -439,7 +439,7 @@ class Search:
 
     def _on_trace(
         self, option: Explanation, taps: frozenset[str]
-    ) -> tuple[Explanation, list[Local]]:
+    ) -> tuple[Explanation, list[TapError]]:
         """An explanation with what it leaves of the whole trace, and these tap points under it."""
         under = list(self._replayed(self._with(option.candidates), taps))
         elsewhere = [t for t in self._diverging() if t not in taps]
@@ -449,7 +449,7 @@ class Search:
         self._steps.tick()
         return replace(option, left=left, tokens=tokens, distance=distance), under
 
-    # --- bugs too small for the yardstick ---
+    # --- bugs too small for the noise floor ---
 
     def _find_hidden(self) -> None:
         taken = self._taken()
@@ -460,56 +460,56 @@ class Search:
             self.weights,
             self.trace,
             self.rounding,
-            self.rules,
+            self.ops,
             candidates,
-            self.locals,
+            self.tap_errors,
             self._steps,
         ):
-            error = self.locals[best.tap].excess
+            error = self.tap_errors[best.tap].excess
             self._hidden.append(
                 Found(best.candidate, best.tap, error, error, best.alternatives, best.share)
             )
-            self.rules = best.candidate.apply(self.rules)
+            self.ops = best.candidate.apply(self.ops)
             candidates = [e for e in candidates if e.candidate.name != best.candidate.name]
 
     # --- replaying ---
 
     def where(self, tap: str) -> str:
         """Which part of a tap point is wrong, in words."""
-        local = self.locals[tap]
+        local = self.tap_errors[tap]
         config, tokens = self.trace.config, self.trace.tokens
-        exact = predict(self.weights, config, self.rules, tokens, self.trace, [tap])
+        exact = predict(self.weights, config, self.ops, tokens, self.trace, [tap])
         if split(tap)[1] in DISCRETE:
             return tokens_of(local.wrong_rows)
-        return whereabouts(tap, exact[tap], self.trace[tap], local.wrong_rows)
+        return locate_error(tap, exact[tap], self.trace[tap], local.wrong_rows)
 
-    def _with(self, candidates: Iterable[Candidate]) -> Rules:
-        rules = self.rules
+    def _with(self, candidates: Iterable[Candidate]) -> ModelOps:
+        ops = self.ops
         for candidate in candidates:
-            rules = candidate.apply(rules)
-        return rules
+            ops = candidate.apply(ops)
+        return ops
 
     def reach(self, candidate: Candidate) -> frozenset[str]:
-        """Tap points of the trace whose segments use a rule that the candidate changes."""
+        """Tap points of the trace whose segments use an operation that the candidate changes."""
         taps = self._affected([candidate])
         if candidate.blocks is not None:
             taps = frozenset(t for t in taps if split(t)[0] in candidate.blocks)
         return taps if candidate.sites is None else taps & candidate.sites
 
     def _affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
-        """Tap points of the trace whose segments use a rule that the candidates change."""
-        rules = frozenset[str]().union(*(self._rules_of(c) for c in candidates))
-        return frozenset(t for t in self.locals if self.segments[t].rules & rules)
+        """Tap points of the trace whose segments use an operation that the candidates change."""
+        ops = frozenset[str]().union(*(self._rules_of(c) for c in candidates))
+        return frozenset(t for t in self.tap_errors if self.segments[t].ops & ops)
 
     @staticmethod
     def _rules_of(candidate: Candidate) -> frozenset[str]:
         return changes(SPECIFICATION, candidate.change(SPECIFICATION))
 
-    def _replayed(self, rules: Rules, taps: Iterable[str]) -> Iterable[Local]:
-        return replay(self.weights, self.trace, rules, self.rounding, taps)
+    def _replayed(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
+        return replay(self.weights, self.trace, ops, self.rounding, taps)
 
-    def _watched(self, rules: Rules, taps: Iterable[str]) -> Iterable[Local]:
-        for local in self._replayed(rules, taps):
+    def _watched(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
+        for local in self._replayed(ops, taps):
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local

@@ -18,10 +18,10 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.noise_floor import WHOLE
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.noise.tap_check import Local, replay
+from gptoss_ref.verify.noise.tap_check import TapError, replay
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.weights import ModelWeights
 
 STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
@@ -34,7 +34,7 @@ CARRIED = 2.0
 
 
 def kept_otherwise(
-    weights: ModelWeights, trace: Trace, rounding: str, rules: Rules, tap: str
+    weights: ModelWeights, trace: Trace, rounding: str, ops: ModelOps, tap: str
 ) -> frozenset[str]:
     """``tap`` and those after it that are kept in another form; none if an error went through."""
     before = segments(trace.config, trace)
@@ -44,10 +44,10 @@ def kept_otherwise(
         users = [name for name in rest if aside & set(before[name].inputs)]
         if not users:
             break  # nothing tells
-        locals_ = list(replay(weights, rest, rules, rounding, users))
-        wrong = {local.tap for local in locals_ if local.excess > 1}
+        tap_errors = list(replay(weights, rest, ops, rounding, users))
+        wrong = {local.tap for local in tap_errors if local.excess > 1}
         if not wrong:
-            carried = (_carried(weights, trace, rest, rounding, rules, x) for x in locals_)
+            carried = (_carried(weights, trace, rest, rounding, ops, x) for x in tap_errors)
             return frozenset() if any(carried) else frozenset(aside)
         partners = _partners(aside, rest) if any(_meets_keys(name) for name in wrong) else set()
         aside |= partners or wrong
@@ -65,7 +65,7 @@ def _partners(aside: Iterable[str], rest: Trace) -> set[str]:
 
 
 def _carried(
-    weights: ModelWeights, trace: Trace, rest: Trace, rounding: str, rules: Rules, local: Local
+    weights: ModelWeights, trace: Trace, rest: Trace, rounding: str, ops: ModelOps, local: TapError
 ) -> bool:
     """Whether what was set aside went into a tap point with its error.
 
@@ -74,13 +74,12 @@ def _carried(
     tap = local.tap
     if split(tap)[1] in DISCRETE:
         return False
-    (as_kept,) = replay(weights, trace, rules, rounding, [tap])
+    (as_kept,) = replay(weights, trace, ops, rounding, [tap])
     if as_kept.excess > 1:
         return False
     config, tokens = trace.config, trace.tokens
     ours, theirs = (
-        predict(weights, config, rules, tokens, given, [tap], FLOAT64)[tap]
-        for given in (rest, trace)
+        predict(weights, config, ops, tokens, given, [tap], FLOAT64)[tap] for given in (rest, trace)
     )
     moved = measure_arrays(ours, theirs, axes(tap).index("T")).rel_l2
     return bool(moved > CARRIED * local.whole_allowed / WHOLE)

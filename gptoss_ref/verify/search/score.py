@@ -11,10 +11,10 @@ from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
+from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict_each
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.replay.ops import Rules
-from gptoss_ref.verify.report.progress import Steps
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE
 from gptoss_ref.verify.search.fit import Option
 from gptoss_ref.weights import ModelWeights
@@ -30,11 +30,11 @@ def distances(
     trace: Trace,
     rounding: str,
     tap: str,
-    rules: Rules,
-    options: Sequence[tuple[Option, Rules]],
+    ops: ModelOps,
+    options: Sequence[tuple[Option, ModelOps]],
     steps: Steps,
 ) -> tuple[float, list[tuple[float, Option]]]:
-    """The distance under ``rules``, and under the rules of each option that alters the numbers.
+    """The distance under ``ops``, and under the operations of each option that alters the numbers.
 
     A distance is the mean logarithm of the relative errors of the rows; nearest first. Of a choice
     of experts there is none: every option stands at the same place.
@@ -50,7 +50,7 @@ def distances(
     seen = trace.observed(tap)
     plain: Array | None = None
     base, altered = 0.0, []
-    batches = list(_batches([((), rules), *options], AT_ONCE))
+    batches = list(_batches([((), ops), *options], AT_ONCE))
     steps.expect(len(batches))
     for some in batches:
         runs = [(changed, policy) for _, changed in some]

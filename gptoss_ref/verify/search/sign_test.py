@@ -19,11 +19,11 @@ from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import POLICIES, UNITS
-from gptoss_ref.verify.noise.tap_check import Local
+from gptoss_ref.verify.noise.tap_check import TapError
+from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict_each, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.replay.ops import Rules
-from gptoss_ref.verify.report.progress import Steps
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Entry
 from gptoss_ref.weights import ModelWeights
 
@@ -91,28 +91,28 @@ def most_votes(
     weights: ModelWeights,
     trace: Trace,
     rounding: str,
-    rules: Rules,
+    ops: ModelOps,
     entries: Sequence[Entry],
-    locals_: Mapping[str, Local],
+    tap_errors: Mapping[str, TapError],
     steps: Steps,
 ) -> Vote | None:
     """The candidate with the clearest vote over all tap points that do not diverge, if any.
 
     Args:
-        rules: what explains the trace so far.
-        locals_: every tap point replayed by these rules.
+        ops: what explains the trace so far.
+        tap_errors: every tap point replayed by these operations.
         steps: is told of what is to be done and what is done.
     """
     reach = segments(trace.config, trace)
     groups: dict[frozenset[str], list[Candidate]] = {}
     for entry in entries:
-        groups.setdefault(entry.rules, []).append(entry.candidate)
+        groups.setdefault(entry.ops, []).append(entry.candidate)
     polls: list[tuple[list[str], list[Candidate]]] = []
     for changed, candidates in groups.items():
         taps = [
             tap
-            for tap, local in locals_.items()
-            if reach[tap].rules & changed
+            for tap, local in tap_errors.items()
+            if reach[tap].ops & changed
             and local.excess <= 1
             and not local.tied.any()
             and split(tap)[1] not in DISCRETE
@@ -125,7 +125,7 @@ def most_votes(
     for taps, candidates in polls:
         some = [Vote(candidate) for candidate in candidates]
         for tap in taps:
-            some = _poll(weights, trace, rounding, rules, some, locals_[tap])
+            some = _poll(weights, trace, rounding, ops, some, tap_errors[tap])
         votes += [vote for vote in some if vote.elected]
         steps.tick()
     votes.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
@@ -153,13 +153,13 @@ def _poll(
     weights: ModelWeights,
     trace: Trace,
     rounding: str,
-    rules: Rules,
+    ops: ModelOps,
     votes: list[Vote],
-    local: Local,
+    local: TapError,
 ) -> list[Vote]:
     """The votes of one tap point counted, without the candidates that it rules out."""
     policy, tap = POLICIES[rounding], local.tap
-    runs = [(rules, policy), *((vote.candidate.apply(rules), policy) for vote in votes)]
+    runs = [(ops, policy), *((vote.candidate.apply(ops), policy) for vote in votes)]
     results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap])
     right, *wrongs = (result[tap] for result in results)
     other, axis, left = trace[tap], axes(tap).index("T"), []

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.replay.ops import SPECIFICATION, Rules
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.vectors.operation import Operation, Values
 from gptoss_ref.verify.vectors.operations import OPERATIONS
 
@@ -40,9 +40,9 @@ class Case:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     accepted: tuple[Mapping[str, Array], ...] = ()
 
-    def answer(self, rules: Rules = SPECIFICATION) -> Values:
-        """The outputs under ``rules``, in float64 (bytes and indices as integers)."""
-        return self.computed(partial(self.operation.compute, rules))
+    def answer(self, ops: ModelOps = SPECIFICATION) -> Values:
+        """The outputs under ``ops``, in float64 (bytes and indices as integers)."""
+        return self.computed(partial(self.operation.compute, ops))
 
     def computed(self, compute: Callable[[SimpleNamespace], Values]) -> Values:
         """What ``compute`` makes of the inputs and parameters, which it gets as attributes."""

@@ -17,7 +17,7 @@ from gptoss_ref.layers import mxfp4
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.sampling import token_probabilities
 from gptoss_ref.verify.mutants.mutant import Right, replacing
-from gptoss_ref.verify.replay.ops import SPECIFICATION, At
+from gptoss_ref.verify.replay.ops import SPECIFICATION, OpContext
 from gptoss_ref.verify.vectors.mistake import Mistake, mistake
 from gptoss_ref.verify.vectors.mistakes_gradients import GRADIENT_MISTAKES
 from gptoss_ref.verify.vectors.operation import Values
@@ -29,7 +29,7 @@ Given = SimpleNamespace
 
 
 def _right(operation: str, v: Given, **wrong: Callable[..., Array]) -> Values:
-    """The specification's outputs, or those with some of its rules replaced."""
+    """The specification's outputs, or those with some of its operations replaced."""
     return OPERATIONS[operation].compute(replacing(**wrong)(SPECIFICATION), v)
 
 
@@ -64,7 +64,7 @@ def activations_in_8_bits(v: Given) -> Values:
 def tie_chosen_twice(v: Given) -> Values:
     """Chosen logits are looked up by value: the first of equal experts stands for them all."""
 
-    def choose(right: Right, at: At, logits: Array) -> Array:
+    def choose(right: Right, at: OpContext, logits: Array) -> Array:
         chosen = np.take_along_axis(logits, right(at, logits), -1)  # (T, A)
         found: Array = np.argmax(logits[:, None] == chosen[..., None], -1)
         return found
@@ -76,7 +76,7 @@ def tie_chosen_twice(v: Given) -> Values:
 def tie_struck_out(v: Given) -> Values:
     """After each choice all logits of its value are struck out, those of equal experts too."""
 
-    def choose(right: Right, at: At, logits: Array) -> Array:
+    def choose(right: Right, at: OpContext, logits: Array) -> Array:
         logits, chosen = logits.copy(), []
         for _ in range(at.config.experts_per_token):
             chosen.append(np.argmax(logits, -1))

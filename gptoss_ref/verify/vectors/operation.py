@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 
 Values = dict[str, Array]
 """Arrays by name."""
-Compute = Callable[[Rules, SimpleNamespace], Values]
-"""The outputs of an operation, from the rules and its inputs."""
+Compute = Callable[[ModelOps, SimpleNamespace], Values]
+"""The outputs of an operation, from the operations and its inputs."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Operation:
         inputs: name to axes, in the order of a function's arguments.
         parameters: name to meaning; they follow the inputs.
         outputs: name to axes, in the order of a function's results.
-        compute: the answer under the given rules; inputs and parameters are attributes.
+        compute: the answer under the given operations; inputs and parameters are attributes.
         tolerance: largest relative L2 error of an output, by the precision of the implementation;
             0 asks for the same bytes.
     """

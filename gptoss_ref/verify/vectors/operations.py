@@ -1,8 +1,8 @@
 """The operations of the suite: what goes in, what comes out, and the specification's answer.
 
-An operation is computed from a set of :class:`~gptoss_ref.verify.replay.ops.Rules` in float64, so
-that one table gives the expected values (the rules are the specification) and shows which known
-bugs a case would catch (the rules are a mutant's).
+An operation is computed from a set of :class:`~gptoss_ref.verify.replay.ops.ModelOps` in float64,
+so that one table gives the expected values (the operations are the specification) and shows which
+known bugs a case would catch (the operations are a mutant's).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gptoss_ref.layers import mxfp4
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.sampling import token_probabilities
 from gptoss_ref.verify.replay.evaluate import predict
-from gptoss_ref.verify.replay.ops import At, Rules
+from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.verify.vectors.operation import Operation, Values
 from gptoss_ref.verify.vectors.operations_gradients import GRADIENTS
 from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
@@ -42,26 +42,26 @@ def small_config(**fields: Any) -> ModelConfig:
     return ModelConfig(**{**small, **fields})
 
 
-def _at(tap: str, layer: int | None = None, expert: int | None = None, **fields: Any) -> At:
-    return At(small_config(**fields), FLOAT64, tap, layer, expert)
+def _at(tap: str, layer: int | None = None, expert: int | None = None, **fields: Any) -> OpContext:
+    return OpContext(small_config(**fields), FLOAT64, tap, layer, expert)
 
 
-def _embedding(rules: Rules, v: SimpleNamespace) -> Values:
+def _embedding(ops: ModelOps, v: SimpleNamespace) -> Values:
     at = _at("embedding", hidden_size=v.weight.shape[1], vocab_size=v.weight.shape[0])
-    end = rules.end_weights(
+    end = ops.end_weights(
         at, ModelWeights(v.weight, (), np.ones(v.weight.shape[1]), np.zeros(v.weight.shape))
     )
-    return {"x": rules.embedding(at, v.tokens, end.embedding)}
+    return {"x": ops.embedding(at, v.tokens, end.embedding)}
 
 
-def _rmsnorm(rules: Rules, v: SimpleNamespace) -> Values:
+def _rmsnorm(ops: ModelOps, v: SimpleNamespace) -> Values:
     at = _at("attn.norm", 0, hidden_size=v.x.shape[1], rms_norm_eps=v.eps)
-    return {"y": rules.rmsnorm(at, v.x.astype(np.float64), v.scale)}
+    return {"y": ops.rmsnorm(at, v.x.astype(np.float64), v.scale)}
 
 
-def _linear(rules: Rules, v: SimpleNamespace) -> Values:
+def _linear(ops: ModelOps, v: SimpleNamespace) -> Values:
     at = _at("attn.out", 0, hidden_size=v.x.shape[1])
-    return {"y": rules.linear(at, v.x.astype(np.float64), v.weight, v.bias)}
+    return {"y": ops.linear(at, v.x.astype(np.float64), v.weight, v.bias)}
 
 
 def _rotary(v: SimpleNamespace) -> dict[str, Any]:
@@ -75,20 +75,20 @@ def _rotary(v: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _yarn(rules: Rules, v: SimpleNamespace) -> Values:
-    inv_freq, concentration = rules.yarn(_at("attn.q_rope", 1, **_rotary(v)))
+def _yarn(ops: ModelOps, v: SimpleNamespace) -> Values:
+    inv_freq, concentration = ops.yarn(_at("attn.q_rope", 1, **_rotary(v)))
     return {"inv_freq": inv_freq, "concentration": np.array([concentration])}
 
 
-def _rope(rules: Rules, v: SimpleNamespace) -> Values:
+def _rope(ops: ModelOps, v: SimpleNamespace) -> Values:
     heads = v.x.shape[1]
     at = _at("attn.q_rope", 1, num_attention_heads=heads, num_key_value_heads=heads, **_rotary(v))
-    inv_freq, concentration = rules.yarn(at)
-    cos, sin = rules.rope_tables(at, v.positions.astype(np.int64), inv_freq, concentration)
-    return {"y": rules.rope(at, v.x.astype(np.float64), cos, sin)}
+    inv_freq, concentration = ops.yarn(at)
+    cos, sin = ops.rope_tables(at, v.positions.astype(np.int64), inv_freq, concentration)
+    return {"y": ops.rope(at, v.x.astype(np.float64), cos, sin)}
 
 
-def _attention(rules: Rules, v: SimpleNamespace) -> Values:
+def _attention(ops: ModelOps, v: SimpleNamespace) -> Values:
     heads, channels = v.q.shape[1:]
     kv_heads = v.k.shape[1]
     windowed = v.window is not None
@@ -102,19 +102,19 @@ def _attention(rules: Rules, v: SimpleNamespace) -> Values:
     }
     layer = 0 if windowed else 1
     at = _at("attn.weights", layer, **shape)
-    weights = _only_sinks(rules, at, v.sinks)
-    window = rules.window(at)
+    weights = _only_sinks(ops, at, v.sinks)
+    window = ops.window(at)
     where = (v.q_positions.astype(np.int64), v.k_positions.astype(np.int64), window)
     q, k, values = (np.asarray(x, np.float64) for x in (v.q, v.k, v.v))
-    shares = rules.attention_weights(at, q, k, weights, *where)
+    shares = ops.attention_weights(at, q, k, weights, *where)
     return {
         "weights": shares,
-        "mix": rules.attention_mix(_at("attn.mix", layer, **shape), shares, values, *where),
+        "mix": ops.attention_mix(_at("attn.mix", layer, **shape), shares, values, *where),
     }
 
 
-def _only_sinks(rules: Rules, at: At, sinks: Array) -> Array:
-    """The sinks as a loader that follows the rules would hand them out."""
+def _only_sinks(ops: ModelOps, at: OpContext, sinks: Array) -> Array:
+    """The sinks as a loader that follows the operations would hand them out."""
     c = at.config
     d, h, k, e, f = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, 1, 1
     hc, kc = h * c.head_dim, k * c.head_dim
@@ -126,29 +126,29 @@ def _only_sinks(rules: Rules, at: At, sinks: Array) -> Array:
         *(np.ones(d), np.zeros((e, d)), np.zeros(e), np.zeros((e, 2 * f, d))),
         *(np.zeros((e, 2 * f)), np.zeros((e, d, f)), np.zeros((e, d))),
     )
-    return rules.block_weights(at, BlockWeights(attn, mlp)).attn.sinks
+    return ops.block_weights(at, BlockWeights(attn, mlp)).attn.sinks
 
 
-def _router(rules: Rules, v: SimpleNamespace) -> Values:
+def _router(ops: ModelOps, v: SimpleNamespace) -> Values:
     shape = {
         "num_experts": len(v.weight),
         "experts_per_token": v.experts_per_token,
         "hidden_size": v.x.shape[1],
     }
-    logits = rules.linear(
+    logits = ops.linear(
         _at("mlp.router_logits", 0, **shape), v.x.astype(np.float64), v.weight, v.bias
     )
-    indices = rules.choose(_at("mlp.expert_indices", 0, **shape), logits)
-    weights = rules.expert_weights(_at("mlp.expert_weights", 0, **shape), logits, indices)
+    indices = ops.choose(_at("mlp.expert_indices", 0, **shape), logits)
+    weights = ops.expert_weights(_at("mlp.expert_weights", 0, **shape), logits, indices)
     return {"logits": logits, "indices": indices, "weights": weights}
 
 
-def _swiglu(rules: Rules, v: SimpleNamespace) -> Values:
+def _swiglu(ops: ModelOps, v: SimpleNamespace) -> Values:
     at = _at("mlp.swiglu", 0, swiglu_alpha=v.alpha, swiglu_limit=v.limit)
-    return {"y": rules.swiglu(at, v.x.astype(np.float64))}
+    return {"y": ops.swiglu(at, v.x.astype(np.float64))}
 
 
-def _experts(rules: Rules, v: SimpleNamespace) -> Values:
+def _experts(ops: ModelOps, v: SimpleNamespace) -> Values:
     count, doubled = v.mlp1_bias.shape
     tokens, active = v.indices.shape
     shape = {
@@ -168,28 +168,28 @@ def _experts(rules: Rules, v: SimpleNamespace) -> Values:
         if not t.size:
             continue
         at = _at("mlp.gate_up", 0, e, **shape)
-        w1 = rules.expert_matrix(at, stored1[e])
-        gate_up = rules.expert_linear(at, x[t], w1, v.mlp1_bias[e])
-        activated = rules.swiglu(_at("mlp.swiglu", 0, e, **shape), gate_up)
+        w1 = ops.expert_matrix(at, stored1[e])
+        gate_up = ops.expert_linear(at, x[t], w1, v.mlp1_bias[e])
+        activated = ops.swiglu(_at("mlp.swiglu", 0, e, **shape), gate_up)
         at = _at("mlp.expert_out", 0, e, **shape)
-        w2 = rules.expert_matrix(at, stored2[e])
-        answers[t, a] = rules.expert_linear(at, activated, w2, v.mlp2_bias[e])
+        w2 = ops.expert_matrix(at, stored2[e])
+        answers[t, a] = ops.expert_linear(at, activated, w2, v.mlp2_bias[e])
     at = _at("mlp.out", 0, **shape)
     weights = v.weights.astype(np.float64)
-    return {"y": rules.combine(at, answers, weights, v.indices, v.mlp2_bias)}
+    return {"y": ops.combine(at, answers, weights, v.indices, v.mlp2_bias)}
 
 
-def _mxfp4_decode(rules: Rules, v: SimpleNamespace) -> Values:
+def _mxfp4_decode(ops: ModelOps, v: SimpleNamespace) -> Values:
     at = _at("mlp.gate_up", 0, 0, hidden_size=32 * v.scales.shape[1])
-    return {"values": rules.expert_matrix(at, MXFP4(v.blocks, v.scales))}
+    return {"values": ops.expert_matrix(at, MXFP4(v.blocks, v.scales))}
 
 
-def _mxfp4_encode(rules: Rules, v: SimpleNamespace) -> Values:
+def _mxfp4_encode(ops: ModelOps, v: SimpleNamespace) -> Values:
     blocks, scales = mxfp4.encode(v.values)
     return {"blocks": blocks, "scales": scales}
 
 
-def _sampling(rules: Rules, v: SimpleNamespace) -> Values:
+def _sampling(ops: ModelOps, v: SimpleNamespace) -> Values:
     return {"probabilities": token_probabilities(v.logits, v.temperature, v.top_k, v.top_p)}
 
 
@@ -200,10 +200,10 @@ def tiny() -> tuple[ModelConfig, ModelWeights]:
     return checkpoint.config, checkpoint.weights
 
 
-def _model(rules: Rules, v: SimpleNamespace) -> Values:
+def _model(ops: ModelOps, v: SimpleNamespace) -> Values:
     config, weights = tiny()
     streams = [f"block.{n}.mlp.residual" for n in range(config.num_hidden_layers)]
-    taps = predict(weights, config, rules, v.tokens, {}, [*streams, "logits"])
+    taps = predict(weights, config, ops, v.tokens, {}, [*streams, "logits"])
     return {"residual": np.stack([taps[tap] for tap in streams]), "logits": taps["logits"]}
 
 

@@ -15,7 +15,7 @@ from gptoss_ref import gradients
 from gptoss_ref.layers import rope_tables, yarn
 from gptoss_ref.layers.router import shares
 from gptoss_ref.numerics import FLOAT64
-from gptoss_ref.verify.replay.ops import Rules
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.vectors.operation import Operation, Values
 
 
@@ -30,36 +30,36 @@ def _wide(v: SimpleNamespace) -> SimpleNamespace:
     return SimpleNamespace(**wide)
 
 
-def _embedding(_: Rules, v: SimpleNamespace) -> Values:
+def _embedding(_: ModelOps, v: SimpleNamespace) -> Values:
     found = gradients.embedding(v.d_x, v.tokens, v.vocabulary, policy=FLOAT64)
     return {"d_weight": found}
 
 
-def _rmsnorm(_: Rules, v: SimpleNamespace) -> Values:
+def _rmsnorm(_: ModelOps, v: SimpleNamespace) -> Values:
     v = _wide(v)
     return gradients.rmsnorm(v.d_y, v.x, v.scale, v.eps, policy=FLOAT64)._asdict()
 
 
-def _linear(_: Rules, v: SimpleNamespace) -> Values:
+def _linear(_: ModelOps, v: SimpleNamespace) -> Values:
     v = _wide(v)
     found = gradients.linear(v.d_y, v.x, v.weight, policy=FLOAT64)
     return {name: d for name, d in found._asdict().items() if d is not None}
 
 
-def _rope(_: Rules, v: SimpleNamespace) -> Values:
+def _rope(_: ModelOps, v: SimpleNamespace) -> Values:
     rotary = yarn(v.head_dim, v.theta, v.factor, v.original_length, v.beta_fast, v.beta_slow)
     tables = rope_tables(v.positions.astype(np.int64), *rotary, policy=FLOAT64)
     return {"d_x": gradients.rope(v.d_y.astype(np.float64), *tables, policy=FLOAT64)}
 
 
-def _attention(_: Rules, v: SimpleNamespace) -> Values:
+def _attention(_: ModelOps, v: SimpleNamespace) -> Values:
     v = _wide(v)
     where = (v.q_positions.astype(np.int64), v.k_positions.astype(np.int64), v.window)
     arrays = (v.d_mix, v.q, v.k, v.v, v.sinks)
     return gradients.attention(*arrays, *where, policy=FLOAT64)._asdict()
 
 
-def _router(_: Rules, v: SimpleNamespace) -> Values:
+def _router(_: ModelOps, v: SimpleNamespace) -> Values:
     v = _wide(v)
     indices = v.indices.astype(np.int64)
     weights = shares(v.logits, indices, policy=FLOAT64)
@@ -68,12 +68,12 @@ def _router(_: Rules, v: SimpleNamespace) -> Values:
     return {"d_logits": found.d_logits}
 
 
-def _swiglu(_: Rules, v: SimpleNamespace) -> Values:
+def _swiglu(_: ModelOps, v: SimpleNamespace) -> Values:
     v = _wide(v)
     return {"d_x": gradients.swiglu(v.d_y, v.x, v.alpha, v.limit, policy=FLOAT64)}
 
 
-def _experts(_: Rules, v: SimpleNamespace) -> Values:
+def _experts(_: ModelOps, v: SimpleNamespace) -> Values:
     v = _wide(v)
     found = gradients.experts(
         *(v.d_y, v.x, v.indices, v.weights),
@@ -85,7 +85,7 @@ def _experts(_: Rules, v: SimpleNamespace) -> Values:
     return {name: d for name, d in found._asdict().items() if d is not None}
 
 
-def _cross_entropy(_: Rules, v: SimpleNamespace) -> Values:
+def _cross_entropy(_: ModelOps, v: SimpleNamespace) -> Values:
     mask = v.mask.astype(bool)
     loss, d_logits = gradients.cross_entropy(
         v.logits.astype(np.float64), v.targets, mask, policy=FLOAT64

@@ -8,7 +8,7 @@ from gptoss_ref import gradients
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.gradients import stages as at
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, name_of, zero
-from gptoss_ref.verify.gradients.stages import Compute, Site
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute
 
 SCORES = "grad.attn.q_rope grad.attn.k_rope"
 SINKS = "grad.weights.attn.sinks"
@@ -20,7 +20,7 @@ SINKS = "grad.weights.attn.sinks"
     consequence="The sinks stay as they were released, however long one trains.",
     reports=("flash-attention#1973", "flash-attention#2102", "flash-attention#1895"),
 )
-def sinks_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+def sinks_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The backward kernel returns nothing for the sinks: their gradient is zero."""
     return zero(right, site, *arguments)
 
@@ -31,7 +31,7 @@ def sinks_without_gradient(right: Compute, site: Site, *arguments: Array) -> Arr
     consequence="Training moves every sink the wrong way.",
     note="The derivation's minus sign: a larger sink makes every weight smaller.",
 )
-def sinks_gradient_sign(right: Compute, site: Site, *arguments: Array) -> Array:
+def sinks_gradient_sign(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The gradient of the sinks has the wrong sign."""
     return -right(site, *arguments)
 
@@ -42,7 +42,7 @@ def sinks_gradient_sign(right: Compute, site: Site, *arguments: Array) -> Array:
     consequence="Sinks move twice as fast as everything else.",
     note="A reduction over the batch by the kernel and once more by its caller.",
 )
-def sinks_gradient_summed_twice(right: Compute, site: Site, *arguments: Array) -> Array:
+def sinks_gradient_summed_twice(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The gradient of the sinks is summed over the batch twice: it is twice what it should be."""
     return 2 * right(site, *arguments)
 
@@ -53,7 +53,7 @@ def sinks_gradient_summed_twice(right: Compute, site: Site, *arguments: Array) -
     consequence="Queries and keys do not train at all; values do, so the loss still falls.",
     reports=("candle#3591",),
 )
-def softmax_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+def softmax_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The fused softmax has no backward: scores get no gradient."""
     return zero(right, site, *arguments)
 
@@ -66,7 +66,9 @@ def softmax_without_gradient(right: Compute, site: Site, *arguments: Array) -> A
     reports=("torchtitan#4796", "flash-attention#404", "flash-attention#889"),
     note="The mix is rescaled by sigmoid(lse − sink); the kernel's log-sum-exp has no gradient.",
 )
-def lse_gradient_dropped(right: Compute, site: Site, d_w: Array, q: Array, k: Array) -> Array:
+def lse_gradient_dropped(
+    right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
+) -> Array:
     """The softmax is that without a sink, rescaled by a factor whose gradient is dropped."""
     w, sink = at.softmax(site, q, k)
     share = 1 - sink[..., None]
@@ -81,7 +83,9 @@ def lse_gradient_dropped(right: Compute, site: Site, d_w: Array, q: Array, k: Ar
     consequence="Queries and keys learn to raise every score that is worth anything.",
     note="The row's sum of w · dw, which a kernel computes ahead, is not subtracted.",
 )
-def softmax_delta_missing(right: Compute, site: Site, d_w: Array, q: Array, k: Array) -> Array:
+def softmax_delta_missing(
+    right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
+) -> Array:
     """The softmax's second term is missing: dscore = w dw."""
     w, _ = at.softmax(site, q, k)
     d = at.scaled(site, site.policy.round(w * d_w))
@@ -95,7 +99,7 @@ def softmax_delta_missing(right: Compute, site: Site, d_w: Array, q: Array, k: A
     note="The forward kernel stored the log-sum-exp of the keys alone.",
     reports=("flash-attention#2102",),
 )
-def backward_without_sink(right: Compute, site: Site, *arguments: Array) -> Array:
+def backward_without_sink(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The weights recomputed in the backward pass leave the sink out."""
     d, q, k = arguments
     w, sink = at.softmax(site, q, k)
@@ -113,7 +117,9 @@ def backward_without_sink(right: Compute, site: Site, *arguments: Array) -> Arra
     consequence="Keys learn from one query head in each group.",
     reports=("levanter#449", "native-sparse-attention-triton#27"),
 )
-def key_gradient_of_one_head(right: Compute, site: Site, d_w: Array, q: Array, k: Array) -> Array:
+def key_gradient_of_one_head(
+    right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
+) -> Array:
     """The keys' gradient is that of the last query head of each group, not the sum."""
     w, _ = at.softmax(site, q, k)
     return at.to_keys(site, _last_of_group(site, at.d_scores(site, d_w, w)), q)
@@ -126,14 +132,14 @@ def key_gradient_of_one_head(right: Compute, site: Site, d_w: Array, q: Array, k
     reports=("levanter#449",),
 )
 def value_gradient_of_one_head(
-    right: Compute, site: Site, d_mix: Array, q: Array, k: Array
+    right: Compute, site: BlockContext, d_mix: Array, q: Array, k: Array
 ) -> Array:
     """The values' gradient is that of the last query head of each group, not the sum."""
     w, _ = at.softmax(site, q, k)
     return at.to_keys(site, _last_of_group(site, w), at.by_heads(site, d_mix))
 
 
-def _last_of_group(site: Site, w: Array) -> Array:
+def _last_of_group(site: BlockContext, w: Array) -> Array:
     heads = np.arange(len(w))
     return np.where(
         (heads % site.config.group_size == site.config.group_size - 1)[:, None, None],
@@ -143,7 +149,7 @@ def _last_of_group(site: Site, w: Array) -> Array:
 
 
 def _window_edge(extra: int) -> Compute:
-    def compute(right: Compute, site: Site, *arguments: Array) -> Array:
+    def compute(right: Compute, site: BlockContext, *arguments: Array) -> Array:
         d, q, k = arguments
         if site.window is None:
             return right(site, *arguments)
@@ -180,7 +186,7 @@ def _window_bug(extra: int, label: str) -> GradientMutant:
     stages=SCORES,
     consequence="Gradients of queries and keys are √C times too large.",
 )
-def score_scale_missing(right: Compute, site: Site, *arguments: Array) -> Array:
+def score_scale_missing(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The gradients of queries and keys lack the factor 1/√C of the scores."""
     found: Array = right(site, *arguments) * site.policy.dtype.type(site.config.head_dim**0.5)
     return found
@@ -191,7 +197,7 @@ def score_scale_missing(right: Compute, site: Site, *arguments: Array) -> Array:
     stages="grad.attn.q grad.attn.k",
     consequence="The gradients of early positions are nearly right, of later ones at random.",
 )
-def rope_turned_the_same_way(right: Compute, site: Site, d: Array) -> Array:
+def rope_turned_the_same_way(right: Compute, site: BlockContext, d: Array) -> Array:
     """RoPE's backward turns by the same angle again instead of back."""
     cos, sin = site.tables
     return gradients.rope(d, cos, -sin, policy=site.policy)
@@ -203,7 +209,7 @@ def rope_turned_the_same_way(right: Compute, site: Site, d: Array) -> Array:
     consequence="Queries and keys do not train at all; values do, so the loss still falls.",
     reports=("candle#3568", "LongLive#61", "LoongForge#106"),
 )
-def rope_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+def rope_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The fused RoPE has no backward: queries and keys get no gradient."""
     return zero(right, site, *arguments)
 
@@ -214,7 +220,7 @@ def rope_without_gradient(right: Compute, site: Site, *arguments: Array) -> Arra
     consequence="Gradients of queries and keys are too small, by YaRN's concentration squared.",
     note="With plain RoPE the two are the same.",
 )
-def rope_inverse(right: Compute, site: Site, d: Array) -> Array:
+def rope_inverse(right: Compute, site: BlockContext, d: Array) -> Array:
     """RoPE's backward is the inverse, which divides by the concentration, not the transpose."""
     cos, sin = site.tables
     found: Array = right(site, d) / (cos[:1, :1] ** 2 + sin[:1, :1] ** 2)[..., None]

@@ -6,11 +6,11 @@ import numpy as np
 
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, zero
-from gptoss_ref.verify.gradients.stages import Compute, Site
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute
 
 
 def _derivative(
-    site: Site, d: Array, x: Array, *, alpha: float | None = None, plus: float = 1.0
+    site: BlockContext, d: Array, x: Array, *, alpha: float | None = None, plus: float = 1.0
 ) -> tuple[Array, Array, Array, Array]:
     """dgate, dup, gate and up, without the clamps' zeros, in the given arithmetic."""
     c, limit = site.config, site.config.swiglu_limit
@@ -22,7 +22,7 @@ def _derivative(
     return d * (u + plus) * (s + inner * g * s * (1 - s)), d * g * s, gate, up
 
 
-def _interleaved(site: Site, d_gate: Array, d_up: Array) -> Array:
+def _interleaved(site: BlockContext, d_gate: Array, d_up: Array) -> Array:
     return site.policy.round(np.stack([d_gate, d_up], -1).reshape(*d_gate.shape[:-1], -1))
 
 
@@ -34,7 +34,7 @@ GATE_UP = "grad.mlp.gate_up"
     stages=GATE_UP,
     consequence="Gates and ups beyond the clamp keep moving, though nothing follows them.",
 )
-def clamp_gradient_passed(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def clamp_gradient_passed(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gradient passes the clamps as if they were not there."""
     d_gate, d_up, _, _ = _derivative(site, d, x)
     return _interleaved(site, d_gate, d_up)
@@ -45,7 +45,7 @@ def clamp_gradient_passed(right: Compute, site: Site, d: Array, x: Array) -> Arr
     stages=GATE_UP,
     consequence="Gates below −7 get no gradient, and never come back.",
 )
-def clamp_gradient_of_both_sides(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def clamp_gradient_of_both_sides(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gate's gradient is stopped below −7 too, where the gate is not clamped."""
     found = right(site, d, x).copy()
     found[..., 0::2][x[..., 0::2] < -site.config.swiglu_limit] = 0
@@ -57,7 +57,9 @@ def clamp_gradient_of_both_sides(right: Compute, site: Site, d: Array, x: Array)
     stages=GATE_UP,
     consequence="Only what is clamped trains.",
 )
-def clamp_gradient_on_the_wrong_side(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def clamp_gradient_on_the_wrong_side(
+    right: Compute, site: BlockContext, d: Array, x: Array
+) -> Array:
     """The gradient is stopped within the clamps and passes beyond them."""
     d_gate, d_up, gate, up = _derivative(site, d, x)
     limit = site.config.swiglu_limit
@@ -66,7 +68,7 @@ def clamp_gradient_on_the_wrong_side(right: Compute, site: Site, d: Array, x: Ar
     )
 
 
-def _clamped(site: Site, d_gate: Array, d_up: Array, gate: Array, up: Array) -> Array:
+def _clamped(site: BlockContext, d_gate: Array, d_up: Array, gate: Array, up: Array) -> Array:
     limit = site.config.swiglu_limit
     return _interleaved(
         site, np.where(gate <= limit, d_gate, 0), np.where(np.abs(up) <= limit, d_up, 0)
@@ -78,7 +80,7 @@ def _clamped(site: Site, d_gate: Array, d_up: Array, gate: Array, up: Array) -> 
     stages=GATE_UP,
     consequence="Gates get the derivative of SiLU's second term: too small around zero.",
 )
-def alpha_missing(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def alpha_missing(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The sigmoid's derivative lacks the factor α = 1.702."""
     return _clamped(site, *_derivative(site, d, x, alpha=1.0))
 
@@ -88,7 +90,7 @@ def alpha_missing(right: Compute, site: Site, d: Array, x: Array) -> Array:
     stages=GATE_UP,
     consequence="Gates whose up is near zero do not train.",
 )
-def up_without_one(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def up_without_one(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gate's gradient is multiplied by up instead of up + 1."""
     return _clamped(site, *_derivative(site, d, x, plus=0.0))
 
@@ -99,7 +101,7 @@ def up_without_one(right: Compute, site: Site, d: Array, x: Array) -> Array:
     consequence="Each trains on the other's gradient.",
     note="The backward kernel takes halves for interleaved rows, or the reverse, once more.",
 )
-def gate_and_up_swapped(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def gate_and_up_swapped(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gradients of gate and up are written to each other's place."""
     found = right(site, d, x)
     return np.stack([found[..., 1::2], found[..., 0::2]], -1).reshape(found.shape)
@@ -110,7 +112,9 @@ def gate_and_up_swapped(right: Compute, site: Site, d: Array, x: Array) -> Array
     stages="grad.mlp.expert_out",
     consequence="Every chosen expert trains as if it alone had answered.",
 )
-def router_weight_missing(right: Compute, site: Site, d_out: Array, weights: Array) -> Array:
+def router_weight_missing(
+    right: Compute, site: BlockContext, d_out: Array, weights: Array
+) -> Array:
     """The gradient of an expert's answer is not multiplied by its router weight."""
     return right(site, d_out, np.ones_like(weights))
 
@@ -121,7 +125,7 @@ def router_weight_missing(right: Compute, site: Site, d_out: Array, weights: Arr
     consequence="The router does not learn what the experts' output biases are worth.",
 )
 def expert_bias_missing(
-    right: Compute, site: Site, d_out: Array, answers: Array, indices: Array
+    right: Compute, site: BlockContext, d_out: Array, answers: Array, indices: Array
 ) -> Array:
     """The router weight's gradient takes the answer without the bias of the down projection."""
     bias = widen(site.mlp.mlp2_bias, site.policy.dtype)[indices]  # (T, A, D)
@@ -136,7 +140,7 @@ def expert_bias_missing(
     note="Modelled as two ranks, of which the first one's experts count.",
 )
 def expert_parallel_not_summed(
-    right: Compute, site: Site, d_gate_up: Array, d_router: Array, indices: Array
+    right: Compute, site: BlockContext, d_gate_up: Array, d_router: Array, indices: Array
 ) -> Array:
     """Each rank's gradient covers its own experts, and the ranks' are not summed."""
     own = (indices < site.config.num_experts // 2)[..., None]
@@ -149,7 +153,7 @@ def expert_parallel_not_summed(
     consequence="NaN from the second step on, or garbage in experts that saw no token.",
     reports=("MSLK#158",),
 )
-def unchosen_uninitialised(right: Compute, site: Site, *arguments: Array) -> Array:
+def unchosen_uninitialised(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """A grouped product leaves the gradients of experts without tokens uninitialised."""
     found = right(site, *arguments).copy()
     found[np.setdiff1d(np.arange(len(found)), arguments[-1])] = np.nan
@@ -162,7 +166,7 @@ def unchosen_uninitialised(right: Compute, site: Site, *arguments: Array) -> Arr
     consequence="Nine tenths of the parameters do not train, and the loss still falls.",
     reports=("unsloth#6936", "unsloth#3405", "unsloth#4193"),
 )
-def experts_frozen(right: Compute, site: Site, *arguments: Array) -> Array:
+def experts_frozen(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The experts' matrices get no gradient."""
     return zero(right, site, *arguments)
 
@@ -174,7 +178,7 @@ def experts_frozen(right: Compute, site: Site, *arguments: Array) -> Array:
     note="Rows of padding, or of other experts, are not masked in the bias's sum.",
     reports=("maxtext#3699",),
 )
-def unchosen_biases_touched(right: Compute, site: Site, d: Array, indices: Array) -> Array:
+def unchosen_biases_touched(right: Compute, site: BlockContext, d: Array, indices: Array) -> Array:
     """The bias gradient of an expert sums over all tokens, not over those that chose it."""
     total = d.astype(site.policy.dtype).sum((0, 1))
     return site.policy.round(np.repeat(total[None], site.config.num_experts, 0))
@@ -188,7 +192,7 @@ def unchosen_biases_touched(right: Compute, site: Site, d: Array, indices: Array
     note="torch from 2.14 on; torch up to 2.13 passes the gradient there, as this package does.",
     equivalent=True,
 )
-def clamp_boundary_stops(right: Compute, site: Site, d: Array, x: Array) -> Array:
+def clamp_boundary_stops(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gradient is stopped at exactly 7 and −7, too."""
     limit = site.config.swiglu_limit
     found = right(site, d, x).copy()

@@ -7,7 +7,7 @@ import numpy as np
 from gptoss_ref import gradients
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, zero
-from gptoss_ref.verify.gradients.stages import Compute, Site
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute
 
 
 @bug(
@@ -16,14 +16,14 @@ from gptoss_ref.verify.gradients.stages import Compute, Site
     consequence="Every gradient is smaller by the share of tokens that count.",
     reports=("transformers#24725", "torchtune#1875"),
 )
-def loss_averaged_over_padding(right: Compute, site: Site, logits: Array) -> Array:
+def loss_averaged_over_padding(right: Compute, site: BlockContext, logits: Array) -> Array:
     """The loss is divided by all positions, not by those that count."""
     found: Array = right(site, logits) * site.policy.dtype.type(site.counted.mask.mean())
     return found
 
 
 def _divided(steps: int) -> Compute:
-    def compute(right: Compute, site: Site, logits: Array) -> Array:
+    def compute(right: Compute, site: BlockContext, logits: Array) -> Array:
         found: Array = right(site, logits) / site.policy.dtype.type(steps)
         return found
 
@@ -47,7 +47,7 @@ def _accumulation_bug(steps: int) -> GradientMutant:
     stages="grad.logits",
     consequence="The model learns to repeat its input.",
 )
-def targets_not_shifted(right: Compute, site: Site, logits: Array) -> Array:
+def targets_not_shifted(right: Compute, site: BlockContext, logits: Array) -> Array:
     """Every position is trained to predict its own token instead of the next."""
     _, d = gradients.cross_entropy(logits, site.tokens, site.counted.mask, policy=site.policy)
     return d
@@ -59,7 +59,7 @@ def targets_not_shifted(right: Compute, site: Site, logits: Array) -> Array:
     consequence="The embedding is trained as if it were tied to the unembedding.",
     note="gpt-oss does not tie the two.",
 )
-def unembedding_added(right: Compute, site: Site, d_x: Array) -> Array:
+def unembedding_added(right: Compute, site: BlockContext, d_x: Array) -> Array:
     """The unembedding's gradient is added to the embedding's."""
     if site.unembedding is None:
         return right(site, d_x)
@@ -72,7 +72,7 @@ def unembedding_added(right: Compute, site: Site, d_x: Array) -> Array:
     consequence="A token that occurs often learns from one of its positions only.",
     reports=("tt-metal#6232", "pytorch#1631", "AiDotNet.Tensors#894"),
 )
-def embedding_overwritten(right: Compute, site: Site, d_x: Array) -> Array:
+def embedding_overwritten(right: Compute, site: BlockContext, d_x: Array) -> Array:
     """Where a token occurs several times, the last position's gradient replaces the others."""
     found = np.zeros_like(right(site, d_x))
     found[site.tokens] = d_x
@@ -85,7 +85,7 @@ def embedding_overwritten(right: Compute, site: Site, d_x: Array) -> Array:
     consequence="New tokens are never learnt.",
     reports=("unsloth#9326",),
 )
-def embedding_frozen(right: Compute, site: Site, *arguments: Array) -> Array:
+def embedding_frozen(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """Embedding or unembedding get no gradient."""
     return zero(right, site, *arguments)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.gradients.stages import Compute, Site
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def bug(
     return decorate
 
 
-def zero(right: Compute, site: Site, *arguments: Array) -> Array:
+def zero(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """No gradient arrives."""
     return np.zeros_like(right(site, *arguments))
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, name_of, zero
-from gptoss_ref.verify.gradients.stages import Compute, Site
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute
 
 NORMS = "grad.attn.residual grad.mlp.residual grad.embedding"
 
@@ -17,7 +17,7 @@ NORMS = "grad.attn.residual grad.mlp.residual grad.embedding"
     consequence="The gradient keeps a part along x, which no change of x can use.",
     reports=("attorch#17",),
 )
-def norm_second_term_missing(right: Compute, site: Site, *arguments: Array) -> Array:
+def norm_second_term_missing(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """RMSNorm's backward treats the root mean square as a constant."""
     *past, d_norm, x = arguments
     scale = _scale(right, site)
@@ -32,7 +32,7 @@ def norm_second_term_missing(right: Compute, site: Site, *arguments: Array) -> A
     consequence="Gradients reach the blocks only past them, along the residual.",
     reports=("candle#3526",),
 )
-def norm_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+def norm_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The fused RMSNorm has no backward: nothing goes through attention and experts."""
     *past, _, x = arguments
     return past[0] if past else np.zeros_like(x)
@@ -44,7 +44,7 @@ def norm_without_gradient(right: Compute, site: Site, *arguments: Array) -> Arra
     consequence="Gradients vanish within a few blocks; only the last ones train.",
     reports=("entrenar#313",),
 )
-def residual_gradient_dropped(right: Compute, site: Site, *arguments: Array) -> Array:
+def residual_gradient_dropped(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The gradient that passes a block by, along the residual, is not added."""
     if len(arguments) == 2:  # the last norm, which nothing passes by
         return right(site, *arguments)
@@ -60,7 +60,7 @@ NORM_SCALES = "grad.weights.attn.norm_scale grad.weights.mlp.norm_scale grad.wei
     consequence="The norms' scales do not train.",
     reports=("unsloth#4533", "unsloth#4550"),
 )
-def norm_scale_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+def norm_scale_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """RMSNorm's backward returns nothing for the scale."""
     return zero(right, site, *arguments)
 
@@ -70,13 +70,15 @@ def norm_scale_without_gradient(right: Compute, site: Site, *arguments: Array) -
     stages=NORM_SCALES,
     consequence="The scales' gradients grow with the residual stream.",
 )
-def norm_scale_gradient_unnormalised(right: Compute, site: Site, d_y: Array, x: Array) -> Array:
+def norm_scale_gradient_unnormalised(
+    right: Compute, site: BlockContext, d_y: Array, x: Array
+) -> Array:
     """The gradient of the scale multiplies dy with x instead of with the normalised x."""
     found: Array = (d_y * x).sum(0)
     return found
 
 
-def _scale(right: Compute, site: Site) -> Array:
+def _scale(right: Compute, site: BlockContext) -> Array:
     if name_of(right) == "last_residual":
         return site.weights.norm_scale
     return (site.mlp if name_of(right) == "into_mlp" else site.attn).norm_scale

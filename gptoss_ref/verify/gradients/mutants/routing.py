@@ -7,7 +7,7 @@ import numpy as np
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.gradients import stages as at
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, zero
-from gptoss_ref.verify.gradients.stages import Compute, Site
+from gptoss_ref.verify.gradients.stages import BlockContext, Compute
 
 
 @bug(
@@ -16,7 +16,7 @@ from gptoss_ref.verify.gradients.stages import Compute, Site
     consequence="The router trains on the load-balancing loss alone, or not at all.",
     reports=("Robust-MoE-Dual-Model#2",),
 )
-def router_weights_detached(right: Compute, site: Site, *arguments: Array) -> Array:
+def router_weights_detached(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The router's weights are detached: the experts' answers give the router no gradient."""
     return zero(right, site, *arguments)
 
@@ -27,7 +27,12 @@ def router_weights_detached(right: Compute, site: Site, *arguments: Array) -> Ar
     consequence="Experts that were not chosen get a gradient, and the chosen ones a smaller one.",
 )
 def router_softmax_over_all(
-    right: Compute, site: Site, d_weights: Array, weights: Array, indices: Array, router: Array
+    right: Compute,
+    site: BlockContext,
+    d_weights: Array,
+    weights: Array,
+    indices: Array,
+    router: Array,
 ) -> Array:
     """The backward pass is that of a softmax over all experts."""
     exp = np.exp(router - router.max(-1, keepdims=True))
@@ -42,14 +47,19 @@ def router_softmax_over_all(
     stages="grad.weights.mlp.gate_bias",
     consequence="The router's bias does not train.",
 )
-def router_bias_without_gradient(right: Compute, site: Site, *arguments: Array) -> Array:
+def router_bias_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The router's bias gets no gradient."""
     return zero(right, site, *arguments)
 
 
 def _aux(times: float | None) -> Compute:
     def compute(
-        right: Compute, site: Site, d_w: Array, weights: Array, indices: Array, router: Array
+        right: Compute,
+        site: BlockContext,
+        d_w: Array,
+        weights: Array,
+        indices: Array,
+        router: Array,
     ) -> Array:
         found = right(site, d_w, weights, indices, router)
         if site.aux is None or site.layer is None:
@@ -75,7 +85,7 @@ def _aux_bug(
     consequence="The probabilities are nearly uniform: the loss balances nothing.",
     reports=("transformers#45120", "transformers#45315"),
 )
-def auxiliary_of_softmaxed(right: Compute, site: Site, *arguments: Array) -> Array:
+def auxiliary_of_softmaxed(right: Compute, site: BlockContext, *arguments: Array) -> Array:
     """The load-balancing loss takes a softmax of what has been through one."""
     found = right(site, *arguments)
     if site.aux is None or site.layer is None:

@@ -17,7 +17,7 @@ SOME = 0.5
 """Share of an axis beyond which the error is not concentrated."""
 
 
-def whereabouts(tap: str, exact: Array, other: Array, wrong_rows: NDArray[np.bool_]) -> str:
+def locate_error(tap: str, exact: Array, other: Array, wrong_rows: NDArray[np.bool_]) -> str:
     """The tokens that are wrong, and along which axes the error is concentrated, in words.
 
     Args:
