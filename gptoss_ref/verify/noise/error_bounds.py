@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.tracing.taps import split
-from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, WHOLE, NoiseFloor
+from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.tolerances import gain, tolerance
 from gptoss_ref.verify.replay.evaluate import nodes
+from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, HOPELESS, ONE_ROW, WHOLE_ARRAY
 
 Floats = NDArray[np.float64]
-
-USELESS = 0.5
-"""A relative error of this size is no longer worth the name of rounding."""
 
 
 class Propagation:
@@ -42,12 +40,12 @@ class Propagation:
         """What may be expected at a tap point; all before it have been passed to :meth:`saw`."""
         bound = self._bound(name)
         # A level's allowed errors are multiples of it: here the bound is itself what is allowed.
-        whole = float(np.sqrt(np.mean(bound**2))) / WHOLE
-        return NoiseFloor(whole, bound / ROW, UNITS[self._rounding])
+        whole = float(np.sqrt(np.mean(bound**2))) / WHOLE_ARRAY
+        return NoiseFloor(whole, bound / ONE_ROW, UNITS[self._rounding])
 
     def useful(self, name: str) -> bool:
         """Whether the bound at a tap point can tell right from wrong."""
-        return bool(np.median(self._bound(name)) < USELESS)
+        return bool(np.median(self._bound(name)) < HOPELESS)
 
     def saw(self, name: str, errors: Floats | None) -> None:
         """Take note of the relative errors (T,) at a tap point; None: a trace lacks it.
@@ -65,6 +63,6 @@ class Propagation:
                 entering = np.maximum(entering, self._errors[tap])
         if stage in ("attn.weights", "attn.mix"):  # a token sees those before it
             entering = np.maximum.accumulate(entering)
-        own = max(tolerance(stage, self._rounding), FLOOR * UNITS[self._rounding])
+        own = max(tolerance(stage, self._rounding), ALWAYS_ALLOWED * UNITS[self._rounding])
         with np.errstate(over="ignore"):
             return gain(stage) * entering + own

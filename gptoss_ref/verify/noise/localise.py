@@ -7,14 +7,9 @@ from numpy.typing import NDArray
 
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import axes
+from gptoss_ref.verify.thresholds import CONCENTRATED, SOME
 
 NAMES = {"H": "head", "K": "key/value head", "E": "expert", "A": "place", "C": "channel"}
-
-CONCENTRATED = 0.99
-"""Share of the squared error that the named ones must hold."""
-
-SOME = 0.5
-"""Share of an axis beyond which the error is not concentrated."""
 
 
 def locate_error(tap: str, exact: Array, other: Array, wrong_rows: NDArray[np.bool_]) -> str:

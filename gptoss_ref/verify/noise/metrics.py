@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.numerics import Array
+from gptoss_ref.verify.thresholds import CONSTANT_A_ROW, USUAL_ROWS
 
 Rows = Callable[[slice], Array]
 """Some rows of an array, T first: (t, …)."""
@@ -107,9 +108,6 @@ TOP = 5
 
 QUARTILES = (0.25, 0.5, 0.75)
 
-USUAL = 3.0
-"""How many times as far off as rounding puts them the usual rows may be."""
-
 
 def usually_allowed(samples: Sequence[NDArray[np.float64]], floor: float = 0.0) -> Array:
     """(3,) quartiles of the rows' errors that rounding explains.
@@ -121,7 +119,7 @@ def usually_allowed(samples: Sequence[NDArray[np.float64]], floor: float = 0.0) 
         floor: error that is always allowed.
     """
     quartiles = np.mean([np.quantile(rows, QUARTILES) for rows in samples], axis=0)
-    allowed: Array = np.maximum(USUAL * quartiles, floor)
+    allowed: Array = np.maximum(USUAL_ROWS * quartiles, floor)
     return allowed
 
 
@@ -213,10 +211,6 @@ def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[
     }
 
 
-SHIFTED = 1e-3
-"""A constant a row that is smaller than this share of the logits is rounding's."""
-
-
 def constant_remark(other: Array, exact: Array) -> str | None:
     """What to say of logits (T, V) that differ from the reference's by a constant in every row."""
     with np.errstate(invalid="ignore"):
@@ -224,7 +218,7 @@ def constant_remark(other: Array, exact: Array) -> str | None:
     if not np.isfinite(difference).all() or difference.shape[1] < 2:
         return None
     shift, size = difference.mean(1), float(np.sqrt(np.mean(np.asarray(exact, np.float64) ** 2)))
-    if np.sqrt(np.mean(shift**2)) <= SHIFTED * size:
+    if np.sqrt(np.mean(shift**2)) <= CONSTANT_A_ROW * size:
         return None
     sums = np.log(np.exp(np.asarray(other, np.float64)).sum(1).clip(1e-300, 1e300))
     what = "these are log-probabilities" if np.abs(sums).max() < 0.05 else "for example centred"

@@ -23,21 +23,13 @@ from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS, dithered, known
 from gptoss_ref.verify.replay.evaluate import Run, predict, walk, whole
 from gptoss_ref.verify.replay.ops import ModelOps
-
-WHOLE = 5.0
-"""How many times the measured distance a whole array may be off."""
-
-ROW = 16.0
-"""And a single row, which has fewer values to average over."""
-
-FLOOR = 4.0
-"""Roundings that are always allowed: another implementation may round where this one does not."""
-
-MEASURED = 256
-"""Tokens that the noise floor is measured on; those after them are held to the worst of these."""
-
-SAMPLE_ROWS = 64
-"""Rows that the noise floor is measured on at least; shorter prompts are run several times."""
+from gptoss_ref.verify.thresholds import (
+    ALWAYS_ALLOWED,
+    MEASURED_ROWS,
+    MEASURED_TOKENS,
+    ONE_ROW,
+    WHOLE_ARRAY,
+)
 
 
 @dataclass(frozen=True)
@@ -71,18 +63,18 @@ class NoiseFloor:
     @staticmethod
     def allowing(error: float, length: int, unit: float) -> NoiseFloor:
         """A noise floor that allows this relative error of the whole array and of any row."""
-        return NoiseFloor(error / WHOLE, np.full(length, error / ROW), unit)
+        return NoiseFloor(error / WHOLE_ARRAY, np.full(length, error / ONE_ROW), unit)
 
     @property
     def allowed(self) -> float:
         """Relative L2 distance up to which a whole array is explained by rounding."""
-        return max(WHOLE * self.whole, FLOOR * self.unit)
+        return max(WHOLE_ARRAY * self.whole, ALWAYS_ALLOWED * self.unit)
 
     @property
     def allowed_rows(self) -> NDArray[np.float64]:
         """(T,) the same for each row, which is never held to less than the usual row's."""
         usual = float(np.sqrt(np.mean(self.rows**2)))
-        return np.maximum(ROW * np.maximum(self.rows, usual), FLOOR * self.unit)
+        return np.maximum(ONE_ROW * np.maximum(self.rows, usual), ALWAYS_ALLOWED * self.unit)
 
 
 def level(samples: Iterable[Errors], rounding: str) -> NoiseFloor:
@@ -105,7 +97,7 @@ def runs_of(ops: ModelOps, rounding: str, length: int) -> list[Run]:
 
 def samples_of(length: int) -> int:
     """How many runs of a prompt show what rounding does: a short one has few values."""
-    return min(8, math.ceil(SAMPLE_ROWS / length))
+    return min(8, math.ceil(MEASURED_ROWS / length))
 
 
 def measured(
@@ -195,7 +187,7 @@ def measure_noise_floors(
         routes: whose choices of experts to follow, where it holds them; else the specification's.
     """
     config = model.config
-    start = np.asarray(tokens)[:MEASURED]
+    start = np.asarray(tokens)[:MEASURED_TOKENS]
     wanted = set(names(config) if wanted is None else wanted)
     chosen = [f"block.{n}.mlp.expert_indices" for n in range(config.num_hidden_layers)]
     wanted |= {f"block.{n}.mlp.router_logits" for n in range(config.num_hidden_layers)}
@@ -222,4 +214,4 @@ def made_by(model: Model, trace: Trace) -> bool:
         return True
     table = widen(model.weights.embedding[trace.tokens], np.float64)
     unit = UNITS[trace.dtype_name or "bfloat16"]
-    return measure_arrays(table, trace["embedding"]).rel_l2 <= FLOOR * unit
+    return measure_arrays(table, trace["embedding"]).rel_l2 <= ALWAYS_ALLOWED * unit

@@ -14,13 +14,8 @@ from numpy.typing import NDArray
 
 from gptoss_ref.layers.router import top_k
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.noise.noise_floor import FLOOR, NoiseFloor
-
-DIFFERENCE = 0.6
-"""Share of the error allowed to a whole row of logits that the difference of two may have.
-
-√2 would be both off by all of it. The largest seen, in 88 ties of correct runs, is 0.2.
-"""
+from gptoss_ref.verify.noise.noise_floor import NoiseFloor
+from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, TIE_MARGIN
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -100,7 +95,7 @@ def compare_choices(
     contradicts = np.zeros(len(ref), bool)
     if own_logits is not None and level is not None:
         finite = np.isfinite(own_logits).all(axis=1)
-        slack = 2 * FLOOR * level.unit * np.abs(own_logits).max(axis=1)
+        slack = 2 * ALWAYS_ALLOWED * level.unit * np.abs(own_logits).max(axis=1)
         contradicts = finite & (_violation(own_logits, other) > slack)
     if logits is None:
         return Choice(differs, np.where(differs, np.inf, 0.0), np.zeros(len(ref)), contradicts)
@@ -113,7 +108,9 @@ def slack_of(logits: Array, level: NoiseFloor) -> Floats:
     """(T,) by how much rounding may misjudge the difference of two router logits (T, E)."""
     usual = np.linalg.norm(logits, axis=1) / np.sqrt(logits.shape[1])
     largest = np.abs(logits).max(axis=1)
-    slack: Floats = DIFFERENCE * level.allowed_rows * usual + 2 * FLOOR * level.unit * largest
+    slack: Floats = (
+        TIE_MARGIN * level.allowed_rows * usual + 2 * ALWAYS_ALLOWED * level.unit * largest
+    )
     return slack
 
 

@@ -35,20 +35,17 @@ from gptoss_ref.verify.noise.metrics import (
     usually_allowed,
     without_constant,
 )
-from gptoss_ref.verify.noise.noise_floor import FLOOR, ROW, level, runs_of, samples_of
+from gptoss_ref.verify.noise.noise_floor import level, runs_of, samples_of
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.routing_ties import Flip, chosen_by, flips, margin_of
 from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk, whole
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
+from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, ONE_ROW, ROWS_WITHOUT_TIES
 from gptoss_ref.weights import ModelWeights
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-
-FEW = 0.5
-"""A tap point is judged row by row if at least this share of its rows is free of ties, else by its
-usual rows."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class TapError:
     @property
     def judged(self) -> bool:
         """Whether enough rows are free of ties to judge each by itself."""
-        return bool(np.mean(self.tied[self._rows]) <= 1 - FEW)
+        return bool(np.mean(self.tied[self._rows]) <= 1 - ROWS_WITHOUT_TIES)
 
     @property
     def excess(self) -> float:
@@ -209,7 +206,7 @@ def judge(
     measured = level([sample.of(free) for sample in samples], rounding)
     usual = float(np.sqrt(np.mean(measured.rows**2)))
     own = np.max([sample.rows() for sample in samples], axis=0)
-    allowed = np.maximum(ROW * np.maximum(own, usual), FLOOR * UNITS[rounding])
+    allowed = np.maximum(ONE_ROW * np.maximum(own, usual), ALWAYS_ALLOWED * UNITS[rounding])
     allowed[free] = measured.allowed_rows
     grown = _grown(recorded, exact) if tap == "logits" else 1.0
     return TapError(
@@ -302,7 +299,7 @@ class _Ties:
         noise = np.max([np.abs(sample - exact).max(axis=1) for sample in rounded], axis=0)
         self.router = exact
         usual = np.median(noise) if noise.size else 0.0
-        self.slack = ROW * self._scale * np.maximum(noise, usual) + self._least(exact)
+        self.slack = ONE_ROW * self._scale * np.maximum(noise, usual) + self._least(exact)
 
     def _take_logits(self, given: Array) -> None:
         self.router = np.asarray(given, np.float64)
@@ -310,7 +307,7 @@ class _Ties:
 
     def _least(self, logits: Array) -> Floats:
         """A choice may have been made before the logits were rounded, or after."""
-        least: Floats = 2 * FLOOR * self._unit * np.abs(logits).max(axis=1)
+        least: Floats = 2 * ALWAYS_ALLOWED * self._unit * np.abs(logits).max(axis=1)
         return least
 
 

@@ -16,11 +16,9 @@ from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.routing_ties import Choice
 from gptoss_ref.verify.replay.evaluate import nodes
 from gptoss_ref.verify.report.report import ALL_LOST, WRONG, Row, Verdict
+from gptoss_ref.verify.thresholds import FADED
 
 Mask = NDArray[np.bool_]
-
-FADED = 0.25
-"""How much of a relative error may be left where a rewriting agrees again."""
 
 
 @dataclass(frozen=True)

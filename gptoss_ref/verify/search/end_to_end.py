@@ -22,28 +22,10 @@ from gptoss_ref.verify.progress import Progress, Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue
+from gptoss_ref.verify.thresholds import ALIKE, COMBINED, GAIN, NOT_FINITE, SAMPLES, SHORTLIST, WINS
 from gptoss_ref.weights import ModelWeights
 
 Floats = NDArray[np.float64]
-
-WORST = 1e3
-"""Error of a row that is NaN or infinite on one side only."""
-
-SAMPLES = 3
-"""Rounded runs that show how far rounding carries a correct model."""
-
-SHORTLIST = 4
-"""Candidates, the nearest ones, that get a noise floor of their own."""
-
-COMBINED = 8
-"""Candidates that are combined with one another where none will do alone."""
-
-ALIKE = 0.02
-"""Two scores this near cannot be told apart."""
-
-GAIN, WINS = 0.1, 4.0
-"""A bug below the noise floor is named if it improves the mean logarithm of the rows' errors by so
-much, and more rows than not, by so many standard deviations of a fair coin."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +52,15 @@ class Target:
         with np.errstate(invalid="ignore"):
             same = (seen == reference) | (np.isnan(seen) & np.isnan(reference))
             difference = np.where(same, 0.0, seen - reference)
-        difference = np.nan_to_num(difference, nan=WORST, posinf=WORST, neginf=-WORST)
+        difference = np.nan_to_num(
+            difference, nan=NOT_FINITE, posinf=NOT_FINITE, neginf=-NOT_FINITE
+        )
         error: Floats = np.sqrt(np.mean(difference**2, axis=1))
         if self.relative:
             finite = np.where(np.isfinite(reference), reference, 0.0)
             usual = np.sqrt(np.mean(finite**2, axis=1))
             error = error / np.where(usual > 0, usual, 1.0)
-        return np.minimum(error, WORST)
+        return np.minimum(error, NOT_FINITE)
 
 
 @dataclass(frozen=True)
@@ -176,7 +160,7 @@ class WholeModels:
                 self.ranked = [*standings, *self.ranked]
         if self.best is not None:
             own = {c.name for c in self.best.candidates}
-            near = [s for s in self.ranked if abs(s.score - self.best.score) < ALIKE]
+            near = [s for s in self.ranked if abs(s.score - self.best.score) < np.log(ALIKE)]
             names = (c.name for s in near for c in s.candidates if c.name not in own)
             self.alternatives = tuple(dict.fromkeys(names))
         self._steps.finish()

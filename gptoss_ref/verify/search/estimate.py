@@ -16,18 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.mutants.mutant import Parameter
 from gptoss_ref.verify.search.candidates import Candidate
-
-GRID, FINE, ROUNDS = 32, 9, 14
-"""Values of the coarse grid, of each of the finer ones, and how many of these there are."""
-
-REFINED = 8
-"""Mutants, the nearest on the coarse grid, whose value is looked for on finer ones."""
-
-FINEST = 2.0**-26
-"""Relative step at which the search ends."""
-
-ENUMERATED = 64
-"""Whole numbers that are all tried, where there are no more."""
+from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, GRID, ROUNDS
 
 Score = Callable[[Sequence[Candidate]], list[float]]
 """The distance under each of some candidates; the less, the better."""

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 
 from gptoss_ref.verify.noise.tap_check import TapError
 from gptoss_ref.verify.search.candidates import Candidate
-
-PAIRED = 24
-"""Candidates that are combined with each other where none will do alone."""
-
-LEADING = 4
-"""Of these, the ones that are combined with every form of the others."""
-
-ALIKE = 1.02
-"""Two explanations whose distances differ by less than this factor cannot be told apart."""
+from gptoss_ref.verify.thresholds import ALIKE, LEADING, PAIRED
 
 Option = tuple[Candidate, ...]
 """One or two candidates, applied one after the other."""

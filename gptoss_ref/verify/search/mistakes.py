@@ -18,20 +18,15 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.noise.metrics import log_softmax
+from gptoss_ref.verify.thresholds import SAME_EMBEDDING, SUM_OF_ROW
 
 Floats = NDArray[np.float64]
 
 SHIFTS = (1, -1)
 """By how many rows arrays are usually shifted."""
 
-ONE = 1e-2
-"""How near to 1 a row of probabilities sums: bfloat16 leaves half a per cent."""
-
 STARTS = (199998, 199999, 200002, 200006)
 """Tokens of o200k_harmony that begin or end something."""
-
-SAME = 1e-2
-"""Relative distance at which a row of embeddings is that of a token."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
 def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
     with np.errstate(divide="ignore", invalid="ignore"):
         finite = np.isfinite(other).all()
-        if finite and other.min() >= 0 and np.allclose(other.sum(1), 1, atol=ONE):
+        if finite and other.min() >= 0 and np.allclose(other.sum(1), 1, atol=SUM_OF_ROW):
             logs = np.log(np.maximum(other, 1e-45))
             ours = log_softmax(exact)
             faint = other < 1e-30  # too small to be told from 0
@@ -167,7 +162,7 @@ def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> s
     for row in rows:
         distance = size - 2 * table @ row + row @ row
         nearest = int(np.argmin(distance))
-        if distance[nearest] > SAME**2 * max(size[nearest], 1e-300):
+        if distance[nearest] > SAME_EMBEDDING**2 * max(size[nearest], 1e-300):
             return None
         found.append(nearest)
     ids, theirs = np.asarray(tokens), np.array(found)

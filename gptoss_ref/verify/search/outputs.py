@@ -28,6 +28,7 @@ from gptoss_ref.verify.search.mistakes import (
     mistakes,
     unrecorded,
 )
+from gptoss_ref.verify.thresholds import LISTED
 
 OUTPUTS = frozenset(("norm", "logits"))
 """Tap points behind all blocks."""
@@ -36,12 +37,6 @@ BRING = (
     "bring block.*.mlp.residual, the residual stream after every block, next: the first block that "
     "differs is the one with the bug; then all tap points of that block"
 )
-
-LISTED = 1024
-"""Tokens of a vocabulary that are tried one after the other, at most."""
-
-NATS = 1e-4
-"""Servers print log-probabilities with about so many decimals."""
 
 
 def diagnose_outputs(

@@ -23,30 +23,15 @@ from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, catalogue, changes
-from gptoss_ref.verify.search.estimate import REFINED, guess, interval, refined, shortest
 from gptoss_ref.verify.search.estimate import candidate as candidate_of
+from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.search.mistakes import mistakes, other_ids
 from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
+from gptoss_ref.verify.thresholds import CLEARLY, EXCHANGED, JUDGED, REFINED, SURE
 from gptoss_ref.weights import ModelWeights
-
-JUDGED = 12
-"""Candidates that are judged with a noise floor of their own, the nearest ones."""
-
-SURE, CLEARLY = 0.4, 3.0
-"""A bug that leaves more of what rounding explains than so much may be the shadow of two others,
-which are looked for, and taken if they leave so many times less.
-
-Measured over 411 cases of the kill matrix's parts ``single``, ``variant`` and ``pair``, with 40
-random pairs on each checkpoint in each dtype: a right one leaves up to 0.20 (0.52 at the router's
-logits, where it costs a search for two that finds none), and two beside it never leave 1.2 times
-less. The one shadow among them (``sinks-scaled``, where sinks are dropped and padding is attended
-to) leaves 0.56, and the two behind it 5.2 times less."""
-
-EXCHANGED = 3
-"""Explanations taken before that are exchanged for their likes where nothing else will do."""
 
 
 @dataclass(frozen=True)

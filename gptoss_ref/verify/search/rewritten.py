@@ -16,21 +16,18 @@ from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
-from gptoss_ref.verify.noise.noise_floor import WHOLE
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.tap_check import TapError, replay
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
+from gptoss_ref.verify.thresholds import CARRIED, SAME_AFTER_FIT, WHOLE_ARRAY
 from gptoss_ref.weights import ModelWeights
 
 STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
 """What is never kept in another form: all that follows is computed from it."""
 
 HEADS = ("attn.q", "attn.k", "attn.q_rope", "attn.k_rope")
-
-CARRIED = 2.0
-"""An error that moves what follows by more than so many times its noise has gone through."""
 
 
 def kept_otherwise(
@@ -82,7 +79,7 @@ def _carried(
         predict(weights, config, ops, tokens, given, [tap], FLOAT64)[tap] for given in (rest, trace)
     )
     moved = measure_arrays(ours, theirs, axes(tap).index("T")).rel_l2
-    return bool(moved > CARRIED * local.whole_allowed / WHOLE)
+    return bool(moved > CARRIED * local.whole_allowed / WHOLE_ARRAY)
 
 
 def where_of(taps: Iterable[str]) -> str:
@@ -103,9 +100,6 @@ def _ranges(numbers: list[int]) -> str:
 
 # --- the forms that have a name ---
 
-FITS = 64.0
-"""Roundings within which two arrays are the same after a fitted change."""
-
 
 def form_of(exact: Mapping[str, Array], other: Trace, aside: Iterable[str], rounding: str) -> str:
     """In what form tap points are kept that no rewriting of the catalogue explains, in words.
@@ -113,7 +107,7 @@ def form_of(exact: Mapping[str, Array], other: Trace, aside: Iterable[str], roun
     Args:
         exact: the tap points as the specification has them.
     """
-    tolerance = FITS * UNITS[rounding]
+    tolerance = SAME_AFTER_FIT * UNITS[rounding]
     pairs: dict[str, tuple[Array, Array]] = {}
     for tap in aside:
         both = np.asarray(exact[tap], np.float64), np.asarray(other[tap], np.float64)

@@ -25,21 +25,8 @@ from gptoss_ref.verify.replay.evaluate import predict_each, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Entry
+from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, VOTERS
 from gptoss_ref.weights import ModelWeights
-
-VOTERS, SIDES = 30, 0.9
-"""A bug is named if at least so many values vote, and this share of them for it, ..."""
-
-EXACT, CLEAR = 3, 8.0
-"""... or so many, all of them: exact to a rounding or two, and so many roundings off without it."""
-
-GROSS = 2.0
-"""A candidate that moves a tap point by so many times what rounding explains is not hidden."""
-
-
-LOOKED_AT = 1 << 23
-"""Values at which a poll of some candidates looks: one or two blocks of gpt-oss-20b on 200 tokens,
-all of a small model. A bug of one block alone is not found by its votes elsewhere."""
 
 
 @dataclass
