@@ -33,7 +33,7 @@ _HOMES: dict[str, str | None] = {
     "load_checkpoint": "checkpoint",
     "respond": "chat",
     "threads": "kernels.threads",
-    "trace": "tracing.trace",
+    "trace": "tracing.record",
     "train": "training",
     "training": None,
     "verify": None,
@@ -80,7 +80,8 @@ if TYPE_CHECKING:
     from gptoss_ref.generation import Token, generate
     from gptoss_ref.kernels.runtime.threads import threads
     from gptoss_ref.model import Model, load
-    from gptoss_ref.tracing.trace import Trace, trace
+    from gptoss_ref.tracing.record import trace
+    from gptoss_ref.tracing.trace import Trace
     from gptoss_ref.training.loop import train
     from gptoss_ref.verify.compare import compare
     from gptoss_ref.verify.diagnose import diagnose
@@ -103,16 +104,20 @@ def __dir__() -> list[str]:
 _RENAMED = {"Rules": "ModelOps", "At": "OpContext"}
 
 
-def _former(name: str, home: str) -> None:
-    """Keeps ``from gptoss_ref.<name> import …`` working for a module that has moved to ``home``."""
-    module = ModuleType(f"{__name__}.{name}", f"Moved to {__name__}.{home}.")
-    module.__getattr__ = lambda attribute: getattr(  # type: ignore[method-assign]
-        import_module(f".{home}", __name__), _RENAMED.get(attribute, attribute)
-    )
+def _former(name: str, *homes: str) -> None:
+    """Keeps ``from gptoss_ref.<name> import …`` working for what has moved to ``homes``."""
+    module = ModuleType(f"{__name__}.{name}", f"Moved to {', '.join(homes)} of {__name__}.")
+
+    def find(attribute: str) -> Any:
+        attribute = _RENAMED.get(attribute, attribute)
+        modules = [import_module(f".{home}", __name__) for home in homes]
+        return getattr(next((m for m in modules if hasattr(m, attribute)), modules[0]), attribute)
+
+    module.__getattr__ = find  # type: ignore[method-assign]
     sys.modules[module.__name__] = module
 
 
-for _name, _home in (
+for _name, *_homes in (
     ("dialects", "config_json"),
     ("generate", "generation"),
     ("info", "checkpoint.summary"),
@@ -122,10 +127,10 @@ for _name, _home in (
     ("routing", "weights"),
     ("selfcheck", "verify.published"),
     ("taps", "tracing.taps"),
-    ("trace", "tracing.trace"),
+    ("trace", "tracing.trace", "tracing.record", "tracing.rounding"),
     ("tracefile", "tracing.file"),
     ("verify.adapters", "verify.observe.adapters"),
     ("verify.rules", "verify.replay.ops"),
     ("verify.walk", "verify.replay.evaluate"),
 ):
-    _former(_name, _home)
+    _former(_name, *_homes)

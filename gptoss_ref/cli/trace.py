@@ -9,7 +9,7 @@ from pathlib import Path
 from gptoss_ref.cli.console import notes, output
 from gptoss_ref.cli.sources import load_model, prompt_of
 from gptoss_ref.tracing.file import check_suffix
-from gptoss_ref.tracing.trace import file_size, trace
+from gptoss_ref.tracing.record import file_size, trace
 
 WORTH_SAYING = 50e6
 """Bytes from which on the size is said before the trace is made."""

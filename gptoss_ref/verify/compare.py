@@ -19,8 +19,9 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
+from gptoss_ref.tracing.rounding import rounding_of
 from gptoss_ref.tracing.taps import axes, names, split
-from gptoss_ref.tracing.trace import Trace, rounding_of
+from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import compared
 from gptoss_ref.verify.noise.error_bounds import Propagation
 from gptoss_ref.verify.noise.metrics import Rows, logit_figures, measure

@@ -21,9 +21,10 @@ import gptoss_ref as gr
 from gptoss_ref.backend import NUMPY
 from gptoss_ref.errors import TokenError, TraceError
 from gptoss_ref.model import Model
-from gptoss_ref.tracing import trace as trace_module
+from gptoss_ref.tracing import record
+from gptoss_ref.tracing.record import trace
 from gptoss_ref.tracing.taps import axes, expected_shape, names, select, split
-from gptoss_ref.tracing.trace import Trace, trace
+from gptoss_ref.tracing.trace import Trace
 from tests.support import torch_twin
 from tests.support.agreement import TORCH, as_array, relative_l2
 from tests.support.checks_model import build_model, tap_names, taps_of
@@ -195,7 +196,7 @@ def test_the_format_is_named(tmp_path: Path) -> None:
 def test_written_in_chunks(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows land in their places, attention weights too; later keys have none."""
     whole = trace(model(policy), TOKENS)
-    monkeypatch.setattr(trace_module, "CHUNK_VALUES", 700)  # 5 tokens at a time
+    monkeypatch.setattr(record, "CHUNK_VALUES", 700)  # 5 tokens at a time
     chunked = trace(model(policy), TOKENS, path=tmp_path / "run.trace")
     bound = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}[policy]
     for name in whole:
@@ -209,7 +210,7 @@ def test_a_long_trace_is_never_whole_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = random_tokens(CONFIG, 400, 0)
-    monkeypatch.setattr(trace_module, "CHUNK_VALUES", 40 * 400 * CONFIG.num_attention_heads)
+    monkeypatch.setattr(record, "CHUNK_VALUES", 40 * 400 * CONFIG.num_attention_heads)
     tracemalloc.start()
     trace(model(), tokens, path=tmp_path / "run.trace")
     _, peak = tracemalloc.get_traced_memory()

@@ -19,7 +19,8 @@ import torch
 
 import gptoss_ref as gr
 from gptoss_ref.errors import TraceError
-from gptoss_ref.tracing.trace import Trace, trace
+from gptoss_ref.tracing.record import trace
+from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.compare import compare
 from gptoss_ref.verify.noise.noise_floor import made_by, measure_noise_floors
 from gptoss_ref.verify.observe.adapters import capture

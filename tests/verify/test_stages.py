@@ -16,7 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import get_policy
-from gptoss_ref.tracing.trace import trace
+from gptoss_ref.tracing.record import trace
 from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.replay.evaluate import needed, nodes, predict, predict_each
 from gptoss_ref.verify.replay.ops import ModelOps, OpContext

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.trace import ROUNDINGS
+from gptoss_ref.tracing.rounding import ROUNDINGS
 
 
 class LogprobObservation:
