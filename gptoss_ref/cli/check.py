@@ -8,7 +8,7 @@ import json
 import sys
 
 from gptoss_ref.cli.console import output
-from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.cli.options import UsageError
 from gptoss_ref.verify.vectors import OPERATIONS, check_file
 
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gptoss_ref.cli.console import notes
-from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.cli.options import UsageError
 from gptoss_ref.cli.reports import show
 from gptoss_ref.cli.sources import prompt_of, source
 from gptoss_ref.config_json import read_object

@@ -13,7 +13,7 @@ from typing import Any
 
 from gptoss_ref.chat import HarmonyParser, Tokenizer, o200k_harmony, read_tokenizer_json
 from gptoss_ref.cli.console import Screen, output
-from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.cli.options import UsageError
 from gptoss_ref.errors import HarmonyError
 from gptoss_ref.verify.rendering import harmony, read_conversation
 from gptoss_ref.verify.rendering.check import MAX_RENDERED

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.cli.options import UsageError
 from gptoss_ref.errors import HarmonyError
 
 if TYPE_CHECKING:

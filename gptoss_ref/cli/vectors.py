@@ -7,7 +7,7 @@ import json
 from collections import Counter
 
 from gptoss_ref.cli.console import Screen, output
-from gptoss_ref.cli.parser import UsageError
+from gptoss_ref.cli.options import UsageError
 from gptoss_ref.verify.vectors import (
     check_harmony_file,
     check_vectors,

@@ -1,7 +1,7 @@
 """Is a rendering right, and if not, which rule of Harmony does it break?
 
 A conversation (conversation.py) is rendered by rules (rules.py) into pieces (pieces.py). A bug
-(bug.py; bugs_opening.py, bugs_tools.py, bugs_messages.py) exchanges one rule. The search
+(bug.py; the catalogue is bugs_*.py) exchanges one rule. The search
 (explain.py) finds the bugs that turn the right rendering into the observed one, and report.py says
 so. Renderings come from a text or ids (check.py), a chat template (template.py) or a server
 (server.py); conversations.py holds those that a template or a server is asked for.

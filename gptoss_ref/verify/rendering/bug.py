@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +45,8 @@ class RenderingBug:
         return self.changes[variant](rules)
 
 
-CATALOGUE: list[RenderingBug] = []
-"""Every bug, in the order of the modules that define them."""
+CATALOGUE: defaultdict[str, list[RenderingBug]] = defaultdict(list)
+"""Every bug that has been imported, by the module that defines it."""
 
 
 def bug(
@@ -66,7 +67,7 @@ def bug(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         forms: dict[str, dict[str, Any]] = {"": {}} | (variants or {})
-        CATALOGUE.append(
+        CATALOGUE[function.__module__].append(
             RenderingBug(
                 *(name, rule, " ".join((function.__doc__ or "").split()), consequence),
                 {label: _change(rule, function, options) for label, options in forms.items()},

@@ -5,13 +5,29 @@ from __future__ import annotations
 import difflib
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.verify.rendering import bug, bugs_messages, bugs_opening, bugs_tools
+from gptoss_ref.verify.rendering import (
+    bug,
+    bugs_contents,
+    bugs_ends,
+    bugs_headers,
+    bugs_history,
+    bugs_opening,
+    bugs_tools,
+)
 from gptoss_ref.verify.rendering.bug import RenderingBug
 
-# each module fills the catalogue when it is imported
-assert all((bugs_opening, bugs_tools, bugs_messages))
+_MODULES = (
+    bugs_history,
+    bugs_headers,
+    bugs_contents,
+    bugs_ends,
+    bugs_opening,
+    bugs_tools,
+)  # each fills the catalogue when it is imported
 
-BUGS: tuple[RenderingBug, ...] = tuple(bug.CATALOGUE)
+BUGS: tuple[RenderingBug, ...] = tuple(
+    one for module in _MODULES for one in bug.CATALOGUE[module.__name__]
+)
 """Every rendering bug, and the forms that are not wrong."""
 
 _BY_NAME = {one.name: one for one in BUGS}

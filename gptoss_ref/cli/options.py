@@ -1,0 +1,153 @@
+"""What options have in common: groups that several commands share, and types of values."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gptoss_ref.cli.help import nearest, plainer
+from gptoss_ref.errors import GptOssError
+
+MODEL_HELP = "'tiny' (the bundled model), a folder, or a Hub id in the local Hugging Face cache"
+
+
+class UsageError(GptOssError):
+    """A command line that cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad command line as every other bad input is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{plainer(message)} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """An option that a command does not have is an error that names the nearest one."""
+        if self._subparsers is None:
+            known = self._option_string_actions
+            for word in itertools.takewhile(lambda word: word != "--", args or ()):
+                name = word.split("=")[0]
+                if name.startswith("--") and not any(o.startswith(name) for o in known):
+                    self.error(f"unknown option {name}{nearest(name, known)}")
+        return super().parse_known_args(args, namespace)
+
+
+def add_prompt_options(command: Parser, prompt: Any, purpose: str) -> None:
+    prompt.add_argument("--prompt", metavar="TEXT", help=purpose)
+    prompt.add_argument(
+        "--tokens",
+        type=token_ids,
+        metavar="IDS",
+        help="such as 17,4,250, or @FILE that holds them",
+    )
+    command.add_argument(
+        "--chat", action="store_true", help="the prompt as a user says it in a Harmony chat"
+    )
+
+
+def add_model_options(command: Parser) -> None:
+    command.add_argument("--model", default="tiny", metavar="MODEL", help=MODEL_HELP)
+    add_download_option(command)
+    add_backend_options(command)
+
+
+def add_download_option(command: Parser) -> None:
+    command.add_argument(
+        "--download", action="store_true", help="fetch a Hub id into the cache (extra: hub)"
+    )
+
+
+def add_backend_options(command: Parser) -> None:
+    command.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="numba (the compiled kernels), numpy (the specification), or auto: the kernels, but "
+        "for a small model the specification while no kernels are compiled",
+    )
+    command.add_argument(
+        "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"
+    )
+
+
+def add_sampling_options(command: Parser, *, max_tokens: int) -> None:
+    add_choice_options(command)
+    command.add_argument(
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help="at most so many new tokens"
+    )
+
+
+def add_choice_options(command: Parser) -> None:
+    command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    command.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all")
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all")
+    command.add_argument("--seed", type=seed, default=0, metavar="N", help="of the sampling")
+
+
+def add_json_option(command: Parser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def file_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file, not ''")
+    return text
+
+
+def megabytes(text: str) -> int:
+    if not whole(text) or int(text) < 64:  # kernels.doctor.LEAST_MEGABYTES, not imported here
+        raise argparse.ArgumentTypeError(f"expected an integer of 64 or more, not {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86400:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, not {text!r}")
+    return seconds
+
+
+def seed(text: str) -> int:
+    if not whole(text):
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, not {text!r}")
+    return int(text)
+
+
+def token_ids(text: str) -> list[int]:
+    """Ids out of a list, or out of a file of one, which may be JSON."""
+    listed = text
+    if text.startswith("@"):
+        try:
+            listed = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise argparse.ArgumentTypeError(f"{text[1:]}: {reason}") from None
+    ids = listed.translate(str.maketrans(",[]", "   ")).split()
+    if not ids or not all(map(whole, ids)):
+        raise argparse.ArgumentTypeError(f"expected token ids such as 17,4,250, not {text!r}")
+    return [int(part) for part in ids]
+
+
+def ranges(text: str) -> list[int]:
+    """Integers out of ranges such as 0-9,12,-1."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,9})-(\d{1,9})|(-?\d{1,9})", part.strip())
+        if found is None or (found[1] and int(found[2]) < int(found[1])):
+            raise argparse.ArgumentTypeError(f"expected numbers such as 0-9,12, not {text!r}")
+        begin, end = (found[1], found[2]) if found[1] else (found[3], found[3])
+        if int(end) - int(begin) > 10**6:
+            raise argparse.ArgumentTypeError(f"expected a range of at most a million, not {part!r}")
+        numbers += range(int(begin), int(end) + 1)
+    return numbers
+
+
+def whole(text: str) -> bool:
+    """Whether it is a number without sign that Python converts: of at most 4300 digits."""
+    return text.isdecimal() and len(text) <= 4300
