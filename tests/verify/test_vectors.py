@@ -240,7 +240,7 @@ def test_bad_results_get_one_error(tmp_path: Path) -> None:
     for suffix in ("safetensors", "npz", "json"):
         path = tmp_path / f"rope.{suffix}"
         path.write_bytes(b"\x09garbage")
-        with pytest.raises(GptOssError, match=f"cannot be read as {suffix}|not a complete .{suffix}"):
+        with pytest.raises(GptOssError, match=f"cannot be read as {suffix}|not a complete"):
             check_vectors(tmp_path)
         path.unlink()
     for values in ('"text"', "1" + 400 * "0", "[1, [2]]", "{}"):

@@ -161,7 +161,7 @@ def _advice(tap: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
     for length in {*shape} - {sizes["T"]}:
         if any(fits(shape, f, {**sizes, "T": length, "S": length}) for f in forms(tap)):
             return (
-                f"; it covers {length} tokens where the prompt has {sizes['T']}: if they are some "
-                "of its tokens, say which (positions=)"
+                f"; it has {length} tokens, but the prompt has {sizes['T']}: if it holds only some "
+                "of them, name their positions (positions=)"
             )
     return ""
