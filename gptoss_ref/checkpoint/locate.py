@@ -14,9 +14,9 @@ from gptoss_ref.errors import CheckpointError
 
 TINY = "tiny"
 _EXPECTED = "expected a checkpoint folder, 'tiny', or a Hub id like openai/gpt-oss-20b"
-_RELEASED = re.compile(r"(gpt-oss-)?(20b|120b)")  # names `info` knows without weights
+_RELEASED = re.compile(r"(gpt-oss-)?(20b|120b)")  # configurations, for `info`
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What a Hub repository of gpt-oss holds besides: the OpenAI layout and a Metal file, each a copy.
+# Without the repository's other copies of the weights: the OpenAI layout and a Metal file.
 _DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "LICENSE", "USAGE_POLICY")
 _NOT_DOWNLOADED = ("original/*", "metal/*")
 

@@ -60,9 +60,9 @@ class TensorInfo:
 class SafetensorsFile:
     """A mapped safetensors file.
 
-    `tensors` maps each name to its TensorInfo, in file order; `metadata` is the header's own.
+    `tensors` maps each name to its TensorInfo, in file order; `metadata` is the header's.
 
-    Raises CheckpointError, naming the file and the tensor, unless the header is wholly valid.
+    Raises CheckpointError, with the file and the tensor, unless the whole header is valid.
     """
 
     def __init__(self, path: Path) -> None:
