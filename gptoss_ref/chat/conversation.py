@@ -61,8 +61,7 @@ def build_conversation(
     if instructions is not None or functions:
         if any(part.role == "developer" for part in messages):
             raise HarmonyError(
-                "both a developer message and instructions or tools are given: "
-                "expected one of them"
+                "both a developer message and instructions or tools are given: expected one of them"
             )
         content = DeveloperContent.with_functions(instructions, functions)
         messages.insert(1, Message.developer(content))

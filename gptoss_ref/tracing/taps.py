@@ -191,9 +191,7 @@ def _remedy(shape: tuple[int, ...], expected: tuple[int, ...], letters: Axes) ->
     if len(inner) == len(expected) and inner[tokens] != expected[tokens]:
         rest = inner[:tokens] + inner[tokens + 1 :]
         if rest == expected[:tokens] + expected[tokens + 1 :]:
-            return (
-                f"{lead}; it has {inner[tokens]} tokens, but the trace has {expected[tokens]}"
-            )
+            return f"{lead}; it has {inner[tokens]} tokens, but the trace has {expected[tokens]}"
     if math.prod(inner) == math.prod(expected) and inner[:1] == expected[:1]:
         return f"{lead}; reshaping it to {expected} would fit"
     return ""
