@@ -131,7 +131,7 @@ def fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cal
         (["--targets", "q_proj"], "LoRA target 'q_proj' matches no matrix"),
         (["--whole", "*.sink"], "no weight matches '*.sink'"),
         (["--held-out", "no/where"], "no/where: cannot be read: No such file or directory"),
-        (["--resume"], "expected the state of a run to go on with"),
+        (["--resume"], "expected the state of a run to resume"),
         (["--plot", "loss.txt"], "--plot loss.txt: expected a file that ends with .svg"),
         (["--plot", "no/where.svg"], "--plot no/where.svg: its folder does not exist"),
     ],
