@@ -7,8 +7,7 @@
 
 The decay λ acts on the weight directly. If it were added to the gradient, as in torch's Adam, it
 would be divided by √v̂, and weights with large gradients would decay less. Source: Loshchilov and
-Hutter
-2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
+Hutter 2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     ‖g‖ = √(Σ over all arrays and entries of g²)        g ← g · min(1, limit / ‖g‖)
 
 The norm is over all arrays together, so that the direction does not change. Source: Pascanu et al.
-2012, arXiv
-1211.5063; ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the divisor.
+2012, arXiv 1211.5063; ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the divisor.
 """
 
 from __future__ import annotations

@@ -348,7 +348,7 @@ class TestFiles:
 
     def test_other_tokens(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", tokens=TOKENS, logits=twin_taps()["logits"])
-        with pytest.raises(TraceError, match="13 tokens that are not the 12 expected"):
+        with pytest.raises(TraceError, match="its 13 tokens differ from the 12 given"):
             read(tmp_path / "a.npz", tokens=TOKENS[1:], config=CONFIG)
 
     def test_no_tokens_and_no_configuration(self, tmp_path: Path) -> None:

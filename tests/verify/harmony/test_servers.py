@@ -47,7 +47,7 @@ def test_a_server_that_shows_no_prompts():
 @pytest.mark.parametrize(
     ("failing", "says"),
     [
-        ("silent", "no whole answer within"),
+        ("silent", "no complete answer within"),
         ("redirecting", "leads elsewhere"),
         ("html", "not JSON"),
         ("gigabyte", "exceeds 64 MiB"),

@@ -50,7 +50,7 @@ def test_the_command_line(capsys):
 @pytest.mark.parametrize(
     ("failing", "says"),
     [
-        ("silent", "no whole answer within 0.3 seconds"),
+        ("silent", "no complete answer within 0.3 seconds"),
         ("redirecting", "leads elsewhere"),
         ("html", "not JSON"),
         ("gigabyte", "exceeds 64 MiB"),
