@@ -183,9 +183,7 @@ def test_a_server_that_reads_other_tokens(
         if behaviour == "llama.cpp":  # takes ids as they are
             assert len(observing(server.url, letters)) > 0
             return
-        with pytest.raises(
-            EndpointError, match=r"reads the prompt as .* tokens|tokenizes the prompt differently"
-        ):
+        with pytest.raises(EndpointError, match=r"(reads|tokenizes) the prompt"):
             observing(server.url, letters)
 
 

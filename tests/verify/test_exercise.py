@@ -104,7 +104,7 @@ def test_a_known_bug_is_named(file: str, capsys: pytest.CaptureFixture[str]) -> 
         ("nothing", "returned None for y"),
         ("broken", "raised ValueError"),
         ("two", "returned 2 values: expected 1 (y)"),
-        ("ragged", "returned no array for y: ValueError"),
+        ("ragged", "did not return an array for y: ValueError"),
         ("words", "y has dtype object: expected numbers"),
         ("leaving", "raised SystemExit"),
     ],

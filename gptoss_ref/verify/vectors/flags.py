@@ -1,8 +1,8 @@
-"""Flags of cases: what each is about, explained once, and the known bugs it catches.
+"""Flags of cases: a note on what each flag tests, and the known bugs that it catches.
 
 The names in ``catches`` are those of :mod:`gptoss_ref.verify.mutants` and of
-:mod:`~gptoss_ref.verify.vectors.mistakes`. The tests hold every line to it: some case with the flag
-gives another answer under each of these bugs.
+:mod:`~gptoss_ref.verify.vectors.mistakes`. The tests check that for each of these bugs, at least
+one case with the flag has another answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Flag:
-    """What a flagged case tests.
+    """The purpose of a flag.
 
     Attributes:
-        note: what to look at when such a case fails.
+        note: what to check if such a case fails.
         catches: names of known bugs, at least one.
     """
 

@@ -1,8 +1,8 @@
-"""Small wrong versions of one operation each, which some cases of the suite are there to catch.
+"""Mistakes: wrong versions of single operations, which cases of the suite catch.
 
-The catalogue of :mod:`gptoss_ref.verify.mutants` holds bugs of a whole model. These are slips that
-only a question put to one operation brings to light: equal logits, a zero with a sign, scale bytes
-that no checkpoint has, or what happens outside the model, in an encoder or a sampler.
+The catalogue of :mod:`gptoss_ref.verify.mutants` holds bugs of a whole model. Mistakes show only in
+tests of one operation: they concern equal logits, the sign of zero, scale bytes that no checkpoint
+has, or code outside the model, such as an encoder or a sampler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Given = SimpleNamespace
 
 
 def _right(operation: str, v: Given, **wrong: Callable[..., Array]) -> Values:
-    """The specification's outputs, or those with some of its operations replaced."""
+    """The specification's outputs, with some of its operations replaced."""
     return OPERATIONS[operation].compute(replacing(**wrong)(SPECIFICATION), v)
 
 
@@ -152,12 +152,12 @@ def _bytes(v: Given) -> Array:
 
 
 def _size(v: Given) -> Array:
-    """2^(byte − 127) of each value (N, M), that of 255 too."""
+    """2^(byte − 127) of each value (N, M), also for byte 255."""
     return np.ldexp(1.0, _bytes(v).astype(np.int64) - mxfp4.SCALE_BIAS)
 
 
 def _decoded_under(v: Given, size: Array | float) -> Array:
-    """Codes (N, M) as numbers, times other sizes than their scales'."""
+    """Codes (N, M) as numbers, times ``size`` instead of their scales."""
     ones = np.full_like(v.scales, mxfp4.SCALE_BIAS)
     return _right("mxfp4_decode", Given(blocks=v.blocks, scales=ones))["values"] * size
 

@@ -257,9 +257,7 @@ def _read(
     elif meaning.layout in ("gate", "up"):
         return _half(values, sizes)
     elif meaning.layout:
-        if (
-            "S.." in meaning.layout
-        ):  # the padding is compared with 0, which fails for the bits of -0
+        if "S.." in meaning.layout:  # the padding is compared with 0; the bits of -0 differ
             values = _floats(values)
         return to_tap(meaning.tap, values, sizes, form=meaning.layout)
     return to_tap(meaning.tap, values, sizes)

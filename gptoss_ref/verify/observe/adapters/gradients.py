@@ -70,7 +70,7 @@ def of_both_passes(
 
 
 def cross_entropy(torch: Any) -> Callable[[Any, Any], Any]:
-    """torch's mean cross entropy for logits (T, V), in float32 or wider, without targets of −100."""
+    """torch's mean cross entropy of logits (T, V), in float32 or wider, without targets of −100."""
 
     def loss(logits: Any, targets: Any) -> Any:
         wide = logits if logits.dtype == torch.float64 else logits.float()
