@@ -349,7 +349,7 @@ def _wrong_pair(data: dict[str, Any]) -> None:
         (lambda d: d["model"]["merges"].__setitem__(0, ["a", 3]), "expected a pair of tokens"),
         (
             lambda d: d["model"]["merges"].__setitem__(0, ["漢", "a"]),
-            r"\[0\]: '漢': '漢' is no byte",
+            r"\[0\]: '漢': '漢' is not a byte",
         ),
         (lambda d: d["added_tokens"][0].update(id="x"), r"tokens\[0\].id is 'x', expected a whole"),
         (

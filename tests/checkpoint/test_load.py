@@ -419,7 +419,7 @@ def test_more_or_fewer_layers_than_the_config_says(tmp_path: Path, layers: int) 
     folder = write_hf(tmp_path / "c")
     config = hf_config(num_hidden_layers=layers, layer_types=None)
     (folder / "config.json").write_text(json.dumps(config))
-    fails(folder, rf"holds tensors of 4 layers; .*config\.json says num_hidden_layers {layers}")
+    fails(folder, rf"holds tensors of 4 layers, but .*config\.json has num_hidden_layers {layers}")
 
 
 def test_tensors_of_a_layer_that_is_not_numbered(tmp_path: Path) -> None:
