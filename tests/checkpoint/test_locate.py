@@ -121,7 +121,7 @@ def test_not_cached(cache: Path) -> None:
 
 @pytest.mark.parametrize("path", [None, 5, b"tiny", ["tiny"], True])
 def test_what_is_no_path(path: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"is not a path; expected a checkpoint folder, 'tiny'"):
+    with pytest.raises(CheckpointError, match=r"is not a path; expected a checkpoint folder"):
         load(path)
 
 
