@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     rest = process.communicate()[1]
     assert process.returncode == 130
-    assert "go on with --resume" in rest
+    assert "--resume continues" in rest
     assert "Traceback" not in rest
     assert run(data, out, "--steps", "24", "--resume") == 0
     for name in (TENSORS, STATE):

@@ -74,10 +74,8 @@ def find_operation(name: str) -> Operation:
     """
     if name not in OPERATIONS:
         near = difflib.get_close_matches(name, OPERATIONS, 1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise GptOssError(
-            f"unknown operation {name!r}{hint}: expected one of {', '.join(OPERATIONS)}"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(OPERATIONS)}"
+        raise GptOssError(f"unknown operation {name!r}: {hint}")
     return OPERATIONS[name]
 
 
