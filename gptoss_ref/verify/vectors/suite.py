@@ -35,7 +35,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "cc47a48f37b5d8ef0a449a0ec274c10a9270843d337b953dbd4894ea5fc658b5"
+DIGEST = "ac1f61497f0304374b3d4febd293e727ed796c3d39b55c068371f94f45e2433c"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 

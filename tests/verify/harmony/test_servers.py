@@ -39,7 +39,7 @@ def test_all_conversations_and_the_command_line(capsys):
 def test_a_server_that_shows_no_prompts():
     with (
         serving(way="none") as server,
-        pytest.raises(EndpointError, match="shows its prompts neither"),
+        pytest.raises(EndpointError, match="does not show its prompts"),
     ):
         check_server(server.url, FEW, timeout=10)
 
@@ -48,7 +48,7 @@ def test_a_server_that_shows_no_prompts():
     ("failing", "says"),
     [
         ("silent", "no complete answer within"),
-        ("redirecting", "leads elsewhere"),
+        ("redirecting", "redirects elsewhere"),
         ("html", "not JSON"),
         ("gigabyte", "exceeds 64 MiB"),
         ("half-json", "not JSON, or was cut off"),

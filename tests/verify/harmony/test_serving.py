@@ -51,7 +51,7 @@ def test_the_command_line(capsys):
     ("failing", "says"),
     [
         ("silent", "no complete answer within 0.3 seconds"),
-        ("redirecting", "leads elsewhere"),
+        ("redirecting", "redirects elsewhere"),
         ("html", "not JSON"),
         ("gigabyte", "exceeds 64 MiB"),
         ("half-json", "not JSON, or was cut off"),
