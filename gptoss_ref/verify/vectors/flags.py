@@ -134,8 +134,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "RouterTie": Flag(
         "Equal logits. This project puts the lower index first; torch leaves the order open, so "
-        "any choice among equal logits is accepted, but not the same expert twice, nor a smaller logit "
-        "before one of them.",
+        "any choice among equal logits is accepted, but not the same expert twice, nor a smaller "
+        "logit before one of them.",
         ("tie-chosen-twice", "tie-struck-out"),
     ),
     "RouterSoftmax": Flag(
