@@ -20,7 +20,8 @@ from gptoss_ref.backend import NUMPY, Backend
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.model import Model
 from tests.support import torch_twin
-from tests.support.agreement import TORCH, Array, as_array, relative_l2
+from tests.support.agreement import TORCH, Array, as_array
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     Arrays,
     as_torch,

@@ -26,8 +26,9 @@ from gptoss_ref.tracing.record import trace
 from gptoss_ref.tracing.taps import axes, expected_shape, names, select, split
 from gptoss_ref.tracing.trace import Trace
 from tests.support import torch_twin
-from tests.support.agreement import TORCH, as_array, relative_l2
+from tests.support.agreement import TORCH, as_array
 from tests.support.checks_model import build_model, tap_names, taps_of
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     as_torch,
