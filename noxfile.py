@@ -121,6 +121,14 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """What the tests would not notice: `nox -s mutation -- layers`; all four rooms take hours."""
+    session.install(".[test]", "mutmut>=3.8")
+    rooms = session.posargs or ["layers", "numerics", "chat", "checkpoint"]
+    session.run("python", "-m", "docs._generate.mutation", *rooms)
+
+
+@nox.session
 def benches(session: nox.Session) -> None:
     """The benches that need no large checkpoint."""
     session.install(".[bench]")
