@@ -447,7 +447,7 @@ def test_who_made_a_trace() -> None:
 def test_a_trace_of_one_tap_point_is_compared_at_once(tiny: gr.Model) -> None:
     """Who else is computed from it is found without following every path through the model.
 
-    There are more than 10^9 paths.
+    There are 18 million paths.
     """
     trace = gr.trace(tiny, [1, 2, 3])
     values = trace["embedding"]
