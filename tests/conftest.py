@@ -11,6 +11,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.slow import is_slow
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several processes, one for each core: NumPy's and torch's threads would wait for one
+    # another. Kernels keep theirs, which tests ask for. This is read when NumPy is imported.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 # "default" tries the same examples on every run and every machine. "search" looks for new ones:
 #     HYPOTHESIS_PROFILE=search python -m pytest tests
 settings.register_profile(
