@@ -14,7 +14,7 @@ KERNEL_TESTS = ("tests/kernels", "tests/model/test_backends.py")
 def tests(session: nox.Session) -> None:
     """The README's test line."""
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session

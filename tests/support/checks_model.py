@@ -95,7 +95,7 @@ class LongCase:
 
 def long_context_case() -> LongCase:
     """4,227 tokens: 131 more than 4096, and more than a window of 128 more."""
-    config = small_config(layers=2, n_kv=2, group=3, head_dim=8, window=128, d_model=18, d_ff=20)
+    config = small_config(layers=2, n_kv=1, group=3, head_dim=8, window=128, d_model=18, d_ff=20)
     arrays, tokens = random_arrays(config, 5), random_tokens(config, 4227, 5)
     return LongCase(config, arrays, tokens, twin_logits(config, arrays, tokens, "float64"))
 
