@@ -4,10 +4,10 @@
     python -m docs._generate.mutation chat --only parser.py --processes 2
     python -m docs._generate.mutation                       # only the page, from the figures
 
-mutmut makes the changes, one at a time, in a copy of the tree, and runs the tests that call the
-changed function. What survives is written to docs/_generate/mutation.json and docs/mutation.md,
-with the reason if `mutation_reasons` has one: see there. What a ``raise`` says is not mutated, for
-the tests match parts of messages only.
+mutmut makes the changes, one at a time, in a copy of the tree, and runs those tests of the file
+that call the changed function. What survives is written to docs/_generate/mutation.json and
+docs/mutation.md, with the reason if `mutation_reasons` has one. What a ``raise`` says is not
+mutated, for the tests match parts of messages only.
 """
 
 from __future__ import annotations
@@ -31,20 +31,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Room:
-    """What is mutated, and the tests that should notice."""
+    """What is mutated, and the tests that should notice; ``{}`` is the name of the file."""
 
     code: str
     tests: tuple[str, ...]
-    without: tuple[str, ...] = ()
 
 
 ROOMS = {
-    "layers": Room(
-        "gptoss_ref/layers/*.py",
-        ("tests/layers",),
-        # they replace layers by wrong ones, which is a mutation run of another kind
-        ("tests/layers/test_mutations.py",),
-    ),
+    "layers": Room("gptoss_ref/layers/*.py", ("tests/layers/test_{}.py",)),
     "numerics": Room(
         "gptoss_ref/numerics.py", ("tests/model/test_numerics.py", "tests/layers/test_policies.py")
     ),
@@ -69,7 +63,6 @@ pytest_add_cli_args=
     -p
     no:cacheprovider
     --no-header
-{without}
 pytest_add_cli_args_test_selection=
 {tests}
 process_isolation=forkserver
@@ -84,11 +77,21 @@ class Mutated:
     mutants: int = 0
     killed: int = 0
     slow: int = 0
-    untested: int = 0
     survivors: list[dict[str, str]] = field(default_factory=list)
 
 
-def copy_of_the_tree(folder: Path, room: Room, only: str | None) -> None:
+def files(room: Room) -> list[Path]:
+    """What of a room is mutated, by their names from the root."""
+    found = [path.relative_to(ROOT) for path in sorted(ROOT.glob(room.code))]
+    return [path for path in found if path.name != "__init__.py"]
+
+
+def own_tests(room: Room, file: Path) -> list[str]:
+    """The tests that should notice a mutant of a file."""
+    return [name.format(file.stem) for name in room.tests]
+
+
+def copy_of_the_tree(folder: Path, room: Room, file: Path) -> None:
     """The files that git knows, mutmut's settings, and marks at what is not to be mutated."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
@@ -98,17 +101,10 @@ def copy_of_the_tree(folder: Path, room: Room, only: str | None) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, folder / name)
-    code = room.code if only is None else str(Path(room.code).parent / only)
-    for path in folder.glob(code):
-        path.write_text(marked(path.read_text("utf-8")), encoding="utf-8")
-    with (folder / "setup.cfg").open("a", encoding="utf-8") as file:
-        file.write(
-            SETTINGS.format(
-                code=code,
-                tests="\n".join(f"    {name}" for name in room.tests),
-                without="\n".join(f"    --ignore={name}" for name in room.without),
-            )
-        )
+    (folder / file).write_text(marked((ROOT / file).read_text("utf-8")), encoding="utf-8")
+    tests = "\n".join(f"    {name}" for name in own_tests(room, file))
+    with (folder / "setup.cfg").open("a", encoding="utf-8") as settings:
+        settings.write(SETTINGS.format(code=file.as_posix(), tests=tests))
 
 
 def marked(source: str) -> str:
@@ -122,9 +118,9 @@ def marked(source: str) -> str:
     return "\n".join(lines)
 
 
-def mutate(room: Room, only: str | None, processes: int, folder: Path) -> dict[str, Mutated]:
-    """Runs mutmut in the folder, which holds its work afterwards; what came of each file."""
-    copy_of_the_tree(folder, room, only)
+def mutate(room: Room, file: Path, processes: int, folder: Path) -> Mutated:
+    """Runs mutmut in the folder, which holds its work afterwards; what came of a file."""
+    copy_of_the_tree(folder, room, file)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     mutmut = [sys.executable, "-m", "mutmut"]
     run = subprocess.run(
@@ -133,28 +129,23 @@ def mutate(room: Room, only: str | None, processes: int, folder: Path) -> dict[s
     )  # fmt: skip
     if run.returncode:
         raise SystemExit(run.stdout[-4000:].decode("utf-8", "replace"))
-    found: dict[str, Mutated] = {}
-    for meta in sorted((folder / "mutants").rglob("*.py.meta")):
-        codes = json.loads(meta.read_text("utf-8"))["exit_code_by_key"]
-        if not codes:
-            continue
-        name = meta.relative_to(folder / "mutants").as_posix().removesuffix(".meta")
-        one = found[name] = Mutated(mutants=len(codes))
-        for key, code in codes.items():
-            if code in (1, 3):
-                one.killed += 1
-            elif code in (24, -24, 36, 152, 255):
-                one.slow += 1
-            elif code in (0, 5, 33):
-                one.untested += code != 0
-                shown = subprocess.run(
-                    [*mutmut, "show", key],
-                    cwd=folder, env=env, capture_output=True, text=True, check=True,
-                ).stdout  # fmt: skip
-                one.survivors.append(changed(key, shown))
-            else:
-                raise SystemExit(f"{key}: mutmut's exit code {code} is not known")
-    return found
+    meta = folder / "mutants" / f"{file}.meta"
+    codes = json.loads(meta.read_text("utf-8"))["exit_code_by_key"]
+    one = Mutated(mutants=len(codes))
+    for key, code in codes.items():
+        if code in (1, 3):
+            one.killed += 1
+        elif code in (24, -24, 36, 152, 255):
+            one.slow += 1
+        elif code in (0, 5, 33):  # the latter two: no test calls it
+            shown = subprocess.run(
+                [*mutmut, "show", key],
+                cwd=folder, env=env, capture_output=True, text=True, check=True,
+            ).stdout  # fmt: skip
+            one.survivors.append(changed(key, shown))
+        else:
+            raise SystemExit(f"{key}: mutmut's exit code {code} is not known")
+    return one
 
 
 def changed(key: str, diff: str) -> dict[str, str]:
@@ -179,12 +170,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args(arguments)
     known = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
-    for room in args.rooms:
+    for room, file in ((ROOMS[name], file) for name in args.rooms for file in files(ROOMS[name])):
+        if args.only not in (None, file.name):
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            found = mutate(ROOMS[room], args.only, args.processes, Path(folder))
-        for name, one in found.items():
-            known[name] = asdict(one)
-            print(f"{name}: {one.killed + one.slow} of {one.mutants} killed", flush=True)
+            one = mutate(room, file, args.processes, Path(folder))
+        known[file.as_posix()] = asdict(one)
+        print(f"{file}: {one.killed + one.slow} of {one.mutants} killed", flush=True)
         FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     PAGE.write_text(page(known), encoding="utf-8")
     return 0

@@ -34,9 +34,9 @@ def _lines(figures: Figures) -> Iterator[str]:
 
 Which small changes of the code would the tests not notice? [mutmut](https://github.com/boxed/mutmut)
 makes one change at a time (another operator, another constant, an argument left out, `None`
-assigned) and runs the tests of the same room that call the changed function. A mutant is *killed*
-if a test fails. Messages of errors are not mutated, and neither is code outside functions nor
-decorated functions, which mutmut cannot change.
+assigned) and runs those of the file's own tests (`tests/layers/test_rope.py` for `layers/rope.py`)
+that call the changed function. A mutant is *killed* if a test fails. Messages of errors are not
+mutated, and neither is code outside functions nor decorated functions, which mutmut cannot change.
 
 `nox -s mutation -- layers numerics` takes these figures and writes this page. A survivor with a
 reason is no gap: the change makes no difference that a caller could see, or something else would

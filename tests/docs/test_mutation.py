@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from docs._generate import mutation_page
-from docs._generate.mutation import ROOMS, ROOT, changed, marked
+from docs._generate.mutation import ROOMS, ROOT, changed, files, marked, own_tests
 from docs._generate.mutation_page import FIGURES, PAGE, page
 from docs._generate.mutation_reasons import REASONS
 
@@ -23,15 +24,16 @@ def test_the_page_is_that_of_the_figures() -> None:
 
 
 def test_the_figures_add_up_and_are_of_files_that_exist() -> None:
-    code = {path for room in ROOMS.values() for path in ROOT.glob(room.code)}
+    code = {path for room in ROOMS.values() for path in files(room)}
     for name, one in figures().items():
-        assert ROOT / name in code
+        assert Path(name) in code
         assert one["mutants"] == one["killed"] + one["slow"] + len(one["survivors"])
 
 
-def test_every_room_has_tests() -> None:
+def test_every_file_has_tests() -> None:
     for room in ROOMS.values():
-        assert all((ROOT / name).exists() for name in (*room.tests, *room.without))
+        for file in files(room):
+            assert all((ROOT / name).exists() for name in own_tests(room, file))
 
 
 def test_every_reason_is_for_something_that_survived(monkeypatch: pytest.MonkeyPatch) -> None:
