@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptoss_ref as gr
@@ -63,6 +63,7 @@ def test_names_are_the_published_ones_in_order() -> None:
     assert names(CONFIG) == tap_names(CONFIG)
 
 
+@settings(max_examples=10)
 @given(config=model_configs(), seed=SEEDS, length=st.integers(1, 9))
 def test_shapes_follow_from_the_configuration(config: Any, seed: int, length: int) -> None:
     weights = as_torch(random_arrays(config, seed), torch.float32)
