@@ -40,7 +40,6 @@ TOKENS = [5, 6, 7, 8]
         ({"loss": lambda logits: (np.nan, logits)}, r"the loss is nan: every tap point is finite"),
         ({"loss": lambda logits: (1.0, logits), "targets": TOKENS}, r"one or the other"),
     ],
-    ids=str,
 )
 def test_one_clear_error(tiny: Model, given: dict[str, Any], message: str) -> None:
     with pytest.raises(GptOssError, match=message):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptoss_ref as gr
@@ -26,8 +26,9 @@ from gptoss_ref.tracing.record import trace
 from gptoss_ref.tracing.taps import axes, expected_shape, names, select, split
 from gptoss_ref.tracing.trace import Trace
 from tests.support import torch_twin
-from tests.support.agreement import TORCH, as_array, relative_l2
+from tests.support.agreement import TORCH, as_array
 from tests.support.checks_model import build_model, tap_names, taps_of
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     as_torch,
@@ -62,6 +63,7 @@ def test_names_are_the_published_ones_in_order() -> None:
     assert names(CONFIG) == tap_names(CONFIG)
 
 
+@settings(max_examples=10)
 @given(config=model_configs(), seed=SEEDS, length=st.integers(1, 9))
 def test_shapes_follow_from_the_configuration(config: Any, seed: int, length: int) -> None:
     weights = as_torch(random_arrays(config, seed), torch.float32)

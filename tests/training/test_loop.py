@@ -23,7 +23,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.training import AdamW, Example, LoRA, Recipe, evaluate, train
 from gptoss_ref.training.state import STATE
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 from tests.support.strategies import as_weights, random_arrays, small_config
 
 CONFIGURATION = small_config(layers=2, n_kv=2, group=3, head_dim=8, experts=5, n_chosen=3,

@@ -31,7 +31,7 @@ from gptoss_ref.training import (
     train,
     write_adapter,
 )
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 
 peft = pytest.importorskip("peft")
 

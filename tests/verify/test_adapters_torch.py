@@ -21,8 +21,8 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters import capture
 from tests.support import openai_module as openai
 from tests.support import torch_twin
-from tests.support.agreement import relative_l2
 from tests.support.checks_model import MODEL_TOLERANCE, taps_of
+from tests.support.distance import relative_l2
 from tests.support.openai_module import openai_module
 from tests.support.strategies import Arrays, as_torch, random_arrays, random_tokens, small_config
 from tests.support.transformers_model import transformers_model
