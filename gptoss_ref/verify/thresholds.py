@@ -20,8 +20,8 @@ ONE_ROW = 16.0
 average over. Correct runs reach 6.8 in the same measurement."""
 
 ALWAYS_ALLOWED = 4.0
-"""Error that is always allowed, in unit roundoffs, as implementations round at different points. Set
-by counting: no operation of the model rounds more than four times in a row."""
+"""Error that is always allowed, in unit roundoffs, as implementations round at different points.
+Set by counting: no operation of the model rounds more than four times in a row."""
 
 MEASURED_TOKENS = 256
 """Budget: largest number of tokens on which the noise is measured. The allowance of later rows is
@@ -38,8 +38,8 @@ ROWS_WITHOUT_TIES = 0.5
 """If at least this share of the rows has no ties, each row is judged alone, else by quartiles."""
 
 TIE_MARGIN = 0.6
-"""Largest margin of a tie, as a share of the allowed error of a row of router logits. If both had all
-of that error, the share would be √2; the largest in 88 ties of correct runs is 0.2."""
+"""Largest margin of a tie, as a share of the allowed error of a row of router logits. If both had
+all of that error, the share would be √2; the largest in 88 ties of correct runs is 0.2."""
 
 HOPELESS = 0.5
 """Relative error from which on propagated error bounds are useless."""
