@@ -193,7 +193,7 @@ INTRO = (
     "# Implementations judged",
     "",
     "Public implementations of gpt-oss and the verdicts of `diagnose` on their numbers. Each ran",
-    "with the bundled checkpoint or, if it has the released constants built in, with a small random",
+    "with the bundled checkpoint or, if the released constants are built in, with a small random",
     "one. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
     "",
     "| implementation | version | run on | verdict | place in the code | script |",
