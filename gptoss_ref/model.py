@@ -353,9 +353,11 @@ def load(
     them or ahead of time by ``gptoss-ref warmup``.
 
     Args:
-        path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
-            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder
-            with a LoRA adapter in PEFT's files stands for the model that it names, with it.
+        path: ``"tiny"`` (the bundled model), ``"released-constants"`` or ``"other-constants"``
+            (random weights, see :mod:`gptoss_ref.checkpoint.made`), a folder in the OpenAI or the
+            Hugging Face layout, or the Hub id of a checkpoint that is already in the local Hugging
+            Face cache. A folder with a LoRA adapter in PEFT's files stands for the model that it
+            names, with it.
         adapter: such a folder, for the model ``path``. Its additions are in the weights that they
             change, which are then dense and in memory.
         backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.

@@ -115,9 +115,24 @@ SHORTLIST, COMBINED = 4, 8
 """Budget: the nearest candidates, which get a noise floor of their own; and those that are combined
 with one another if none fits alone."""
 
+MOST_AT_ONCE = 4
+"""Bugs at once that are looked for."""
+
+PREDICTED = 8
+"""Budget: sets of each size that are run, those whose effects come nearest when they add up."""
+
+EFFECT_COLUMNS, EXTENDED_SETS = 64, 256
+"""Budget: outputs of a row that effects are compared in, drawn at random; and sets of three that
+are extended to sets of four, the nearest ones."""
+
+FAR_OFF = 100.0
+"""Budget: a candidate that leaves so many times what rounding does to the specification gets no
+noise floor of its own."""
+
 GAIN, WINS = 0.1, 4.0
 """A bug smaller than rounding is named if it improves the mean logarithm of the rows' errors by
-GAIN, and wins more rows than it loses, by WINS standard deviations of a fair coin."""
+GAIN, and wins more rows than it loses, by WINS standard deviations of a fair coin. Several bugs at
+once are looked for as long as another one improves it by GAIN."""
 
 NOT_FINITE = 1e3
 """Error of a row that is NaN or infinite in one of the two only."""

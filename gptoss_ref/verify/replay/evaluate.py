@@ -19,7 +19,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import FLOAT64, Array, Policy
 from gptoss_ref.tracing.taps import axes
-from gptoss_ref.verify.replay.context import BlockContext, Decoded
+from gptoss_ref.verify.replay.context import BlockContext
 from gptoss_ref.verify.replay.graph import (
     BLOCK,
     DISCRETE,
@@ -192,23 +192,24 @@ def walk(
     sites: list[BlockContext] = []
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
-            decoded = Decoded()  # the last block's matrices go with its sites
             sites = [
-                BlockContext(config, policy, ops, tokens, weights, node.layer, decoded)
+                BlockContext(config, policy, ops, tokens, weights, node.layer)
                 for ops, policy in runs
             ]
-        out = []
-        for site, values in zip(sites, live, strict=True):
-            at_hand = {
+        at_hand = [
+            {
                 name: lent.get(tap, site.policy) if tap in known else values[tap]
                 for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
             }
-            with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
-                out.append(node.stage.compute(site, at_hand))
-            if node.tap not in known and last_use.get(node.tap, -1) > i:
-                values[node.tap] = out[-1]
+            for site, values in zip(sites, live, strict=True)
+        ]
+        with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
+            out = node.stage.compute(sites, at_hand)
+        if node.tap not in known and last_use.get(node.tap, -1) > i:
+            for computed, values in zip(out, live, strict=True):
+                values[node.tap] = computed
                 if node.tap in given:
-                    values[node.tap] = _patched(out[-1], node.tap, given)
+                    values[node.tap] = _patched(computed, node.tap, given)
         del at_hand
         for tap in node.inputs:
             if last_use[tap] == i:

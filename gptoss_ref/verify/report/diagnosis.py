@@ -100,7 +100,7 @@ class Unexplained:
         taps: ... all of the same stage.
         error: there, in multiples of what rounding explains.
         where: which tokens, heads or experts are hit, in words.
-        nearest: the mutant that comes nearest; None: none makes it better.
+        nearest: the mutant that comes nearest, or several with ``and``; None: none makes it better.
         remaining: what is left of the error with it.
         hints: what the error looks like, and which tap point to bring next, in words.
     """
@@ -119,7 +119,9 @@ class Unexplained:
         lines = [f"{self.tap}{others}: off by {in_words(self.error)}; {self.where}"]
         if self.nearest is not None and self.remaining is not None:
             left = in_words(self.remaining)
-            lines.append(f"  {self.nearest} comes nearest; with it the numbers are off by {left}")
+            come, them = ("come", "them") if " and " in self.nearest else ("comes", "it")
+            said = f"{self.nearest} {come} nearest; with {them} the numbers are off by {left}"
+            lines.append(f"  {said}")
         return [*lines, *(f"  {hint}" for hint in self.hints)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,20 @@ from gptoss_ref.verify.noise.rounding import dithered
 from gptoss_ref.verify.progress import Progress, Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
-from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue
-from gptoss_ref.verify.thresholds import ALIKE, COMBINED, GAIN, NOT_FINITE, SAMPLES, SHORTLIST, WINS
+from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue, changes
+from gptoss_ref.verify.thresholds import (
+    ALIKE,
+    COMBINED,
+    FAR_OFF,
+    GAIN,
+    MOST_AT_ONCE,
+    NOT_FINITE,
+    PREDICTED,
+    SAMPLES,
+    SHORTLIST,
+    WINS,
+)
 from gptoss_ref.weights import ModelWeights
 
 Floats = NDArray[np.float64]
@@ -79,7 +92,7 @@ class Standing:
         broken: rows that are NaN or infinite in one of the two only, and not by rounding.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: Option
     error: Floats
     score: float
     rounded: Floats = field(default_factory=lambda: np.empty(0))
@@ -89,8 +102,38 @@ class Standing:
     broken: int = 0
 
 
+Option = tuple[Candidate, ...]
+"""Bugs at once, applied one after the other."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Options that were run beside a base, which may be the specification.
+
+    Attributes:
+        standings: of those that alter the outputs, the nearest first.
+        base: the score of the base.
+        effects: by the last candidate of each, what it does to the outputs of the base.
+        difference: what the base leaves to be explained.
+    """
+
+    standings: list[Standing]
+    base: float
+    effects: list[tuple[Candidate, Floats]]
+    difference: Floats
+
+    def together(self, size: int, count: int) -> list[Option]:
+        """Sets of candidates whose effects come nearest to the difference when they add up."""
+        if not self.effects:
+            return []
+        candidates, effects = zip(*self.effects, strict=True)
+        names = [candidate.name for candidate in candidates]
+        sets = nearest_sets(np.array(effects), self.difference, names, size, count)
+        return [tuple(candidates[i] for i in some) for some in sets]
+
+
 class WholeModels:
-    """The search for one or two bugs in a model's outputs.
+    """The search for up to four bugs in a model's outputs.
 
     Attributes:
         target, rounding: what was observed of the other, and how it rounds.
@@ -147,23 +190,57 @@ class WholeModels:
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
         self._steps.expect(SHORTLIST)
-        singles = self._standings(options)
-        self.ranked = _forms(singles)
+        singles = self._tried(options)
+        self.ranked = _forms(singles.standings)
         self.best = self._elected(self.ranked)
         if self.best is None and self.specification.excess > 1:
-            some = [s.candidates[0] for s in self.ranked[:COMBINED]]
-            pairs = [(a, b) for a in some for b in some if a is not b]
-            self._steps.expect(SHORTLIST)
-            standings = self._standings(pairs)
-            self.best = self._elected(standings)
-            if self.best is not None:
-                self.ranked = [*standings, *self.ranked]
+            self._combine(options, singles)
         if self.best is not None:
             own = {c.name for c in self.best.candidates}
             near = [s for s in self.ranked if abs(s.score - self.best.score) < np.log(ALIKE)]
             names = (c.name for s in near for c in s.candidates if c.name not in own)
             self.alternatives = tuple(dict.fromkeys(names))
         self._steps.finish()
+
+    def _combine(self, options: Sequence[Option], singles: Tried) -> None:
+        """Several bugs at once: added to the nearest set, and removed from it where they do harm.
+
+        Each time, the sets are run whose effects add up to what is left, and what the nearest set
+        so far leaves without one of its bugs; the best of these is what the next round begins with.
+        """
+        base: Option = ()
+        around, reached = singles, singles.base
+        nearest = [s.candidates[0] for s in self.ranked[:COMBINED]]
+        sets: list[Option] = list(combinations(nearest, 2))
+        while len(base) < MOST_AT_ONCE:
+            sets += [
+                (*base, *more) for more in around.together(MOST_AT_ONCE - len(base), PREDICTED)
+            ]
+            sets += [tuple(c for c in base if c is not left) for left in base if len(base) > 1]
+            sets += [some[::-1] for some in sets if _order_matters(some)]
+            self._steps.expect(SHORTLIST)
+            tried = self._tried(sets).standings
+            self.best = self._elected(tried)
+            self.ranked = sorted([*tried, *self.ranked], key=lambda s: s.score)
+            if self.best is not None:
+                self.best = self._pruned(self.best)
+                return
+            if not tried or tried[0].score > reached - GAIN:
+                return
+            base, reached = tried[0].candidates, tried[0].score
+            if len(base) == MOST_AT_ONCE:
+                return
+            taken, sets = {c.name for c in base}, []
+            around = self._tried([(*base, c) for (c,) in options if c.name not in taken], base)
+
+    def _pruned(self, found: Standing) -> Standing:
+        """The same without bugs that are not needed to explain the outputs."""
+        for candidate in found.candidates:
+            fewer = tuple(c for c in found.candidates if c is not candidate)
+            without = self.measured(fewer)
+            if without.excess <= 1 and fewer:
+                found = without
+        return found
 
     def _elected(self, standings: Sequence[Standing]) -> Standing | None:
         """The nearest one, if it explains the outputs and the specification does not as well.
@@ -175,6 +252,8 @@ class WholeModels:
         for standing in standings[:SHORTLIST]:
             if standing.score >= spec.score:
                 return None
+            if not spec.broken and usual_excess(standing.error, spec.allowed) > FAR_OFF:
+                continue
             if spec.excess <= 1 and not self._wins(standing.error, spec.error):
                 return None
             measured = self.measured(standing.candidates)
@@ -192,23 +271,32 @@ class WholeModels:
         gained = self._score(other) - self._score(error) > GAIN
         return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 
-    def _standings(self, options: Sequence[tuple[Candidate, ...]]) -> list[Standing]:
-        """The options that alter the outputs, by one quick run each, the nearest first."""
+    def _tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
+        """The options that alter the outputs of a base, by one quick run each, nearest first."""
         policy = FLOAT64 if self.rounding == "float64" else FLOAT32
-        (base,) = self._errors([(SPECIFICATION, policy)])
-        standings = []
+        (plain,) = self._seen([(_applied(base), policy)])
+        error, standings = self.target.errors(plain), []
         starts = range(0, len(options), AT_ONCE)
         self._steps.expect(len(starts))
+        with np.errstate(invalid="ignore"):
+            difference = sketched(self.target.observed) - sketched(plain)  # (P, k)
+        effects = []
         for start in starts:
             some = options[start : start + AT_ONCE]
             runs = [(_applied(candidates), policy) for candidates in some]
-            for candidates, error in zip(some, self._errors(runs), strict=True):
-                if not np.array_equal(error, base):
-                    standings.append(Standing(candidates, error, self._score(error)))
+            for candidates, seen in zip(some, self._seen(runs), strict=True):
+                own = self.target.errors(seen)
+                if not np.array_equal(own, error):
+                    standings.append(Standing(candidates, own, self._score(own)))
+                    with np.errstate(invalid="ignore"):
+                        effect = sketched(seen) - sketched(plain)
+                    effects.append((candidates[-1], scaled(effect, difference)))
             self._steps.tick()
-        return sorted(standings, key=lambda s: s.score)
+        standings.sort(key=lambda s: s.score)
+        whole = scaled(difference, difference)
+        return Tried(standings, self._score(error), effects, whole)
 
-    def measured(self, candidates: tuple[Candidate, ...]) -> Standing:
+    def measured(self, candidates: Option) -> Standing:
         """The same with a noise floor: exact, and against rounded runs of the same operations."""
         ops = _applied(candidates)
         imitated = "float32" if self.rounding == "float64" else self.rounding
@@ -226,9 +314,6 @@ class WholeModels:
         score, typical = self._score(error), float(allowed[1])
         return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
 
-    def _errors(self, runs: Sequence[Run]) -> list[Floats]:
-        return [self.target.errors(seen) for seen in self._seen(runs)]
-
     def _seen(self, runs: Sequence[Run]) -> list[Floats]:
         """What would be observed of each run."""
         asked = [self.target.tap]
@@ -245,11 +330,17 @@ def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
     return differs
 
 
-def _applied(candidates: Sequence[Candidate]) -> ModelOps:
+def _applied(candidates: Option) -> ModelOps:
     ops = SPECIFICATION
     for candidate in candidates:
         ops = candidate.apply(ops)
     return ops
+
+
+def _order_matters(candidates: Option) -> bool:
+    """Whether two of the candidates change the same operation."""
+    ops = [changes(SPECIFICATION, c.apply(SPECIFICATION)) for c in candidates]
+    return sum(map(len, ops)) > len(frozenset[str]().union(*ops))
 
 
 def _forms(standings: Sequence[Standing]) -> list[Standing]:

@@ -306,7 +306,7 @@ def _unexplained(search: WholeModels) -> Unexplained:
         taps=(tap,),
         error=spec.excess,
         where=tokens_of(rows),
-        nearest=nearest.candidates[0].name if nearest is not None and nearer else None,
+        nearest=" and ".join(c.name for c in nearest.candidates) if nearest and nearer else None,
         remaining=remaining if nearer else None,
         hints=(BRING,),
     )
