@@ -121,6 +121,14 @@ MOST_AT_ONCE = 4
 PREDICTED = 8
 """Budget: sets of each size that are run, those whose effects come nearest when they add up."""
 
+NO_DOUBT = 0.6
+"""A bug that leaves no more of what rounding explains than this is taken without trying others."""
+
+ALONG, FITTED = 0.3, 4
+"""Budget: constants are fitted to outputs if the cosine of what they change to what is to be
+explained is at least ALONG; and so many of them, the largest first. Of errors at random and of
+bugs that are no constant's it is below 0.1."""
+
 EFFECT_COLUMNS, EXTENDED_SETS = 64, 256
 """Budget: outputs of a row that effects are compared in, drawn at random; and sets of three that
 are extended to sets of four, the nearest ones."""

@@ -9,7 +9,7 @@ their quartiles, in which outliers have little weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
 from gptoss_ref.verify.noise.rounding import dithered
 from gptoss_ref.verify.progress import Progress, Steps
@@ -24,12 +25,17 @@ from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue, changes
+from gptoss_ref.verify.search.estimate import candidate as valued
+from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
 from gptoss_ref.verify.thresholds import (
     ALIKE,
+    ALONG,
     COMBINED,
     FAR_OFF,
+    FITTED,
     GAIN,
     MOST_AT_ONCE,
+    NO_DOUBT,
     NOT_FINITE,
     PREDICTED,
     SAMPLES,
@@ -122,6 +128,20 @@ class Tried:
     effects: list[tuple[Candidate, Floats]]
     difference: Floats
 
+    def fittable(self) -> list[Mutant]:
+        """Mutants with a parameter that move the outputs along the difference, or against it."""
+        size = float(np.linalg.norm(self.difference))
+        along: dict[str, tuple[float, Mutant]] = {}
+        for candidate, effect in self.effects:
+            length = float(np.linalg.norm(effect))
+            if candidate.mutant.parameter is None or not 0 < length * size < np.inf:
+                continue
+            cosine = abs(float(effect @ self.difference)) / (length * size)
+            known, _ = along.get(candidate.name, (0.0, None))
+            along[candidate.name] = max(known, cosine), candidate.mutant
+        found = sorted(along.values(), key=lambda pair: -pair[0])
+        return [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
+
     def together(self, size: int, count: int) -> list[Option]:
         """Sets of candidates whose effects come nearest to the difference when they add up."""
         if not self.effects:
@@ -142,6 +162,7 @@ class WholeModels:
         best: what explains the outputs, if anything does.
         stopped: whether what was observed is not the model's.
         alternatives: names that cannot be told from it.
+        interval: of a fitted constant: between what values it explains the outputs.
     """
 
     def __init__(
@@ -157,11 +178,13 @@ class WholeModels:
         self.target, self.rounding = target, rounding
         self._steps = Steps(progress)
         self._steps.say("running whole models")
+        self._plain: dict[Option, Floats] = {}  # what would be seen of each base, by a quick run
         self.stopped = False
         self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
         self.alternatives: tuple[str, ...] = ()
+        self.interval: tuple[float, float] | None = None
 
     def stop(self) -> None:
         """Look no further: what was observed is not the model's."""
@@ -193,6 +216,8 @@ class WholeModels:
         singles = self._tried(options)
         self.ranked = _forms(singles.standings)
         self.best = self._elected(self.ranked)
+        if self.specification.excess > 1 and not self._sure:
+            self._fit(singles)
         if self.best is None and self.specification.excess > 1:
             self._combine(options, singles)
         if self.best is not None:
@@ -201,6 +226,47 @@ class WholeModels:
             names = (c.name for s in near for c in s.candidates if c.name not in own)
             self.alternatives = tuple(dict.fromkeys(names))
         self._steps.finish()
+
+    @property
+    def _sure(self) -> bool:
+        """Whether what was found leaves so little that nothing else needs to be tried."""
+        return self.best is not None and self.best.excess <= NO_DOUBT
+
+    def _fit(self, singles: Tried) -> None:
+        """A constant of any value, which takes the place of a known bug if it comes nearer."""
+        mutants = singles.fittable()
+        if not mutants:
+            return
+        config, tokens = self._config, len(self._tokens)
+
+        def score(candidates: Sequence[Candidate]) -> list[float]:
+            tried = self._tried([(candidate,) for candidate in candidates])
+            by_value = {s.candidates[0].value: s.score for s in tried.standings}
+            return [by_value.get(candidate.value, tried.base) for candidate in candidates]
+
+        guesses = [g for m in mutants if (g := guess(m, config, tokens, score)) is not None]
+        if not guesses:
+            return
+        found = refined(min(guesses, key=lambda g: g.distance), score)
+        fitted = self._tried([(found,)]).standings
+        best = self._elected(fitted)
+        if best is None or (self.best is not None and best.score > self.best.score - GAIN):
+            return
+        self.ranked = [*fitted, *self.ranked]
+        self.best = self._rounded_off(best)
+
+    def _rounded_off(self, best: Standing) -> Standing:
+        """A fitted value with the fewest digits that the outputs allow, and between what limits."""
+        (found,) = best.candidates
+
+        def explains(other: Candidate) -> bool:
+            nearby = self._tried([(other,)]).standings
+            return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
+
+        self.interval = interval(found, self._config, len(self._tokens), explains)
+        assert found.value is not None
+        short = valued(found.mutant, shortest(found.value, *self.interval))
+        return replace(best, candidates=(short,))
 
     def _combine(self, options: Sequence[Option], singles: Tried) -> None:
         """Several bugs at once: added to the nearest set, and removed from it where they do harm.
@@ -274,7 +340,9 @@ class WholeModels:
     def _tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
         """The options that alter the outputs of a base, by one quick run each, nearest first."""
         policy = FLOAT64 if self.rounding == "float64" else FLOAT32
-        (plain,) = self._seen([(_applied(base), policy)])
+        if base not in self._plain:
+            (self._plain[base],) = self._seen([(_applied(base), policy)])
+        plain = self._plain[base]
         error, standings = self.target.errors(plain), []
         starts = range(0, len(options), AT_ONCE)
         self._steps.expect(len(starts))

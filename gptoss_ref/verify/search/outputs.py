@@ -290,6 +290,8 @@ def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:
                 error_after=best.excess,
                 alternatives=search.alternatives,
                 confidence=1 / (1 + len(search.alternatives)),
+                value=candidate.value,
+                interval=None if candidate.value is None else search.interval,
             )
         )
     return tuple(found)
