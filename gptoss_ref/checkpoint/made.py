@@ -11,9 +11,9 @@
 which does not read them from the configuration is right there too.
 
 The weights are such that no constant is without effect on a prompt of 150 tokens: embeddings are
-small beside the epsilon, a tenth of the gates and ups lies beyond the limit, biases give queries
-and keys a size, sinks take a good part of the attention. What the model says means nothing; its
-tokenizer is that of ``tiny``.
+small, so that the epsilon counts beside them; a fifth of the gates and ups lies beyond the limit;
+biases give queries and keys a size; sinks take a good part of the attention. What the model says
+means nothing; its tokenizer is that of ``tiny``.
 """
 
 from __future__ import annotations

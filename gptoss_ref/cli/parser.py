@@ -16,7 +16,10 @@ from gptoss_ref.errors import GptOssError
 
 Run = Callable[[argparse.Namespace], int]
 
-MODEL_HELP = "'tiny' (the bundled model), a folder, or a Hub id in the local Hugging Face cache"
+MODEL_HELP = (
+    "'tiny' (the bundled model), 'released-constants' or 'other-constants' (random weights), a "
+    "folder, or a Hub id in the local Hugging Face cache"
+)
 
 
 class UsageError(GptOssError):
