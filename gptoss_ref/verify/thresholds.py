@@ -44,6 +44,11 @@ HOPELESS = 0.5
 CONSTANT_A_ROW = 1e-3
 """Size, as a share of the logits, from which on a constant a row is worth a remark."""
 
+CANCELLED = 1000.0
+"""Budget: a product of experts that is off by more gets no noise in proportion to its terms. For
+2,880 terms that noise is at most about 150 times the usual one, in a row that is nearly all
+cancellation (such a row is held to a tenth of the usual size)."""
+
 # --- search, tap by tap (decision 0014) ---
 
 JUDGED = 12

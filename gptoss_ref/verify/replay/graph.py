@@ -293,3 +293,6 @@ DISCRETE = frozenset(("mlp.expert_indices",))
 
 BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
 """Stages with an axis A, whose order is that of the experts chosen."""
+
+EXPERT_PRODUCTS = ("mlp.gate_up", "mlp.expert_out")
+"""Stages that multiply with the experts' matrices."""

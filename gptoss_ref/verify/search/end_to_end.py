@@ -205,8 +205,8 @@ class WholeModels:
     def _apart(self, seen: Array, observed: Array) -> Floats:
         return self.target.errors(self.target.see(seen), self.target.see(observed))
 
-    def run(self) -> None:
-        """Fill ``ranked``, ``best`` and ``alternatives``."""
+    def run(self, *, together: bool = True) -> None:
+        """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
         if self.stopped:
             self._steps.finish()
             return
@@ -216,9 +216,9 @@ class WholeModels:
         singles = self._tried(options)
         self.ranked = _forms(singles.standings)
         self.best = self._elected(self.ranked)
-        if self.specification.excess > 1 and not self._sure:
+        if together and self.specification.excess > 1 and not self._sure:
             self._fit(singles)
-        if self.best is None and self.specification.excess > 1:
+        if together and self.best is None and self.specification.excess > 1:
             self._combine(options, singles)
         if self.best is not None:
             own = {c.name for c in self.best.candidates}
