@@ -42,7 +42,8 @@ class Integers:
             up = np.where(largest > 0, top / largest, np.float32(0))
         whole = np.rint(blocks * up).astype(np.float64)
         step = (largest / top).astype(self.step).astype(np.float64)
-        return (whole * step).reshape(x.shape)
+        values: Array = (whole * step).reshape(x.shape)
+        return values
 
     def __str__(self) -> str:
         return (

@@ -193,13 +193,13 @@ def _in_integers(
         return None
     if not isinstance(weights.blocks[block].mlp.mlp1_weight, MXFP4):
         return None
-    inputs, arrays, other, *rest = judged
+    inputs, arrays, other, _, tied, seen = judged
     for form in FORMS:
         run = in_integers(ops, form), FLOAT64
         ((_, (values,)),) = walk(weights, trace.config, [run], trace.tokens, trace, [tap])
         with np.errstate(invalid="ignore"):
             plain = other - (values - arrays[0])
-        local = judge(tap, inputs, arrays, plain, *rest)
+        local = judge(tap, inputs, arrays, plain, rounding, tied, seen)
         if local.excess <= 1:
             return replace(local, integers=form)
     return None
