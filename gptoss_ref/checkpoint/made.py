@@ -45,7 +45,6 @@ RELEASED = dataclasses.replace(
     intermediate_size=96,
     num_attention_heads=8,
     num_key_value_heads=2,
-    max_position_embeddings=4096,
     eos_token_ids=(459,),
     pad_token_id=456,
 )
@@ -61,6 +60,7 @@ OTHER = dataclasses.replace(
     initial_context_length=1500,
     rope_theta=21000.0,
     rope_scaling_factor=5.0,
+    max_position_embeddings=7500,
     rope_ntk_alpha=1.7,
     rope_ntk_beta=19.0,
     rms_norm_eps=1e-3,
