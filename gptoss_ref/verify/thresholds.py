@@ -129,10 +129,10 @@ PREDICTED = 8
 NO_DOUBT = 0.6
 """A bug that leaves no more of what rounding explains than this is taken without trying others."""
 
-ALONG, FITTED = 0.3, 4
+ALONG, FITTED, COMPARED = 0.3, 4, 3
 """Budget: constants are fitted to outputs if the cosine of what they change to what is to be
-explained is at least ALONG; and so many of them, the largest first. Of errors at random and of
-bugs that are no constant's it is below 0.1."""
+explained is at least ALONG; so many of them, the largest first; and each is refined by so many
+rounds before the nearest one goes on."""
 
 EFFECT_COLUMNS, EXTENDED_SETS = 64, 256
 """Budget: outputs of a row that effects are compared in, drawn at random; and sets of three that

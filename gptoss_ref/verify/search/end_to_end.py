@@ -31,6 +31,7 @@ from gptoss_ref.verify.thresholds import (
     ALIKE,
     ALONG,
     COMBINED,
+    COMPARED,
     FAR_OFF,
     FITTED,
     GAIN,
@@ -247,8 +248,8 @@ class WholeModels:
         guesses = [g for m in mutants if (g := guess(m, config, tokens, score)) is not None]
         if not guesses:
             return
-        found = refined(min(guesses, key=lambda g: g.distance), score)
-        fitted = self._tried([(found,)]).standings
+        nearest = min((refined(g, score, COMPARED) for g in guesses), key=lambda g: g.distance)
+        fitted = self._tried([(refined(nearest, score).candidate,)]).standings
         best = self._elected(fitted)
         if best is None or (self.best is not None and best.score > self.best.score - GAIN):
             return

@@ -300,7 +300,7 @@ class Search:
             if name not in taken
         )
         nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
-        return [(refined(first, score),) for first in nearest[:REFINED]]
+        return [(refined(first, score).candidate,) for first in nearest[:REFINED]]
 
     def _fixed(self, step: Accepted, found: Candidate) -> Found:
         """What was found, with how sharply the numbers fix a fitted value."""
