@@ -54,6 +54,14 @@ cancellation (such a row is held to a tenth of the usual size)."""
 JUDGED = 12
 """Budget: candidates that are judged with a noise floor of their own, the nearest ones."""
 
+WITHIN_REACH = 7.0
+"""Budget: and of these the ones whose mean logarithm of the rows' errors is at most so far from the
+nearest one's: an error a thousand times as large is no rounding, if the nearest one's is."""
+
+DECODED_VALUES, LEAST_EXPERTS = 1 << 26, 4
+"""Budget: values of experts' matrices that are decoded for each of many candidates, and experts at
+least: 4 of the 32 of gpt-oss-20b, all of a small model. The verdict itself comes from all."""
+
 SURE, CLEARLY = 0.4, 3.0
 """If the best single bug leaves more than SURE of what rounding explains, pairs are tried; a pair
 is taken if it leaves CLEARLY times less.

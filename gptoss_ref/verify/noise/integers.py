@@ -35,13 +35,13 @@ class Integers:
 
     def rounded(self, x: Array) -> Array:
         """Activations (n, M), M a multiple of 32, each a whole multiple of its block's step."""
-        blocks = x.reshape(len(x), -1, MXFP4_BLOCK).astype(np.float32)
+        blocks = x.reshape(len(x), -1, MXFP4_BLOCK).astype(np.float32).astype(np.float64)
         top = np.float32((1 << (self.bits - 1)) - 1)
         largest = np.abs(blocks).max(axis=-1, keepdims=True)  # (n, M/32, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            up = np.where(largest > 0, top / largest, np.float32(0))
-        whole = np.rint(blocks * up).astype(np.float64)
-        step = (largest / top).astype(self.step).astype(np.float64)
+            up = np.where(largest > 0, top / largest.astype(np.float32), np.float32(0))
+        whole = np.rint(blocks * up)  # the product is not rounded before: a fused multiply-add
+        step = (largest.astype(np.float32) / top).astype(self.step).astype(np.float64)
         values: Array = (whole * step).reshape(x.shape)
         return values
 

@@ -27,11 +27,12 @@ class BlockContext:
         tokens: Array,
         weights: ModelWeights,
         layer: int | None,
+        experts: frozenset[int] | None = None,
     ) -> None:
         self.config, self.policy, self.ops = config, policy, ops
         self.tokens, self.layer = tokens, layer
         self.positions = np.arange(len(tokens))  # (T,)
-        self._weights = weights
+        self._weights, self.experts = weights, experts
 
     def at(self, tap: str, expert: int | None = None) -> OpContext:
         return OpContext(self.config, self.policy, tap, self.layer, expert)

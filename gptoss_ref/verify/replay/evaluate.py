@@ -161,10 +161,11 @@ def predict_each(
     tokens: Array,
     given: Mapping[str, Array],
     wanted: Iterable[str],
+    experts: frozenset[int] | None = None,
 ) -> list[dict[str, Array]]:
     """:func:`predict` of ``tokens`` (T,) for each of several runs."""
     found: list[dict[str, Array]] = [{} for _ in runs]
-    for tap, arrays in walk(weights, config, runs, tokens, given, wanted):
+    for tap, arrays in walk(weights, config, runs, tokens, given, wanted, experts):
         for results, values in zip(found, arrays, strict=True):
             results[tap] = values
     return found
@@ -177,11 +178,15 @@ def walk(
     tokens: Array,
     given: Mapping[str, Array],
     wanted: Iterable[str],
+    experts: frozenset[int] | None = None,
 ) -> Iterator[tuple[str, list[Array]]]:
     """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
 
     The runs go side by side, so that each block's weights are met once. Nothing is held longer
     than the stages that follow need it; arguments and errors as for :func:`predict`.
+
+    Args:
+        experts: the only ones whose products are computed, the others' are NaN; None: all.
     """
     wanted, known = frozenset(wanted), whole(given)
     path = needed(config, given, wanted)
@@ -193,7 +198,7 @@ def walk(
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
             sites = [
-                BlockContext(config, policy, ops, tokens, weights, node.layer)
+                BlockContext(config, policy, ops, tokens, weights, node.layer, experts)
                 for ops, policy in runs
             ]
         at_hand = [

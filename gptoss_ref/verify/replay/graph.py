@@ -154,17 +154,20 @@ def _by_expert(
     """Each chosen expert's matrix times its rows of ``inputs`` (T, A, M), plus its bias: (T, A, N).
 
     One expert after the other, with all runs: its matrix is decoded once for those that agree on
-    how.
+    how. Rows of experts that are not asked for are NaN.
     """
     chosen = [v["mlp.expert_indices"] for v in values]
     mlps = [site.block.mlp for site in sites]
     stored = [getattr(mlp, f"{name}_weight") for mlp in mlps]
     biases = [getattr(mlp, f"{name}_bias") for mlp in mlps]
     out = [
-        np.empty((*x.shape[:-1], matrices.shape[-2]), site.policy.dtype)
+        np.full((*x.shape[:-1], matrices.shape[-2]), np.nan, site.policy.dtype)
         for site, x, matrices in zip(sites, inputs, stored, strict=True)
     ]
+    asked = sites[0].experts
     for expert in np.unique(np.concatenate([indices.ravel() for indices in chosen])).tolist():
+        if asked is not None and expert not in asked:
+            continue
         decoded: Decoded = {}
         for i, site in enumerate(sites):
             rows = chosen[i] == expert  # (T, A)

@@ -30,7 +30,14 @@ from gptoss_ref.verify.search.mistakes import mistakes, other_ids
 from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
-from gptoss_ref.verify.thresholds import CLEARLY, EXCHANGED, JUDGED, REFINED, SURE
+from gptoss_ref.verify.thresholds import (
+    CLEARLY,
+    EXCHANGED,
+    JUDGED,
+    REFINED,
+    SURE,
+    WITHIN_REACH,
+)
 from gptoss_ref.weights import ModelWeights
 
 
@@ -278,8 +285,7 @@ class Search:
             (e.candidate,) for e in self.entries if e.ops & used and e.candidate.name not in taken
         ]
         base, singles = self._distances(tap, relevant)
-        nearer = [option for score, option in singles if score < base]
-        judged = self._judged(tap, nearer)
+        judged = self._judged(tap, _within_reach([pair for pair in singles if pair[0] < base]))
         return judged, [option for _, option in singles]
 
     def _fitted(self, tap: str, used: frozenset[str], taken: set[str]) -> list[Option]:
@@ -323,7 +329,7 @@ class Search:
     def _together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
         _, ordered = self._distances(tap, pairs(options))
-        return self._judged(tap, [option for _, option in ordered])
+        return self._judged(tap, _within_reach(ordered))
 
     def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
         """Take the best of what explains a tap point into the operations, if anything does."""
@@ -502,3 +508,8 @@ class Search:
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local
+
+
+def _within_reach(ordered: Sequence[tuple[float, Option]]) -> list[Option]:
+    """The options, nearest first, whose error may be rounding if the nearest one's is."""
+    return [option for score, option in ordered if score <= ordered[0][0] + WITHIN_REACH]
