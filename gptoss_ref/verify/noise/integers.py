@@ -26,11 +26,14 @@ class Integers:
     Attributes:
         bits: of an integer.
         step: dtype in which a block's step is kept.
+        fused: whether the product of a value and the inverse step is rounded once with what is
+            added to it to make it whole.
         who: does it so.
     """
 
     bits: int
     step: type[np.floating[Any]]
+    fused: bool
     who: str
 
     def rounded(self, x: Array) -> Array:
@@ -40,7 +43,8 @@ class Integers:
         largest = np.abs(blocks).max(axis=-1, keepdims=True)  # (n, M/32, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             up = np.where(largest > 0, top / largest.astype(np.float32), np.float32(0))
-        whole = np.rint(blocks * up)  # the product is not rounded before: a fused multiply-add
+        scaled = blocks * up  # exact in float64
+        whole = np.rint(scaled if self.fused else scaled.astype(np.float32).astype(np.float64))
         step = (largest.astype(np.float32) / top).astype(self.step).astype(np.float64)
         values: Array = (whole * step).reshape(x.shape)
         return values
@@ -53,8 +57,9 @@ class Integers:
 
 
 FORMS = (
-    Integers(16, np.float32, "this package's kernels"),
-    Integers(8, np.float16, "ggml's"),
+    Integers(16, np.float32, True, "this package's kernels"),
+    Integers(16, np.float32, False, "some kernels"),
+    Integers(8, np.float16, False, "ggml's kernels"),
 )
 """The ways that are known."""
 
