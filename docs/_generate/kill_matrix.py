@@ -69,7 +69,7 @@ TEXTS = (
 OVERFLOW = "float16-overflow"  # a bug of no line of code: a run in float16 of large activations
 FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end
 PAIRS = 5  # of bugs, on each checkpoint in each dtype
-TRIPLES = 25
+TRIPLES = {"triple": 25, "triple-logits": 5}  # the second ones are the first of the others
 LENGTH = 50  # of the random checkpoint's prompts, more than four windows
 
 
@@ -269,9 +269,9 @@ def cases(
             if "pair" in parts:
                 for pair in pairs(n_pairs, checkpoint, dtype):
                     yield Case("pair", pair, checkpoint, dtype)
-            for part in ("triple", "triple-logits"):
+            for part, count in TRIPLES.items():
                 if part in parts:
-                    for triple in triples(TRIPLES, checkpoint, dtype):
+                    for triple in triples(count, checkpoint, dtype):
                         yield Case(part, triple, checkpoint, dtype)
         if "correct" in parts:
             for dtype, n in (("float32", 3), ("bfloat16", 4), ("float16", 3)):

@@ -41,6 +41,7 @@ from gptoss_ref.verify.thresholds import (
     PREDICTED,
     SAMPLES,
     SHORTLIST,
+    TURNED,
     WINS,
 )
 from gptoss_ref.weights import ModelWeights
@@ -82,6 +83,14 @@ class Target:
             error = error / np.where(usual > 0, usual, 1.0)
         return np.minimum(error, NOT_FINITE)
 
+    def turned(self, seen: Floats) -> float:
+        """The mean logarithm of the sines of the angles between the rows of both."""
+        a, b = (np.nan_to_num(x, posinf=0, neginf=0) for x in (seen, self.observed))
+        across, own, other = (np.einsum("ij,ij->i", *x) for x in ((a, b), (a, a), (b, b)))
+        cosines = across / np.sqrt(np.maximum(own * other, 1e-300))
+        sines = np.where(cosines > 0, np.sqrt(np.maximum(1 - cosines**2, 0)), 1.0)
+        return float(np.mean(np.log(sines + self.floor)))
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -97,6 +106,8 @@ class Standing:
             NaN: not measured.
         allowed: (3,) quartiles of the errors that rounding explains.
         broken: rows that are NaN or infinite in one of the two only, and not by rounding.
+        turned: mean logarithm of the sine of the angle between its rows and the observed ones,
+            which is 0 for outputs that have nothing to do with these, however small they are.
     """
 
     candidates: Option
@@ -107,6 +118,7 @@ class Standing:
     excess: float = np.nan
     allowed: Floats = field(default_factory=lambda: np.full(3, np.nan))
     broken: int = 0
+    turned: float = 0.0
 
 
 Option = tuple[Candidate, ...]
@@ -119,13 +131,14 @@ class Tried:
 
     Attributes:
         standings: of those that alter the outputs, the nearest first.
-        base: the score of the base.
+        base, turned: the score of the base, and its angle to the outputs.
         effects: by the last candidate of each, what it does to the outputs of the base.
         difference: what the base leaves to be explained.
     """
 
     standings: list[Standing]
     base: float
+    turned: float
     effects: list[tuple[Candidate, Floats]]
     difference: Floats
 
@@ -274,11 +287,13 @@ class WholeModels:
 
         Each time, the sets are run whose effects add up to what is left, and what the nearest set
         so far leaves without one of its bugs; the best of these is what the next round begins with.
+        Best is what turns the outputs the right way: beside several gross bugs any bug that merely
+        makes them small, such as an embedding of zeros, comes nearer than one that is there.
         """
         base: Option = ()
-        around, reached = singles, singles.base
-        nearest = [s.candidates[0] for s in self.ranked[:COMBINED]]
-        sets: list[Option] = list(combinations(nearest, 2))
+        around, reached = singles, singles.turned
+        nearest = [s.candidates[0] for s in sorted(self.ranked, key=_turned)[:COMBINED]]
+        sets: list[Option] = [*combinations(nearest, 1), *combinations(nearest, 2)]
         while len(base) < MOST_AT_ONCE:
             sets += [
                 (*base, *more) for more in around.together(MOST_AT_ONCE - len(base), PREDICTED)
@@ -292,9 +307,10 @@ class WholeModels:
             if self.best is not None:
                 self.best = self._pruned(self.best)
                 return
-            if not tried or tried[0].score > reached - GAIN:
+            nearer = min(tried, key=lambda s: s.turned + TURNED * len(s.candidates), default=None)
+            if nearer is None or nearer.turned > reached - TURNED:
                 return
-            base, reached = tried[0].candidates, tried[0].score
+            base, reached = nearer.candidates, nearer.turned
             if len(base) == MOST_AT_ONCE:
                 return
             taken, sets = {c.name for c in base}, []
@@ -356,14 +372,16 @@ class WholeModels:
             for candidates, seen in zip(some, self._seen(runs), strict=True):
                 own = self.target.errors(seen)
                 if not np.array_equal(own, error):
-                    standings.append(Standing(candidates, own, self._score(own)))
+                    turned = self.target.turned(seen)
+                    standings.append(Standing(candidates, own, self._score(own), turned=turned))
                     with np.errstate(invalid="ignore"):
                         effect = sketched(seen) - sketched(plain)
                     effects.append((candidates[-1], scaled(effect, difference)))
             self._steps.tick()
         standings.sort(key=lambda s: s.score)
         whole = scaled(difference, difference)
-        return Tried(standings, self._score(error), effects, whole)
+        turned = self.target.turned(plain)
+        return Tried(standings, self._score(error), turned, effects, whole)
 
     def measured(self, candidates: Option) -> Standing:
         """The same with a noise floor: exact, and against rounded runs of the same operations."""
@@ -404,6 +422,10 @@ def _applied(candidates: Option) -> ModelOps:
     for candidate in candidates:
         ops = candidate.apply(ops)
     return ops
+
+
+def _turned(standing: Standing) -> float:
+    return standing.turned
 
 
 def _order_matters(candidates: Option) -> bool:
