@@ -8,7 +8,6 @@ import re
 
 import openai_harmony as oh
 import pytest
-from gptoss_ref.verify.rendering.ops import SPECIFICATION
 from hypothesis import given, settings
 
 from gptoss_ref.chat import Message, o200k_harmony, render_conversation
@@ -19,6 +18,7 @@ from gptoss_ref.verify.rendering.conversations import check_conversations
 from gptoss_ref.verify.rendering.explain import Case, Search, apply
 from gptoss_ref.verify.rendering.pieces import from_ids, from_text, text_of
 from gptoss_ref.verify.rendering.report import judge
+from gptoss_ref.verify.rendering.rules import SPECIFICATION
 from tests.support.harmony_oracle import conversations, oracle, to_oracle
 
 DATE = "2026-02-03"
@@ -26,17 +26,17 @@ VARIANTS = [(bug, label) for bug in BUGS for label in bug.changes]
 RENDERED: dict[bool, dict] = {False: {}, True: {}}
 
 
-def cases(ops, spelt=False):
+def cases(rules, spelt=False):
     out = []
     for said in check_conversations():
-        pieces = ops.render(said.on(DATE))
+        pieces = rules.render(said.on(DATE))
         observed = from_text(text_of(pieces)) if spelt else pieces
         out.append(Case(said.title, said.on(DATE), observed, spelt))
     return out
 
 
-def judged(ops, spelt=False):
-    observed = cases(ops, spelt)
+def judged(rules, spelt=False):
+    observed = cases(rules, spelt)
     return judge(observed, search=Search(observed, made=RENDERED[spelt]))
 
 
