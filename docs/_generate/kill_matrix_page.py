@@ -50,6 +50,8 @@ TITLES = {
     "overflow": "an overflow of float16",
     "variant": "variants",
     "pair": "pairs",
+    "triple": "triples, all tap points",
+    "triple-logits": "triples, logits only",
     "rewriting": "rewritings",
     "correct": "correct runs",
 }
@@ -71,6 +73,18 @@ TABLES = (
         "in no pair: from the output of the first block's experts on they leave nothing but NaN to "
         "look at. What goes wrong in the attention of that block could still be seen beside them, "
         "and is not tried.",
+    ),
+    (
+        "triple",
+        "Three bugs at once",
+        "Random sets of three, two of one stage at most, none of which makes another void. All "
+        "three have to be named, and nothing else.",
+    ),
+    (
+        "triple-logits",
+        "Three bugs at once, logits only",
+        "The same sets, of which `diagnose` sees nothing but the logits. A set in bold is not as "
+        "it should be: often the third bug changes less than rounding does beside the others.",
     ),
     (
         "rewriting",

@@ -23,6 +23,7 @@ from docs._generate.kill_matrix import (
     pairs,
     too_many,
     trace_of,
+    triples,
 )
 from docs._generate.kill_matrix_page import COLUMNS, OPEN, TABLES, TITLES, page
 from gptoss_ref.verify.mutants import CATALOGUE
@@ -93,6 +94,26 @@ def test_two_bugs_at_once_are_both_named(pair: tuple[str, str]) -> None:
 )
 def test_two_bugs_that_hide_each_other(pair: tuple[str, str]) -> None:
     check(Case("pair", pair, "random", "float32"))
+
+
+KERAS_HUB = ("window-odd-layers", "window-plus-one", "yarn-original-length/released")
+TRANSFORMER_LENS = ("sinks-dropped", "window-nowhere", "yarn-skipped")  # its older path
+REPORTED = (KERAS_HUB, TRANSFORMER_LENS)
+
+
+@pytest.mark.parametrize("bugs", [*REPORTED, *triples(2, "random", "float32")], ids=" and ".join)
+def test_three_bugs_at_once_are_all_named(bugs: tuple[str, ...]) -> None:
+    check(Case("triple", bugs, "random", "float32"))
+
+
+@pytest.mark.parametrize("bugs", REPORTED, ids=" and ".join)
+def test_three_bugs_of_a_port_on_the_trained_model(bugs: tuple[str, ...]) -> None:
+    check(Case("triple", bugs, "tiny", "float32"))
+
+
+@pytest.mark.parametrize("bugs", REPORTED, ids=" and ".join)
+def test_three_bugs_are_named_from_the_logits_alone(bugs: tuple[str, ...]) -> None:
+    check(Case("triple-logits", bugs, "tiny", "float32"))
 
 
 def test_a_chunk_longer_than_a_ring_that_rolls_early() -> None:
