@@ -50,7 +50,7 @@ def test_tokens(tiny: Model) -> None:
     for tokens in ([], [[]], [476], "text", 3, [[1, 2], [-1]]):
         with pytest.raises(TokenError):
             gr.backward(tiny, tokens)  # type: ignore[arg-type]
-    with pytest.raises(GptOssError, match="one token has no next one"):
+    with pytest.raises(GptOssError, match="single token has no next"):
         gr.backward(tiny, [3])
     with pytest.raises(GptOssError, match="targets has 1 rows: expected 2"):
         gr.backward(tiny, [[1, 2], [3]], [[1, 2]])
