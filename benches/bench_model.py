@@ -28,7 +28,7 @@ from gptoss_ref.cache import KVCache
 from gptoss_ref.checkpoint.summary import describe
 from gptoss_ref.kernels.runtime.doctor import bytes_per_token
 
-TINY_TOKENS_PER_SECOND = 1000
+TINY_TOKENS_PER_SECOND = 2500
 DECODE_RATIO = 0.90
 PREFILL_RATIO = 1.2
 PREFILL_TOKENS = 512

@@ -11,7 +11,7 @@ of its file has been read; the contestants take turns, and the table shows media
 weights between runs (39.7 GB with 24 layers). --write puts the table of this class of CPU into
 docs/performance.md, and the plot beside it.
 
-Needs the packages llama-cpp-python, gguf and transformers with torch; one that is missing is left
+Needs the packages llama-cpp-py-sync (llama.cpp as a binary wheel), gguf and transformers with torch; one that is missing is left
 out and named. One is compared only with what ran in the same run.
 """
 
@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -40,10 +41,11 @@ DECODED = 12
 FEW_LAYERS = 4
 Figures = dict[str, float]
 
+LLAMA = "LLAMA_CPP_FOLDER"
 NEEDS = {
     "ours": ("gptoss_ref",),
-    "llama.cpp": ("llama_cpp", "gguf"),
-    "llama.cpp Q8_0": ("llama_cpp", "gguf"),
+    "llama.cpp": ("gguf",),
+    "llama.cpp Q8_0": ("gguf",),
     "transformers": ("transformers", "torch"),
 }
 
@@ -78,32 +80,27 @@ def ours(folder: Path, prompts: Sequence[int]) -> Figures:
     return found
 
 
-def llama_cpp(file: Path, prompts: Sequence[int]) -> Figures:
-    """llama.cpp, through llama-cpp-python, memory-mapped; the better with and without flash."""
-    with_, without = (llama_cpp_once(file, prompts, flash) for flash in (True, False))
-    return {key: min(with_[key], without[key]) for key in with_}
+def llama_cpp(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
+    """llama.cpp, memory-mapped, with or without flash attention."""
+    from benches.llama_cpp import LlamaCpp
+    from gptoss_ref.kernels.runtime.isa import path_name
+
+    context = max(prompts) + 64
+    peer = LlamaCpp(llama_folder(), file, context, threads(), flash, path_name())
+
+    def append(_: None, tokens: list[int]) -> None:
+        peer.append(tokens)
+
+    found = {"load": peer.load_seconds}
+    found |= measure(prompts, peer.restart, append, peer.vocabulary)
+    peer.close()
+    print(peer.cpu, file=sys.stderr)
+    return found
 
 
-def llama_cpp_once(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
-    """llama.cpp with or without flash attention."""
-    from llama_cpp import Llama
-
-    read_files(file)
-    start = time.perf_counter()
-    model = Llama(
-        str(file), n_ctx=max(prompts) + 64, n_batch=512, n_ubatch=512, verbose=False,
-        n_threads=threads(), n_threads_batch=threads(), use_mmap=True, flash_attn=flash,
-    )  # fmt: skip
-    found = {"load": time.perf_counter() - start}
-
-    def restart() -> Any:
-        model.reset()
-        return model
-
-    def append(_: Any, tokens: list[int]) -> None:
-        model.eval(tokens)
-
-    return found | measure(prompts, restart, append, model.n_vocab())
+def llama_folder() -> Path:
+    """Where llama.cpp's libraries are: the folder that the environment names."""
+    return Path(os.environ[LLAMA])
 
 
 def transformers(folder: Path, prompts: Sequence[int]) -> Figures:
@@ -130,12 +127,14 @@ def transformers(folder: Path, prompts: Sequence[int]) -> Figures:
     return found | measure(prompts, Cache, append, model.config.vocab_size)
 
 
-CONTESTANTS: dict[str, Callable[[Path, Sequence[int]], Figures]] = {
-    "ours": ours,
-    "llama.cpp": llama_cpp,
-    "llama.cpp Q8_0": llama_cpp,
-    "transformers": transformers,
+FLASH, PLAIN = partial(llama_cpp, flash=True), partial(llama_cpp, flash=False)
+CONTESTANTS: dict[str, tuple[Callable[[Path, Sequence[int]], Figures], ...]] = {
+    "ours": (ours,),
+    "llama.cpp": (FLASH, PLAIN),
+    "llama.cpp Q8_0": (FLASH, PLAIN),
+    "transformers": (transformers,),
 }
+"""Each contestant's ways, one process each; the best figure of any way is the contestant's."""
 
 
 def measure(
@@ -153,7 +152,7 @@ def measure(
 
     rng = random.Random(0)
     draw = [rng.randrange(vocabulary) for _ in range(max(prompts))]
-    append(restart(), draw[: prompts[0]])  # whatever is set up once
+    append(restart(), draw[:8])  # whatever is set up once
     found: Figures = {}
     for length in prompts:
         start = time.perf_counter()
@@ -190,29 +189,37 @@ def threads() -> int:
 
 
 def take_turns(
-    runs: Mapping[str, Path], prompts: Sequence[int], rounds: int
+    runs: Mapping[str, Path], prompts: Sequence[int], rounds: int, prefix: Sequence[str]
 ) -> dict[str, list[Figures]]:
     """Each contestant's figures, round by round."""
     found: dict[str, list[Figures]] = {name: [] for name in runs}
     for number in range(rounds):
+        print(f"round {number + 1}", flush=True)
         for name, path in runs.items():
-            figures = one(name, path, prompts)
-            found[name].append(figures)
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"round {number + 1}, {name}: {shown}", flush=True)
+            found[name].append(one(name, path, prompts, prefix))
     return found
 
 
-def one(name: str, path: Path, prompts: Sequence[int]) -> Figures:
-    """One contestant in a process of its own."""
-    command = [sys.executable, "-m", "benches.peers", "--contestant", name, str(path)]
-    ended = subprocess.run(
-        [*command, "--prompts", *map(str, prompts)], capture_output=True, text=True, cwd=ROOT
-    )
+def one(name: str, path: Path, prompts: Sequence[int], prefix: Sequence[str]) -> Figures:
+    """One contestant, each of its ways in a process of its own; the least of each figure."""
+    ways = [one_way(name, way, path, prompts, prefix) for way in range(len(CONTESTANTS[name]))]
+    return {key: min(way[key] for way in ways) for key in ways[0]}
+
+
+def one_way(
+    name: str, way: int, path: Path, prompts: Sequence[int], prefix: Sequence[str]
+) -> Figures:
+    """One contestant in one of its ways."""
+    read_files(path)
+    command = [*prefix, sys.executable, "-m", "benches.peers", str(path), "--contestant", name]
+    command += ["--way", str(way), "--prompts", *map(str, prompts)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if ended.returncode:
         said = ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"]
         raise SystemExit(f"{name}: {said[-1]}")
     figures: Figures = json.loads(ended.stdout.splitlines()[-1])
+    shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+    print(f"{name}, way {way + 1}: {shown}", flush=True)
     return figures
 
 
@@ -358,11 +365,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help=argparse.SUPPRESS)
+    parser.add_argument("--prefix", default="", help="before each command, such as 'taskset -c 0,1'")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
-        print(json.dumps(CONTESTANTS[args.contestant](args.folder, args.prompts)))
+        run = CONTESTANTS[args.contestant][args.way]
+        print(json.dumps(run(args.folder, args.prompts)))
         return
+    prefix = args.prefix.split()
     for name in CONTESTANTS:
         if package := missing(name):
             print(f"{name} is left out: there is no package {package}")
@@ -374,11 +385,11 @@ def main() -> None:
         if not missing("llama.cpp"):
             runs["llama.cpp"] = gguf_of(checkpoint, "BF16")
             runs["llama.cpp Q8_0"] = gguf_of(checkpoint, "Q8_0")
-        rounds = take_turns(runs, PROMPTS, args.rounds)
+        rounds = take_turns(runs, PROMPTS, args.rounds, prefix)
         few_rounds: dict[str, list[Figures]] = {}
         if not missing("transformers"):
             small = prepare(folder, FEW_LAYERS)
-            few_rounds = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds)
+            few_rounds = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds, prefix)
     whole = {name: medians(figures) for name, figures in rounds.items()}
     few = {name: medians(figures) for name, figures in few_rounds.items()}
     lines = [f"{machine()}; medians of {args.rounds} rounds.", ""]

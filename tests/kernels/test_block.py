@@ -22,9 +22,16 @@ from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.kernels.runtime.threads import SMALL, available_threads
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import FLOAT32
+from gptoss_ref.numerics import FLOAT32, FLOAT64, widen
 from tests.support.checks_model import build_model
-from tests.support.kernel_cases import BUSY, COMPILED_ONLY, EVERY_PATH, INTERPRETED, spread
+from tests.support.kernel_cases import (
+    BUSY,
+    COMPILED_ONLY,
+    EVERY_PATH,
+    INTERPRETED,
+    relative_l2,
+    spread,
+)
 from tests.support.strategies import (
     SEEDS,
     as_weights,
@@ -255,3 +262,22 @@ def test_a_scale_byte_255_is_the_error_of_the_layers(name: str) -> None:
         errors.append(str(error.value))
         assert cache.length == 0
     assert errors[0] == errors[1]
+
+
+def test_any_weight_may_be_replaced_by_floats() -> None:
+    """The NumPy layers take them beside stored bits; so do the kernels, for one token and more."""
+    config = small_config(**SIZES)
+    arrays = random_arrays(config, 3, mxfp4=True)
+    model = build(config, arrays, "float32")
+    tokens = random_tokens(config, 5, 3)
+    for name, weight in model.weights.named().items():
+        if not isinstance(weight, np.ndarray) or name.startswith("block.1"):
+            continue
+        floats = 1.25 * widen(weight, np.float32)
+        weights = model.weights.replaced({name: floats})
+        ours = Model(config, weights, backend=NUMBA)
+        theirs = Model(config, weights, backend=NUMPY, policy=FLOAT64)
+        cache, whole = ours.new_cache(), theirs(tokens)
+        first = ours(tokens[:4], cache)
+        got = np.concatenate([first, ours(tokens[4:], cache)])
+        assert relative_l2(got, whole) <= 1e-3, name
