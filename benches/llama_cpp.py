@@ -25,7 +25,10 @@ class _ContextParams(Structure):
     """The fields of llama_context_params before those that differ between releases."""
 
     _fields_ = [
-        *((name, c_uint32) for name in ("ctx", "batch", "ubatch", "seqs", "rs", "outs", "outs_seq")),
+        *(
+            (name, c_uint32)
+            for name in ("ctx", "batch", "ubatch", "seqs", "rs", "outs", "outs_seq")
+        ),
         *((name, c_int32) for name in ("threads", "threads_batch", "kind")),
         *((name, c_int32) for name in ("rope_scaling", "pooling", "attention", "flash")),
         ("numbers", c_float * 6),

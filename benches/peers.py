@@ -27,8 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -365,7 +365,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help=argparse.SUPPRESS)
-    parser.add_argument("--prefix", default="", help="before each command, such as 'taskset -c 0,1'")
+    parser.add_argument(
+        "--prefix", default="", help="before each command, such as 'taskset -c 0,1'"
+    )
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--way", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -389,7 +391,9 @@ def main() -> None:
         few_rounds: dict[str, list[Figures]] = {}
         if not missing("transformers"):
             small = prepare(folder, FEW_LAYERS)
-            few_rounds = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds, prefix)
+            few_rounds = take_turns(
+                {"ours": small, "transformers": small}, PROMPTS, args.rounds, prefix
+            )
     whole = {name: medians(figures) for name, figures in rounds.items()}
     few = {name: medians(figures) for name, figures in few_rounds.items()}
     lines = [f"{machine()}; medians of {args.rounds} rounds.", ""]

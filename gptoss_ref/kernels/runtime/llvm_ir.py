@@ -173,6 +173,23 @@ def _prefetch_lines(array: Any) -> Any:
     return compiled
 
 
+def prefetch_later(array: Any, at: int) -> None:
+    """Ask for the line of element ``at``, which may lie beyond the array, into the second cache."""
+
+
+@overload(prefetch_later, **INLINED)
+def _prefetch_later(array: Any, at: Any) -> Any:
+    @intrinsic
+    def one(typing_context: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            prefetch(builder, data(context, builder, array, args[0]), args[1], 0, keep=2)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), generate
+
+    return lambda array, at: one(array, at)
+
+
 def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
     """The columns of a square of vectors: n vectors of n lanes, n a power of two.
 
