@@ -1,6 +1,6 @@
 """This project, llama.cpp and transformers on the same random weights, in turns.
 
-    python -m benches.peers [DIR] [--layers 24] [--rounds 3] [--write]
+    LLAMA_CPP_FOLDER=FOLDER python -m benches.peers [DIR] [--layers 24] [--rounds 3] [--write]
 
 Four comparisons: a gpt-oss-20b of random weights here and in llama.cpp, once with the same numbers
 (bfloat16 and MXFP4, as GGUF) and once with the types of the file that people download (Q8_0 in the
@@ -9,10 +9,11 @@ all beside what this machine can do at most. llama.cpp runs with and without fla
 the better one of each figure counts. Every figure is taken in a process of its own, after each page
 of its file has been read; the contestants take turns, and the table shows medians. DIR keeps the
 weights between runs (39.7 GB with 24 layers). --write puts the table of this class of CPU into
-docs/performance.md, and the plot beside it.
+docs/performance.md; GPTOSS_REF_KERNELS=avx2 measures a lesser class, in llama.cpp too.
 
-Needs the packages llama-cpp-py-sync (llama.cpp as a binary wheel), gguf and transformers with torch; one that is missing is left
-out and named. One is compared only with what ran in the same run.
+Needs llama.cpp's shared libraries in FOLDER (see benches/llama_cpp.py), the package gguf, and
+transformers with torch; what is missing is left out and named. One is compared only with what ran
+in the same run.
 """
 
 from __future__ import annotations
@@ -224,7 +225,9 @@ def one_way(
 
 
 def missing(name: str) -> str | None:
-    """The package that a contestant lacks, if it lacks one."""
+    """The package or the folder that a contestant lacks, if it lacks one."""
+    if name.startswith("llama.cpp") and not os.environ.get(LLAMA):
+        return LLAMA
     return next((p for p in NEEDS[name] if importlib.util.find_spec(p) is None), None)
 
 
@@ -366,6 +369,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help=argparse.SUPPRESS)
     parser.add_argument(
+        "--without", nargs="+", default=[], choices=CONTESTANTS, help="leave contestants out"
+    )
+    parser.add_argument("--plot", action="store_true", help="draw docs/performance.svg")
+    parser.add_argument(
         "--prefix", default="", help="before each command, such as 'taskset -c 0,1'"
     )
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
@@ -378,30 +385,31 @@ def main() -> None:
     prefix = args.prefix.split()
     for name in CONTESTANTS:
         if package := missing(name):
-            print(f"{name} is left out: there is no package {package}")
+            print(f"{name} is left out: there is no {package}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = prepare(folder, args.layers)
         runs = {"ours": checkpoint}
-        if not missing("llama.cpp"):
-            runs["llama.cpp"] = gguf_of(checkpoint, "BF16")
-            runs["llama.cpp Q8_0"] = gguf_of(checkpoint, "Q8_0")
+        for name, matrices in (("llama.cpp", "BF16"), ("llama.cpp Q8_0", "Q8_0")):
+            if name not in args.without and not missing(name):
+                runs[name] = gguf_of(checkpoint, matrices)
         rounds = take_turns(runs, PROMPTS, args.rounds, prefix)
         few_rounds: dict[str, list[Figures]] = {}
-        if not missing("transformers"):
+        if "transformers" not in args.without and not missing("transformers"):
             small = prepare(folder, FEW_LAYERS)
             few_rounds = take_turns(
                 {"ours": small, "transformers": small}, PROMPTS, args.rounds, prefix
             )
     whole = {name: medians(figures) for name, figures in rounds.items()}
     few = {name: medians(figures) for name, figures in few_rounds.items()}
-    lines = [f"{machine()}; medians of {args.rounds} rounds.", ""]
+    lines = [f"{machine()}; medians of {args.rounds} round(s).", ""]
     lines += [*table(whole, few, args.layers), "", "This project, ratios within a round:", ""]
     lines += [*ratios(rounds), *ratios(few_rounds), share(rounds["ours"])]
     print("\n".join(lines))
-    if args.write:
+    if args.plot:
         plot(whole, few)
+    if args.write:
         write_page(lines)
 
 
