@@ -135,7 +135,7 @@ def benches(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "benches")
     session.run("python", "benches/bench_import.py")
     session.run("python", "benches/bench_chat.py")
-    session.run("python", "benches/bench_cold_start.py")
+    session.run("python", "-m", "benches.bench_cold_start")
     session.run("python", "benches/bench_model.py")
 
 

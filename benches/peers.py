@@ -33,8 +33,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benches.page import write_page
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
 
 PROMPTS = (128, 512)
@@ -348,19 +349,6 @@ def plot(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> None:
     figure.savefig(PLOT, metadata={"Date": None})
 
 
-def write_page(lines: Sequence[str]) -> None:
-    """Put the lines between the marks of this class of CPU in docs/performance.md."""
-    from gptoss_ref.kernels.runtime.isa import path_name
-
-    begin, end = (f"<!-- {word} benches/peers.py {path_name()} -->" for word in ("begin", "end"))
-    page = PAGE.read_text("utf-8")
-    if begin not in page:
-        raise SystemExit(f"{PAGE} has no place for the class {path_name()}")
-    head, rest = page.split(begin)
-    _, tail = rest.split(end)
-    PAGE.write_text(f"{head}{begin}\n\n{chr(10).join(lines)}\n\n{end}{tail}", "utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="keeps the weights between runs")
@@ -410,7 +398,9 @@ def main() -> None:
     if args.plot:
         plot(whole, few)
     if args.write:
-        write_page(lines)
+        from gptoss_ref.kernels.runtime.isa import path_name
+
+        write_page("peers.py", path_name(), "\n".join(lines))
 
 
 if __name__ == "__main__":
