@@ -190,39 +190,58 @@ def threads() -> int:
 # --- the tournament ---
 
 
-def take_turns(
-    runs: Mapping[str, Path], prompts: Sequence[int], rounds: int, prefix: Sequence[str]
-) -> dict[str, list[Figures]]:
-    """Each contestant's figures, round by round."""
-    found: dict[str, list[Figures]] = {name: [] for name in runs}
-    for number in range(rounds):
-        print(f"round {number + 1}", flush=True)
-        for name, path in runs.items():
-            found[name].append(one(name, path, prompts, prefix))
-    return found
+class Runs:
+    """What each contestant measured, in a process of its own; kept in a file between runs."""
 
+    def __init__(self, prompts: Sequence[int], prefix: Sequence[str], store: Path | None) -> None:
+        self._prompts, self._prefix, self._store = prompts, prefix, store
+        kept = store is not None and store.exists()
+        self._found: dict[str, Figures] = json.loads(store.read_text()) if store and kept else {}
 
-def one(name: str, path: Path, prompts: Sequence[int], prefix: Sequence[str]) -> Figures:
-    """One contestant, each of its ways in a process of its own; the least of each figure."""
-    ways = [one_way(name, way, path, prompts, prefix) for way in range(len(CONTESTANTS[name]))]
-    return {key: min(way[key] for way in ways) for key in ways[0]}
+    def take_turns(self, runs: Mapping[str, Path], rounds: int) -> dict[str, list[Figures]]:
+        """Each contestant's figures, round by round."""
+        found: dict[str, list[Figures]] = {name: [] for name in runs}
+        for number in range(1, rounds + 1):
+            for name, path in runs.items():
+                found[name].append(self._one(number, name, path))
+        return found
 
+    def _one(self, number: int, name: str, path: Path) -> Figures:
+        """One contestant, each of its ways; the least of each figure."""
+        ways = []
+        for way in range(len(CONTESTANTS[name])):
+            key = f"{path.name}, round {number}, {name}, way {way + 1}"
+            try:
+                if key not in self._found:
+                    self._found[key] = self._run(name, way, path)
+                    if self._store is not None:
+                        self._store.write_text(json.dumps(self._found, indent=1))
+            except RuntimeError as error:  # another way may do
+                print(f"{key}: left out: {error}", flush=True)
+                continue
+            ways.append(self._found[key])
+            shown = ", ".join(f"{what} {value:.4g}" for what, value in ways[-1].items())
+            print(f"{key}: {shown}", flush=True)
+        if not ways:
+            raise SystemExit(f"{name} did not run")
+        return {what: min(way[what] for way in ways) for what in ways[0]}
 
-def one_way(
-    name: str, way: int, path: Path, prompts: Sequence[int], prefix: Sequence[str]
-) -> Figures:
-    """One contestant in one of its ways."""
-    read_files(path)
-    command = [*prefix, sys.executable, "-m", "benches.peers", str(path), "--contestant", name]
-    command += ["--way", str(way), "--prompts", *map(str, prompts)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"]
-        raise SystemExit(f"{name}: {said[-1]}")
-    figures: Figures = json.loads(ended.stdout.splitlines()[-1])
-    shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-    print(f"{name}, way {way + 1}: {shown}", flush=True)
-    return figures
+    def _run(self, name: str, way: int, path: Path) -> Figures:
+        """One contestant in one of its ways.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        read_files(path)
+        command = [*self._prefix, sys.executable, "-m", "benches.peers", str(path)]
+        command += ["--contestant", name, "--way", str(way)]
+        command += ["--prompts", *map(str, self._prompts)]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if ended.returncode:
+            said = ended.stderr.strip().splitlines() or [f"status {ended.returncode}"]
+            raise RuntimeError(said[-1])
+        figures: Figures = json.loads(ended.stdout.splitlines()[-1])
+        return figures
 
 
 def missing(name: str) -> str | None:
@@ -363,6 +382,7 @@ def main() -> None:
     parser.add_argument(
         "--prefix", default="", help="before each command, such as 'taskset -c 0,1'"
     )
+    parser.add_argument("--store", type=Path, help="keep figures there; a further run goes on")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--way", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -370,7 +390,6 @@ def main() -> None:
         run = CONTESTANTS[args.contestant][args.way]
         print(json.dumps(run(args.folder, args.prompts)))
         return
-    prefix = args.prefix.split()
     for name in CONTESTANTS:
         if package := missing(name):
             print(f"{name} is left out: there is no {package}")
@@ -382,13 +401,12 @@ def main() -> None:
         for name, matrices in (("llama.cpp", "BF16"), ("llama.cpp Q8_0", "Q8_0")):
             if name not in args.without and not missing(name):
                 runs[name] = gguf_of(checkpoint, matrices)
-        rounds = take_turns(runs, PROMPTS, args.rounds, prefix)
+        process = Runs(PROMPTS, args.prefix.split(), args.store)
+        rounds = process.take_turns(runs, args.rounds)
         few_rounds: dict[str, list[Figures]] = {}
         if "transformers" not in args.without and not missing("transformers"):
             small = prepare(folder, FEW_LAYERS)
-            few_rounds = take_turns(
-                {"ours": small, "transformers": small}, PROMPTS, args.rounds, prefix
-            )
+            few_rounds = process.take_turns({"ours": small, "transformers": small}, args.rounds)
     whole = {name: medians(figures) for name, figures in rounds.items()}
     few = {name: medians(figures) for name, figures in few_rounds.items()}
     lines = [f"{machine()}; medians of {args.rounds} round(s).", ""]
