@@ -232,7 +232,7 @@ def _tile_of(tokens: int, vectors: int, lanes: int) -> Any:
                 builder.gep(vec.data(context, builder, array, args[i]), [args[i + 1]])
                 for i, array in ((0, x), (4, panel), (8, out))
             )
-            x_stride_, x_step_, panel_stride_, depth_ = *args[2:4], *args[6:8]
+            x_stride_, x_step_, panel_stride_, depth_ = (args[i] for i in (2, 3, 6, 7))
             type_ = vec.vector(f32, lanes)
             sums = vec.Accumulators(builder, tokens, vectors, type_)
             columns = [index(v * lanes) for v in range(vectors)]
