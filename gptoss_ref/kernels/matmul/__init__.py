@@ -2,9 +2,9 @@
 
 Which file computes what; the number behind it is the rate of one thread in GFLOP/s, two numbers
 those of 16 and of 512 tokens: M = 2880, N = 512, on an AMD Zen 4 with that path forced, where the
-NumPy layer has 36, 42, 99 for 1, 16, 512 tokens with float32 weights. They are those that ``python -m
-benches.paths`` wrote into docs/performance.md. AMX was measured on another machine, as a multiple of
-NumPy's product.
+NumPy layer has 36, 42, 99 for 1, 16, 512 tokens with float32 weights. ``python -m benches.paths``
+wrote them into docs/performance.md. AMX was measured on another machine, as a multiple of NumPy's
+product.
 
 =============  ===================  ====================  ====================  ==================
 weights,       plain                AVX2                  AVX-512               AMX
