@@ -24,13 +24,13 @@ from gptoss_ref.kernels.runtime.threads import SMALL, available_threads
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32, FLOAT64, widen
 from tests.support.checks_model import build_model
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import (
     BUSY,
     COMPILED_ONLY,
     EVERY_PATH,
     INTERPRETED,
     MXFP4_BOUND,
-    relative_l2,
     spread,
 )
 from tests.support.strategies import (
@@ -267,7 +267,7 @@ def test_a_scale_byte_255_is_the_error_of_the_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["attn.q_bias", "mlp.mlp1_bias", "mlp.mlp2_bias"])
 def test_a_bias_may_be_replaced_by_floats(name: str) -> None:
-    """The NumPy layers take floats beside stored bits; so do the kernels, for one token and more."""
+    """The NumPy layers take floats beside stored bits, and so do the kernels."""
     config = small_config(**SIZES)
     model = build(config, random_arrays(config, 3, mxfp4=True), "float32")
     tokens = random_tokens(config, 5, 3)

@@ -19,7 +19,8 @@ import numpy as np
 from gptoss_ref import kernels, layers
 from gptoss_ref.kernels.runtime.isa import path_name
 from gptoss_ref.numerics import FLOAT64
-from tests.support.kernel_cases import FLOAT_BOUND, bits, gaussian, random_mxfp4, relative_l2
+from tests.support.distance import relative_l2
+from tests.support.kernel_cases import FLOAT_BOUND, bits, gaussian, random_mxfp4
 
 Case = tuple[str, Callable[..., Any], Callable[..., Any], tuple[Any, ...]]
 
