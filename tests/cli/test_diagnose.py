@@ -104,7 +104,7 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
         assert "NO_SUCH_KEY is not set" in missing
         both = fails(capsys, "tiny", "other.npz", "--endpoint", url)
         assert "either OTHER or --endpoint" in both
-        assert "more than 0" in fails(capsys, *at, "--timeout", "soon")
+        assert "above 0" in fails(capsys, *at, "--timeout", "soon")
     gone = ("tiny", "--endpoint", url)
     assert "no server there" in fails(capsys, *gone, "--prompt", TEXT)
     assert other in fails(capsys, *gone, "--tokens", "1,476")
