@@ -83,8 +83,8 @@ TABLES = (
     (
         "triple-logits",
         "Three bugs at once, logits only",
-        "The first three of these sets on each checkpoint in each dtype; `diagnose` sees nothing but "
-        "the logits. What is named in bold is not as it should be: a constant with a value that is "
+        "The first three of these sets on each checkpoint in each dtype; `diagnose` sees nothing "
+        "but the logits. What is named in bold is not as it should be: a constant with a value that is "
         "on no list is fitted to logits alone, and not beside other bugs.",
     ),
     (
@@ -115,7 +115,8 @@ OPEN = {
         "named. The cause has not been looked for."
     ),
     "triple|value-bias-folded+yarn-concentration+window-odd-layers|tiny|bfloat16|0": (
-        "the same concentration, 0.7 % too large in bfloat16, beside two other bugs, which are named."
+        "the same concentration, 0.7 % too large in bfloat16, beside two other bugs, which are "
+        "named."
     ),
 }
 """Cells that are not as they should be, and what is known of them."""
