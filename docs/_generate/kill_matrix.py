@@ -69,7 +69,7 @@ TEXTS = (
 OVERFLOW = "float16-overflow"  # a bug of no line of code: a run in float16 of large activations
 FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end
 PAIRS = 5  # of bugs, on each checkpoint in each dtype
-TRIPLES = {"triple": 25, "triple-logits": 5}  # the second ones are the first of the others
+TRIPLES = {"triple": 25, "triple-logits": 3}  # the second ones are the first of the others
 LENGTH = 50  # of the random checkpoint's prompts, more than four windows
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import gptoss_ref as gr
 from docs._generate.kill_matrix import (
+    BLIND,
     HARMLESS,
     OVERFLOW,
     PARTS,
@@ -111,6 +112,7 @@ def test_three_bugs_of_a_port_on_the_trained_model(bugs: tuple[str, ...]) -> Non
     check(Case("triple", bugs, "tiny", "float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bugs", REPORTED, ids=" and ".join)
 def test_three_bugs_are_named_from_the_logits_alone(bugs: tuple[str, ...]) -> None:
     check(Case("triple-logits", bugs, "tiny", "float32"))
@@ -265,14 +267,16 @@ def test_the_page_of_the_documentation_is_whole() -> None:
         for (what, *place, said), case in zip(found, expected, strict=True):
             assert what == (" + ".join(case.bugs) or f"prompt {case.seed}")
             assert place == [case.checkpoint, case.dtype]
-            if case.key not in OPEN:
+            if part not in BLIND and case.key not in OPEN:
                 assert {*said.split(" ≈ ")[0].split(", ")} == (case.expected or {"nothing"})
-        good[part] = sum(case.key not in OPEN for case in expected)
+        named = [not said.startswith("**") for *_, said in found]
+        assert part in BLIND or named == [case.key not in OPEN for case in expected]
+        good[part] = sum(named)
 
     summary = {title: numbers for title, *numbers in table(text, "Summary")}
     assert list(summary) == list(TITLES.values())
     for part, title in TITLES.items():
         run = [case for case in every if case.part == part]
         assert [int(n) for n in summary[title][:2]] == [good[part], len(run)], part
-        blind = run[good[part] :] if part == "logits" else []
+        blind = run[good[part] :] if part in BLIND else []
         assert not too_many(run, blind), part

@@ -126,7 +126,8 @@ class _Noise:
         y = right(at, x, scale)
         # a sum of D squares may be off by some √D roundings, and with it the whole row
         common = math.sqrt(x.shape[-1]) * self._random(y, 1)  # (T, 1)
-        return self._off(y, 2 * np.abs(y)) + self._small * common * y
+        noisy: Array = self._off(y, 2 * np.abs(y)) + self._small * common * y
+        return noisy
 
     def linear(self, right: Any, at: OpContext, x: Array, weight: Any, bias: Any) -> Array:
         y = right(at, x, weight, bias)
