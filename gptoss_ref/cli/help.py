@@ -100,9 +100,9 @@ OTHER_NAMES = {
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """``: did you mean …?``, or nothing if no word is similar."""
-    words = list(words)
-    meant = OTHER_NAMES.get(word)
-    near = [meant] if meant in words else difflib.get_close_matches(word, words, 1)
+    known = list(words)
+    meant = OTHER_NAMES.get(word, "")
+    near = [meant] if meant in known else difflib.get_close_matches(word, known, 1)
     return f": did you mean {near[0]}?" if near else ""
 
 
