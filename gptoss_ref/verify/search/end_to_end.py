@@ -317,12 +317,13 @@ class WholeModels:
             around = self._tried([(*base, c) for (c,) in options if c.name not in taken], base)
 
     def _pruned(self, found: Standing) -> Standing:
-        """The same without bugs that are not needed to explain the outputs."""
+        """The same without bugs that are not needed, or that better the outputs by chance only."""
         for candidate in found.candidates:
             fewer = tuple(c for c in found.candidates if c is not candidate)
-            without = self.measured(fewer)
-            if without.excess <= 1 and fewer:
-                found = without
+            if fewer:
+                without = self.measured(fewer)
+                if without.excess <= 1 or not self._wins(found.error, without.error):
+                    found = without
         return found
 
     def _elected(self, standings: Sequence[Standing]) -> Standing | None:
