@@ -84,8 +84,8 @@ TABLES = (
         "triple-logits",
         "Three bugs at once, logits only",
         "The first three of these sets on each checkpoint in each dtype; `diagnose` sees nothing "
-        "but the logits. What is named in bold is not as it should be: a constant with a value that "
-        "is on no list is fitted to logits alone, and not beside other bugs.",
+        "but the logits. What is named in bold is not as it should be: a constant with a value "
+        "that is on no list is fitted to logits alone, and not beside other bugs.",
     ),
     (
         "rewriting",

@@ -1,7 +1,7 @@
 """Which tests are not of the fast half: those that `pytest -n 2 -m "not slow"` leaves out.
 
 The list holds whole files and single tests, by their node ids. It is made from durations, so that
-the fast half takes under 90 s on two idle cores; `--durations=50` shows what should join it.
+the fast half takes about 90 s on two idle cores; `--durations=50` shows what should join it.
 """
 
 from __future__ import annotations
