@@ -25,26 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from docs._generate.mutation_page import FIGURES, PAGE, page
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Room:
-    """What is mutated, and the tests that should notice; ``{}`` is the name of the file."""
-
-    code: str
-    tests: tuple[str, ...]
-
-
-ROOMS = {
-    "layers": Room("gptoss_ref/layers/*.py", ("tests/layers/test_{}.py",)),
-    "numerics": Room(
-        "gptoss_ref/numerics.py", ("tests/model/test_numerics.py", "tests/layers/test_policies.py")
-    ),
-    "chat": Room("gptoss_ref/chat/*.py", ("tests/chat",)),
-    "checkpoint": Room("gptoss_ref/checkpoint/*.py", ("tests/checkpoint",)),
-}
+from docs._generate.mutation_rooms import ROOMS, ROOT, Room, files, own_tests
 
 SETTINGS = """
 [mutmut]
@@ -78,17 +59,6 @@ class Mutated:
     killed: int = 0
     slow: int = 0
     survivors: list[dict[str, str]] = field(default_factory=list)
-
-
-def files(room: Room) -> list[Path]:
-    """What of a room is mutated, by their names from the root."""
-    found = [path.relative_to(ROOT) for path in sorted(ROOT.glob(room.code))]
-    return [path for path in found if path.name != "__init__.py"]
-
-
-def own_tests(room: Room, file: Path) -> list[str]:
-    """The tests that should notice a mutant of a file."""
-    return [name.format(file.stem) for name in room.tests]
 
 
 def copy_of_the_tree(folder: Path, room: Room, file: Path) -> None:

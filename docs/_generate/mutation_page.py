@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from docs._generate.mutation_reasons import REASONS
+from docs._generate.mutation_rooms import ROOMS, files
 
 HERE = Path(__file__).resolve().parent
 FIGURES = HERE / "mutation.json"
@@ -53,6 +54,10 @@ notice. One without is a test to be written.
         )
     yield """
 *Too slow*: it ran ten seconds longer than fifteen times as long as the tests do. It loops."""
+    every = [path.as_posix() for room in ROOMS.values() for path in files(room)]
+    missing = [name for name in every if name not in figures]
+    if missing:
+        yield f"\nNot run yet: {', '.join(name.removeprefix('gptoss_ref/') for name in missing)}."
     for name, one in sorted(figures.items()):
         if one["survivors"]:
             yield f"\n## {name}\n\n| function | code | mutant | reason |\n|---|---|---|---|"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from docs._generate import mutation_page
-from docs._generate.mutation import ROOMS, ROOT, changed, files, marked, own_tests
+from docs._generate.mutation import changed, marked
 from docs._generate.mutation_page import FIGURES, PAGE, page
 from docs._generate.mutation_reasons import REASONS
+from docs._generate.mutation_rooms import ROOMS, ROOT, files, own_tests
 
 
 def figures() -> dict[str, Any]:
