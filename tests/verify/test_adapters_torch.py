@@ -405,6 +405,34 @@ def test_compiled(in_transformers: Any, twin: dict[str, np.ndarray]) -> None:
     )
 
 
+def test_compiled_flex_attention_runs_uncompiled() -> None:
+    """Compiled, it refuses the log-sum-exp on a CPU, which sinks need; its own flag is put back."""
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    compiled = torch.compile(flex.flex_attention)
+
+    class Ends(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tok_embeddings = torch.nn.Embedding(CONFIG.vocab_size, CONFIG.hidden_size)
+            self.lm_head = torch.nn.Linear(CONFIG.hidden_size, CONFIG.vocab_size, bias=False)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.tok_embeddings(tokens)[:, None]  # (1, 1, T, D)
+            mix, lse = compiled(x, x, x, return_lse=True)
+            mix = mix * torch.sigmoid(lse)[..., None]
+            return self.lm_head(mix[:, 0])  # type: ignore[no-any-return]
+
+    before = flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    module = Ends()
+    trace = capture(module, TOKENS, config=CONFIG)
+    assert sorted(trace) == ["embedding", "logits", "norm"]
+    assert flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG == before
+    x, head = trace["embedding"].astype(np.float64), module.lm_head.weight.detach().numpy()
+    scores = np.exp(x @ x.T / np.sqrt(x.shape[1]))
+    mix = scores @ x / (scores.sum(1, keepdims=True) + 1)  # as with a sink of logit 0
+    assert relative_l2(trace["logits"], mix @ head.T) < 1e-5
+
+
 def test_a_module_that_does_not_say_what_it_is() -> None:
     module = openai_module(CONFIG, ARRAYS)
     del module.block[0].mlp.experts_per_token

@@ -8,6 +8,7 @@ cannot be seen is left out. Everything is put back afterwards, also after an err
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters.arrays import Names, from_arrays
+from gptoss_ref.verify.observe.adapters.framework_names import names_in
 from gptoss_ref.verify.observe.adapters.gradients import cross_entropy, differentiated
 from gptoss_ref.verify.observe.adapters.names import lookup
 from gptoss_ref.verify.observe.adapters.torch_config import own_config
@@ -49,9 +51,9 @@ def capture(
 
     Args:
         module: transformers' ``GptOssForCausalLM`` (or its ``GptOssModel``: no logits), a module
-            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, or any other:
-            then the outputs of the modules that have a known name are kept, and of TransformerLens'
-            hook points.
+            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, torchtitan's
+            ``GptOssModel``, or any other: then the outputs of the modules that have a known name
+            are kept, and of TransformerLens' hook points.
         tokens: (T,), the whole prompt.
         config: what the module is meant to be. None takes what the module says of itself.
         names: what the outputs of modules of other names stand for, and which axes they have; see
@@ -82,7 +84,7 @@ def capture(
         caught.tensors = {}
     with Watch(caught) as watch, torch.set_grad_enabled(wanted is not None):
         watch.enter_context(_evaluating(module))
-        watch.enter_context(_as_written(torch, module))
+        watch.enter_context(_as_written(torch, module, backward=wanted is not None))
         prompt = torch.tensor(ids[None], device=_device(module))  # (1, T)
         runner: Callable[..., Any] = module
         if naming == "transformers":
@@ -91,6 +93,8 @@ def capture(
         elif naming == "openai":
             watch_openai(watch, root, caught, config, len(ids))
             prompt, runner = prompt[0], root
+        if naming is None and hasattr(root, "tok_embeddings"):
+            names = {**names_in("torchtitan", config), **(names or {})}
         known = lookup(config) if naming is None else {}
         watch_names(watch, module, caught, {*(names or {}), *known}, list_others=naming is None)
         result = (run or runner)(prompt)
@@ -163,17 +167,31 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_written(torch: Any, module: Any) -> Iterator[None]:
-    """Compiled modules run uncompiled, where hooks see them."""
+def _as_written(torch: Any, module: Any, *, backward: bool) -> Iterator[None]:
+    """What torch.compile has compiled runs uncompiled, where hooks see it.
+
+    flex_attention compiles itself again where nothing is compiled, unless its own flag says
+    otherwise; with that flag torch promises no gradients.
+    """
+    flex = sys.modules.get("torch.nn.attention.flex_attention")
+    flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    uncompiled = hasattr(flex, flag) and not backward
     compiled = any(
         getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
         for part in module.modules()
     )
-    if not compiled or not hasattr(torch.compiler, "set_stance"):
+    if not (compiled or uncompiled) or not hasattr(torch.compiler, "set_stance"):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    before = getattr(flex, flag, None)
+    try:
+        if uncompiled:
+            setattr(flex, flag, True)
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        if uncompiled:
+            setattr(flex, flag, before)
 
 
 def _without_cache(module: Any) -> Callable[..., Any]:
