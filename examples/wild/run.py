@@ -64,7 +64,7 @@ ENVIRONMENTS = {
     "openvino": Environment(
         (TORCH, "optimum-intel[openvino]==2.2.0"), ("uninstall -y torchvision",)
     ),
-    "llama": Environment(("xllamacpp==2026.10.11549", "llama-cpp-py-sync==0.11739", "gguf")),
+    "llama": Environment(("xllamacpp==2026.10.11549", "ik-llama-cpp-python==0.1.5", "gguf")),
 }
 
 
@@ -135,16 +135,16 @@ ENTRIES = (
     Entry("onnxruntime-genai", "ort_genai.py", "transformers"),
     Entry("OpenVINO, by optimum-intel", "openvino_optimum.py", "openvino"),
     Entry(
-        "llama.cpp, by llama-cpp-py-sync",
-        "llama_python.py",
+        "llama.cpp, server of xllamacpp",
+        "llama_server.py",
         "llama",
         truth="ggml_rope_yarn_corr_dims in ggml/src/ggml.c floors and ceils the range of the ramp",
     ),
     Entry(
-        "llama.cpp, server of xllamacpp",
-        "llama_server.py",
+        "ik_llama.cpp, in Python",
+        "ik_llama.py",
         "llama",
-        truth="the same",
+        truth="the same in its copy of ggml/src/ggml.c",
     ),
     Entry(
         "gpt-oss-jax, flax",
