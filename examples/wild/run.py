@@ -144,8 +144,8 @@ ENTRIES = (
         "ik_llama.cpp, in Python",
         "ik_llama.py",
         "llama",
-        truth="ggml_rope_yarn_corr_dims of its library gives 8 and 18 for the range 8.09 to 17.40 of "
-        "the released models",
+        truth="ggml_rope_yarn_corr_dims of its library, called: 8 and 18 where the released models "
+        "have 8.09 and 17.40",
     ),
     Entry(
         "gpt-oss-jax, flax",
@@ -239,9 +239,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 INTRO = (
     "# Implementations judged",
     "",
-    "Public implementations of gpt-oss, each run on a CPU with the bundled checkpoint (or, where it has",
-    "the released constants built in, with a small random one), and what `diagnose` said of its",
-    "numbers. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
+    "Public implementations of gpt-oss, each run on a CPU with the bundled checkpoint (or, where",
+    "it has the released constants built in, with a small random one), and what `diagnose` said of",
+    "its numbers. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
     "",
     "| implementation | version | run on | what was said | where it is true | script |",
     "|---|---|---|---|---|---|",
@@ -249,8 +249,8 @@ INTRO = (
 OUTRO = (
     "A bug is given by its name in the [catalogue](mutants.md). Right means that rounding explains",
     "every tap point that could be judged; from logits alone that is one. Refused: what the",
-    "implementation itself says of a choice that it cannot run on a CPU. Where it is true: in their",
-    "code, as read.",
+    "implementation itself says of a choice that it cannot run on a CPU. Where it is true: in",
+    "their code, as read.",
     "",
     "To repeat one row: `python examples/wild/run.py SCRIPT`, or the script alone in an",
     "environment that has the implementation and this package. How each is connected is told in",
