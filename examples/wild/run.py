@@ -239,9 +239,10 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 INTRO = (
     "# Implementations judged",
     "",
-    "Public implementations of gpt-oss and the verdicts of `diagnose` on their numbers. Each ran on",
-    "a CPU, with the bundled checkpoint or, if the released constants are built in, with a small",
-    "random one. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
+    "Public implementations of gpt-oss and the verdicts of `diagnose` on their numbers. Each ran",
+    "on a CPU, with the bundled checkpoint or, if the released constants are built in, with a",
+    "small random one. `python examples/wild/run.py` writes this page; no verdict is written by",
+    "hand.",
     "",
     "| implementation | version | run on | verdict | place in the code | script |",
     "|---|---|---|---|---|---|",
