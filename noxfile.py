@@ -142,5 +142,4 @@ def benches(session: nox.Session) -> None:
 @nox.session
 def wild(session: nox.Session) -> None:
     """Other people's implementations, each in an environment of its own: writes docs/wild.md."""
-    session.install(".")
     session.run("python", "examples/wild/run.py", *session.posargs)

@@ -163,6 +163,32 @@ def test_outside_the_blocks(dialect: str) -> None:
             assert np.array_equal(trace[tap], twin_taps()[tap])
 
 
+def test_intermediates_of_flax() -> None:
+    """Dictionaries in dictionaries, each value a tuple of what a module's calls returned."""
+    own, heads = twin_taps(), (CONFIG.num_key_value_heads, CONFIG.group_size)
+    qkv = np.concatenate([own[f"block.1.attn.{part}"].reshape(T, -1) for part in "qkv"], -1)
+    q = own["block.1.attn.q_rope"].reshape(T, *heads, CONFIG.head_dim)
+
+    def called(value: Any) -> dict[str, Any]:
+        return {"__call__": (value,)}
+
+    attn = {
+        "norm": called(own["block.1.attn.norm"]),
+        "qkv": called(qkv),
+        "rope": called((q, own["block.1.attn.k_rope"])),
+        **called(own["block.1.attn.residual"]),
+    }
+    block = {"attn": attn, **called(own["block.1.mlp.residual"])}
+    seen = {"block_1": block, "norm": called(own["norm"]), **called(own["logits"])}
+    trace = from_arrays(seen, TOKENS, CONFIG)
+    stages = [f"block.1.{x}" for x in taps.STAGES if x.startswith("attn.")]
+    absent = {"block.1.attn.weights", "block.1.attn.mix", "block.1.attn.out"}
+    wanted = {*stages, "block.1.mlp.residual", "norm", "logits"} - absent
+    assert set(trace) == wanted
+    for name in trace:
+        assert np.array_equal(trace[name], own[name]), name
+
+
 def test_our_own_names_are_everybodys() -> None:
     trace = from_arrays(twin_taps(), TOKENS, CONFIG)
     assert list(trace) == taps.names(CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,8 @@ def from_arrays(
     ``positions``. Logits of shape (V,) or (1, V) are those of the last position.
 
     Args:
-        mapping: arrays by name: tap points, or their names in other implementations. A list of
+        mapping: arrays by name: tap points, or their names in other implementations. Nested
+            dictionaries, such as flax' captured intermediates, make dotted names. A list of
             arrays under ``hidden_states``, ``attentions`` or ``router_logits`` is split by layer;
             the step logits of ``generate``, a list of (1, V), are the rows ``positions``.
         tokens: (T,) or (1, T) integers, the whole prompt and the tokens generated after it.
@@ -205,11 +207,41 @@ def _taken_apart(
     mapping: Mapping[str, Any], known: Mapping[str, tuple[Meaning, ...]]
 ) -> Iterator[tuple[str, Any]]:
     """The arrays by name; lists with one array per layer, as in transformers, are split."""
-    for name, raw in mapping.items():
+    for name, raw in _flat(mapping):
         if isinstance(raw, list | tuple) and name not in known and f"{bare(name)}.0" in known:
             yield from ((f"{name}.{n}", part) for n, part in enumerate(raw))
         else:
             yield name, raw
+
+
+def _flat(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries by dotted name, of dictionaries in dictionaries, such as flax' intermediates.
+
+    There ``{"block_0": {"attn": {"norm": {"__call__": (x,)}}}}`` is ``block.0.attn.norm``: the
+    number of a module in a list is a part of its name, and each value is a tuple of what its calls
+    returned, of which the first counts.
+    """
+    for key, value in mapping.items():
+        if not isinstance(value, Mapping):
+            yield from _returned("logits", value) if key == "__call__" else [(key, value)]
+            continue
+        start = re.sub(r"_(\d+)$", r".\1", key)
+        if set(value) == {"__call__"}:
+            yield from _returned(start, value["__call__"])
+            continue
+        for name, inner in _flat({k: v for k, v in value.items() if k != "__call__"}):
+            yield f"{start}.{name}", inner
+        if "__call__" in value:
+            yield from _returned(start, value["__call__"])
+
+
+def _returned(name: str, calls: Any) -> Iterator[tuple[str, Any]]:
+    """What a module's first call returned, one by one if it is several arrays."""
+    first = calls[0] if isinstance(calls, tuple | list) else calls
+    if isinstance(first, tuple | list):
+        yield from ((f"{name}.{n}", part) for n, part in enumerate(first))
+    else:
+        yield name, first
 
 
 def prompt_ids(tokens: Any, path: Path | None = None) -> Array:

@@ -43,8 +43,8 @@ _BLOCK = (
     ("attn.k", "", "", "attn.k.hook_out", ""),
     ("attn.v", "", "", "attn.v.hook_out", ""),
     # llama.cpp has one name for q and k before and after the rotation; a dump holds the last.
-    ("attn.q_rope", "", "", "attn.hook_rot_q", "Qcur"),
-    ("attn.k_rope", "", "", "attn.hook_rot_k", "Kcur"),
+    ("attn.q_rope", "attn.rope.0 T,K,G,C", "", "attn.hook_rot_q", "Qcur"),
+    ("attn.k_rope", "attn.rope.1", "", "attn.hook_rot_k", "Kcur"),
     ("attn.weights", "", "self_attn.attn_weights", "attn.hook_pattern", "kq_soft_max KG,T,S.."),
     ("attn.mix", "attn.out.input", "self_attn.o_proj.input", "attn.hook_z", "kqv_out"),
     ("attn.mix", "", "", "attn.o.hook_in", ""),

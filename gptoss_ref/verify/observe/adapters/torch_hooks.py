@@ -8,6 +8,7 @@ wrappers are removed afterwards, also after an error.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters.arrays import Names, from_arrays
+from gptoss_ref.verify.observe.adapters.framework_names import names_in
 from gptoss_ref.verify.observe.adapters.gradients import cross_entropy, differentiated
 from gptoss_ref.verify.observe.adapters.names import lookup
 from gptoss_ref.verify.observe.adapters.torch_config import own_config
@@ -49,9 +51,9 @@ def capture(
 
     Args:
         module: transformers' ``GptOssForCausalLM`` (or its ``GptOssModel``: no logits), a module
-            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, or any other
-            module: then the outputs of modules with known names are kept, and those of
-            TransformerLens' hook points.
+            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, torchtitan's
+            ``GptOssModel``, or any other module: then the outputs of modules with known names are
+            kept, and those of TransformerLens' hook points.
         tokens: (T,), the whole prompt.
         config: the intended configuration; None takes that of the module.
         names: the meaning of outputs of modules with other names, and their axes; see
@@ -81,7 +83,7 @@ def capture(
         caught.tensors = {}
     with Watch(caught) as watch, torch.set_grad_enabled(wanted is not None):
         watch.enter_context(_evaluating(module))
-        watch.enter_context(_as_written(torch, module))
+        watch.enter_context(_as_written(torch, module, backward=wanted is not None))
         prompt = torch.tensor(ids[None], device=_device(module))  # (1, T)
         runner: Callable[..., Any] = module
         if naming == "transformers":
@@ -90,6 +92,8 @@ def capture(
         elif naming == "openai":
             watch_openai(watch, root, caught, config, len(ids))
             prompt, runner = prompt[0], root
+        if naming is None and hasattr(root, "tok_embeddings"):
+            names = {**names_in("torchtitan", config), **(names or {})}
         known = lookup(config) if naming is None else {}
         watch_names(watch, module, caught, {*(names or {}), *known}, list_others=naming is None)
         result = (run or runner)(prompt)
@@ -162,17 +166,31 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_written(torch: Any, module: Any) -> Iterator[None]:
-    """Run compiled modules uncompiled during the block, so that hooks are called."""
+def _as_written(torch: Any, module: Any, *, backward: bool) -> Iterator[None]:
+    """Run compiled modules and functions uncompiled during the block, so that hooks are called.
+
+    An uncompiled flex_attention compiles itself again unless its own flag is set; with that flag
+    torch does not promise correct gradients.
+    """
+    flex = sys.modules.get("torch.nn.attention.flex_attention")
+    flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    uncompiled = hasattr(flex, flag) and not backward
     compiled = any(
         getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
         for part in module.modules()
     )
-    if not compiled or not hasattr(torch.compiler, "set_stance"):
+    if not (compiled or uncompiled) or not hasattr(torch.compiler, "set_stance"):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    before = getattr(flex, flag, None)
+    try:
+        if uncompiled:
+            setattr(flex, flag, True)
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        if uncompiled:
+            setattr(flex, flag, before)
 
 
 def _without_cache(module: Any) -> Callable[..., Any]:
