@@ -41,8 +41,38 @@ would be both off by all of it; the largest in 88 ties of correct runs is 0.2.""
 HOPELESS = 0.5
 """Relative error from which on bounds that are carried forward say nothing."""
 
-CONSTANT_A_ROW = 1e-3
-"""Size, as a share of the logits, from which on a constant a row is worth a remark."""
+CONSTANT_A_ROW = 4.0
+"""The constants of the rows are worth a remark if logits come so many times nearer without them:
+the mean of what rounding does to a row is smaller than its values."""
+
+SUM_OF_LOGARITHMS = 0.05
+"""How near to 0 the logarithm of a row's sum is, of log-probabilities rounded to bfloat16."""
+
+REORDERED = 0.1
+"""Relative distance within which heads or experts in the right order agree, in any rounding: two
+bfloat16 runs of tiny are 0.03 apart at the last block."""
+
+REORDERED_ROWS = 64
+"""Budget: tokens that are looked at to find the order of heads and experts."""
+
+JUDGED_AGAIN = 100.0
+"""In ``compare``, a divergence of less than so many times what rounding explains is judged again
+from OTHER's own inputs, as ``diagnose`` does: it may be what a stage makes of the roundings before
+it. Correct runs were at 1.5 times."""
+
+COHERENT, ON_GRID = 0.9, 24
+"""Logits lay on a grid before a constant was added if so many of them at least have one place
+between its points: 1 is exactly; values at random leave 1/√n of n."""
+
+TYPICAL = 1 / 16
+"""Share of what a rounding usually does that errors must reach to be its."""
+
+COARSER_KINDS = 6
+"""If so many kinds of tap points diverge, another rounding is tried before bugs are."""
+
+COARSER_EARLY, COARSER_SMALL = 4, 0.1
+"""In ``compare``, another rounding is tried if one of the first so many tap points diverges, by a
+relative error of less than this."""
 
 # --- search, tap by tap (decision 0014) ---
 
@@ -69,8 +99,11 @@ PAIRED, LEADING = 24, 4
 """Budget: the nearest candidates, which are tried in pairs; and the nearest of these, which are
 tried with every form of the others."""
 
-CARRIED = 2.0
-"""A rewriting must move what follows by less than this many times its noise."""
+CARRIED, FADED = 2.0, 1e-3
+"""A rewriting must move what follows by less than CARRIED times its noise, or by less than FADED of
+its own size, each in multiples of what rounding explains. The inputs of a stage have roundings of
+their own, larger than the stage's: experts of tiny in another order differ by 1.2 million times
+what rounding explains at the router, and by 0.46 times behind the experts."""
 
 SAME_AFTER_FIT = 64.0
 """Unit roundoffs within which two arrays are equal after a fitted change of their form."""

@@ -28,12 +28,13 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
 from gptoss_ref.verify.noise.metrics import (
     Errors,
+    Shift,
     logit_figures,
     measure_arrays,
     over,
+    shift_of,
     usual_excess,
     usually_allowed,
-    without_constant,
 )
 from gptoss_ref.verify.noise.noise_floor import level, runs_of, samples_of
 from gptoss_ref.verify.noise.rounding import UNITS
@@ -199,7 +200,9 @@ def judge(
         local = judge(tap, inputs, arrays, some, rounding, tied[seen], every)
         return _spread(local, seen, other.shape)
     exact, *rounded = arrays
-    recorded, other = other, without_constant(arrays[0], other) if tap == "logits" else other
+    shift = _shift(arrays[0], other) if tap == "logits" else None
+    if shift is not None:
+        other = np.asarray(other, np.float64) - shift.constant[:, None]
     errors = measure_arrays(exact, other, axis)
     samples = [measure_arrays(exact, sample, axis) for sample in rounded]
     free = ~tied if not tied.all() else np.ones_like(tied)
@@ -208,7 +211,7 @@ def judge(
     own = np.max([sample.rows() for sample in samples], axis=0)
     allowed = np.maximum(ONE_ROW * np.maximum(own, usual), ALWAYS_ALLOWED * UNITS[rounding])
     allowed[free] = measured.allowed_rows
-    grown = _grown(recorded, exact) if tap == "logits" else 1.0
+    grown = 1.0 if shift is None else shift.grown
     return TapError(
         tap=tap,
         inputs=inputs,
@@ -228,10 +231,8 @@ def judge(
     )
 
 
-def _grown(recorded: Array, exact: Array) -> float:
-    """How much larger logits with a constant are than those without: it is rounded with them."""
-    sizes = [float(np.linalg.norm(np.where(np.isfinite(x), x, 0))) for x in (recorded, exact)]
-    return max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
+def _shift(exact: Array, other: Array) -> Shift:
+    return shift_of(lambda rows: exact[rows], lambda rows: other[rows], *exact.shape)
 
 
 def _spread(local: TapError, seen: Mask, shape: tuple[int, ...]) -> TapError:

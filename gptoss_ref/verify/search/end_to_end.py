@@ -139,8 +139,8 @@ class WholeModels:
     def _apart(self, seen: Array, observed: Array) -> Floats:
         return self.target.errors(self.target.see(seen), self.target.see(observed))
 
-    def run(self) -> None:
-        """Fill ``ranked``, ``best`` and ``alternatives``."""
+    def run(self, *, together: bool = True) -> None:
+        """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
         if self.stopped:
             self._steps.finish()
             return
@@ -150,7 +150,7 @@ class WholeModels:
         singles = self._standings(options)
         self.ranked = _forms(singles)
         self.best = self._elected(self.ranked)
-        if self.best is None and self.specification.excess > 1:
+        if together and self.best is None and self.specification.excess > 1:
             some = [s.candidates[0] for s in self.ranked[:COMBINED]]
             pairs = [(a, b) for a in some for b in some if a is not b]
             self._steps.expect(SHORTLIST)
