@@ -135,6 +135,7 @@ class Trace(Mapping[str, Array]):
             for name in (*names(config), *gradients.names(config))
             if name in arrays
         }
+        self._grids: dict[str, tuple[Array, str | None]] = {}
         self.skipped = tuple(skipped)
         self._observed = {
             name: checked_rows(name, rows, len(self.tokens))
@@ -180,10 +181,23 @@ class Trace(Mapping[str, Array]):
         left_out = frozenset(taps)
         return self._of({k: v for k, v in self._arrays.items() if k not in left_out})
 
-    def replaced(self, tap: str, values: Array) -> Trace:
-        """The same trace with another array at one of its tap points."""
+    def replaced(self, tap: str, values: Array, *, grid: str | None = None) -> Trace:
+        """The same trace with another array at one of its tap points.
+
+        Args:
+            grid: the rounding of the values, where they do not show it any more; see :meth:`grid`.
+        """
         values = checked(tap, np.asarray(values), self.config, len(self.tokens))
-        return self._of({**self._arrays, tap: values})
+        other = self._of({**self._arrays, tap: values})
+        if grid is not None:
+            other._grids = {**self._grids, tap: (values, grid)}
+        return other
+
+    def showing(self, tap: str, rows: NDArray[np.bool_]) -> Trace:
+        """The same trace, of which some rows (T,) of one tap point only were observed."""
+        other = self._of(self._arrays)
+        other._observed = {**self._observed, tap: self.observed(tap) & rows}
+        return other
 
     def _of(self, arrays: dict[str, Array]) -> Trace:
         """A copy with other arrays; nothing that was inferred from the old ones is kept."""
@@ -260,15 +274,27 @@ class Trace(Mapping[str, Array]):
     def dtype_name(self) -> str | None:
         """The rounding that the producer's numbers show, one of ROUNDINGS.
 
-        As stated, else the coarsest grid on which all values of some computed tap lie. None if
-        there is nothing to tell it by.
+        As stated, else the coarsest grid on which a quarter of the computed taps lie: what fewer
+        show was rounded when it was recorded. None if there is nothing to tell it by.
         """
         if self._dtype is not None:
             return self._dtype
         forward = (name for name in self if not gradients.is_gradient(name))
         telling = [name for name in forward if split(name)[1] in TELLING] or self.gradients
-        found = [rounding_of(self, name) for name in telling]
-        return max((grid for grid in found if grid), key=ROUNDINGS.index, default=None)
+        grids = [grid for name in telling if (grid := self.grid(name)) is not None]
+        coarse = sorted(grids, key=ROUNDINGS.index, reverse=True)
+        return coarse[(len(coarse) - 1) // 4] if coarse else None
+
+    def grid(self, name: str) -> str | None:
+        """The coarsest rounding, one of ROUNDINGS, that all values of one array show.
+
+        None if there are too few of them to tell.
+        """
+        values = self._arrays[name]
+        known = self._grids.get(name)
+        if known is None or known[0] is not values:
+            known = self._grids[name] = values, rounding_of(self, name)
+        return known[1]
 
     def save(self, path: str | Path) -> None:
         """Write a trace file; one that is already there is replaced once this one is whole.

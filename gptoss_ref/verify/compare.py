@@ -22,7 +22,6 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.rounding import rounding_of
 from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import compared
@@ -269,6 +268,14 @@ class _Comparison:
             yield name, _rows_in(next(values), name) if name in wanted else None
 
     def _level(self, name: str) -> NoiseFloor | None:
+        """The noise floor of a tap point, which OTHER may have rounded when it was recorded."""
+        level = self._level_of_run(name)
+        grid = self.other.grid(name) if name in self.other else None
+        if level is None or grid is None or UNITS[grid] <= level.unit or name == "embedding":
+            return level
+        return NoiseFloor(level.whole, level.rows, UNITS[grid])
+
+    def _level_of_run(self, name: str) -> NoiseFloor | None:
         if isinstance(self.yardstick, NoiseFloors):
             return self.yardstick.level(name, self.length)
         if self.yardstick is not None and name in self.yardstick:
@@ -302,7 +309,7 @@ class _Comparison:
             extra = logit_figures(a, b, int(seen.sum()), shape[-1])
         aside, why = self.aside | ~seen, self.why or "rows that were not observed"
         row = float_row(self._place(name), errors, level, aside, why, extra)
-        grid = rounding_of(self.other, name) if row.verdict == "diverges" else None
+        grid = self.other.grid(name) if row.verdict == "diverges" else None
         if grid and UNITS[grid] > UNITS[self.rounding]:
             row = replace(row, note=f"{row.note}; OTHER's values here are rounded to {grid}")
         return row

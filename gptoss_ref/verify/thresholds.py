@@ -160,6 +160,14 @@ NOT_FINITE = 1e3
 SUM_OF_ROW = 1e-2
 """How near to 1 a row of probabilities sums: in bfloat16 it misses by half a per cent."""
 
+WITH_TOKENS_IN_FRONT = 0.05
+"""Relative distance within which a tap point of the first block is that of a longer prompt, and
+that share of the distance to the prompt itself. bfloat16 is 0.02 off there."""
+
+SAME_DIRECTION = 1e-3
+"""How much less than 1 the cosine of a normalised embedding with its token's may be; bfloat16
+leaves 1e-5."""
+
 SAME_EMBEDDING = 1e-2
 """Relative distance within which a row of embeddings is that of a token; bfloat16 leaves 2e-3."""
 

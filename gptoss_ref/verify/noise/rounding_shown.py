@@ -14,7 +14,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.rounding import rounding_of
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.rounding import FINEST_FIRST, UNITS
@@ -108,7 +107,7 @@ def roundings_in_words(trace: Trace, rounding: str) -> list[str]:
     """Which roundings the values show, where that is not what they are stored as, or several."""
     shown: dict[tuple[str, str], list[str]] = {}
     for tap in trace:
-        grid = rounding_of(trace, tap) if _computed(tap) else None
+        grid = trace.grid(tap) if _computed(tap) else None
         if grid is not None:
             shown.setdefault((grid, trace.dtype_of(tap)), []).append(tap)
     grids = sorted({grid for grid, _ in shown}, key=FINEST_FIRST.index)
@@ -121,6 +120,7 @@ def roundings_in_words(trace: Trace, rounding: str) -> list[str]:
         kept = "" if stored == [grid] else f", stored as {' and '.join(stored)}"
         which = taps[0] if len(taps) == 1 else f"{len(taps)} tap points, the first {taps[0]}"
         parts.append(f"to {grid} ({which}{kept})")
-    return [
-        f"OTHER's values are rounded {'; '.join(parts)}. They are judged as a run in {rounding}"
-    ]
+    judged = f"they are judged as a run in {rounding}"
+    if len(grids) > 1:
+        judged += ", each tap point as what it is computed from and itself are rounded"
+    return [f"OTHER's values are rounded {'; '.join(parts)}: {judged}"]

@@ -14,6 +14,7 @@ with them what depends on them, up to the next tap point that is known.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.numerics import FLOAT64, Array
-from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
 from gptoss_ref.verify.noise.metrics import (
@@ -132,12 +133,55 @@ def replay(
 ) -> Iterator[TapError]:
     """Each tap point of ``trace`` in the order of computation, recomputed by ``ops``.
 
+    A tap point that shows a coarser rounding than the run, or is computed from one that does, is
+    judged by that: it was rounded when it was recorded.
+
     Args:
         rounding: of the other implementation, one of
             :data:`~gptoss_ref.verify.noise.rounding.UNITS`.
         wanted: only these tap points, which the trace must hold; None: all it holds.
     """
     wanted = frozenset(trace if wanted is None else wanted)
+    groups: dict[str, list[str]] = {}
+    for tap, own in _roundings(trace, rounding, wanted).items():
+        groups.setdefault(own, []).append(tap)
+    if len(groups) < 2:
+        yield from _replay(weights, trace, ops, next(iter(groups), rounding), wanted)
+        return
+    order = {tap: i for i, tap in enumerate(names(trace.config))}
+    each = (_replay(weights, trace, ops, own, taps) for own, taps in groups.items())
+    yield from heapq.merge(*each, key=lambda local: order[local.tap])
+
+
+def _roundings(trace: Trace, rounding: str, wanted: Iterable[str]) -> dict[str, str]:
+    """By which rounding each tap point is judged."""
+    grids = {
+        tap: grid
+        for tap in trace
+        if split(tap)[1] not in DISCRETE and tap != "embedding"
+        if (grid := trace.grid(tap)) is not None and UNITS[grid] > UNITS[rounding]
+    }
+    if not grids:
+        return dict.fromkeys(wanted, rounding)
+    before = segments(trace.config, trace)
+    return {
+        tap: max(
+            (rounding, *(grids.get(t, rounding) for t in (tap, *before[tap].inputs))),
+            key=UNITS.__getitem__,
+        )
+        for tap in wanted
+    }
+
+
+def _replay(
+    weights: ModelWeights,
+    trace: Trace,
+    ops: ModelOps,
+    rounding: str,
+    wanted: Iterable[str],
+) -> Iterator[TapError]:
+    """:func:`replay` of the tap points ``wanted``, all by one rounding."""
+    wanted = frozenset(wanted)
     origins = segments(trace.config, trace)
     path = needed(trace.config, trace, wanted)
     ties = _Ties(trace, path, rounding)

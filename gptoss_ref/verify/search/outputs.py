@@ -31,7 +31,7 @@ from gptoss_ref.verify.search.mistakes import (
     in_front,
     in_front_sentence,
     mistakes,
-    unrecorded,
+    other_id_sentence,
 )
 from gptoss_ref.verify.thresholds import LISTED, TYPICAL, USUAL_ROWS
 
@@ -57,12 +57,15 @@ def diagnose_outputs(
     observed = np.asarray(trace[tap], np.float64)[seen]
     (whole,) = predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT64).values()
     exact = whole[seen]
-    grid = grid_under_constant(exact, observed) if tap == "logits" and not stated else None
-    if grid is not None and grid in coarser_than(rounding):
-        rounding = grid
-    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
     said: list[str] = []
     remarks: list[str] = []
+    grid = grid_under_constant(exact, observed) if tap == "logits" and not stated else None
+    if grid is not None and grid in coarser_than(rounding):
+        remarks.append(
+            f"the logits lie on the grid of {grid}, but for a constant a row: judged as {grid}"
+        )
+        rounding = grid
+    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
     if search.specification.excess > 1 and seen.all():
         found = _mistake(model, search, tokens, exact, observed)
         if found is not None:
@@ -83,7 +86,8 @@ def diagnose_outputs(
     if tap == "logits" and search.specification.excess <= 1 and not said:
         shift = shift_of(lambda r: exact[r], lambda r: observed[r], *observed.shape)
         remark = shift.remark
-        remarks += [remark] if remark is not None and not remarks else []
+        undone = any(sentence.startswith("These are") for sentence in remarks)
+        remarks += [remark] if remark is not None and not undone else []
     report = _report(search, trace.producer, len(tokens), len(names(config)))
     extra = {}
     if tap == "logits":
@@ -162,8 +166,6 @@ def _mistake(
 ) -> Mistake | None:
     """What was done to the outputs when they were recorded, if that explains them."""
     target = search.target
-    if (lost := unrecorded(exact, observed)) is not None:
-        return lost
     for found in mistakes(target.tap, exact, observed):
         if found.certain or search.fits(exact, found.mended):
             return found
@@ -189,7 +191,7 @@ def _other_token(
     config = model.config
     wrong = ~search.near(exact, observed)
     at = int(np.argmax(wrong))
-    if not at or not wrong[at:].all() or config.vocab_size > LISTED:
+    if not wrong[at:].all() or config.vocab_size > LISTED:
         return None
     for i in range(config.vocab_size):
         other = np.array([*tokens[:at], i])
@@ -198,11 +200,7 @@ def _other_token(
             whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
             values = _outputs_of(model, whole, search.target.tap)
             if search.fits(values, observed):
-                sentence = (
-                    f"The prompt is another one: token {at} is {i}, and not {tokens[at]}. All rows "
-                    "before it agree."
-                )
-                return Mistake(sentence, None)
+                return Mistake(other_id_sentence(tokens, at, i), None)
     return None
 
 

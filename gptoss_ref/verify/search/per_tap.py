@@ -27,6 +27,7 @@ from gptoss_ref.verify.search.estimate import candidate as candidate_of
 from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.search.mistakes import mistakes, other_ids
+from gptoss_ref.verify.search.prompts import another_prompt
 from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
@@ -109,6 +110,8 @@ class Search:
                 checked.add(tap)
                 if self._mistaken(tap):
                     continue
+                if len(checked) == 1 and self._of_another_prompt(left):
+                    break
             lost = split(tap)[1] in DISCRETE or self.tap_errors[tap].broken.any()
             asked = self.weights, self.trace, self.rounding, self.ops, tap
             if not lost and (aside := kept_otherwise(*asked)):
@@ -175,12 +178,18 @@ class Search:
             return True
         asked = self.weights, trace.config, self.ops, trace.tokens, trace, [tap]
         for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
+            if mistake.lost is not None:
+                users = [t for t in trace if tap in self.segments[t].inputs]
+                harmless = any(not self.tap_errors[t].broken.any() for t in users)
+                (self.remarks if harmless else self.mistakes).append(mistake.sentence)
+                self._go_on_with(trace.showing(tap, ~mistake.lost), [tap])
+                return True
             if mistake.mended is None:
                 users = [t for t in trace if tap in self.segments[t].inputs]
                 changed = trace.without([tap])
                 fits = any(self.tap_errors[t].excess > 1 for t in users)  # not computed from that
             else:
-                changed = trace.replaced(tap, mistake.mended)
+                changed = trace.replaced(tap, mistake.mended, grid=trace.grid(tap))
                 given = self.weights, changed, self.ops, self.rounding, [tap]
                 fits = all(local.excess <= 1 for local in replay(*given))
             if fits or (mistake.certain and mistake.mended is not None):
@@ -188,6 +197,16 @@ class Search:
                 self._go_on_with(changed, [tap])
                 return True
         return False
+
+    def _of_another_prompt(self, diverging: Iterable[str]) -> bool:
+        """Whether the numbers are those of another prompt, so that nothing is left to be judged."""
+        first = [self.tap_errors[tap] for tap in diverging]
+        sentence = another_prompt(self.weights, self.trace, self.rounding, first)
+        if sentence is None:
+            return False
+        self.mistakes.append(sentence)
+        self.stopped = True
+        return True
 
     def _listed_otherwise(self, tap: str) -> bool:
         """Whether weights of experts come without their numbers, and in another order."""
