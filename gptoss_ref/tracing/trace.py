@@ -193,6 +193,10 @@ class Trace(Mapping[str, Array]):
             other._grids = {**self._grids, tap: (values, grid)}
         return other
 
+    def stored(self, name: str) -> Array:
+        """One array as the trace holds it, bfloat16 as bits; of a file, not yet read."""
+        return self._arrays[name]
+
     def showing(self, tap: str, rows: NDArray[np.bool_]) -> Trace:
         """The same trace, of which some rows (T,) of one tap point only were observed."""
         other = self._of(self._arrays)

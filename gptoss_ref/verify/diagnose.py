@@ -31,6 +31,7 @@ from gptoss_ref.verify.progress import Progress, unwatched
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
+from gptoss_ref.verify.search.next_tap import next_in_words
 from gptoss_ref.verify.search.outputs import (
     OUTPUTS,
     diagnose_observation,
@@ -247,6 +248,7 @@ def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
     """What is computed or kept otherwise and comes to the same, in words."""
     harmless = (f.candidate for f in found if f.candidate.harmless)
     lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
+    lines += search.reordered
     for form in dict.fromkeys(search.aside.values()):
         where = where_of(tap for tap, own in search.aside.items() if own == form)
         lines.append(f"{form.removesuffix('.')} ({where})")
@@ -280,7 +282,8 @@ def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
     local = search.tap_errors[unknown.tap]
     name, remaining = unknown.nearest or (None, None)
     where = search.where(unknown.tap)
-    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining)
+    hints = (next_in_words(search.trace, unknown.tap),)
+    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining, hints)
 
 
 def _row(search: Search, found: list[Found], local: TapError) -> Row:
@@ -336,6 +339,14 @@ def _row(search: Search, found: list[Found], local: TapError) -> Row:
 
 def _notes(search: Search) -> list[str]:
     notes = list(search.remarks)
+    logits = search.tap_errors.get("logits")
+    if (
+        logits is not None
+        and logits.excess <= 1
+        and logits.remark
+        and "logits" not in search.undone
+    ):
+        notes.append(logits.remark)
     tied = sum(local.tied.any() and local.judged for local in search.tap_errors.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")

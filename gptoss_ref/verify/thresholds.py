@@ -168,6 +168,10 @@ SAME_DIRECTION = 1e-3
 """How much less than 1 the cosine of a normalised embedding with its token's may be; bfloat16
 leaves 1e-5."""
 
+SAME_BASE = 5e-3
+"""Relative distance within which logits are multiplied by the logarithm of a base: that of
+bfloat16."""
+
 SAME_EMBEDDING = 1e-2
 """Relative distance within which a row of embeddings is that of a token; bfloat16 leaves 2e-3."""
 

@@ -16,12 +16,24 @@ from gptoss_ref.tracing.taps import axes
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.thresholds import REORDERED, REORDERED_ROWS
 
+NAMES = {
+    "query heads": "heads-permuted",
+    "key and value heads": "heads-permuted",
+    "experts": "experts-permuted",
+}
+"""What the catalogue of rewritings calls another order."""
+
 HEADS = ("attn.q", "attn.q_rope", "attn.weights", "attn.mix")
 KEYS = ("attn.k", "attn.k_rope", "attn.v")
+ORDERED = (*HEADS, *KEYS, "mlp.router_logits", "mlp.expert_indices")
+"""Tap points that show an order of heads or experts."""
 
 
 def in_order_of(ref: Trace, other: Trace) -> tuple[Trace, list[str]]:
-    """``other`` with its heads and experts in the order of ``ref``, and what was done, in words."""
+    """``other`` with its heads and experts in the order of ``ref``, and what was done, in words.
+
+    Only tap points that both hold are looked at.
+    """
     config = ref.config
     moved: dict[str, list[int]] = {}
     for n in range(config.num_hidden_layers):
@@ -41,8 +53,8 @@ def in_order_of(ref: Trace, other: Trace) -> tuple[Trace, list[str]]:
             moved.setdefault("experts", []).append(n)
             other = _renumbered(other, at, experts)
     return other, [
-        f"OTHER has the {what} of {_blocks(blocks)} in another order than REF: they are compared "
-        "in REF's order"
+        f"{NAMES[what]}: the {what} of {_blocks(blocks)} are in another order than the "
+        "reference's; they are compared in its order"
         for what, blocks in moved.items()
     ]
 

@@ -72,6 +72,7 @@ class TapError:
         flips: rows whose choice of experts differs within its tie.
         extra: of logits, how alike they are as predictions.
         seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
+        remark: of logits, that they differ by a constant in every row, in words.
     """
 
     tap: str
@@ -91,6 +92,7 @@ class TapError:
     flips: tuple[Flip, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
     seen: Mask = field(default_factory=lambda: np.empty(0, bool))
+    remark: str | None = None
 
     @property
     def _rows(self) -> Mask | slice:
@@ -272,6 +274,7 @@ def judge(
         noise=np.mean([sample.rows() for sample in samples], axis=0),
         distance=_distance(measure_arrays(rounded[0], other, axis).of(free)),
         extra=_figures(exact, other) if tap == "logits" else {},
+        remark=None if shift is None else shift.remark,
     )
 
 

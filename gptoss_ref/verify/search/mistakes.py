@@ -7,6 +7,7 @@ once it is undone, and each has a sentence of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,7 +19,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.noise.metrics import log_softmax
-from gptoss_ref.verify.thresholds import SAME_EMBEDDING, SUM_OF_ROW
+from gptoss_ref.verify.thresholds import SAME_BASE, SAME_EMBEDDING, SUM_OF_ROW
 
 Floats = NDArray[np.float64]
 
@@ -118,11 +119,20 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
     if (size := float((a * a).sum())) > 0:
         factor = float((a * b).sum()) / size
         if factor > 0 and abs(factor - 1) > 1e-3:
-            sentence = (
-                f"The logits are multiplied by {factor:.4g}: a temperature of {1 / factor:.4g} was "
-                "applied before they were recorded."
-            )
+            sentence = _scaled(factor)
             yield Mistake(sentence, other / factor)
+
+
+def _scaled(factor: float) -> str:
+    for base in (2, 10):
+        if abs(factor * math.log(base) - 1) < SAME_BASE:
+            return (
+                f"These are logarithms to base {base}, not natural ones: they are compared as such."
+            )
+    return (
+        f"The logits are multiplied by {factor:.4g}: a temperature of {1 / factor:.4g} was "
+        "applied before they were recorded."
+    )
 
 
 def unrecorded(tap: str, exact: Array, other: Array) -> Mistake | None:

@@ -17,6 +17,7 @@ import numpy as np
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import locate_error, tokens_of
+from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
 from gptoss_ref.verify.noise.tap_check import TapError, replay
 from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay.evaluate import predict, segments
@@ -69,6 +70,8 @@ class Search:
         aside: tap points that are kept in another form, and in which.
         mistakes, remarks: what was done to the arrays when they were recorded, in sentences; the
             second ones do no harm.
+        undone: the tap points at which a mistake was undone.
+        reordered: which heads and experts were put into the model's order, in sentences.
         stopped: whether one of them leaves nothing to be judged.
     """
 
@@ -91,6 +94,8 @@ class Search:
         self.aside: dict[str, str] = {}
         self.mistakes: list[str] = []
         self.remarks: list[str] = []
+        self.undone: set[str] = set()
+        self.reordered: list[str] = []
         self.stopped = False
         taps = list(trace) if judged is None else list(judged)
         self._steps = Steps(progress, ahead=len(taps))
@@ -103,6 +108,7 @@ class Search:
         """Fill ``found`` and ``unknown``; without ``hidden``, by what exceeds rounding only."""
         tried: dict[str, int] = {}
         checked: set[str] = set()
+        self._put_in_order()
         while (left := self._diverging()) and not self.stopped:
             tap = left[0]
             self._steps.say(f"what explains {tap}?")
@@ -194,9 +200,24 @@ class Search:
                 fits = all(local.excess <= 1 for local in replay(*given))
             if fits or (mistake.certain and mistake.mended is not None):
                 (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
+                self.undone.add(tap)
                 self._go_on_with(changed, [tap])
                 return True
         return False
+
+    def _put_in_order(self) -> None:
+        """Go on with heads and experts in the model's order, where the other has another."""
+        found = {split(tap) for tap in self._diverging()}
+        blocks = {n for n, stage in found if stage in ORDERED}
+        taps = [t for t in self.trace if split(t)[0] in blocks and split(t)[1] in ORDERED]
+        if not taps:
+            return
+        asked = self.weights, self.trace.config, self.ops, self.trace.tokens, self.trace, taps
+        ours = Trace(predict(*asked), tokens=self.trace.tokens, config=self.trace.config)
+        changed, self.reordered = in_order_of(ours, self.trace)
+        if self.reordered:
+            moved = [tap for tap in changed if changed.stored(tap) is not self.trace.stored(tap)]
+            self._go_on_with(changed, moved)
 
     def _of_another_prompt(self, diverging: Iterable[str]) -> bool:
         """Whether the numbers are those of another prompt, so that nothing is left to be judged."""
