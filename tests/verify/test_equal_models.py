@@ -25,6 +25,7 @@ CONFIG = small_config(
 )
 HEADS, GROUPS, CHANNELS = 6, 2, 14
 IDS = random_tokens(CONFIG, 24, 2)
+OUT = "block.0.attn.out_weight"
 Arrays = dict[str, np.ndarray]
 
 
@@ -200,8 +201,8 @@ def test_one_array_that_was_rounded_when_it_was_recorded(tap: str) -> None:
     assert diagnosis.rounding == "float32"
     assert any(f"bfloat16 ({tap}" in note for note in diagnosis.notes)
     assert compared[0].ok, str(compared[0])
-    rounded["block.0.attn.out"] = rounded["block.0.attn.out"] * np.float32(1.0001)
-    diagnosis, compared = verdicts(rounded)
+    wrong = run({OUT: value(OUT) * 1.0001})
+    diagnosis, compared = verdicts({**wrong, tap: on_grid(wrong[tap]).astype(np.float32)})
     assert diagnosis.first_divergence.name == "block.0.attn.out"
     assert compared[0].first_divergence.name == "block.0.attn.out"
 
@@ -228,8 +229,7 @@ def test_a_rounding_that_only_the_errors_show(rounding: str, seen: str) -> None:
 
 
 def test_a_stated_rounding_is_kept() -> None:
-    arrays = run()
-    arrays["block.0.attn.out"] = arrays["block.0.attn.out"] * np.float32(1.001)
+    arrays = run({OUT: value(OUT) * 1.001})
     for stated in (None, "float32"):
         diagnosis = gr.diagnose(good(), trace_of(arrays), rounding=stated)
         assert diagnosis.first_divergence is not None

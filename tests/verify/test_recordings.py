@@ -1,4 +1,4 @@
-"""Mistakes of whoever recorded the arrays, each by a sentence of its own; and what to bring next."""
+"""Mistakes of whoever recorded the arrays, each by its own sentence; and what to bring next."""
 
 from __future__ import annotations
 
