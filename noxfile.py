@@ -14,7 +14,7 @@ KERNEL_TESTS = ("tests/kernels", "tests/model/test_backends.py")
 def tests(session: nox.Session) -> None:
     """The README's test line."""
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session
@@ -118,6 +118,14 @@ def faults(session: nox.Session) -> None:
     """Killed writers, full disks, threads: `nox -s faults -- all --figures`, best as root."""
     session.install(".[test]")
     session.run("python", "-m", "tests.faults", *(session.posargs or ["all"]))
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """What the tests would not notice: `nox -s mutation -- layers`; all four rooms take hours."""
+    session.install(".[test]", "mutmut>=3.8")
+    rooms = session.posargs or ["layers", "numerics", "chat", "checkpoint"]
+    session.run("python", "-m", "docs._generate.mutation", *rooms)
 
 
 @nox.session

@@ -297,11 +297,11 @@ def npy(shape: str, data: bytes = b"", descr: str = "<f8") -> bytes:
 @pytest.mark.parametrize(
     ("shape", "match"),
     [
-        ("(10**9,)", "malformed|Cannot parse|not a whole"),
+        ("(10**9,)", "malformed|Cannot parse|not a complete"),
         ("(1000000000000,)", "takes 8000000000000 bytes, the file holds 16"),
         ("(-2,)", "takes -16 bytes"),
         ("(-1, -2)", r"\(-1, -2\) takes 16 bytes"),
-        ("(2.0,)", "not a whole"),
+        ("(2.0,)", "not a complete"),
     ],
 )
 def test_the_shape_of_an_npz_is_checked_first(tmp_path: Path, shape: str, match: str) -> None:

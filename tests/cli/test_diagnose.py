@@ -116,7 +116,7 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
     assert "the prompt is missing" in fails(capsys, "tiny", tmp_path / "a.npz")
     gr.trace(tiny, [1, 2, 3], path=tmp_path / "run.trace")
     other = fails(capsys, "tiny", tmp_path / "run.trace", "--tokens", "1,2,4")
-    assert "3 tokens that are not the 3 expected ones" in other
+    assert "its 3 tokens differ from the 3 given ones" in other
     empty = fails(capsys, "tiny", tmp_path / "run.trace", "--prompt", "")
     assert "the prompt is empty" in empty
 
@@ -150,7 +150,7 @@ def test_names_of_ones_own(few: Any, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "ids.txt").write_text(", ".join(map(str, tokens)))
     ids = f"@{tmp_path / 'ids.txt'}"
     err = fails(capsys, "tiny", tmp_path / "a.npz", "--tokens", ids)
-    said = '(--names FILE says what it is, with {"mine_0": "embedding"} in FILE; '
+    said = '(to map it, use --names FILE with {"mine_0": "embedding"} in FILE; '
     assert said in err
     assert "its shape is that of embedding, block.0.attn.norm" in err
     (tmp_path / "n.json").write_text(json.dumps({"mine_{n}": ["block.{n}.attn.out", "T D"]}))

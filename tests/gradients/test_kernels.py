@@ -11,7 +11,7 @@ from gptoss_ref import gradients
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import gradients as kernels
 from gptoss_ref.kernels.runtime.threads import available_threads, threads
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 from tests.support.strategies import SEEDS, normal, on_grid
 
 

@@ -23,9 +23,8 @@ from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.kernels.runtime.threads import SMALL, available_threads
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32
-from tests.kernels.test_threads import BUSY
 from tests.support.checks_model import build_model
-from tests.support.kernel_cases import COMPILED_ONLY, EVERY_PATH, INTERPRETED, spread
+from tests.support.kernel_cases import BUSY, COMPILED_ONLY, EVERY_PATH, INTERPRETED, spread
 from tests.support.strategies import (
     SEEDS,
     as_weights,

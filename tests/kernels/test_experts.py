@@ -15,6 +15,7 @@ from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import (
     COMPILED_ONLY,
     EVERY_PATH,
@@ -25,7 +26,6 @@ from tests.support.kernel_cases import (
     gaussian,
     misaligned,
     random_mxfp4,
-    relative_l2,
 )
 
 WIDE = (576, 608)

@@ -254,7 +254,7 @@ def test_unknown_names(name: str, message: str) -> None:
         ({}, "holds no arrays"),
         ({"logits": np.zeros((T, 5))}, "'logits': shape .* does not fit logits: expected 'T V'"),
         ({"logits": np.zeros((2, T, 71))}, "a batch of 2: expected one prompt"),
-        ({"logits": np.zeros((T - 2, 71))}, f"covers {T - 2} tokens where the prompt has {T}"),
+        ({"logits": np.zeros((T - 2, 71))}, f"it has {T - 2} tokens, but the prompt has {T}"),
         ({"logits": "text"}, "'logits' has dtype <U4: expected numbers"),
         ({"logits": [[1.0], [1.0, 2.0]]}, "'logits' is list, no array"),
         ({"block.0.attn.qkv": np.zeros((T, 9))}, r"fused q, k and v: expected .* = \(13, 120\)"),
@@ -348,7 +348,7 @@ class TestFiles:
 
     def test_other_tokens(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", tokens=TOKENS, logits=twin_taps()["logits"])
-        with pytest.raises(TraceError, match="13 tokens that are not the 12 expected"):
+        with pytest.raises(TraceError, match="its 13 tokens differ from the 12 given"):
             read(tmp_path / "a.npz", tokens=TOKENS[1:], config=CONFIG)
 
     def test_no_tokens_and_no_configuration(self, tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_damaged_files_are_read_or_refused(
 def test_members_that_are_no_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.writestr("tokens", "1 2 3")
-    with pytest.raises(TraceError, match="'tokens' is no array"):
+    with pytest.raises(TraceError, match="'tokens' is not an array"):
         read(tmp_path / "a.npz", config=CONFIG)
     np.save(tmp_path / "b.npy", np.zeros(3))
     (tmp_path / "b.npy").rename(tmp_path / "b.npz")

@@ -21,8 +21,8 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters import capture
 from tests.support import openai_module as openai
 from tests.support import torch_twin
-from tests.support.agreement import relative_l2
 from tests.support.checks_model import MODEL_TOLERANCE, taps_of
+from tests.support.distance import relative_l2
 from tests.support.openai_module import openai_module
 from tests.support.strategies import Arrays, as_torch, random_arrays, random_tokens, small_config
 from tests.support.transformers_model import transformers_model
@@ -275,7 +275,7 @@ def test_a_sum_that_is_not_all_the_experts_add_is_left_out(
 
 
 def test_modules_of_other_names() -> None:
-    with pytest.raises(TraceError, match="Linear does not say what it is"):
+    with pytest.raises(TraceError, match="Linear: unknown configuration"):
         capture(torch.nn.Linear(2, 2), TOKENS)
     with pytest.raises(TraceError, match="expected a torch module, not str"):
         capture("model", TOKENS)
@@ -396,7 +396,7 @@ def test_swiglu_called_in_parts(
     assert ("block.0.mlp.swiglu" in trace) == per_token
     assert ("block.0.mlp.swiglu" not in skipped) == per_token
     if not per_token:
-        assert "whose rows are whose is not known" in skipped["block.0.mlp.swiglu"]
+        assert "the tokens of its rows are unknown" in skipped["block.0.mlp.swiglu"]
 
 
 def test_compiled(in_transformers: Any, twin: dict[str, np.ndarray]) -> None:
@@ -408,9 +408,7 @@ def test_compiled(in_transformers: Any, twin: dict[str, np.ndarray]) -> None:
 def test_a_module_that_does_not_say_what_it_is() -> None:
     module = openai_module(CONFIG, ARRAYS)
     del module.block[0].mlp.experts_per_token
-    with pytest.raises(
-        TraceError, match=r"does not say what it is.*experts_per_token.*pass config"
-    ):
+    with pytest.raises(TraceError, match=r"unknown configuration.*experts_per_token.*pass config"):
         capture(module, TOKENS)
 
 

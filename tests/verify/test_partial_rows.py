@@ -138,7 +138,7 @@ def test_prefill_and_steps_are_one_run(tmp_path: Any) -> None:
     loaded = Trace.load(tmp_path / "step.trace")
     assert loaded.observed("norm").tolist() == parts[1].observed("norm").tolist()
     wrong = from_arrays({"norm": whole["norm"][30:31] + 1}, TOKENS, CONFIG, positions=[30])
-    with pytest.raises(TraceError, match="shown twice differ"):
+    with pytest.raises(TraceError, match="occur twice and differ"):
         merged([trace, wrong])
 
 

@@ -21,7 +21,7 @@ from gptoss_ref.verify.noise.tap_check import TapError, replay
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
-from gptoss_ref.verify.thresholds import CARRIED, FADED, SAME_AFTER_FIT, WHOLE_ARRAY
+from gptoss_ref.verify.thresholds import ARRIVES, CARRIED, SAME_AFTER_FIT, WHOLE_ARRAY
 from gptoss_ref.weights import ModelWeights
 
 STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
@@ -48,7 +48,7 @@ def kept_otherwise(
             return frozenset(aside)
         if not wrong:
             moved = (_carried(weights, trace, rest, rounding, ops, x) for x in tap_errors)
-            went_through = any(x > max(CARRIED / WHOLE_ARRAY, FADED * own.excess) for x in moved)
+            went_through = any(x > max(CARRIED / WHOLE_ARRAY, ARRIVES * own.excess) for x in moved)
             return frozenset() if went_through else frozenset(aside)
         partners = _partners(aside, rest) if any(_meets_keys(name) for name in wrong) else set()
         aside |= partners or {wrong[0]}  # those after it may be wrong because of it

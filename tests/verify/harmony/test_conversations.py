@@ -173,7 +173,7 @@ def test_what_a_file_may_hold(tmp_path, capsys):
     for ids in ("[200006, -1]", "200006 9999999999999999"):
         (tmp_path / "ids").write_text(ids)
         assert main(["harmony", "parse", str(tmp_path / "ids")]) == 2
-        assert "no such token" in capsys.readouterr().err
+        assert "unknown token id" in capsys.readouterr().err
 
 
 def test_a_conversation_from_the_standard_input():

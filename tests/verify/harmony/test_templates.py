@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -143,10 +142,8 @@ def test_a_conversation_of_another_day_and_broken_arguments():
 
 def test_a_template_that_loops_is_ended():
     nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    began = time.monotonic()
-    with pytest.raises(HarmonyError, match="not done after 1 seconds: does it loop"):
+    with pytest.raises(HarmonyError, match="takes more than 1 seconds: does it loop"):
         check_template(nested, HELLO, seconds=1)
-    assert time.monotonic() - began < 30  # that it ends, not how fast
 
 
 def test_what_the_template_is_given():
