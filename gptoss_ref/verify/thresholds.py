@@ -73,8 +73,8 @@ COARSER_KINDS = 6
 """If this many kinds of tap points diverge, a coarser rounding is tried before any bug."""
 
 COARSER_EARLY, COARSER_SMALL = 4, 0.1
-"""``compare`` tries a coarser rounding if one of the first COARSER_EARLY tap points diverges, with a
-relative error below COARSER_SMALL."""
+"""``compare`` tries a coarser rounding if one of the first COARSER_EARLY tap points diverges, with
+a relative error below COARSER_SMALL."""
 
 # --- search, tap by tap (decision 0014) ---
 
@@ -102,9 +102,9 @@ PAIRED, LEADING = 24, 4
 that are tried with every form of the others."""
 
 CARRIED, ARRIVES = 2.0, 1e-3
-"""A rewriting must move what follows by less than CARRIED times its noise, or by less than ARRIVES of
-its own size, each in multiples of what rounding explains. The inputs of a stage have roundings of
-their own, larger than the stage's: experts of tiny in another order differ by 1.2 million times
+"""A rewriting must move what follows by less than CARRIED times its noise, or by less than ARRIVES
+of its own size, each in multiples of what rounding explains. The inputs of a stage have roundings
+of their own, larger than the stage's: experts of tiny in another order differ by 1.2 million times
 what rounding explains at the router, and by 0.46 times behind the experts."""
 
 SAME_AFTER_FIT = 64.0

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gptoss_ref.tracing.taps import split
+from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import locate_error, tokens_of
 from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
@@ -186,7 +187,7 @@ class Search:
         for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
             if mistake.lost is not None:
                 users = [t for t in trace if tap in self.segments[t].inputs]
-                harmless = any(not self.tap_errors[t].broken.any() for t in users)
+                harmless = any(_finite(trace, t, mistake.lost) for t in users)
                 (self.remarks if harmless else self.mistakes).append(mistake.sentence)
                 self._go_on_with(trace.showing(tap, ~mistake.lost), [tap])
                 return True
@@ -538,3 +539,8 @@ class Search:
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local
+
+
+def _finite(trace: Trace, tap: str, rows: NDArray[np.bool_]) -> bool:
+    """Whether some rows (T,) of a tap point are numbers."""
+    return bool(np.isfinite(np.moveaxis(trace[tap], axes(tap).index("T"), 0)[rows]).all())

@@ -40,34 +40,43 @@ def another_prompt(
     if first.tap == FIRST_NORM:
         return _ids_of_norm(weights, trace)
     mixing = [x.tap for x in diverging if "attention_weights" in before[x.tap].ops]
-    mixing = [tap for tap in mixing if split(tap)[0] in (0, None)]
-    if mixing and len(trace.tokens) > 1 and (found := _in_front(weights, trace, mixing[0])):
-        return in_front_sentence(found)
+    if mixing and split(mixing[0])[0] in (0, None) and len(trace.tokens) > 1:
+        # a window of the first block hides how many tokens there are, the second block has none
+        second = [tap for tap in mixing if split(tap)[0] == 1]
+        found = _in_front(weights, trace, [mixing[0], *second[:1]])
+        if found is not None:
+            return in_front_sentence(found)
     if not before[first.tap].inputs and first.wrong_rows.any():
         return _other_token(weights, trace, rounding, first)
     return None
 
 
-def _in_front(weights: ModelWeights, trace: Trace, tap: str) -> list[int] | None:
-    """Tokens with which the specification comes to a tap point as it was recorded."""
-    axis, config, tokens = axes(tap).index("T"), trace.config, trace.tokens
-    other = trace[tap]
+def _in_front(weights: ModelWeights, trace: Trace, taps: list[str]) -> list[int] | None:
+    """Tokens with which the specification comes to tap points as they were recorded."""
+    config, tokens = trace.config, trace.tokens
 
     def distance(front: list[int]) -> float:
         longer = np.concatenate([np.asarray(front, np.int64), tokens])
-        found = predict(weights, config, SPECIFICATION, longer, {}, [tap], FLOAT32)[tap]
-        rows = np.take(found, range(len(front), len(longer)), axis)
-        if tap.endswith("attn.weights"):
-            rows = rows[..., len(front) :]
-        return measure_arrays(other, rows, axis).of(trace.observed(tap)).rel_l2
+        found = predict(weights, config, SPECIFICATION, longer, {}, taps, FLOAT32)
+        return max(_apart(trace, tap, found[tap], len(front)) for tap in taps)
 
     most = config.max_position_embeddings - len(tokens)
     fronts = [front for front in in_front(config, len(tokens)) if len(front) <= most]
-    apart = {tuple(front): distance(front) for front in fronts}
-    nearest = min(apart, key=apart.__getitem__, default=None)
-    if nearest is None or not apart[nearest] < WITH_TOKENS_IN_FRONT * min(1.0, distance([])):
+    fronts.sort(key=len)
+    apart = [distance(front) for front in fronts]
+    least = min(apart, default=np.inf)
+    if not least < WITH_TOKENS_IN_FRONT * min(1.0, distance([])):
         return None
-    return list(nearest)
+    return next(f for f, own in zip(fronts, apart, strict=True) if own <= 2 * least)
+
+
+def _apart(trace: Trace, tap: str, longer: Array, count: int) -> float:
+    """Relative distance of a tap point from that of a prompt with ``count`` tokens in front."""
+    axis = axes(tap).index("T")
+    rows = np.take(longer, range(count, longer.shape[axis]), axis)
+    if tap.endswith("attn.weights"):
+        rows = rows[..., count:]
+    return measure_arrays(trace[tap], rows, axis).of(trace.observed(tap)).rel_l2
 
 
 def _ids_of_norm(weights: ModelWeights, trace: Trace) -> str | None:
