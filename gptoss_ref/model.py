@@ -355,9 +355,11 @@ def load(
     needs them, or in advance by ``gptoss-ref warmup``.
 
     Args:
-        path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
-            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder
-            with a LoRA adapter in PEFT's files gives the model that it names, with the adapter.
+        path: ``"tiny"`` (the bundled model), ``"released-constants"`` or ``"other-constants"``
+            (random weights, see :mod:`gptoss_ref.checkpoint.made`), a folder in the OpenAI or the
+            Hugging Face layout, or the Hub id of a checkpoint that is already in the local Hugging
+            Face cache. A folder with a LoRA adapter in PEFT's files gives the model that it names,
+            with the adapter.
         adapter: such a folder, for the model ``path``. The adapted weights are dense and in memory.
         backend: ``"numba"`` for the fast compiled kernels, ``"numpy"`` for the specification, or
             ``"auto"``: numba, but numpy for a small model while no kernels are compiled.

@@ -16,7 +16,8 @@ Written by `docs/_generate/harmony_page.py` from `gptoss_ref/verify/rendering/` 
 
 Each of these bugs replaces one rule of the renderer by a wrong one. `gptoss-ref harmony check`
 renders conversations with each of them, and names those that reproduce the observed prompts.
-Reports are issues and pull requests on GitHub that show the bug. No report is listed if none was found."""
+Reports are issues and pull requests on GitHub that show the bug. No report is listed if none was
+found."""
 
 PARTS = (
     ("System message", ("system",)),

@@ -1,10 +1,11 @@
-"""Run every script of this folder in an environment of its own, and write docs/wild.md.
+"""Run every script of this folder in a separate environment, and write docs/wild.md.
 
     python examples/wild/run.py [NAME ...] [--environments DIR] [--sources DIR]
 
-Environments are made with venv and pip under DIR the first time. Ports that are no packages are
-checkouts under the other DIR; a row whose script was not run, or failed, keeps its last result and
-says so. `nox -s wild` calls this. It downloads several gigabytes, and is no part of CI.
+The first run creates the environments with venv and pip under the first DIR. Implementations that
+are not packages are checkouts under the second DIR. If a script was not run or failed, its row
+keeps the last result and says so. `nox -s wild` calls this. It downloads several gigabytes and is
+not part of CI.
 """
 
 from __future__ import annotations
@@ -191,20 +192,20 @@ def page(results: dict[str, dict[str, object]], today: str) -> str:
 INTRO = (
     "# Implementations judged",
     "",
-    "Public implementations of gpt-oss, each run with the bundled checkpoint (or, where it has the",
-    "released constants built in, with a small random one), and what `diagnose` said of its",
-    "numbers. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
+    "Public implementations of gpt-oss and the verdicts of `diagnose` on their numbers. Each ran",
+    "with the bundled checkpoint or, if the released constants are built in, with a small random",
+    "one. `python examples/wild/run.py` writes this page; no verdict is written by hand.",
     "",
-    "| implementation | version | run on | what was said | where it is true | script |",
+    "| implementation | version | run on | verdict | place in the code | script |",
     "|---|---|---|---|---|---|",
 )
 OUTRO = (
-    "A bug is given by its name in the [catalogue](mutants.md). Right means that rounding explains",
-    "every tap point that could be judged. Where it is true: in their code, as read.",
+    "Bugs have their names in the [catalogue](mutants.md). Right means that rounding explains",
+    "every tap point that could be judged. The place in the code was found by reading it.",
     "",
     "To repeat one row: `python examples/wild/run.py SCRIPT`, or the script alone in an",
-    "environment that has the implementation and this package. How each is connected is told in",
-    "[Bringing your own numbers](adapters.md).",
+    "environment with the implementation and this package. [Bringing your own",
+    "numbers](adapters.md) describes the adapters.",
 )
 
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from gptoss_ref._extras import install_line
+from gptoss_ref.checkpoint.made import MADE, made
 from gptoss_ref.errors import CheckpointError
 
 TINY = "tiny"
@@ -25,9 +26,10 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     """(folder of the tensors, folder of the tokenizer and other companions) of a checkpoint.
 
     Args:
-        path: `"tiny"` for the bundled checkpoint (`./tiny` for a folder of that name); a folder;
-            or a Hub id such as `openai/gpt-oss-20b` that is in the local cache. A folder with no
-            tensors of its own stands for its subfolder `original`.
+        path: `"tiny"` for the bundled checkpoint (`./tiny` for a folder of that name), or one of
+            :data:`~gptoss_ref.checkpoint.made.MADE`; a folder; or a Hub id such as
+            `openai/gpt-oss-20b` that is in the local cache. A folder with no tensors of its own
+            stands for its subfolder `original`.
 
     Raises:
         CheckpointError: nothing is there, or `path` is not a path.
@@ -38,6 +40,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
         raise CheckpointError(f"the path of the checkpoint is empty; {_EXPECTED}")
     if path == TINY:
         folder = Path(__file__).parents[1] / "data" / TINY
+    elif path in MADE:
+        folder = made(str(path))
     else:
         folder = Path(path).expanduser()
         if not folder.exists() and _HUB_ID.fullmatch(str(path)):

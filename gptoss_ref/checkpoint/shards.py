@@ -58,7 +58,7 @@ class Shards(Mapping[str, TensorInfo]):
         return self._home[name].path
 
     def array(self, name: str) -> NDArray[Any]:
-        """A tensor as a read-only mapped view; see SafetensorsFile.array."""
+        """A tensor, in its own shape, as a read-only mapped view; see SafetensorsFile.array."""
         return self._home[name].array(name)
 
     def check_sizes(self) -> None:

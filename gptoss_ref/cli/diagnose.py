@@ -124,7 +124,9 @@ def _read(
         raise TraceError(str(error).replace(error.remedy(), remedy)) from None
     except TraceError as error:
         message = str(error).replace("(positions=)", "(--positions)")
-        raise TraceError(message.replace("pass that of the model", "expected a trace")) from None
+        raise TraceError(
+            message.replace("pass the model's configuration", "expected a trace")
+        ) from None
 
 
 def _observed(

@@ -100,7 +100,7 @@ def _rendering(path: str) -> str | list[int]:
     if _IDS.fullmatch(text.strip()):
         ids = re.findall(r"-?\d+", text)
         if long := next((number for number in ids if len(number) > 12), None):
-            raise HarmonyError(f"{path}: unknown token id {long[:20]}…")
+            raise HarmonyError(f"{path}: token id {long[:20]}…: no such token")
         return [int(number) for number in ids]
     if text.lstrip().startswith("{") and (found := _answered(text)) is not None:
         return found

@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 from gptoss_ref.cli.help import nearest, plainer
 from gptoss_ref.errors import GptOssError
 
-MODEL_HELP = "'tiny' (the bundled model), a folder, or a Hub id in the local Hugging Face cache"
+MODEL_HELP = (
+    "'tiny' (the bundled model), 'released-constants' or 'other-constants' (random weights), a "
+    "folder, or a Hub id in the local Hugging Face cache"
+)
 
 
 class UsageError(GptOssError):

@@ -18,7 +18,7 @@ def swiglu(
 ) -> Array:
     """Clamped SwiGLU of ``x`` (…, 2F), gates at even and ups at odd entries: (…, F).
 
-    ``alpha`` is the factor in the sigmoid; ``limit`` bounds the gate from above and |up|.
+    ``alpha`` is the factor in the sigmoid; ``limit`` bounds the gate from above and the size of up.
 
     >>> swiglu(np.array([0.0, 5.0, 1.0, 0.0, 100.0, -100.0]))  # 0, sigmoid(1.702), 7·1·(−7 + 1)
     array([  0.       ,   0.8457958, -41.999718 ], dtype=float32)

@@ -76,10 +76,23 @@ COARSER_EARLY, COARSER_SMALL = 4, 0.1
 """``compare`` tries a coarser rounding if one of the first COARSER_EARLY tap points diverges, with
 a relative error below COARSER_SMALL."""
 
+CANCELLED = 1000.0
+"""Budget: a product of experts that is off by more gets no noise in proportion to its terms. For
+2,880 terms that noise is at most about 150 times the usual one, in a row that is nearly all
+cancellation (such a row is held to a tenth of the usual size)."""
+
 # --- search, tap by tap (decision 0014) ---
 
 JUDGED = 12
 """Budget: number of nearest candidates that are judged, each with its own noise floor."""
+
+WITHIN_REACH = 7.0
+"""Budget: and of these the ones whose mean logarithm of the rows' errors is at most so far from the
+nearest one's: an error a thousand times as large is no rounding, if the nearest one's is."""
+
+DECODED_VALUES, LEAST_EXPERTS = 1 << 26, 4
+"""Budget: values of experts' matrices that are decoded for each of many candidates, and experts at
+least: 4 of the 32 of gpt-oss-20b, all of a small model. The verdict itself comes from all."""
 
 SURE, CLEARLY = 0.4, 3.0
 """If the best single bug leaves an error of more than SURE times the allowance, pairs are tried. A
@@ -152,9 +165,36 @@ SHORTLIST, COMBINED = 4, 8
 """Budget: number of nearest candidates with their own noise floors; and number of candidates that
 are combined in pairs if none fits alone."""
 
+MOST_AT_ONCE = 4
+"""Bugs at once that are looked for."""
+
+PREDICTED = 8
+"""Budget: sets of each size that are run, those whose effects come nearest when they add up."""
+
+NO_DOUBT = 0.6
+"""A bug that leaves no more of what rounding explains than this is taken without trying others."""
+
+ALONG, FITTED, COMPARED = 0.3, 4, 3
+"""Budget: constants are fitted to outputs if the cosine of what they change to what is to be
+explained is at least ALONG; so many of them, the largest first; and each is refined by so many
+rounds before the nearest one goes on."""
+
+EFFECT_COLUMNS, EXTENDED_SETS = 64, 256
+"""Budget: outputs of a row that effects are compared in, drawn at random; and sets of three that
+are extended to sets of four, the nearest ones."""
+
+FAR_OFF = 100.0
+"""Budget: a candidate that leaves so many times what rounding does to the specification gets no
+noise floor of its own."""
+
 GAIN, WINS = 0.1, 4.0
 """A bug smaller than rounding is named if it improves the mean logarithm of the rows' errors by
 GAIN, and improves more rows than it worsens by WINS standard deviations of a fair coin."""
+
+TURNED = 0.03
+"""Budget: several bugs at once are looked for as long as another one improves the mean logarithm of
+the sines between the rows by so much. Where three bugs are gross, the right one of them alone gains
+0.08 and any other 0.01 (residual-missing beside value-bias-folded and ring-boundary, random)."""
 
 NOT_FINITE = 1e3
 """Error of a row that is NaN or infinite in only one of the two traces."""

@@ -256,7 +256,7 @@ def test_unknown_names(name: str, message: str) -> None:
         ({"logits": np.zeros((2, T, 71))}, "a batch of 2: expected one prompt"),
         ({"logits": np.zeros((T - 2, 71))}, f"it has {T - 2} tokens, but the prompt has {T}"),
         ({"logits": "text"}, "'logits' has dtype <U4: expected numbers"),
-        ({"logits": [[1.0], [1.0, 2.0]]}, "'logits' is list, no array"),
+        ({"logits": [[1.0], [1.0, 2.0]]}, "'logits' is list, not an array"),
         ({"block.0.attn.qkv": np.zeros((T, 9))}, r"fused q, k and v: expected .* = \(13, 120\)"),
         ({"ffn_moe_gate_biased-0": np.zeros((T, 5, 23))}, "half of .*gate_up: the up half is miss"),
         ({"ffn_moe_up_biased-0": np.zeros((T, 5, 22))}, r"\(T, A, F\) = \(13, 5, 23\)"),
@@ -277,7 +277,7 @@ def test_two_names_for_one_tap_point() -> None:
     both = {"lm_head": logits, "result_output": logits[None]}
     assert len(from_arrays(both, TOKENS, CONFIG)) == 1
     with pytest.raises(
-        TraceError, match="'lm_head' and 'result_output' are both logits and differ"
+        TraceError, match="'lm_head' and 'result_output' are both logits, but differ"
     ):
         from_arrays({**both, "result_output": logits + 1}, TOKENS, CONFIG)
 
@@ -393,8 +393,8 @@ class TestFiles:
     ("tokens", "message"),
     [
         ([TOKENS, TOKENS], r"shape \(2, 13\): expected \(T,\) or \(1, T\)"),
-        (np.array(TOKENS) + 0.5, "no integers but float64"),
-        (torch.tensor(TOKENS).bfloat16(), "no integers but torch.bfloat16"),
+        (np.array(TOKENS) + 0.5, "dtype float64: expected integers"),
+        (torch.tensor(TOKENS).bfloat16(), "dtype torch.bfloat16: expected integers"),
         (np.array(TOKENS) > 3, "dtype bool"),
         (["1", "2"], "expected numbers"),
         ([], "the prompt is empty"),

@@ -125,8 +125,8 @@ EXPECTED = {
     "redirecting": "HTTP 307",
     "too-large": "exceeds 64 MiB",
     "no-choices": "no choices",
-    "no-logprobs": "offers no log-probabilities",
-    "strange-logprobs": "no known form",
+    "no-logprobs": "gives no log-probabilities",
+    "strange-logprobs": "is unknown: expected tokens",
     "not-a-number": "log-probability nan",
     "raw-logits": "expected a number of at most 0",
 }
@@ -223,7 +223,7 @@ def test_texts_that_name_several_tokens_name_none(tiny: Model) -> None:
 
 @pytest.mark.parametrize("value", [None, [], {}, {"choices": {}}, {"choices": [None]}, 3, "text"])
 def test_answers_of_another_kind(value: Any) -> None:
-    with pytest.raises(EndpointError, match="somewhere: no completions answer"):
+    with pytest.raises(EndpointError, match="somewhere: not a completions answer"):
         parse(value, "somewhere")
 
 

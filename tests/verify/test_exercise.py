@@ -85,7 +85,7 @@ def test_right_functions(file: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_flag_says_why(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = check(capsys, f"{file}:without_eps", "rmsnorm")
     assert status == 1
-    assert "Epsilon: The values are so small that epsilon decides" in said
+    assert "Epsilon: The values are small, so that the result depends on epsilon" in said
     assert "rmsnorm-02" in said
     assert "rmsnorm-01" not in said
 

@@ -100,7 +100,8 @@ class Unexplained:
         taps: all tap points of this stage that diverge.
         error: the error at ``tap``, in multiples of what rounding explains.
         where: the affected tokens, heads or experts, in words.
-        nearest: the mutant that leaves the smallest error; None if none reduces it.
+        nearest: the mutant that leaves the smallest error, or several with ``and``; None if none
+            reduces it.
         remaining: the error that it leaves.
         hints: properties of the error, and the tap point to observe next, in words.
     """
@@ -119,7 +120,9 @@ class Unexplained:
         lines = [f"{self.tap}{others}: off by {in_words(self.error)}; {self.where}"]
         if self.nearest is not None and self.remaining is not None:
             left = in_words(self.remaining)
-            lines.append(f"  {self.nearest} comes nearest; with it the numbers are off by {left}")
+            come, them = ("come", "them") if " and " in self.nearest else ("comes", "it")
+            said = f"{self.nearest} {come} nearest; with {them} the numbers are off by {left}"
+            lines.append(f"  {said}")
         return [*lines, *(f"  {hint}" for hint in self.hints)]
 
 

@@ -133,8 +133,8 @@ def most_telling(ranks: Array) -> tuple[int, int]:
     Ranks are those of the logit lens. Only tokens count whose next token has rank 0 in the end.
 
     Args:
-        ranks: (L + 1, T − 1), the rank (from 0) of the token that came next, after the embedding
-            and after each block.
+        ranks: (R, N), R = L + 1 and N = T − 1: the rank (from 0) of the token that came next,
+            after the embedding and after each block.
     """
     layers, count = len(ranks) - 1, ranks.shape[1] + 1
     if count == 1:
