@@ -108,7 +108,8 @@ ENTRIES = (
         "mlx_lm_cpu.py",
         "mlx",
         truth="YarnRoPE in mlx_lm/models/rope_utils.py rounds the range of the ramp and does not "
-        "read `truncate`",
+        "read `truncate`; as loaded, in bfloat16: the fallback of rms_norm in mlx/fast.cpp rounds "
+        "before it multiplies by the scale",
     ),
     Entry(
         "keras-hub, JAX",
@@ -129,8 +130,8 @@ ENTRIES = (
         "torchtitan",
         "torchtitan_flex.py",
         "torchtitan",
-        truth="the script adds the names of the experts' tensors: state_dict_adapter.py has them "
-        "without the letters behind them (`mlp1_weight`, not `mlp1_weight_EGD`) and drops them",
+        truth="its state_dict_adapter.py drops the experts' tensors, whose names there lack a suffix "
+        "(`mlp1_weight`, not `mlp1_weight_EGD`); the script adds it",
     ),
     Entry("onnxruntime-genai", "ort_genai.py", "transformers"),
     Entry("OpenVINO, by optimum-intel", "openvino_optimum.py", "openvino"),
