@@ -130,7 +130,7 @@ ENTRIES = (
         "torchtitan",
         "torchtitan_flex.py",
         "torchtitan",
-        truth="its state_dict_adapter.py drops the experts' tensors, whose names there lack a suffix "
+        truth="its state_dict_adapter.py drops the tensors of experts: their names lack a suffix there "
         "(`mlp1_weight`, not `mlp1_weight_EGD`); the script adds it",
     ),
     Entry("onnxruntime-genai", "ort_genai.py", "transformers"),
