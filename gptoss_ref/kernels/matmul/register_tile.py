@@ -9,9 +9,10 @@ leaf        computes
 ==========  ========================================================================================
 ``pack``    a panel from rows that are stored one after the other: a transposition by shuffles
 ``tile``    out[m, l] = Σ_k x[m, k] · panel[k, l] for some m: each load serves m or L products
+``across``  out[m, l] = Σ_k x[k, m] · panel[k, l]: the same with x stored the other way
 ==========  ========================================================================================
 
-Both are written as vectors of 16 lanes without an instruction of any one CPU: LLVM splits them
+They are written as vectors of 16 lanes without an instruction of any one CPU: LLVM splits them
 into what there is, NEON's four lanes too. Paths differ only in how many sums its registers
 hold. The Python functions are what runs under ``NUMBA_DISABLE_JIT=1`` and ``NUMBA_BOUNDSCHECK=1``.
 
@@ -100,6 +101,25 @@ def tile(
             out[to + l] = out[to + l] + sums[l] if add else sums[l]
 
 
+def across(
+    path: Any, count: int, x: Any, x_at: int, x_stride: int, panel: Any, panel_at: int,
+    panel_stride: int, depth: int, out: Any, out_at: int, out_stride: int, add: bool
+) -> None:  # fmt: skip
+    """out[m, l] = Σ_k x[k, m] · panel[k, l] for m < count, l < L; ``add``: onto what is there."""
+    width = 16
+    sums = np.empty(width, np.float32)
+    for m in range(count):
+        to = out_at + m * out_stride
+        for l in range(width):
+            sums[l] = np.float32(0.0)
+        for k in range(depth):
+            factor, row = x[x_at + k * x_stride + m], panel_at + k * panel_stride
+            for l in range(width):
+                sums[l] += factor * panel[row + l]
+        for l in range(width):
+            out[to + l] = out[to + l] + sums[l] if add else sums[l]
+
+
 @overload(panel_width, **LEAF)
 def _panel_width(path: Any) -> Any:
     width = 16 if config.BOUNDSCHECK else _shape(path)[0]
@@ -161,6 +181,41 @@ def _tile(path: Any, *others: Any) -> Any:
     return vectors
 
 
+@overload(across, **LEAF)
+def _across(path: Any, *others: Any) -> Any:
+    if config.BOUNDSCHECK:
+        return across
+    width, four = _shape(path)
+    most, many, some, _ = four
+    tile_most, tile_many, tile_some, tile_one = (_tile_of(m, width // LANES, True) for m in four)
+
+    # fmt: off
+    def vectors(path, count, x, x_at, x_stride, panel, panel_at,  # type: ignore[no-untyped-def]
+                panel_stride, depth, out, out_at, out_stride, add):
+        m = 0
+        while m < count:
+            of, to, rest = x_at + m, out_at + m * out_stride, count - m
+            if rest >= most:
+                tile_most(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
+                          out, to, out_stride, add)
+                m += most
+            elif rest >= many:
+                tile_many(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
+                          out, to, out_stride, add)
+                m += many
+            elif rest >= some:
+                tile_some(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
+                          out, to, out_stride, add)
+                m += some
+            else:
+                tile_one(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
+                         out, to, out_stride, add)
+                m += 1
+    # fmt: on
+
+    return vectors
+
+
 def _widened(builder: Any, raw: Any) -> Any:
     """A vector of stored weights as floats."""
     if raw.type.element == f32:
@@ -200,8 +255,11 @@ def _vector_pack(
     return types.void(w, n, n, n, n, n, panel, n, n), generate
 
 
-def _tile_of(tokens: int, vectors: int) -> Any:
-    """The panel product of ``tokens`` rows of x with a panel of ``vectors`` · 16 columns."""
+def _tile_of(tokens: int, vectors: int, across: bool = False) -> Any:
+    """The panel product of ``tokens`` rows of x with a panel of ``vectors`` · 16 columns.
+
+    ``across``: of columns of x.
+    """
 
     @intrinsic
     def tile_of(
@@ -216,8 +274,9 @@ def _tile_of(tokens: int, vectors: int) -> Any:
             out_ = vec.data(context, builder, out, args[8])
             type_ = vec.vector(f32, LANES)
             sums = vec.Accumulators(builder, tokens, vectors, type_)
+            x_row, x_column = (index(1), x_stride_) if across else (x_stride_, index(1))
             rows = [
-                builder.gep(x_, [builder.add(x_at_, builder.mul(x_stride_, index(m)))])
+                builder.gep(x_, [builder.add(x_at_, builder.mul(x_row, index(m)))])
                 for m in range(tokens)
             ]
             places = [
@@ -235,8 +294,9 @@ def _tile_of(tokens: int, vectors: int) -> Any:
                 columns = [vec.load(builder, panel_, place, type_) for place in places_]
                 for place in places_:
                     vec.prefetch(builder, panel_, builder.add(place, ahead_), 0, keep=2)
+                k = builder.mul(loop.index, x_column)
                 for m in range(tokens):
-                    factor = vec.splat(builder, vec.load(builder, rows[m], loop.index, f32), LANES)
+                    factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), LANES)
                     for v in range(vectors):
                         sums[m, v] = vec.multiply_add(builder, factor, columns[v], sums[m, v])
             with builder.if_then(builder.icmp_unsigned("!=", add_, add_.type(0))):
