@@ -46,7 +46,7 @@ class Watcher:
         return any(prefix + name in self.wanted for name in names)
 
 
-class _Attention(NamedTuple):
+class Attention(NamedTuple):
     """The activations of a block's attention that its gradients need."""
 
     norm: Array  # (T, D)
@@ -57,7 +57,7 @@ class _Attention(NamedTuple):
     residual: Array  # (T, D), with what attention added
 
 
-class _Mixture(NamedTuple):
+class Mixture(NamedTuple):
     """Those of its experts."""
 
     norm: Array  # (T, D)
@@ -77,8 +77,8 @@ class BackwardPass:
         self.rows = [slice(end - len(row), end) for row, end in zip(ids, ends, strict=True)]
         self.positions = np.concatenate([np.arange(len(row)) for row in ids])
         self.tables = model._rope_tables(self.positions)
-        self.kept_attention: dict[int, _Attention] = {}
-        self.kept_mixtures: dict[int, _Mixture] = {}
+        self.kept_attention: dict[int, Attention] = {}
+        self.kept_mixtures: dict[int, Mixture] = {}
         self.room = KEPT_VALUES
         self.lowest = lowest_block(weights.wanted | taps.wanted, model.config.num_hidden_layers)
 
@@ -100,7 +100,7 @@ class BackwardPass:
             keep = n >= self.lowest and self.has_room(values)
             answer, kept = self.experts(norm, routed, block.mlp, keep)
             if keep:
-                self.kept_mixtures[n] = _Mixture(norm, routed, kept)
+                self.kept_mixtures[n] = Mixture(norm, routed, kept)
             x = r(x + answer)
             if keep_routing:
                 routing.append(routed)
@@ -113,7 +113,7 @@ class BackwardPass:
         self.room -= values
         return True
 
-    def attention(self, n: int, x: Array, w: AttentionWeights) -> _Attention:
+    def attention(self, n: int, x: Array, w: AttentionWeights) -> Attention:
         backend, policy = self.backend, self.policy
         norm = self.norm(x, w.norm_scale)
         projections = ((w.q_weight, w.q_bias), (w.k_weight, w.k_bias), (w.v_weight, w.v_bias))
@@ -129,7 +129,7 @@ class BackwardPass:
         ]
         mix = parts[0] if len(parts) == 1 else np.concatenate(parts)
         out = backend.linear(mix, w.out_weight, w.out_bias, policy=policy)
-        return _Attention(norm, q, k, v, mix, policy.round(x + out))
+        return Attention(norm, q, k, v, mix, policy.round(x + out))
 
     def where(self, row: slice) -> tuple[Array, Array]:
         return self.positions[row], self.positions[row]
@@ -218,7 +218,7 @@ class BackwardPass:
     ) -> Array:
         policy, config, at = self.policy, self.model.config, f"block.{n}.mlp."
         found = self.kept_mixtures.pop(n, None)
-        norm, routed, kept = found or _Mixture(*self.routed(x, w), None)
+        norm, routed, kept = found or Mixture(*self.routed(x, w), None)
         self.taps.give(at + "residual", d_x)
         self.taps.give(at + "out", d_x)
         stages = ("gate_up", "swiglu", "expert_out")
@@ -261,7 +261,7 @@ class BackwardPass:
         return policy.round(d_x + d_residual)
 
     def attention_gradients(
-        self, n: int, x: Array, kept: _Attention, d_x: Array, w: AttentionWeights
+        self, n: int, x: Array, kept: Attention, d_x: Array, w: AttentionWeights
     ) -> Array:
         policy, rules, at = self.policy, self.rules, f"block.{n}.attn."
         self.taps.give(at + "residual", d_x)
@@ -299,7 +299,7 @@ class BackwardPass:
         return policy.round(d_x + d_residual)
 
     def attention_core(
-        self, n: int, kept: _Attention, d_mix: Array, w: AttentionWeights
+        self, n: int, kept: Attention, d_mix: Array, w: AttentionWeights
     ) -> tuple[Array, ...]:
         """Gradients of q, k (both turned) and v."""
         policy, window = self.policy, self.model.config.window(n)

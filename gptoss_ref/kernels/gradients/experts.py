@@ -19,6 +19,7 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.expert_plan import Plan, plan_of, refuse_indices
+from gptoss_ref.kernels.experts import experts as forward
 from gptoss_ref.kernels.experts import refuse_chosen
 from gptoss_ref.kernels.gradients.products import (
     by_columns,
@@ -29,7 +30,7 @@ from gptoss_ref.kernels.gradients.products import (
 )
 from gptoss_ref.kernels.gradients.swiglu import slope
 from gptoss_ref.kernels.matmul.gemm import add_all
-from gptoss_ref.kernels.matmul.mxfp4_methods import stored_of
+from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, INT16, method_of, stored_of
 from gptoss_ref.kernels.runtime.arrays import check_policy, is_bits, positions_of, values, weight_of
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path
@@ -79,13 +80,18 @@ def kept_experts(
 ) -> tuple[Array, Array | None]:
     """The layer's answer (T, D), and what :func:`experts` need not compute again.
 
-    That is gate and up (T·A, 2F) by position, or None if not ``keep``. Arguments and errors are
-    those of :func:`gptoss_ref.kernels.experts`.
+    That is gate and up (T·A, 2F), or None if not ``keep``. Arguments and errors are those of
+    :func:`gptoss_ref.kernels.experts`, which computes them where its integers are faster.
     """
     check_policy(policy)
-    plan, mixture = _mixture(
-        x, indices, weights, (mlp1_weight, mlp1_bias, mlp2_weight, mlp2_bias), alpha, limit
-    )
+    parameters = (mlp1_weight, mlp1_bias, mlp2_weight, mlp2_bias)
+    if isinstance(mlp1_weight, MXFP4) and _by_integers(*x.shape):
+        found: dict[str, Array] = {}
+        limits = {"alpha": alpha, "limit": limit}
+        tap = found.__setitem__ if keep else None
+        y = forward(x, indices, weights, *parameters, **limits, tap=tap)
+        return y, found["gate_up"].reshape(indices.size, -1) if keep else None
+    plan, mixture = _mixture(x, indices, weights, parameters, alpha, limit)
     answers = np.empty((indices.size, x.shape[1]), np.float32)
     gate_up = np.empty((indices.size if keep else 0, mlp1_bias.shape[1]), np.float32)
     run(
@@ -171,6 +177,11 @@ def experts(
     return ExpertGradients(d_x, d_weights.reshape(indices.shape), *of_weights)
 
 
+def _by_integers(tokens: int, width: int) -> bool:
+    """Whether products with so many tokens of that width run on integers, or on AMX."""
+    return method_of(tokens, width) in (INT16, AMX)
+
+
 def _mixture(
     x: Array, indices: Array, weights: Array,
     parameters: tuple[ExpertMatrix, Array, ExpertMatrix, Array], alpha: float, limit: float
@@ -231,7 +242,7 @@ def _forward(mixture: _Mixture, x: Any, gate_up: Any, answers: Any, tasks: int, 
 
 @jit_tasks
 def _forward_tasks(of: _Mixture, x: Any, gate_up: Any, answers: Any, start: int, stop: int) -> None:
-    """Gate and up, if they are kept, and answers (T·A, D), by position."""
+    """Gate and up by slot, if they are kept, and answers (T·A, D) by position."""
     width, doubled = x.shape[1], of.first_bias.shape[1]
     half = doubled // 2
     room = room_for_panels()
@@ -247,7 +258,7 @@ def _forward_tasks(of: _Mixture, x: Any, gate_up: Any, answers: Any, start: int,
             for m in range(count):
                 both = gu[m * wider : m * wider + doubled]
                 if gate_up.size:
-                    copy(both, gate_up[p + m])
+                    copy(both, gate_up[of.slots[p + m]])
                 _activate(both, of.alpha, of.limit, hidden[m * narrow : m * narrow + half])
             by_rows(
                 of.path, hidden, 0, narrow, count, of.second, e * width, width, half, answer, wide,
@@ -315,7 +326,7 @@ def _backward_tasks(
                     copy(x[token], rows[m * wide : m * wide + width])
             if gate_up.size:
                 for m in range(count):
-                    copy(gate_up[p + m], gu[m * wider : m * wider + doubled])
+                    copy(gate_up[of.slots[p + m]], gu[m * wider : m * wider + doubled])
             else:
                 _gate_up(of, e, rows, count, width, doubled, gu, room)
             by_columns(

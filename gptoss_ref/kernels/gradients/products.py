@@ -24,7 +24,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, Stored, decode_row
+from gptoss_ref.kernels.matmul.mxfp4_block import (
+    BLOCK,
+    Stored,
+    decode_row,
+    decode_values,
+    half_scale,
+)
 from gptoss_ref.kernels.matmul.register_tile import across, pack, panel_width, tile
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
@@ -34,9 +40,9 @@ DEPTH = 256
 """Inner indices of a panel."""
 WIDTH = 32
 """Columns of a panel: a block of MXFP4."""
-LINE = 4 * WIDTH
-"""Columns that are gone through together: a cache line of MXFP4 holds so many."""
-SOME = 384
+NEAR = 16 * WIDTH
+"""Columns of a result that are gone through together, and stay in the second cache."""
+SOME = 768
 """Rows of a weight's gradient that stay in the second cache while all panels pass by."""
 
 
@@ -78,10 +84,57 @@ def _fetch_floats(weight: Any, row: int, inputs: int, column: int, out: Any) -> 
     fill(out[count:], np.float32(0.0))
 
 
+def columns(weight: Any, first: int, depth: int, inputs: int, column: int, panel: Any) -> None:
+    """32 columns from ``column`` on of ``depth`` rows from ``first`` on, as a panel (depth, 32)."""
+    if isinstance(weight, Stored):
+        _columns_mxfp4(weight, first, depth, inputs, column, panel)
+    else:
+        _columns_floats(weight, first, depth, inputs, column, panel)
+
+
+@overload(columns, **LEAF)
+def _columns(weight: Any, *others: Any) -> Any:
+    part = _columns_mxfp4 if isinstance(weight, types.NamedTuple) else _columns_floats
+
+    def cut(weight, first, depth, inputs, column, panel):  # type: ignore[no-untyped-def]
+        part(weight, first, depth, inputs, column, panel)
+
+    return cut
+
+
+@jit_inner
+def _columns_mxfp4(
+    weight: Stored, first: int, depth: int, inputs: int, column: int, panel: Any
+) -> None:
+    groups, g = inputs // BLOCK, column // BLOCK
+    for r in range(depth):
+        at = (first + r) * groups + g
+        half = half_scale(weight.scales[at], weight.scale_255)
+        decode_values(
+            weight.blocks[at * 16 : at * 16 + 16], half, panel[r * BLOCK : (r + 1) * BLOCK]
+        )
+
+
+@jit_inner
+def _columns_floats(
+    weight: Any, first: int, depth: int, inputs: int, column: int, panel: Any
+) -> None:
+    count = min(WIDTH, inputs - column)
+    if count == WIDTH:
+        for r in range(depth):
+            at = (first + r) * inputs + column
+            source, target = weight[at : at + WIDTH], panel[r * WIDTH : (r + 1) * WIDTH]
+            for i in range(WIDTH):
+                target[i] = widen(source[i])
+        return
+    for r in range(depth):
+        fetch(weight, first + r, inputs, column, panel[r * WIDTH : (r + 1) * WIDTH])
+
+
 @jit_inner
 def room_for_panels() -> Any:
     """A panel, what it is made of, and where it overhangs a result."""
-    return floats(DEPTH * WIDTH), floats(DEPTH * WIDTH), floats(SOME * WIDTH)
+    return floats(DEPTH * WIDTH), floats(DEPTH * SOME), floats(SOME * WIDTH)
 
 
 @jit_inner
@@ -92,17 +145,18 @@ def by_rows(
     """out[m, j] = Σ_k x[m, k] W[first + j, k] for m < ``count``, j < ``outputs``."""
     panel, decoded, _ = room
     width = panel_width(path)
-    for k in range(0, inputs, DEPTH):
-        depth = min(DEPTH, inputs - k)
-        for j in range(0, outputs, width):
-            rows = min(width, outputs - j)
-            for r in range(rows):
-                fetch(weight, first + j + r, inputs, k, decoded[r * depth : (r + 1) * depth])
-            pack(path, decoded, 0, depth, rows, depth, 0, panel)
-            tile(
-                path, count, x, x_at + k, x_stride, panel, 0, width, depth, 0, out, j, out_stride,
-                k > 0,
-            )  # fmt: skip
+    for block in range(0, outputs, NEAR):
+        for k in range(0, inputs, DEPTH):
+            depth = min(DEPTH, inputs - k)
+            for j in range(block, min(block + NEAR, outputs), width):
+                rows = min(width, outputs - j)
+                for r in range(rows):
+                    fetch(weight, first + j + r, inputs, k, decoded[r * depth : (r + 1) * depth])
+                pack(path, decoded, 0, depth, rows, depth, 0, panel)
+                tile(
+                    path, count, x, x_at + k, x_stride, panel, 0, width, depth, 0, out, j,
+                    out_stride, k > 0,
+                )  # fmt: skip
 
 
 @jit_inner
@@ -113,13 +167,11 @@ def by_columns(
     """out[m, k] = Σ_j x[m, j] W[first + j, k] for m < ``count``, k < ``inputs``."""
     panel = room[0]
     width = panel_width(path)
-    for line in range(0, inputs, LINE):
+    for block in range(0, inputs, NEAR):
         for j in range(0, outputs, DEPTH):
             depth = min(DEPTH, outputs - j)
-            for k in range(line, min(line + LINE, inputs), WIDTH):
-                for r in range(depth):
-                    row = panel[r * WIDTH : (r + 1) * WIDTH]
-                    fetch(weight, first + j + r, inputs, k, row)
+            for k in range(block, min(block + NEAR, inputs), WIDTH):
+                columns(weight, first + j, depth, inputs, k, panel)
                 for l in range(0, WIDTH, width):
                     tile(
                         path, count, x, x_at + j, x_stride, panel, l, WIDTH, depth, 0, out, k + l,
@@ -136,10 +188,13 @@ def outer(
 
     Of j < ``rows`` and k < ``columns``; nothing is written beside these.
     """
-    panel, _, edge = room
+    panel, near, edge = room
     width = panel_width(path)
     for j in range(0, rows, SOME):
         some = min(SOME, rows - j)
+        for m in range(count):
+            at = x_at + m * x_stride + j
+            copy(x[at : at + some], near[m * SOME : m * SOME + some])
         for k in range(0, columns, WIDTH):
             wide = min(WIDTH, columns - k)
             for m in range(count):
@@ -150,13 +205,11 @@ def outer(
                 to = out_at + j * out_stride + k + l
                 if l + width <= wide:
                     across(
-                        path, some, x, x_at + j, x_stride, panel, l, WIDTH, count, out, to,
+                        path, some, near, 0, SOME, panel, l, WIDTH, count, out, to,
                         out_stride, add,
                     )  # fmt: skip
                     continue
-                across(
-                    path, some, x, x_at + j, x_stride, panel, l, WIDTH, count, edge, 0, width, False
-                )
+                across(path, some, near, 0, SOME, panel, l, WIDTH, count, edge, 0, width, False)
                 for r in range(some):
                     found = edge[r * width : r * width + wide - l]
                     _put(found, out[to + r * out_stride : to + r * out_stride + wide - l], add)
