@@ -167,7 +167,7 @@ def experts(
         tuple(found),
     )  # fmt: skip
     if tap is not None:
-        tap("expert_out", np.asarray(weights, np.float32)[..., None] * d_y[:, None])
+        tap("expert_out", values(weights)[..., None] * values(d_y)[:, None])
         for name, by_position in (("swiglu", d_swiglu), ("gate_up", d_gate_up)):
             by_slot = np.empty_like(by_position)
             by_slot[plan.order] = by_position
