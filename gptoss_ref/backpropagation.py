@@ -31,7 +31,7 @@ from gptoss_ref.losses import (
 )
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.taps import gradient_names, matching
+from gptoss_ref.tracing.taps import gradient_names, matching, nearest
 
 
 class TapGradients(dict[str, Array]):
@@ -50,6 +50,18 @@ class TapGradients(dict[str, Array]):
         return self[name]
 
 
+class WeightGradients(dict[str, Array]):
+    """Gradients by weight, those that ``wrt`` chose.
+
+    Raises:
+        GptOssError: at a look-up of another.
+    """
+
+    def __missing__(self, name: str) -> Array:
+        chosen = nearest(name, list(self)) if self else ": wrt chose none, or on_weight took them"
+        raise GptOssError(f"there is no gradient of the weight {name!r}{chosen}")
+
+
 @dataclass(frozen=True)
 class Gradients:
     """What :func:`backward` returns.
@@ -66,7 +78,7 @@ class Gradients:
     loss: float
     count: int
     taps: TapGradients
-    weights: dict[str, Array]
+    weights: WeightGradients
     aux_loss: float | None = None
 
 
@@ -110,8 +122,8 @@ def backward(
     Raises:
         TokenError: as calling the model does.
         GptOssError: targets or a mask of other lengths or out of range, no position that counts, a
-            pattern that matches nothing, or a loss that is not finite: then the message names the
-            first tap point with a value that is not.
+            pattern that matches nothing, a loss function that returns something else, or a loss
+            that is not finite: then the message names the first tap point with a value that is not.
         CheckpointError: a chosen expert's scales hold a byte of 255.
 
     >>> import gptoss_ref as gr
@@ -122,6 +134,11 @@ def backward(
     >>> out.taps["block.3.attn.q"].shape
     (4, 6, 32)
     """
+    if not isinstance(model, Model):
+        raise GptOssError(f"{model!r} is no model: expected one that gr.load gives")
+    factor = router_aux_loss_coef
+    if not isinstance(factor, (int, float, np.number)) or not 0 <= factor < np.inf:
+        raise GptOssError(f"router_aux_loss_coef is {factor!r}: expected a number of 0 or more")
     rows, batched = batch_of(tokens)
     ids = [model.checked(row) for row in rows]
     wanted_weights = matching(wrt, list(model.weights.named()), "weight")
@@ -168,6 +185,8 @@ def backward(
         taps=TapGradients(
             {name: found_taps[name] for name in wanted_taps if name in found_taps}, again
         ),
-        weights={name: found_weights[name] for name in wanted_weights if name in found_weights},
+        weights=WeightGradients(
+            {name: found_weights[name] for name in wanted_weights if name in found_weights}
+        ),
         aux_loss=aux_loss,
     )

@@ -134,8 +134,8 @@ def section(cells: Cells | None = None) -> str:
     lines = [
         TITLE,
         "",
-        f"The same for gradients: {names} bugs of backward passes, {reported} of them reported, are "
-        "built into a torch model by torch's own means "
+        f"The same for gradients: {names} bugs of backward passes, {reported} of them reported, "
+        "are built into a torch model by torch's own means "
         "(`tests/support/buggy_twin/backward.py`), and `diagnose` is given forward values and "
         "gradients as autograd stored them, without being told their dtype. What each bug is "
         f"stands on [a page of its own](backward_bugs.md); the catalogue has {len(CATALOGUE)} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from docs._generate.backward_matrix import with_section
 from tests.support.buggy_twin import BUGS, why_unseen
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -107,7 +108,7 @@ def page(every: Sequence[Any], cells: Cells) -> str:
             what = " + ".join(case.bugs) or f"prompt {case.seed}"
             said = _said(cells[case.key]) if case.key in cells else ""
             lines.append(f"| {what} | {case.checkpoint} | {case.dtype} | {said} |")
-    return "\n".join(lines) + "\n"
+    return with_section("\n".join(lines) + "\n")
 
 
 def _said(cell: Mapping[str, Any]) -> str:
