@@ -14,7 +14,7 @@ KERNEL_TESTS = ("tests/kernels", "tests/model/test_backends.py")
 def tests(session: nox.Session) -> None:
     """The README's test line."""
     session.install(".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session
@@ -57,10 +57,11 @@ WHEELS = ("numpy", "numba", "safetensors", "tiktoken", "pytest", "hypothesis", "
 
 @nox.session
 def arm(session: nox.Session) -> None:
-    """The kernel tests on ARM, emulated by qemu-user; needs mmdebstrap and qemu-user-static.
+    """Some kernels on ARM, emulated by qemu-user: ten minutes; needs mmdebstrap, qemu-user-static.
 
-    Debian's Python of arm64 is unpacked, not installed, and takes the wheels of aarch64. Left out
-    are the tests that start another interpreter, which the emulator does not reach.
+    Debian's Python of arm64 is unpacked, not installed, and takes the wheels of aarch64. Compiling
+    takes a minute or two a kernel there, so it is one script; tests may be named instead. Those
+    that start another interpreter fail, because the emulator does not reach it.
     """
     root = Path(session.create_tmp())
     debian, wheels = root / "debian", root / "wheels"
@@ -70,11 +71,10 @@ def arm(session: nox.Session) -> None:
         platforms = [f"--platform=manylinux{kind}_aarch64" for kind in ("_2_28", "_2_17", "2014")]
         which = ("--python-version=3.11", "--only-binary=:all:", f"--target={wheels}")
         session.run("python", "-m", "pip", "install", *which, *platforms, *WHEELS)
-    names = ("linear", "attention", "experts", "mxfp4")
-    tests = [f"tests/kernels/test_{name}.py" for name in names]
+    what = ("pytest", "-p", "no:cacheprovider", *session.posargs)
     session.run(
-        *("qemu-aarch64-static", "-L", str(debian), str(debian / "usr/bin/python3.11")),
-        *("-m", "pytest", "-p", "no:cacheprovider", *(session.posargs or tests)),
+        *("qemu-aarch64-static", "-L", str(debian), str(debian / "usr/bin/python3.11"), "-m"),
+        *(what if session.posargs else ("tests.support.arm",)),
         env={"PYTHONPATH": f"{wheels}{os.pathsep}{Path.cwd()}", "NUMBA_NUM_THREADS": "1"},
         external=True,
     )
@@ -121,18 +121,25 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """What the tests would not notice: `nox -s mutation -- layers`; all four rooms take hours."""
+    session.install(".[test]", "mutmut>=3.8")
+    rooms = session.posargs or ["layers", "numerics", "chat", "checkpoint"]
+    session.run("python", "-m", "docs._generate.mutation", *rooms)
+
+
+@nox.session
 def benches(session: nox.Session) -> None:
     """The benches that need no large checkpoint."""
     session.install(".[bench]")
     session.run("python", "-m", "pytest", "benches")
     session.run("python", "benches/bench_import.py")
     session.run("python", "benches/bench_chat.py")
-    session.run("python", "benches/bench_cold_start.py")
+    session.run("python", "-m", "benches.bench_cold_start")
     session.run("python", "benches/bench_model.py")
 
 
 @nox.session
 def wild(session: nox.Session) -> None:
     """Other people's implementations, each in an environment of its own: writes docs/wild.md."""
-    session.install(".")
     session.run("python", "examples/wild/run.py", *session.posargs)

@@ -1,10 +1,12 @@
 """Starting: compiling all kernels of a chat, and the first token of `gptoss-ref chat` on tiny.
 
-    python benches/bench_cold_start.py [--rounds 5] [--warm-only]
+    python -m benches.bench_cold_start [--rounds 5] [--warm-only] [--beside TREE] [--write]
 
 Every figure is that of whole processes, interpreter and imports included. Cold means an empty cache
 folder, a temporary one: the first answer then comes from the NumPy layers. The first token is the
-first byte that the command prints. Compilation is given in seconds of CPU time, too.
+first byte that the command prints. Compilation is given in seconds of CPU time, too; with
+``--beside``, also that of another checkout of this project, in turns. ``--write`` puts the lines
+into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -15,25 +17,41 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
-COLD_LIMIT, FIRST_LIMIT, WARM_LIMIT = 30.0, 5.0, 1.5
+from benches.page import write_page
+
+COLD_LIMIT, FIRST_LIMIT, WARM_LIMIT, RATIO_LIMIT = 30.0, 5.0, 1.5, 0.5
 GPTOSS_REF = (sys.executable, "-m", "gptoss_ref")
 CHAT = (*GPTOSS_REF, "chat", "What is 27 + 58?")
+HERE = Path(__file__).resolve().parents[1]
 
 
-def whole(*command: str, **environment: str) -> float:
-    """Wall seconds of one command."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
+def whole(*command: str, tree: Path = HERE, **environment: str) -> float:
+    """Wall seconds of one command, run in a checkout."""
+    start, env = time.perf_counter(), {**os.environ, **environment}
+    subprocess.run(command, check=True, capture_output=True, cwd=tree, env=env)
     return time.perf_counter() - start
+
+
+def compiling(tree: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of compiling all kernels of a chat."""
+    before = os.times()
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = whole(*GPTOSS_REF, "warmup", tree=tree, NUMBA_CACHE_DIR=folder)
+    after = os.times()
+    used = after.children_user + after.children_system
+    return seconds, used - before.children_user - before.children_system
 
 
 def first_byte(**environment: str) -> float:
     """Wall seconds from the start of a chat to the first byte that it prints."""
-    start, env = time.perf_counter(), {**os.environ, **environment}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(CHAT, env=env, **pipes) as process:
+    env = {**os.environ, **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    start = time.perf_counter()
+    with subprocess.Popen(CHAT, env=env, cwd=HERE, **pipes) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         seconds = time.perf_counter() - start
@@ -41,31 +59,60 @@ def first_byte(**environment: str) -> float:
     return seconds
 
 
+def cold_first_byte() -> float:
+    """The same with nothing compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        return first_byte(NUMBA_CACHE_DIR=folder)
+
+
+def several(measure: Callable[[], float], rounds: int) -> float:
+    """The median."""
+    return median(measure() for _ in range(rounds))
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warm-only", action="store_true", help="leave the compilation out")
+    parser.add_argument("--beside", type=Path, metavar="TREE", help="another checkout to compile")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     args = parser.parse_args()
-    failed = False
+    rows: list[tuple[str, float, float | None]] = []  # what, seconds, limit
     if not args.warm_only:
-        with tempfile.TemporaryDirectory() as folder:
-            first = median(first_byte(NUMBA_CACHE_DIR=folder) for _ in range(args.rounds))
-            before = os.times().children_user
-            cold = whole(*GPTOSS_REF, "warmup", NUMBA_CACHE_DIR=folder)
-            cpu = os.times().children_user - before
-        print(f"first token, nothing compiled    {first:6.2f} s  (limit {FIRST_LIMIT:g})")
-        print(f"compiling all kernels of a chat  {cold:6.2f} s  (limit {COLD_LIMIT:g})")
-        print(f"  of CPU time                    {cpu:6.2f} s")
-        failed = cold > COLD_LIMIT or first > FIRST_LIMIT
+        rows.append(
+            ("first token, nothing compiled", several(cold_first_byte, args.rounds), FIRST_LIMIT)
+        )
+        trees = [HERE] + ([args.beside] if args.beside else [])
+        taken: list[list[tuple[float, float]]] = [[] for _ in trees]
+        for _ in range(max(1, args.rounds // 3)):
+            for n, tree in enumerate(trees):
+                taken[n].append(compiling(tree))
+        wall, cpu = (median(each[i] for each in taken[0]) for i in (0, 1))
+        rows += [("compiling all kernels of a chat", wall, COLD_LIMIT), ("of CPU time", cpu, None)]
+        if args.beside:
+            other = median(each[1] for each in taken[1])
+            rows += [
+                ("the other checkout's", other, None),
+                ("times that", cpu / other, RATIO_LIMIT),
+            ]
     whole(*GPTOSS_REF, "warmup")
     whole(*CHAT)  # fill the disk cache and the byte-code cache
-    start_up = median(whole(sys.executable, "-c", "pass") for _ in range(args.rounds))
-    numba = median(whole(sys.executable, "-c", "import numba") for _ in range(args.rounds))
-    warm = median(first_byte() for _ in range(args.rounds))
-    print(f"first token, kernels compiled    {warm:6.2f} s  (limit {WARM_LIMIT:g})")
-    print(f"  of these, the interpreter      {start_up:6.2f} s")
-    print(f"  and importing numba            {numba - start_up:6.2f} s")
-    return int(failed or warm > WARM_LIMIT)
+    rows.append(("first token, kernels compiled", several(first_byte, args.rounds), WARM_LIMIT))
+    for name, code in (
+        ("of these, the interpreter", "pass"),
+        ("and NumPy and Numba", "import numba"),
+    ):
+        rows.append((name, several(lambda: whole(sys.executable, "-c", code), args.rounds), None))  # noqa: B023
+    lines = ["| start of `gptoss-ref chat` on tiny | seconds | at most |", "|---|---:|---:|"]
+    lines += [
+        f"| {what} | {value:.2f} | {f'{limit:g}' if limit else ''} |" for what, value, limit in rows
+    ]
+    print("\n".join(lines))
+    if args.write:
+        from gptoss_ref.kernels.runtime.isa import path_name
+
+        write_page("bench_cold_start.py", path_name(), "\n".join(lines))
+    return int(any(limit is not None and value > limit for _, value, limit in rows))
 
 
 if __name__ == "__main__":

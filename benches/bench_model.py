@@ -28,8 +28,8 @@ from gptoss_ref.cache import KVCache
 from gptoss_ref.checkpoint.summary import describe
 from gptoss_ref.kernels.runtime.doctor import bytes_per_token
 
-TINY_TOKENS_PER_SECOND = 1000
-DECODE_RATIO = 0.90
+TINY_TOKENS_PER_SECOND = 2500
+DECODE_RATIO = 0.85
 PREFILL_RATIO = 1.2
 PREFILL_TOKENS = 512
 MEMORY_TOKENS, MEMORY_LIMIT = 4096, 1e9

@@ -15,18 +15,17 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numpy as np
 
+from benches.page import write_page
 from gptoss_ref import kernels, layers
 from gptoss_ref.kernels.runtime.isa import available_paths, instructions
 from gptoss_ref.kernels.runtime.threads import current_threads
 from gptoss_ref.weights import MXFP4
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 TOKENS = (1, 4, 16, 128, 512)
 SECONDS = 0.15
 """A cell is measured for about so long."""
@@ -110,13 +109,7 @@ def main() -> int:
     written = table()
     print(written)
     if args.write:
-        best_path = available_paths()[0]
-        begin, end = (f"<!-- {word} benches/paths.py {best_path} -->" for word in ("begin", "end"))
-        page = PAGE.read_text()
-        if begin not in page:
-            raise SystemExit(f"{PAGE} has no place for the class {best_path}")
-        before, rest = page.split(begin)
-        PAGE.write_text(f"{before}{begin}\n\n{written}\n\n{end}{rest.split(end)[1]}")
+        write_page("paths.py", available_paths()[0], written)
     return 0
 
 

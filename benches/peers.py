@@ -1,6 +1,6 @@
 """This project, llama.cpp and transformers on the same random weights, in turns.
 
-    python -m benches.peers [DIR] [--layers 24] [--rounds 3] [--write]
+    LLAMA_CPP_FOLDER=FOLDER python -m benches.peers [DIR] [--layers 24] [--rounds 3] [--write]
 
 Four comparisons: a gpt-oss-20b of random weights here and in llama.cpp, once with the same numbers
 (bfloat16 and MXFP4, as GGUF) and once with the types of the file that people download (Q8_0 in the
@@ -9,10 +9,11 @@ all beside what this machine can do at most. llama.cpp runs with and without fla
 the better one of each figure counts. Every figure is taken in a process of its own, after each page
 of its file has been read; the contestants take turns, and the table shows medians. DIR keeps the
 weights between runs (39.7 GB with 24 layers). --write puts the table of this class of CPU into
-docs/performance.md, and the plot beside it.
+docs/performance.md; GPTOSS_REF_KERNELS=avx2 measures a lesser class, in llama.cpp too.
 
-Needs the packages llama-cpp-python, gguf and transformers with torch; one that is missing is left
-out and named. One is compared only with what ran in the same run.
+Needs llama.cpp's shared libraries in FOLDER (see benches/llama_cpp.py), the package gguf, and
+transformers with torch; what is missing is left out and named. One is compared only with what ran
+in the same run.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benches.page import write_page
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
 
 PROMPTS = (128, 512)
@@ -40,10 +43,11 @@ DECODED = 12
 FEW_LAYERS = 4
 Figures = dict[str, float]
 
+LLAMA = "LLAMA_CPP_FOLDER"
 NEEDS = {
     "ours": ("gptoss_ref",),
-    "llama.cpp": ("llama_cpp", "gguf"),
-    "llama.cpp Q8_0": ("llama_cpp", "gguf"),
+    "llama.cpp": ("gguf",),
+    "llama.cpp Q8_0": ("gguf",),
     "transformers": ("transformers", "torch"),
 }
 
@@ -78,32 +82,27 @@ def ours(folder: Path, prompts: Sequence[int]) -> Figures:
     return found
 
 
-def llama_cpp(file: Path, prompts: Sequence[int]) -> Figures:
-    """llama.cpp, through llama-cpp-python, memory-mapped; the better with and without flash."""
-    with_, without = (llama_cpp_once(file, prompts, flash) for flash in (True, False))
-    return {key: min(with_[key], without[key]) for key in with_}
+def llama_cpp(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
+    """llama.cpp, memory-mapped, with or without flash attention."""
+    from benches.llama_cpp import LlamaCpp
+    from gptoss_ref.kernels.runtime.isa import path_name
+
+    context = max(prompts) + 64
+    peer = LlamaCpp(llama_folder(), file, context, threads(), flash, path_name())
+
+    def append(_: None, tokens: list[int]) -> None:
+        peer.append(tokens)
+
+    found = {"load": peer.load_seconds}
+    found |= measure(prompts, peer.restart, append, peer.vocabulary)
+    peer.close()
+    print(peer.cpu, file=sys.stderr)
+    return found
 
 
-def llama_cpp_once(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
-    """llama.cpp with or without flash attention."""
-    from llama_cpp import Llama
-
-    read_files(file)
-    start = time.perf_counter()
-    model = Llama(
-        str(file), n_ctx=max(prompts) + 64, n_batch=512, n_ubatch=512, verbose=False,
-        n_threads=threads(), n_threads_batch=threads(), use_mmap=True, flash_attn=flash,
-    )  # fmt: skip
-    found = {"load": time.perf_counter() - start}
-
-    def restart() -> Any:
-        model.reset()
-        return model
-
-    def append(_: Any, tokens: list[int]) -> None:
-        model.eval(tokens)
-
-    return found | measure(prompts, restart, append, model.n_vocab())
+def llama_folder() -> Path:
+    """Where llama.cpp's libraries are: the folder that the environment names."""
+    return Path(os.environ[LLAMA])
 
 
 def transformers(folder: Path, prompts: Sequence[int]) -> Figures:
@@ -130,12 +129,14 @@ def transformers(folder: Path, prompts: Sequence[int]) -> Figures:
     return found | measure(prompts, Cache, append, model.config.vocab_size)
 
 
-CONTESTANTS: dict[str, Callable[[Path, Sequence[int]], Figures]] = {
-    "ours": ours,
-    "llama.cpp": llama_cpp,
-    "llama.cpp Q8_0": llama_cpp,
-    "transformers": transformers,
+FLASH, PLAIN = partial(llama_cpp, flash=True), partial(llama_cpp, flash=False)
+CONTESTANTS: dict[str, tuple[Callable[[Path, Sequence[int]], Figures], ...]] = {
+    "ours": (ours,),
+    "llama.cpp": (FLASH, PLAIN),
+    "llama.cpp Q8_0": (FLASH, PLAIN),
+    "transformers": (transformers,),
 }
+"""Each contestant's ways, one process each; the best figure of any way is the contestant's."""
 
 
 def measure(
@@ -153,7 +154,7 @@ def measure(
 
     rng = random.Random(0)
     draw = [rng.randrange(vocabulary) for _ in range(max(prompts))]
-    append(restart(), draw[: prompts[0]])  # whatever is set up once
+    append(restart(), draw[:8])  # whatever is set up once
     found: Figures = {}
     for length in prompts:
         start = time.perf_counter()
@@ -189,35 +190,64 @@ def threads() -> int:
 # --- the tournament ---
 
 
-def take_turns(
-    runs: Mapping[str, Path], prompts: Sequence[int], rounds: int
-) -> dict[str, list[Figures]]:
-    """Each contestant's figures, round by round."""
-    found: dict[str, list[Figures]] = {name: [] for name in runs}
-    for number in range(rounds):
-        for name, path in runs.items():
-            figures = one(name, path, prompts)
-            found[name].append(figures)
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"round {number + 1}, {name}: {shown}", flush=True)
-    return found
+class Runs:
+    """What each contestant measured, in a process of its own; kept in a file between runs."""
 
+    def __init__(self, prompts: Sequence[int], prefix: Sequence[str], store: Path | None) -> None:
+        self._prompts, self._prefix, self._store = prompts, prefix, store
+        kept = store is not None and store.exists()
+        self._found: dict[str, Figures] = json.loads(store.read_text()) if store and kept else {}
 
-def one(name: str, path: Path, prompts: Sequence[int]) -> Figures:
-    """One contestant in a process of its own."""
-    command = [sys.executable, "-m", "benches.peers", "--contestant", name, str(path)]
-    ended = subprocess.run(
-        [*command, "--prompts", *map(str, prompts)], capture_output=True, text=True, cwd=ROOT
-    )
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"ended with status {ended.returncode}"]
-        raise SystemExit(f"{name}: {said[-1]}")
-    figures: Figures = json.loads(ended.stdout.splitlines()[-1])
-    return figures
+    def take_turns(self, runs: Mapping[str, Path], rounds: int) -> dict[str, list[Figures]]:
+        """Each contestant's figures, round by round."""
+        found: dict[str, list[Figures]] = {name: [] for name in runs}
+        for number in range(1, rounds + 1):
+            for name, path in runs.items():
+                found[name].append(self._one(number, name, path))
+        return found
+
+    def _one(self, number: int, name: str, path: Path) -> Figures:
+        """One contestant, each of its ways; the least of each figure."""
+        ways = []
+        for way in range(len(CONTESTANTS[name])):
+            key = f"{path.name}, round {number}, {name}, way {way + 1}"
+            try:
+                if key not in self._found:
+                    self._found[key] = self._run(name, way, path)
+                    if self._store is not None:
+                        self._store.write_text(json.dumps(self._found, indent=1))
+            except RuntimeError as error:  # another way may do
+                print(f"{key}: left out: {error}", flush=True)
+                continue
+            ways.append(self._found[key])
+            shown = ", ".join(f"{what} {value:.4g}" for what, value in ways[-1].items())
+            print(f"{key}: {shown}", flush=True)
+        if not ways:
+            raise SystemExit(f"{name} did not run")
+        return {what: min(way[what] for way in ways) for what in ways[0]}
+
+    def _run(self, name: str, way: int, path: Path) -> Figures:
+        """One contestant in one of its ways.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        read_files(path)
+        command = [*self._prefix, sys.executable, "-m", "benches.peers", str(path)]
+        command += ["--contestant", name, "--way", str(way)]
+        command += ["--prompts", *map(str, self._prompts)]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if ended.returncode:
+            said = ended.stderr.strip().splitlines() or [f"status {ended.returncode}"]
+            raise RuntimeError(said[-1])
+        figures: Figures = json.loads(ended.stdout.splitlines()[-1])
+        return figures
 
 
 def missing(name: str) -> str | None:
-    """The package that a contestant lacks, if it lacks one."""
+    """The package or the folder that a contestant lacks, if it lacks one."""
+    if name.startswith("llama.cpp") and not os.environ.get(LLAMA):
+        return LLAMA
     return next((p for p in NEEDS[name] if importlib.util.find_spec(p) is None), None)
 
 
@@ -338,19 +368,6 @@ def plot(whole: Mapping[str, Figures], few: Mapping[str, Figures]) -> None:
     figure.savefig(PLOT, metadata={"Date": None})
 
 
-def write_page(lines: Sequence[str]) -> None:
-    """Put the lines between the marks of this class of CPU in docs/performance.md."""
-    from gptoss_ref.kernels.runtime.isa import path_name
-
-    begin, end = (f"<!-- {word} benches/peers.py {path_name()} -->" for word in ("begin", "end"))
-    page = PAGE.read_text("utf-8")
-    if begin not in page:
-        raise SystemExit(f"{PAGE} has no place for the class {path_name()}")
-    head, rest = page.split(begin)
-    _, tail = rest.split(end)
-    PAGE.write_text(f"{head}{begin}\n\n{chr(10).join(lines)}\n\n{end}{tail}", "utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="keeps the weights between runs")
@@ -358,36 +375,50 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=CONTESTANTS, help="leave contestants out"
+    )
+    parser.add_argument("--plot", action="store_true", help="draw docs/performance.svg")
+    parser.add_argument(
+        "--prefix", default="", help="before each command, such as 'taskset -c 0,1'"
+    )
+    parser.add_argument("--store", type=Path, help="keep figures there; a further run goes on")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contestant:
-        print(json.dumps(CONTESTANTS[args.contestant](args.folder, args.prompts)))
+        run = CONTESTANTS[args.contestant][args.way]
+        print(json.dumps(run(args.folder, args.prompts)))
         return
     for name in CONTESTANTS:
         if package := missing(name):
-            print(f"{name} is left out: there is no package {package}")
+            print(f"{name} is left out: there is no {package}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = prepare(folder, args.layers)
         runs = {"ours": checkpoint}
-        if not missing("llama.cpp"):
-            runs["llama.cpp"] = gguf_of(checkpoint, "BF16")
-            runs["llama.cpp Q8_0"] = gguf_of(checkpoint, "Q8_0")
-        rounds = take_turns(runs, PROMPTS, args.rounds)
+        for name, matrices in (("llama.cpp", "BF16"), ("llama.cpp Q8_0", "Q8_0")):
+            if name not in args.without and not missing(name):
+                runs[name] = gguf_of(checkpoint, matrices)
+        process = Runs(PROMPTS, args.prefix.split(), args.store)
+        rounds = process.take_turns(runs, args.rounds)
         few_rounds: dict[str, list[Figures]] = {}
-        if not missing("transformers"):
+        if "transformers" not in args.without and not missing("transformers"):
             small = prepare(folder, FEW_LAYERS)
-            few_rounds = take_turns({"ours": small, "transformers": small}, PROMPTS, args.rounds)
+            few_rounds = process.take_turns({"ours": small, "transformers": small}, args.rounds)
     whole = {name: medians(figures) for name, figures in rounds.items()}
     few = {name: medians(figures) for name, figures in few_rounds.items()}
-    lines = [f"{machine()}; medians of {args.rounds} rounds.", ""]
+    lines = [f"{machine()}; medians of {args.rounds} round(s).", ""]
     lines += [*table(whole, few, args.layers), "", "This project, ratios within a round:", ""]
     lines += [*ratios(rounds), *ratios(few_rounds), share(rounds["ours"])]
     print("\n".join(lines))
-    if args.write:
+    if args.plot:
         plot(whole, few)
-        write_page(lines)
+    if args.write:
+        from gptoss_ref.kernels.runtime.isa import path_name
+
+        write_page("peers.py", path_name(), "\n".join(lines))
 
 
 if __name__ == "__main__":

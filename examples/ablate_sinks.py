@@ -1,11 +1,12 @@
-"""Take the attention sinks away from the trained model and count what it gets wrong.
+"""Remove the attention sinks from the trained model and count its errors.
 
     python examples/ablate_sinks.py --n 60 --skills subtract multiply
 
-A sink is a logit that joins a head's softmax and takes a share of its attention to nowhere. Minus
-infinity takes none: every row of weights sums to one. Prints how much each block's sinks take while
-a product is worked out; then, of equal held-out problems, how many are right as trained, without
-sinks, and without those of windowed or full layers; then how many just one of the first two gets.
+A sink is a logit that takes part in a head's softmax and has no value. With a sink of minus
+infinity, every row of weights sums to one. The script prints the share of attention that the sinks
+of each block take during a multiplication; then the number of right answers to the same held-out
+problems as trained, without sinks, and without those of windowed or full layers; then the number of
+problems that only one of the first two models solves.
 """
 
 import argparse
@@ -47,7 +48,7 @@ for n in LAYERS:
     print(f"block {n}, {kind:8} sinks take {shares.mean():4.0%}, {shares.max():4.0%} in one head")
 
 right = {}  # who -> (skills * n,) bools
-with gr.threads(1):  # two gain nothing on layers so small
+with gr.threads(1):  # more threads do not help with small layers
     for who, changed in {
         "as trained": model,
         "no sinks": without_sinks(LAYERS),

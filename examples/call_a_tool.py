@@ -1,8 +1,8 @@
-"""Give the model a calculator: it calls it, the program computes, the model answers.
+"""Give the model a calculator: the model calls it, the program computes, the model answers.
 
     python examples/call_a_tool.py
 
-Prints the call as the model wrote it, what the tool returned, and the answer.
+Prints the call as the model wrote it, the tool's result, and the answer.
 """
 
 import ast
@@ -24,7 +24,7 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 
 
 def value(node: ast.expr) -> int:
-    """Sums, differences and products of whole numbers, and nothing else that Python would run."""
+    """The value of a sum, difference or product of integers; ValueError for other expressions."""
     match node:
         case ast.Constant(int(number)):
             return number
@@ -34,7 +34,7 @@ def value(node: ast.expr) -> int:
 
 
 def calculate(expression: str) -> str:
-    """What the tool answers; a mistake of the model is told to the model, not raised."""
+    """The tool's result; an error in the expression is returned to the model as text."""
     try:
         return str(value(ast.parse(expression, mode="eval").body))
     except (ValueError, SyntaxError) as error:

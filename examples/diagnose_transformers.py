@@ -1,13 +1,13 @@
-"""Give transformers' gpt-oss a window one key too wide, and have gptoss_ref find it.
+"""Give transformers' gpt-oss a window that is one key too wide, and let gptoss_ref find the bug.
 
     python examples/diagnose_transformers.py --brief
     python examples/diagnose_transformers.py --bug none --dtype bfloat16
     python examples/diagnose_transformers.py --bug no-sinks --html report.html
 
-The model is transformers' own GptOssForCausalLM with the bundled checkpoint. ``--bug`` patches one
-thing in it. ``window`` makes a window of W keys W + 1 wide, as in implementations that take W for
-the distance to the oldest key (NVIDIA/Megatron-LM#2771); ``no-sinks`` sends every sink to minus
-infinity. Hooks watch its forward pass, and every tap point is compared with the specification.
+The model is transformers' GptOssForCausalLM with the bundled checkpoint. ``--bug`` patches it:
+``window`` makes a window of W keys W + 1 wide, as in implementations that take W for the distance
+to the oldest key (NVIDIA/Megatron-LM#2771); ``no-sinks`` sets every sink to minus infinity. Hooks
+record the forward pass, and every tap point is compared with the specification.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ TEXT = "Sort these numbers: 41, 7, 88, 23, 5, 67, 12. Then add the first and the
 
 
 def wider_window(model: Any) -> None:
-    """The mask keeps ``query - key <= W`` where it should keep ``query - key < W``."""
+    """Make the mask keep ``query - key <= W`` instead of ``query - key < W``."""
     right: Callable[[int], Any] = masking_utils.sliding_window_overlay
     masking_utils.sliding_window_overlay = lambda width: right(width + 1)
 
 
 def no_sinks(model: Any) -> None:
-    """A sink of minus infinity takes no share of any row."""
+    """Set every sink to minus infinity, so that it takes no attention."""
     for layer in model.model.layers:
         layer.self_attn.sinks.data.fill_(-torch.inf)
 
 
 def nothing(model: Any) -> None:
-    """transformers as it is."""
+    """Leave the model unchanged."""
 
 
 BUGS = {"window": wider_window, "no-sinks": no_sinks, "none": nothing}
 
 
 def brief(diagnosis: Any) -> str:
-    """The verdict, the first number that is wrong, and what explains it."""
+    """The verdict, the first wrong tap point, and the bug that explains it."""
     lines = [diagnosis.verdict]
     if (row := diagnosis.first_divergence) is not None:
         lines += [f"{row.name}: relative L2 {row.rel_l2:.3g}, rounding explains {row.allowed:.1g}"]
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bug", choices=list(BUGS), default="window")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--prompt", default=TEXT)
-    parser.add_argument("--brief", action="store_true", help="leave the table of tap points out")
+    parser.add_argument("--brief", action="store_true", help="omit the table of tap points")
     parser.add_argument("--html", type=Path, help="also write the report as a page")
     options = parser.parse_args(argv)
 

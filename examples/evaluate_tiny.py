@@ -1,13 +1,13 @@
-"""Measure the bundled tiny model on problems that a hash split kept out of its training.
+"""Measure the bundled tiny model on held-out problems (split by a hash).
 
     python examples/evaluate_tiny.py                        # the bundled model
     python examples/evaluate_tiny.py tiny FOLDER --n 50     # two models side by side
     python examples/evaluate_tiny.py --json
 
 Prints a table in Markdown: the share of answers that are exactly right, by skill and effort. All
-answers are greedy. To be quick, the expected reply serves as a draft: one pass over it gives the
-greedy token at every position, and only a reply that departs from the draft is generated token by
-token from there on. The result is that of plain greedy decoding.
+answers are greedy. To save time, the expected reply is used as a draft: one pass over it gives the
+greedy token at every position, and only if a token differs from the draft, the rest is generated
+token by token. The result is that of plain greedy decoding.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Load the bundled model and let it write, token by token.
+"""Load the bundled model and generate a reply token by token.
 
     python examples/load_and_generate.py
 
-`respond` does all of this in one call. Here the steps stand apart: a conversation is rendered to
-tokens, `generate` chooses one token after the other, a parser reads them back. Prints how large the
-model is, then each generated token with its probability, then the answer. At effort low the model
-does not think first; it gets letters wrong, and its probabilities show where it was not sure.
+`respond` does all of this in one call. Here are the separate steps: a conversation is rendered to
+tokens, `generate` chooses one token after the other, and a parser reads them. Prints the size of
+the model, then each generated token with its probability, then the answer. At low effort the model
+answers without reasoning; it gets letters wrong, and low probabilities show where it is uncertain.
 """
 
 import math

@@ -1,10 +1,10 @@
-"""All of gpt-oss in one file: NumPy, no cache, no kernels, one function after the other.
+"""All of gpt-oss in one file: NumPy, no cache, no kernels.
 
     python examples/one_file.py
 
-The package has these functions one to a file, with equations, sources and rounding. Here they stand
-together, for an overview. Only the weights come from the package. Prints what the bundled model
-answers, and whether these logits are the package's.
+The package has each of these functions in a file with its equation, sources and rounding. Here they
+are together, for an overview. Only the weights come from the package. Prints the answer of the
+bundled model, and whether the logits are those of the package.
 
 T, S query and key positions   D hidden size    H, K query and key/value heads, G = H / K
 C head size                    E, A experts, experts per token      F expert size    V vocabulary

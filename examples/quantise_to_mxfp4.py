@@ -2,10 +2,10 @@
 
     python examples/quantise_to_mxfp4.py
 
-MXFP4 keeps four bits a value and one scale byte for 32 values. Prints bits a value, the relative
-error ‖x̂ − x‖ / ‖x‖ of Gaussian numbers and of an attention matrix of the trained model under each
-rule for the scale, and the error of quantising once more (none). Then the experts, which were
-trained in MXFP4: nothing is lost on them.
+MXFP4 stores four bits per value and one scale byte for 32 values. Prints the bits per value, the
+relative error ‖x̂ − x‖ / ‖x‖ of Gaussian numbers and of an attention matrix of the trained model
+for each scale rule, and the error of a second quantisation (none). Then the same for the experts,
+which were trained in MXFP4: there is no error.
 """
 
 import numpy as np

@@ -1,10 +1,11 @@
-"""Measure what reasoning effort buys: accuracy against tokens, on held-out problems.
+"""Measure the effect of reasoning effort: accuracy and number of tokens on held-out problems.
 
     python examples/reasoning_effort.py --n 25
 
-The effort is one line of the system message. Low answers at once, medium writes a short working,
-high a longer one. Prints the share of right answers and the mean length of a reply (its thoughts
-included) for each skill and effort; then what each further right answer cost, in tokens.
+The effort is one line of the system message. At low effort the model answers at once, at medium
+effort it writes a short analysis, at high effort a longer one. Prints the share of right answers
+and the mean length of a reply (including the analysis) for each skill and effort; then the number
+of tokens for each additional right answer.
 """
 
 import argparse
@@ -23,7 +24,7 @@ args = parser.parse_args()
 model = gr.load("tiny")
 right, length = {}, {}  # effort -> (skills, n)
 for effort in EFFORTS:
-    with gr.threads(1):  # two gain nothing on layers so small
+    with gr.threads(1):  # more threads do not help with small layers
         given = list(answers(model, effort, args.skills, args.n, seed=1))
     right[effort] = np.reshape([answer.right for answer in given], (-1, args.n))
     length[effort] = np.reshape([len(answer.reply) for answer in given], (-1, args.n))

@@ -1,11 +1,12 @@
-"""Put an attention of your own into the model, and see whether it is right.
+"""Replace the model's attention by your own function, and check whether it is right.
 
     python examples/replace_a_layer.py
 
 `mine` reads the keys a block at a time and keeps a running maximum, total and mix for each query
-(the online softmax, arXiv 1805.02867, of FlashAttention): a whole row of weights is never held.
-The sink is where the running total starts. Prints, for `mine` and for the same without sinks, the
-relative L2 error of the logits (float32 explains 1e-5) and how often the choice is the same.
+(the online softmax, arXiv 1805.02867, of FlashAttention), so a whole row of weights is never in
+memory. The running total starts with the sink. Prints, for `mine` and for the same without sinks,
+the relative L2 error of the logits (float32 explains 1e-5) and how often the likeliest token is the
+same.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ def mine(q, k, v, sinks, q_positions, k_positions, window=None, *, policy):
 
 
 def without_sinks(q, k, v, sinks, *rest, **more):
-    """The mistake: a sink so low that it takes nothing."""
+    """The mistake: the sinks are so low that they take no attention."""
     return mine(q, k, v, np.full(len(sinks), -1e30), *rest, **more)
 
 

@@ -2,9 +2,10 @@
 
     python examples/stream_chat.py
 
-Prints each question and, as they come, the model's thoughts (channel `analysis`) and its answer
-(channel `final`); then how long prompt and reply were. A `Chat` keeps the history; the thoughts of
-an answered question are dropped from what the model sees, as Harmony asks.
+Prints each question and, as they are generated, the model's analysis and its final answer; then the
+lengths of prompt and reply. A `Chat` keeps the history; the analysis of an answered question is
+dropped
+from the prompt, as the Harmony format requires.
 """
 
 import gptoss_ref as gr
@@ -21,5 +22,5 @@ for question in ("What is 345 + 678?", "Reverse the word cloud."):
                 print(text, end="", flush=True)
             case gr.Reply() as reply:
                 print(f"({reply.prompt_tokens} tokens of prompt, {len(reply.tokens)} of reply)")
-            case _:  # MessageEnd, or a Repair of what did not follow the format
+            case _:  # MessageEnd, or a Repair of a violation of the format
                 print()

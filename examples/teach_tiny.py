@@ -3,13 +3,13 @@
     python examples/teach_tiny.py --out FOLDER              # about five minutes on two cores
     python -m gptoss_ref chat --model FOLDER "Double the letters of cloud."
 
-Trains low-rank factors on a few thousand words, measures the new skill on words that were not
-among them, and the old skills on their held-out problems, before and after. Prints a table in
-Markdown: the share of answers that are exactly right, in per cent, by effort. NumPy and the kernels
-do it all.
+Trains low-rank factors on a few thousand words, measures the new skill on words that were not among
+them, and the old skills on their held-out problems, before and after. Prints a table in Markdown:
+the share of answers that are exactly right, in per cent, by effort. It needs only NumPy and the
+kernels.
 
-A third of the examples are problems of the old skills (--rehearsal). It is enough for sums, and too
-little for the skill that is nearest to the new one, to reverse a word: see the table in the course.
+A third of the examples are problems of the old skills (--rehearsal). This is enough for sums, and
+not enough for the most similar skill, reversing a word: see the table in the course.
 """
 
 from __future__ import annotations

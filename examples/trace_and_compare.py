@@ -1,11 +1,11 @@
-"""Trace the model at every tap point, store the trace, compare other runs with it.
+"""Trace the model at every tap point, save the trace, and compare other runs with it.
 
     python examples/trace_and_compare.py
 
-The reference is the float64 trace, read back from a file. The other runs are the same model rounded
-to bfloat16 after every step, and one in float32 whose windows are a key too wide. Prints the size
-of the trace, then each comparison's verdict and how far its logits are. A comparison does not ask
-whether a difference is small but whether rounding explains it.
+The reference is the float64 trace, read from a file. The other runs are the same model rounded to
+bfloat16 after every step, and one in float32 whose windows are one key too wide. Prints the size of
+the trace, then the verdict of each comparison and the distance of its logits. A comparison checks
+whether rounding explains a difference, not whether it is small.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ QUESTION = "Sort the digits 5 2 9 1 and then reverse the word strawberry."
 
 
 def a_key_more(layer):
-    """The layer with its window, its last argument, one key too wide."""
+    """The layer with a window (its last argument) that is one key too wide."""
     return lambda *given, policy: layer(*given[:-1], given[-1] and given[-1] + 1, policy=policy)
 
 

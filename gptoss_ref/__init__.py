@@ -1,7 +1,7 @@
 """The gpt-oss language models, written to be read.
 
-The names below are loaded when first used: importing the package imports none of its dependencies,
-and compiles and configures nothing.
+The names below are imported when they are first used: importing the package imports none of its
+dependencies, and compiles and configures nothing.
 """
 
 import sys
@@ -105,7 +105,7 @@ _RENAMED = {"Rules": "ModelOps", "At": "OpContext"}
 
 
 def _former(name: str, *homes: str) -> None:
-    """Keeps ``from gptoss_ref.<name> import …`` working for what has moved to ``homes``."""
+    """Keeps ``from gptoss_ref.<name> import …`` working for names that have moved to ``homes``."""
     module = ModuleType(f"{__name__}.{name}", f"Moved to {', '.join(homes)} of {__name__}.")
 
     def find(attribute: str) -> Any:

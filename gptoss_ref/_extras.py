@@ -1,4 +1,4 @@
-"""What to type if an optional dependency is missing: it comes from where the package came."""
+"""The command that installs a missing optional dependency."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from urllib.request import url2pathname
 def install_line(extra: str) -> str:
     """The command that installs this package's ``extra``, such as ``"viz"``.
 
-    A package that came from a folder, a repository or a file is installed from there again (PEP
-    610's ``direct_url.json`` tells), any other from the package index.
+    If the package was installed from a folder, a repository or a file (PEP 610's
+    ``direct_url.json``), the command installs from there again, otherwise from the package index.
     """
     return f'python -m pip install "{_requirement(extra)}"'
 

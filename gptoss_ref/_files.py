@@ -1,4 +1,4 @@
-"""Reads of a stranger's folder that stay in it; atomic writes: a whole file, or the old one."""
+"""Safe reads from an untrusted folder, and atomic writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 from gptoss_ref.errors import GptOssError
 
 MAX_TEXT = 100_000_000
-"""Bytes of the largest JSON file that is read; the released tokenizer.json has 28 million."""
+"""Largest size of a JSON file in bytes; the released tokenizer.json has 28 million."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -20,9 +20,9 @@ _PACKAGE = Path(__file__).resolve().parent
 def outside(path: Path, folder: Path) -> str | None:
     """Why ``path`` may not be read as a file of ``folder``; None if it may, or does not exist.
 
-    A checkpoint may come from a stranger, who could put a symbolic or hard link in it to a file of
-    the reader's. So the file, links followed, must lie within the folder and be a regular file, and
-    all its names (hard links) must be in the folder where it lies. Two exceptions: in a Hugging
+    An untrusted checkpoint could contain a symbolic or hard link to a private file of the user. So
+    the file that links lead to must be a regular file within the folder, and all its names (hard
+    links) must be in the folder that contains it. Two exceptions: in a Hugging
     Face cache, ``models--ORG--NAME/snapshots/REVISION/FILE`` is a link to
     ``models--ORG--NAME/blobs/HASH``; and uv and conda install this package's own files as hard
     links.
@@ -37,21 +37,21 @@ def outside(path: Path, folder: Path) -> str | None:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if stat.S_ISDIR(found.st_mode):
-        return None  # whoever opens it says so
+        return None  # opening it raises the error
     if not stat.S_ISREG(found.st_mode):
         return "is not a regular file"
     if found.st_nlink > 1 and _PACKAGE not in target.parents:
         names = sum(_is_same(other, found) for other in os.scandir(target.parent))
         if found.st_nlink > names:
             return (
-                f"has {found.st_nlink - names} other names (hard links) outside the folder; "
-                "a copy of it would be read"
+                f"has {found.st_nlink - names} other names (hard links) outside the folder: "
+                "expected a copy of the file"
             )
     return None
 
 
 def _blobs(home: Path) -> list[Path]:
-    """Where the Hugging Face cache that ``home`` is a snapshot of keeps its files."""
+    """The ``blobs`` folder of the Hugging Face cache, if ``home`` is a snapshot in it."""
     return [
         repository / "blobs"
         for snapshots, repository in zip(home.parents, home.parents[1:], strict=False)
@@ -65,15 +65,15 @@ def _is_same(entry: os.DirEntry[str], found: os.stat_result) -> bool:
 
 
 def is_special(path: Path) -> bool:
-    """Whether this is a pipe, a socket or a device: no file whose end is known."""
+    """Whether this is a pipe, a socket or a device, which have no size."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def read_bounded(path: Path) -> bytes:
-    """The bytes of a text file, of MAX_TEXT at most.
+    """The bytes of a text file of at most MAX_TEXT bytes.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
     if is_special(path):
         raise OSError(0, "not a regular file", str(path))
@@ -91,9 +91,9 @@ def replacing(path: Path, error: type[GptOssError] = GptOssError) -> Iterator[IO
     An existing file is replaced only then. A link is replaced, not followed.
 
     Raises:
-        GptOssError: the file cannot be written; of the class ``error``.
+        GptOssError: the file cannot be written; its class is ``error``.
     """
-    if path.is_dir():  # asked now: at the end all that was written would be lost
+    if path.is_dir():  # checked before the work, not after it
         raise error(f"{path}: cannot be written: it is a folder")
     if is_special(path):  # root could replace /dev/null
         raise error(f"{path}: cannot be written: it is not a regular file")

@@ -1,12 +1,12 @@
-"""Backends: a record of layer functions, the one seam between the model and what computes it.
+"""Backends: records of the layer functions that a model calls.
 
-A model calls its layers through a backend, so one layer can be exchanged without touching the rest:
+A model calls its layers through a backend, so one layer can be replaced without changing the rest:
 ``dataclasses.replace(NUMPY, attention=mine)`` is a backend whose attention is ``mine``.
 
-``numpy`` is the specification, under every policy. ``numba`` computes the same in compiled kernels,
-under the float32 policy; numba itself is imported when that backend is first asked for. ``auto``
-is the latter, but for a small model whose kernels would have to be compiled first: that answers at
-once on the layers.
+``numpy`` is the specification, under every policy. ``numba`` computes the same with compiled
+kernels, under the float32 policy; numba is imported when that backend is first used. ``auto`` is
+``numba``, except for a small model while no kernels are compiled: then it is ``numpy``, which
+answers at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gptoss_ref.weights import MXFP4, ModelWeights, RouterOutput
 class Backend:
     """Layer functions with the signatures of :mod:`gptoss_ref.layers`.
 
-    The last three choose tokens, with the signatures of :mod:`gptoss_ref.sampling`.
+    The last three functions choose tokens and have the signatures of :mod:`gptoss_ref.sampling`.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Backend:
     token_probabilities: Callable[[Array, float, int, float], Array]
 
     def blocks(self, config: ModelConfig, weights: ModelWeights) -> Callable[..., None] | None:
-        """All blocks for one token at once, if this backend has that for such weights.
+        """A function that computes all blocks for one token, or None if there is none.
 
-        A backend of which a layer has been exchanged has not. See ``kernels/decode_step.py``.
+        None if any layer function was replaced. See ``kernels/decode_step.py``.
         """
         for backend, make in _BLOCKS:
             if backend == self:
@@ -79,7 +79,7 @@ def _numba() -> Backend:
     from gptoss_ref.kernels.decode_step import blocks_of
     from gptoss_ref.kernels.runtime.isa import path_name
 
-    path_name()  # raises if the environment asks for one that cannot run
+    path_name()  # raises if GPTOSS_REF_KERNELS names an instruction path that cannot run here
     backend = Backend(
         name="numba",
         embedding=kernels.embedding,
@@ -103,11 +103,11 @@ BACKENDS: dict[str, Callable[[], Backend]] = {"numba": _numba, "numpy": lambda: 
 
 
 SMALL = 1 << 28
-"""Bytes of weights below which the layers answer sooner than kernels compile."""
+"""Size of the weights in bytes below which NumPy answers sooner than kernels compile."""
 
 
 def is_small(weights: ModelWeights) -> bool:
-    """Whether the layers compute a token of such a model in a fraction of a second."""
+    """Whether the NumPy layers compute a token with these weights in a fraction of a second."""
     arrays = (
         array
         for part in weights.named().values()
@@ -117,7 +117,7 @@ def is_small(weights: ModelWeights) -> bool:
 
 
 def compiled() -> bool:
-    """Whether the kernels of a chat are on disk, for the instructions that they would use here."""
+    """Whether compiled kernels for this machine's instructions are in the kernel cache."""
     from gptoss_ref.kernels.runtime.announce import is_warm
     from gptoss_ref.kernels.runtime.jit import INTERPRETED
 
@@ -127,15 +127,15 @@ def compiled() -> bool:
 def get_backend(
     backend: str | Backend, policy: Policy = FLOAT32, weights: ModelWeights | None = None
 ) -> Backend:
-    """The backend of that name, or the NumPy one where that does not follow the policy.
+    """The backend with that name, or the NumPy one if that backend does not support the policy.
 
     Args:
         weights: of the model; ``"auto"`` is ``"numpy"`` if they are small and no kernels are
             compiled, else ``"numba"``.
 
     Raises:
-        GptOssError: no backend has that name, or ``GPTOSS_REF_KERNELS`` asks for instructions that
-            there are not.
+        GptOssError: the name is unknown, or ``GPTOSS_REF_KERNELS`` names instructions that this
+            machine does not have.
     """
     if isinstance(backend, Backend):
         return backend

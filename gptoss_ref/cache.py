@@ -1,9 +1,9 @@
 """Key/value cache: the keys and values of earlier tokens.
 
-Each layer allocates more positions than it holds. A pass writes new keys and values into the free
-rows behind the held ones; no other pass reads them until :meth:`KVCache.commit` counts them.
-Therefore a pass copies nothing that is stored, and a pass that fails or is interrupted leaves the
-cache as it was.
+Each layer allocates more rows than it holds positions. A pass writes new keys and values into the
+free rows after the stored ones; no other pass reads them until :meth:`KVCache.commit` counts them.
+Therefore a pass copies no stored rows, and a pass that fails or is interrupted does not change the
+cache.
 
 A layer with full attention keeps every position; if it has no free row, it moves to an array twice
 as long. A layer with a window of W allocates 2·W positions; if it has no free row, it moves the
@@ -23,22 +23,22 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array, Policy
 
 FIRST_ROOM = 64
-"""Positions that a full layer first has room for."""
+"""Positions that a full layer allocates at first."""
 
 
 def windowed_room(window: int) -> int:
-    """Positions that a layer with that window allocates, whatever the length of the context."""
+    """Positions that a layer with that window allocates, for any length of the context."""
     return 2 * window
 
 
 class LayerCache:
-    """Keys and values of one layer. Rows that are counted never change.
+    """Keys and values of one layer. Stored rows never change.
 
     Attributes:
-        window: positions that a query sees, or None for all.
-        keys: (S, K, C); row 0 is position ``origin``. :class:`KVCache` knows how many rows count.
+        window: number of positions that a query sees, or None for all.
+        keys: (S, K, C), including free rows; ``KVCache.length`` says how many positions are stored.
         values: (S, K, C).
-        origin: 0 on a full layer.
+        origin: position of row 0; 0 on a full layer.
     """
 
     def __init__(self, window: int | None, keys: Array, values: Array, origin: int = 0) -> None:
@@ -55,10 +55,10 @@ class LayerCache:
         Args:
             k: (T, K, C), keys of positions ``length`` … ``length + T − 1``.
             v: (T, K, C).
-            length: positions stored so far; a windowed layer counts those it has dropped, too.
+            length: positions so far, including those that a windowed layer has dropped.
 
         Returns:
-            the layer that holds them all (``self`` if it has free rows); keys (S, K, C) that
+            the layer with the new rows (``self`` if it has free rows); the keys (S, K, C) that
             queries of the new positions can see; their values (S, K, C); their positions (S,),
             ascending.
         """
@@ -73,9 +73,9 @@ class LayerCache:
         """Free rows for ``count`` positions after the ``length`` stored ones, for a kernel to fill.
 
         Returns:
-            the layer that has them (``self`` if it can); keys (S, K, C) that queries of the new
-            positions can see, of which the last ``count`` are not set yet; their values (S, K, C);
-            the position of the first.
+            the layer with these rows (``self`` if it has them); the keys (S, K, C) that queries of
+            the new positions can see, the last ``count`` of them not yet set; their values
+            (S, K, C); the position of the first key.
         """
         end = length + count
         first = 0 if self.window is None else max(0, length - self.window + 1)
@@ -106,7 +106,7 @@ class KVCache:
     thread a cache of its own; threads may share a model.
 
     Attributes:
-        length: positions stored, which is the position of the next token.
+        length: number of positions so far, which is the position of the next token.
         layers: in the order of the blocks.
     """
 
@@ -123,7 +123,7 @@ class KVCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def commit(self, layers: list[LayerCache], start: int, length: int) -> None:
-        """Store the result of a pass that began at ``start``: layers of ``length`` positions.
+        """Store the layers of a pass that began at position ``start`` and ended at ``length``.
 
         Raises:
             GptOssError: another pass was stored since this one began.
@@ -133,4 +133,4 @@ class KVCache:
                 f"the cache grew from {start} to {self.length} positions while a pass used it: "
                 f"expected one pass at a time, and a cache for each thread"
             )
-        self.layers, self.length = layers, length  # no interrupt comes between two plain stores
+        self.layers, self.length = layers, length  # Ctrl-C cannot come between the two stores

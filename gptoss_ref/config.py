@@ -1,7 +1,7 @@
-"""The numbers that fix one gpt-oss architecture, checked once.
+"""ModelConfig: the dimensions and constants of a gpt-oss architecture, checked once.
 
-`ModelConfig` is shared by every other module; the two `config.json` dialects that carry it are
-in `config_json.py`. Axis letters: D hidden_size, H num_attention_heads, K num_key_value_heads,
+Every other module uses it; `config_json.py` reads and writes the two `config.json` dialects. Axis
+letters: D hidden_size, H num_attention_heads, K num_key_value_heads,
 G = H / K, C head_dim, E num_experts, A experts_per_token, F intermediate_size, V vocab_size.
 """
 
@@ -48,14 +48,13 @@ _POSITIVE_FLOATS = (
 class ModelConfig:
     """One gpt-oss architecture. The defaults are those of gpt-oss-120b.
 
-    Field names follow the OpenAI dialect; what only the Hugging Face dialect has keeps its name
-    there. `layer_types` None means the released pattern: layers 0, 2, ... sliding, the others
+    Field names are those of the OpenAI dialect, or of the Hugging Face dialect for fields that only
+    it has. `layer_types` None means the released pattern: layers 0, 2, ... sliding, the others
     full; the same pattern written out is stored as None, so that equal models compare equal.
     `rope_ntk_alpha` is YaRN's beta_slow and `rope_ntk_beta` its beta_fast. `eos_token_ids` and
-    `pad_token_id` say nothing about what is computed and take no part in comparison.
+    `pad_token_id` do not affect the computation and are ignored in comparisons.
 
-    Raises ConfigError, naming the field, for a value that is not usable and for a contradiction
-    between fields.
+    Raises ConfigError, with the field, for an invalid value or a contradiction between fields.
     """
 
     num_hidden_layers: int = 36
@@ -153,7 +152,7 @@ class ModelConfig:
             )
 
     def yarn_bounds(self) -> tuple[float, float]:
-        """(low, high): the rotary pair indices between which YaRN blends; not rounded.
+        """(low, high): the rotary pairs between which YaRN's ramp goes from 0 to 1; not rounded.
 
         low = (C/2) ln(initial_context_length / (2 pi beta)) / ln(theta) with beta = rope_ntk_beta,
         and high the same with rope_ntk_alpha. The OpenAI reference asserts
@@ -183,7 +182,7 @@ class ModelConfig:
         return self.layer_types
 
     def window(self, layer: int) -> int | None:
-        """How many keys a query of this layer may see, itself included; None: all before it.
+        """The number of keys that a query of this layer sees, including its own; None for all.
 
         >>> GPT_OSS_20B.window(0), GPT_OSS_20B.window(1)
         (128, None)
@@ -199,9 +198,9 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, source: str | Path | Mapping[str, Any]) -> ModelConfig:
-        """Reads a `config.json` of either dialect: a file, a folder that holds one, or its object.
+        """Reads a `config.json` of either dialect, from a file, a folder or a JSON object.
 
-        Raises ConfigError naming the file, the field and what was expected there.
+        Raises ConfigError with the file, the field and the expected value.
         """
         if isinstance(source, Mapping):
             name, raw = "config", source
@@ -227,8 +226,8 @@ class ModelConfig:
 
         The Hugging Face form says how the experts are stored (quantization_config) and writes
         rope_scaling and rope_theta as the released files do, which transformers 4 and 5 both
-        read. Raises ConfigError for what the OpenAI dialect cannot say: other layer_types than
-        the released pattern, another rms_norm_eps or another swiglu_alpha than the released one.
+        read. Raises ConfigError for values that the OpenAI dialect cannot express: layer_types,
+        rms_norm_eps or swiglu_alpha that differ from the released ones.
         """
         if dialect == "openai":
             return config_json.to_openai(self)

@@ -1,7 +1,7 @@
-"""The two `config.json` dialects: OpenAI's and Hugging Face's, to and from ModelConfig's fields.
+"""Read and write the two `config.json` dialects, OpenAI's and Hugging Face's.
 
-A key that changes what is computed and that this package does not compute is refused, never
-ignored. Sources: openai/gpt-oss gpt_oss/torch/model.py (ModelConfig); transformers
+A key that asks for a computation that this package does not have is an error; it is never ignored.
+Sources: openai/gpt-oss gpt_oss/torch/model.py (ModelConfig); transformers
 configuration_gpt_oss.py and modeling_rope_utils.py; the config.json files of openai/gpt-oss-20b.
 """
 
@@ -39,7 +39,7 @@ OPENAI_KEYS: dict[str, type] = {
     "rope_ntk_beta": float,
 }
 
-# Hugging Face keys whose name and meaning are those of the ModelConfig field.
+# Hugging Face keys with the same name and meaning as the ModelConfig field.
 _HF_SAME: dict[str, type] = {
     "num_hidden_layers": int,
     "vocab_size": int,
@@ -55,7 +55,7 @@ _HF_OPTIONAL: dict[str, type] = {
     "rms_norm_eps": float,
     "max_position_embeddings": int,
 }
-# Keys with one admissible value: gpt-oss has no other form, and neither has this package.
+# Keys with only one allowed value in gpt-oss and in this package.
 _HF_FIXED: dict[str, Any] = {
     "attention_bias": True,
     "tie_word_embeddings": False,
@@ -65,14 +65,14 @@ _HF_MARKS = (
     "model_type", "architectures", "num_local_experts", "num_experts_per_tok", "rope_scaling",
     "rope_parameters",
 )  # fmt: skip
-# What the OpenAI dialect leaves unsaid, and the reference code fixes.
+# Values that the OpenAI dialect does not contain; they are constants of the reference code.
 _OPENAI_IMPLIED = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.702, "layer_types": None}
 _ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "factor", "beta_fast", "beta_slow", "truncate",
     "original_max_position_embeddings", "attention_factor", "mscale", "mscale_all_dim",
     "partial_rotary_factor",
 }  # fmt: skip
-# Beyond these no size is meant, and arithmetic on Python's integers would not end or not fit.
+# Larger numbers cannot be sizes, and would make Python's integer arithmetic endless or overflow.
 MAX_INT = 2**31
 MAX_FLOAT = 1e300
 _RELEASED_VOCAB, _RETURN, _ENDOFTEXT = 201088, 200002, 199999
@@ -81,7 +81,7 @@ _RELEASED_VOCAB, _RETURN, _ENDOFTEXT = 201088, 200002, 199999
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
-    Raises ConfigError if the file is absent or larger than _files.MAX_TEXT; as parse_object.
+    Raises ConfigError if the file is missing or larger than _files.MAX_TEXT; see parse_object.
     """
     try:
         content = read_bounded(path)
@@ -94,7 +94,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in a file's content. ConfigError if it is no JSON object or repeats a key."""
+    """The JSON object in a file's content; ConfigError for other content or a repeated key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -116,9 +116,9 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def parse(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """ModelConfig's keyword arguments out of a `config.json` object of either dialect.
+    """ModelConfig's keyword arguments from a `config.json` object of either dialect.
 
-    `source` names the file in errors. Raises ConfigError.
+    Raises ConfigError; its message begins with `source`, the file.
     """
     reader = _Reader(raw, source)
     if any(key in raw for key in _HF_MARKS):
@@ -143,7 +143,7 @@ class _Reader:
         return self.typed(key, self.raw[key], kind)
 
     def optional(self, key: str, kind: type) -> Any:
-        """The value, or None where the key is absent or null."""
+        """The value; None if the key is missing or null."""
         value = self.raw.get(key)
         return None if value is None else self.typed(key, value, kind)
 
@@ -161,10 +161,10 @@ class _Reader:
         return value
 
     def context(self, length: int, factor: float) -> int:
-        """Positions of a context stretched by YaRN: initial_context_length * factor."""
+        """Length of the context extended by YaRN: initial_context_length * factor."""
         stretched = length * max(factor, 1.0)
         if stretched >= MAX_INT:
-            raise self.fail("rope", f"scaling makes a context of {stretched:g}, beyond {MAX_INT}")
+            raise self.fail("rope", f"scaling gives a context of {stretched:g}, beyond {MAX_INT}")
         return round(stretched)
 
 
@@ -210,7 +210,7 @@ def _parse_hf(reader: _Reader) -> dict[str, Any]:
 
 
 def _agreeing(reader: _Reader, key: str, alias: str) -> int:
-    """One integer that may stand under two names; both present must be equal."""
+    """An integer under one of two names; if both are present, they must be equal."""
     if key not in reader.raw and alias in reader.raw:
         key = alias
     value: int = reader.require(key, int)
@@ -221,7 +221,7 @@ def _agreeing(reader: _Reader, key: str, alias: str) -> int:
 
 
 def _parse_context(reader: _Reader, values: dict[str, Any]) -> None:
-    """Settles initial_context_length and max_position_embeddings, in place."""
+    """Determines initial_context_length and max_position_embeddings, in place."""
     stated = reader.optional("initial_context_length", int)
     original = values.get("initial_context_length")
     if stated is not None and original is not None and stated != original:
@@ -253,7 +253,7 @@ def _parse_rope(reader: _Reader) -> dict[str, Any]:
     if not found:
         raise ConfigError(
             f"{reader.source}: the key 'rope_scaling' (or 'rope_parameters') is missing; "
-            "gpt-oss uses YaRN, and plain RoPE must be said with rope_type 'default'"
+            "gpt-oss uses YaRN; for plain RoPE, set rope_type to 'default'"
         )
     first_name, first = found[0]
     for name, other in found[1:]:
@@ -283,11 +283,10 @@ def _rope_block(reader: _Reader, name: str, block: Mapping[str, Any]) -> dict[st
         return values | {"rope_scaling_factor": 1.0}
     if kind != "yarn":
         raise inner.fail(kind_key, f"must be 'yarn' or 'default', not {kind!r}")
-    # The definition does not round YaRN's bounds. Code that does is another function
-    # (up to 76 % off in a frequency), so a file that asks for it is refused. A file without
-    # the key predates it and means the definition.
+    # gpt-oss does not round YaRN's bounds. Rounding changes frequencies by up to 76 %, so a file
+    # that asks for it is an error. Files without the key are older and mean no rounding.
     if inner.optional("truncate", bool):
-        raise inner.fail("truncate", "is true; gpt-oss leaves YaRN's bounds unrounded (false)")
+        raise inner.fail("truncate", "is true; gpt-oss does not round YaRN's bounds (false)")
     factor = inner.require("factor", float)
     if factor < 1:
         raise inner.fail("factor", f"must be at least 1, not {factor:g}")
@@ -301,7 +300,7 @@ def _rope_block(reader: _Reader, name: str, block: Mapping[str, Any]) -> dict[st
 
 
 def _check_concentration(inner: _Reader, factor: float) -> None:
-    """gpt-oss scales cos and sin by 0.1 ln(factor) + 1; a file may repeat that, not change it."""
+    """ConfigError unless the file's scale of cos and sin, if any, is 0.1 ln(factor) + 1."""
     expected = 0.1 * math.log(factor) + 1
     stated = inner.optional("attention_factor", float)
     if stated is not None and not math.isclose(stated, expected, rel_tol=1e-6):
@@ -314,7 +313,7 @@ def _check_concentration(inner: _Reader, factor: float) -> None:
 
 
 def to_openai(config: ModelConfig) -> dict[str, Any]:
-    """The OpenAI dialect of a configuration; ConfigError for what it cannot express."""
+    """The OpenAI dialect of a configuration; ConfigError for values that it cannot express."""
     for key, implied in _OPENAI_IMPLIED.items():
         value = getattr(config, key)
         if value != implied:
@@ -334,7 +333,7 @@ def to_hf(config: ModelConfig, experts: str) -> dict[str, Any]:
     if experts not in ("mxfp4", "bfloat16"):
         raise ConfigError(f"experts must be 'mxfp4' or 'bfloat16', not {experts!r}")
     scaling: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling_factor >= 1:  # YaRN with a factor of 1 is plain RoPE, there too
+    if config.rope_scaling_factor >= 1:  # also in transformers, YaRN with factor 1 is plain RoPE
         scaling = {
             "rope_type": "yarn",
             "factor": config.rope_scaling_factor,

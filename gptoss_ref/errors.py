@@ -1,8 +1,8 @@
-"""Errors a user can cause. Each message names the thing that is wrong and what was expected."""
+"""Errors that bad input raises. Each message names the cause and what was expected."""
 
 
 class GptOssError(ValueError):
-    """Base of every error that bad input raises; at the command line one line and status 2."""
+    """Base class of all errors that bad input raises; at the command line: one line, status 2."""
 
 
 class ConfigError(GptOssError):
@@ -14,7 +14,7 @@ class CheckpointError(GptOssError):
 
 
 class TokenError(GptOssError):
-    """Token ids that the model cannot take: none, out of range, or beyond its context."""
+    """Invalid token ids: none, out of range, or more than the context holds."""
 
 
 class HarmonyError(GptOssError):
@@ -22,8 +22,8 @@ class HarmonyError(GptOssError):
 
 
 class TraceError(GptOssError):
-    """A trace that cannot be used: its names, shapes, tokens or file, or one that fits no other."""
+    """A trace that cannot be used: bad names, shapes, tokens or file, or two that do not match."""
 
 
 class EndpointError(GptOssError):
-    """A server that cannot be observed: down, slow, cut off, or answering something else."""
+    """A server that is down, too slow, cut off, or gives an unexpected answer."""

@@ -1,4 +1,4 @@
-"""Generation: choose a token, append it, call the model again. Works on tokens, not on text."""
+"""Generation: choose a token, append it, call the model again. On token ids, not on text."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def generate(
     checked when the first token is asked for.
 
     Args:
-        model: called once with the prompt, then once a token.
-        tokens: prompt ids; with a ``cache``, those that follow what it holds.
-        max_new_tokens: the most tokens to generate.
-        temperature: 0 takes the likeliest token (of equal ones the lowest id).
+        model: called once with the prompt, then once for each token.
+        tokens: prompt ids; with a ``cache``, the ids after those that it holds.
+        max_new_tokens: largest number of tokens to generate.
+        temperature: 0 takes the likeliest token (the lowest id among equals).
         top_k: keep the k likeliest tokens (and those equal to the k-th); 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probabilities sum to at least this.
+        top_p: keep the smallest set of likeliest tokens whose probabilities sum to at least this.
         seed: of the random generator; None takes a new one each time.
-        stop_tokens: None for the checkpoint's own, () for none.
-        cache: extended by the prompt and by all yielded tokens but the last.
+        stop_tokens: None for those of the checkpoint, () for none.
+        cache: extended by the prompt and by all yielded tokens except the last.
 
     Raises:
         GptOssError: a parameter out of range, or logits that are NaN or infinite.
@@ -83,7 +83,7 @@ def generate(
 def check_parameters(
     max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int | None
 ) -> None:
-    """Raise GptOssError for the first of these that :func:`generate` does not accept."""
+    """Raise GptOssError for the first parameter that :func:`generate` does not accept."""
     _check("max_new_tokens", max_new_tokens, Integral, 0, np.inf, "0 or more")
     _check("temperature", temperature, Real, 0, np.finfo(np.float64).max, "0 or more")
     _check("top_k", top_k, Integral, 0, np.inf, "0 (all) or more")
@@ -92,7 +92,7 @@ def check_parameters(
 
 
 def _check(name: str, value: object, kind: type, low: float, high: float, expected: str) -> None:
-    """Raise GptOssError unless ``value`` is a number of this kind from ``low`` to ``high``."""
+    """Raise GptOssError unless ``value`` is a number of type ``kind`` from ``low`` to ``high``."""
     if not isinstance(value, kind) or not low <= value <= high:  # type: ignore[operator]
         whole = "a whole number, " if kind is Integral else ""
         raise GptOssError(f"{name} is {value!r}: expected {whole}{expected}")
@@ -106,7 +106,7 @@ def choose(
     top_p: float = 1.0,
     backend: Backend = NUMPY,
 ) -> Token:
-    """One token, drawn from the ``logits`` (V,) under the given limits."""
+    """One token, sampled from the ``logits`` (V,) with these parameters."""
     if temperature == 0:
         return Token(*backend.greedy(logits))
     probabilities = backend.token_probabilities(logits, temperature, top_k, top_p)

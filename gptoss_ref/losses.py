@@ -1,4 +1,4 @@
-"""What a backward pass is asked for: a batch of tokens, their targets, and which of them count."""
+"""The inputs of a backward pass: a batch of tokens, their targets, and a mask of the targets."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 
 IGNORED = -100
-"""A target that does not count, as in torch and transformers."""
+"""The target of a position without a loss, as in torch and transformers."""
 
 Loss = Callable[[Array], tuple[float, Array]]
-"""From the logits (T, V) to the loss and its gradient (T, V)."""
+"""A function from logits (T, V) to the loss and its gradient (T, V)."""
 
 Targets = Iterable[int] | Array | Sequence[Iterable[int] | Array] | None
-"""One row, or one a row of the batch."""
+"""One row, or one for each row of the batch."""
 
 
 class Counted(NamedTuple):
-    """The targets of a batch, its rows one behind the other."""
+    """The concatenated targets of a batch, and their mask."""
 
     targets: NDArray[np.int64]  # (T,)
-    mask: NDArray[np.bool_]  # (T,), False: does not count
+    mask: NDArray[np.bool_]  # (T,), False: no loss at this position
 
 
 def batch_of(tokens: Any) -> tuple[list[Any], bool]:
-    """The rows of a batch, and whether it is one: a row of tokens by itself makes one of one row.
+    """The rows of a batch, and whether ``tokens`` is a batch; one row of tokens is not.
 
     >>> batch_of([1, 2]), batch_of([[1, 2], [3]])
     (([[1, 2]], False), ([[1, 2], [3]], True))
@@ -43,10 +43,10 @@ def batch_of(tokens: Any) -> tuple[list[Any], bool]:
 
 
 def checked_targets(ids: list[Array], targets: Targets, mask: Targets, batched: bool) -> Counted:
-    """The targets and which of them count, for the rows ``ids`` of a batch, (T,) each.
+    """The targets and their mask, for the rows ``ids`` of a batch, (T,) each.
 
     Raises:
-        GptOssError: other lengths than the tokens', or no position that counts.
+        GptOssError: the lengths differ from those of the tokens, or no position has a loss.
     """
     if targets is None:
         wanted = [np.append(row[1:], IGNORED) for row in ids]
@@ -63,28 +63,28 @@ def checked_targets(ids: list[Array], targets: Targets, mask: Targets, batched: 
     found = Counted(np.concatenate(wanted).astype(np.int64), np.concatenate(counts))
     if not found.mask.any():
         why = (
-            "one token has no next one to predict"
+            "a single token has no next token to predict"
             if targets is None and max(map(len, ids)) == 1
-            else "the mask or targets of -100 leave out all"
+            else "the mask or targets of -100 exclude all of them"
         )
-        raise GptOssError(f"no position counts: {why}; expected at least one target")
+        raise GptOssError(f"no position has a loss: {why}; expected at least one target")
     return found
 
 
 def check_range(counted: Counted, vocabulary: int) -> None:
-    """Raises GptOssError unless every target that counts is a token id."""
+    """Raises GptOssError unless every target with a loss is a token id."""
     wrong = np.flatnonzero(counted.mask & ((counted.targets < 0) | (counted.targets >= vocabulary)))
     if wrong.size:
         raise GptOssError(
             f"target {counted.targets[wrong[0]]} at position {wrong[0]} is out of range: expected "
-            f"0 to {vocabulary - 1}, or {IGNORED} for a position that does not count"
+            f"0 to {vocabulary - 1}, or {IGNORED} for a position without a loss"
         )
 
 
 def _rows(
     what: str, given: Any, ids: list[Array], batched: bool, kinds: str, expected: str
 ) -> list[Array]:
-    """One array (T,) for each row of the batch, of a dtype of ``kinds``."""
+    """One array (T,) for each row of the batch, with one of the dtype kinds ``kinds``."""
     if not isinstance(given, Iterable):
         raise GptOssError(f"{what} is {given!r}: expected {expected}, one for each token")
     listed = list(given)
@@ -102,7 +102,7 @@ def _rows(
 
 
 def first_non_finite(model: Model, ids: list[Array]) -> str:
-    """Says at which tap point of a forward pass over ``ids``, (T,) each, a value is not finite."""
+    """The first tap point with a NaN or an infinity in a pass over ``ids``, (T,) each; in words."""
     for number, row in enumerate(ids):
         look = _FirstNonFinite()
         with np.errstate(all="ignore"):
@@ -110,7 +110,7 @@ def first_non_finite(model: Model, ids: list[Array]) -> str:
         if look.found:
             of = f" of row {number} of the batch" if len(ids) > 1 else ""
             return f"the first tap point that is not finite is {look.found}{of}"
-    return "every tap point is finite, so it is the loss function that is not"
+    return "every tap point is finite, so the loss function gives the NaN or infinity"
 
 
 class _FirstNonFinite:
@@ -119,7 +119,7 @@ class _FirstNonFinite:
     found = ""
 
     def wants(self, name: str) -> bool:
-        return False  # the attention weights are not finite where the scores are not
+        return False  # costly; if the attention weights are not finite, attn.mix is not either
 
     def __call__(self, name: str, values: Array) -> None:
         if not self.found and values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -4,10 +4,11 @@
     for each block:  x = x + attention(norm(x));  x = x + experts(norm(x))
     logits = unembedding(norm(x))
 
-Everything is pre-norm. Even layers see a window, odd layers everything (``config.layer_types``).
+Norms stand before attention and experts (pre-norm). Even layers have a sliding window, odd layers
+full attention (``config.layer_types``).
 
-A long pass goes through each block in chunks of tokens, to bound what it holds at a time; every
-block's weights are still read once. A pass with a tap is never cut, so a tap sees whole arrays.
+A long pass goes through each block in chunks of tokens, to bound its memory; the weights of each
+block are still read once. A pass with a tap is not chunked, so a tap sees whole arrays.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 Tap = Callable[[str, Array], None]
 """Called with each tap point's name and array, which is read-only. An attribute
-``wants(name) -> bool``, if there is one, says whether a costly tap (the attention weights) is
-wanted."""
+``wants(name) -> bool``, if it exists, says whether to compute a costly tap (the attention
+weights)."""
 
 CHUNK = 512
 """Tokens that go through a block at a time. With 512 a pass of 4,096 tokens of the 20b allocates
@@ -51,10 +52,10 @@ class Model:
         config: dimensions and constants.
         weights: as a checkpoint stores them.
         policy: where to round.
-        backend: what computes the layers, or its name: ``"numba"``, ``"numpy"`` or ``"auto"``, see
-            :func:`load`. Kernels compute in float32 only; under another policy every name gives
-            the NumPy layers. ``.backend`` tells which.
-        checkpoint: where the weights came from; gives the tokenizer and the stop tokens.
+        backend: a Backend, or its name: ``"numba"``, ``"numpy"`` or ``"auto"``, see :func:`load`.
+            Kernels compute in float32 only; under another policy every name gives the NumPy layers.
+            The attribute ``backend`` is the one in use.
+        checkpoint: the source of the weights; it has the tokenizer and the stop tokens.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Model:
 
     @property
     def path(self) -> Path | None:
-        """Folder of the checkpoint, if there is one."""
+        """Folder of the checkpoint; None if there is none."""
         return None if self.checkpoint is None else self.checkpoint.path
 
     @cached_property
@@ -91,17 +92,17 @@ class Model:
         """Tokenizer of the checkpoint.
 
         Raises:
-            TokenError: the model was built from bare weights, or its folder has no tokenizer.
+            TokenError: the model was built from weights alone, or its folder has no tokenizer.
         """
         from gptoss_ref.chat.hf_tokenizer import load_tokenizer
 
         if self.checkpoint is None:
-            raise TokenError("this model was built from bare weights and has no tokenizer")
+            raise TokenError("this model was built from weights alone and has no tokenizer")
         return load_tokenizer(self.checkpoint.root, self.config)
 
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens that end a generation: the checkpoint's own, else return and call."""
+        """Tokens that end a generation: those of the checkpoint, else return and call."""
         if self.checkpoint is None:
             return ()
         stops = self.checkpoint.generation.get("eos_token_id")
@@ -126,15 +127,16 @@ class Model:
         Args:
             tokens: ids; their positions start at ``cache.length``, or at 0 without a cache.
             cache: extended by these tokens, if the pass succeeds.
-            tap: called with the name and the array of each tap point, in the order of computation;
-                the names are those in this file.
+            tap: called with the name and the array of each tap point, in order of computation;
+                :mod:`gptoss_ref.tracing.taps` lists the names.
             last_only: return (and unembed) only the last row, (1, V).
 
         Raises:
             TokenError: no tokens, an id out of range, or more positions than the context has.
-            CheckpointError: a chosen expert's scales hold a byte of 255 (unless loaded otherwise).
-            GptOssError: a cache of another model's shape, or one that another pass, of another
-                thread, has extended meanwhile; a tap that edits an array in place.
+            CheckpointError: a chosen expert has a scale byte of 255 (see ``scale_255`` of
+                :func:`load`).
+            GptOssError: the cache has the shape of another model, or another thread has extended
+                it meanwhile; or the tap edits an array in place.
         """
         held = self.new_cache() if cache is None else cache
         self._check_cache(held)
@@ -194,7 +196,7 @@ class Model:
         return logits
 
     def _one_token(self) -> Callable[..., None] | None:
-        """All blocks for one token, if the backend has that; made again for other weights."""
+        """The backend's function for one token through all blocks, or None."""
         of, blocks = self._prepared
         now = (self.config, self.backend, self.weights)
         if len(of) != len(now) or any(a is not b for a, b in zip(of, now, strict=True)):
@@ -203,7 +205,7 @@ class Model:
         return blocks
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes its own :meth:`_one_token`, of its own weights."""
+        """Leave out :meth:`_one_token`: a copy makes one for its own weights."""
         return self.__dict__ | {"_prepared": ((), None)}
 
     def _attention(
@@ -216,7 +218,7 @@ class Model:
         layers: list[LayerCache],
         tap: Tap,
     ) -> Array:
-        """What the attention of block ``n`` adds to ``x`` (T, D): (T, D). Extends ``layers[n]``."""
+        """Attention output of block ``n`` for ``x`` (T, D): (T, D). Extends ``layers[n]``."""
         backend, policy, name = self.backend, self.policy, f"block.{n}.attn."
         norm = backend.rmsnorm(x, w.norm_scale, self.config.rms_norm_eps, policy=policy)
         tap(name + "norm", norm)
@@ -247,7 +249,7 @@ class Model:
         return out
 
     def _experts(self, x: Array, n: int, w: MLPWeights, tap: Tap) -> Array:
-        """What the experts of block ``n`` add to ``x`` (T, D): (T, D)."""
+        """Experts' output of block ``n`` for ``x`` (T, D): (T, D)."""
         backend, policy, config, name = self.backend, self.policy, self.config, f"block.{n}.mlp."
         norm = backend.rmsnorm(x, w.norm_scale, config.rms_norm_eps, policy=policy)
         tap(name + "norm", norm)
@@ -274,7 +276,7 @@ class Model:
         return out
 
     def _check_cache(self, cache: KVCache) -> None:
-        """Refuse a cache that was made for other shapes."""
+        """Raises GptOssError if the cache was made for other shapes."""
         config = self.config
         expected = (config.num_key_value_heads, config.head_dim)
         shapes = {layer.keys.shape[1:] for layer in cache.layers}
@@ -312,11 +314,11 @@ class Model:
 
 
 def _no_tap(name: str, values: Array) -> None:
-    """The tap of a pass that nobody watches."""
+    """The tap of a pass without a tap."""
 
 
 def _looking(tap: Tap) -> Tap:
-    """``tap``, which is shown read-only arrays: to edit one is an error that says what to do."""
+    """``tap`` with read-only arrays; editing one raises an error that says what to do instead."""
 
     def look(name: str, values: Array) -> None:
         shown = values.view()
@@ -327,8 +329,8 @@ def _looking(tap: Tap) -> Tap:
             if "read-only" not in str(error):
                 raise
             raise GptOssError(
-                f"the tap edited {name!r} in place: a tap only looks, and an edit would change "
-                f"some passes and not others; copy the array, or replace a layer or a weight"
+                f"the tap edited {name!r} in place, but arrays are read-only in a tap: copy the "
+                f"array, or replace a layer or a weight to change the pass"
             ) from error
 
     look.wants = getattr(tap, "wants", _wants_all)  # type: ignore[attr-defined]
@@ -349,25 +351,27 @@ def load(
 ) -> Model:
     """Load a checkpoint without copying or decoding its weights.
 
-    The ``"numba"`` backend's kernels are compiled once on a machine, by the first pass that needs
-    them or ahead of time by ``gptoss-ref warmup``.
+    The kernels of the ``"numba"`` backend are compiled once on each machine, by the first pass that
+    needs them, or in advance by ``gptoss-ref warmup``.
 
     Args:
-        path: ``"tiny"`` (the bundled model), a folder in the OpenAI or the Hugging Face layout, or
-            the Hub id of a checkpoint that is already in the local Hugging Face cache. A folder
-            with a LoRA adapter in PEFT's files stands for the model that it names, with it.
-        adapter: such a folder, for the model ``path``. Its additions are in the weights that they
-            change, which are then dense and in memory.
-        backend: ``"numba"``, compiled kernels that are fast, or ``"numpy"``, the specification.
-            ``"auto"`` is the kernels, but for a small model the layers while no kernels are
-            compiled; ``model.backend.name`` says which it is.
-        policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the latter two are computed by the
-            NumPy layers whatever the backend, as ``model.backend.name`` then says.
-        scale_255: what an MXFP4 scale byte of 255 means: an error when an expert that has one is
-            first used, ``"nan"`` (the MX specification) or ``"exponent"`` (OpenAI's loader).
+        path: ``"tiny"`` (the bundled model), ``"released-constants"`` or ``"other-constants"``
+            (random weights, see :mod:`gptoss_ref.checkpoint.made`), a folder in the OpenAI or the
+            Hugging Face layout, or the Hub id of a checkpoint that is already in the local Hugging
+            Face cache. A folder with a LoRA adapter in PEFT's files gives the model that it names,
+            with the adapter.
+        adapter: such a folder, for the model ``path``. The adapted weights are dense and in memory.
+        backend: ``"numba"`` for the fast compiled kernels, ``"numpy"`` for the specification, or
+            ``"auto"``: numba, but numpy for a small model while no kernels are compiled.
+            ``model.backend.name`` is the one in use.
+        policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the last two always use the NumPy
+            layers.
+        scale_255: the meaning of an MXFP4 scale byte of 255: ``"error"`` (raised when such an
+            expert is first used), ``"nan"`` (the MX specification) or ``"exponent"`` (OpenAI's
+            loader).
 
     Raises:
-        CheckpointError, ConfigError: the checkpoint is not whole and consistent, or the adapter
+        CheckpointError, ConfigError: the checkpoint is incomplete or inconsistent, or the adapter
             does not fit it.
         GptOssError: an unknown backend, policy or ``scale_255``.
     """
@@ -384,7 +388,7 @@ def load(
 
 
 def _with_scale_255(weights: ModelWeights, scale_255: Scale255) -> ModelWeights:
-    """The same weights, with the meaning of a scale byte of 255 set on every MXFP4 matrix."""
+    """The same weights, with ``scale_255`` set on every MXFP4 matrix."""
 
     def set_on(matrix: ExpertMatrix) -> ExpertMatrix:
         if isinstance(matrix, MXFP4):

@@ -1,4 +1,4 @@
-"""Numeric policies: where a computation rounds, not merely which dtype it is stored in.
+"""Numeric policies: where a computation rounds, in addition to the dtype of its arrays.
 
 NumPy has no bfloat16. Throughout the package an array of dtype ``uint16`` holds bfloat16 *bits*:
 the upper half of the float32 with the same value.
@@ -6,12 +6,12 @@ the upper half of the float32 with the same value.
 =========  ==========  ==========================================================================
 policy     arithmetic  rounding
 =========  ==========  ==========================================================================
-float64    float64     none beyond float64's own; bfloat16 and MXFP4 weights are exact in it
-float32    float32     none beyond float32's own
+float64    float64     only that of float64; bfloat16 and MXFP4 weights are exact in it
+float32    float32     only that of float32
 bfloat16   float32     to bfloat16 wherever the OpenAI torch reference stores a bfloat16 tensor
 =========  ==========  ==========================================================================
 
-The bfloat16 policy promises those rounding points, not the order of the sums between them.
+The bfloat16 policy fixes these rounding points, but not the order of the sums between them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from numpy.typing import DTypeLike, NDArray
 from gptoss_ref.errors import GptOssError
 
 Array = NDArray[Any]
-"""A NumPy array; the docstring says its axes and what it holds."""
+"""A NumPy array; docstrings give its axes and contents."""
 
 
 def bfloat16_to_float(bits: Array, dtype: DTypeLike = np.float32) -> Array:
     """Exact values of bfloat16 bits (uint16, any shape) as float32 or float64.
 
     Raises:
-        GptOssError: the array is not uint16, for instance because it holds the values themselves.
+        GptOssError: the array is not uint16, for instance because it holds values instead of bits.
 
     >>> bfloat16_to_float(np.array([0x3F80, 0xC040, 0x0001], np.uint16))
     array([ 1.0000e+00, -3.0000e+00,  9.1835e-41], dtype=float32)
     """
     if bits.dtype != np.uint16:
         raise GptOssError(
-            f"bfloat16 bits of dtype {bits.dtype}: expected uint16, as float_to_bfloat16 gives"
+            f"bfloat16 bits of dtype {bits.dtype}: expected uint16, as float_to_bfloat16 returns"
         )
     wide = bits.astype(np.uint32)
     wide <<= 16
@@ -51,7 +51,7 @@ def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
     """Nearest bfloat16 of each value, ties to even, as uint16 bits of the same shape.
 
     NaN stays a (quiet) NaN.
-    A float64 input is rounded once: the float32 in between is rounded to odd, which cannot tie.
+    A float64 input is rounded only once: the intermediate float32 is rounded to odd.
 
     >>> [hex(b) for b in float_to_bfloat16(np.array([1.0, 1.00390625, 1.01171875, np.inf]))]
     ['0x3f80', '0x3f80', '0x3f82', '0x7f80']
@@ -73,7 +73,7 @@ def float_to_bfloat16(x: Array) -> NDArray[np.uint16]:
 
 
 def widen(weight: Array, dtype: DTypeLike) -> Array:
-    """A stored weight of any shape as floats: uint16 is bfloat16 bits, floats are only cast."""
+    """A stored weight of any shape as floats: bfloat16 bits are decoded, floats are cast."""
     if weight.dtype == np.uint16:
         return bfloat16_to_float(weight, dtype)
     return weight.astype(dtype, copy=False)
@@ -85,10 +85,10 @@ class Policy:
 
     Attributes:
         name: ``"float64"``, ``"float32"`` or ``"bfloat16"``.
-        dtype: of the arrays that hold values; bfloat16 values live in float32 arrays.
-        angle_dtype: in which rotary angles are computed. The float32 policy takes float64: an angle
-            of position p rounded to float32 is off by up to p·2⁻²⁴ rad. The bfloat16 policy takes
-            float32, because the OpenAI reference does.
+        dtype: of the arrays that hold values; bfloat16 values are in float32 arrays.
+        angle_dtype: of rotary angles. The float32 policy uses float64, because an angle at position
+            p has an error of up to p·2⁻²⁴ rad in float32. The bfloat16 policy uses float32, as the
+            OpenAI reference does.
     """
 
     name: str
@@ -96,10 +96,7 @@ class Policy:
     angle_dtype: np.dtype[Any]
 
     def round(self, x: Array) -> Array:
-        """``x``, of any shape, as this policy stores it.
-
-        That is, rounded to bfloat16's grid, or only cast to ``dtype``.
-        """
+        """``x``, of any shape, in this policy: rounded to bfloat16, or cast to ``dtype``."""
         if self.name == "bfloat16":
             return bfloat16_to_float(float_to_bfloat16(x))
         return np.asarray(x, dtype=self.dtype)
@@ -125,7 +122,7 @@ _SPELLINGS = {
 
 
 def format_name(name: str) -> str:
-    """The name of a number format as this package writes it.
+    """This package's name of a number format.
 
     >>> format_name("bf16"), format_name("torch.float32"), format_name("FP64")
     ('bfloat16', 'float32', 'float64')
@@ -135,7 +132,7 @@ def format_name(name: str) -> str:
 
 
 def get_policy(policy: str | Policy) -> Policy:
-    """The policy of that name.
+    """The policy with that name.
 
     Raises:
         GptOssError: it is neither a policy nor the name of one.

@@ -1,4 +1,4 @@
-"""Choosing a token from logits, in NumPy and float64, whatever the policy of the logits."""
+"""Choose a token from logits, in NumPy and float64, under every policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gptoss_ref.numerics import Array
 
 
 def greedy(logits: Array) -> tuple[int, float]:
-    """The likeliest token of ``logits`` (V,), of equal ones the lowest id; its log-probability."""
+    """The likeliest token of ``logits`` (V,) (the lowest id among equals), its log-probability."""
     token = int(np.argmax(logits))
     return token, log_probability(logits, token)
 
@@ -25,14 +25,14 @@ def token_probabilities(
     """The distribution (V,) to sample from: temperature, then top-k, then top-p, renormalised.
 
     ``logits`` (V,) are natural log-probabilities up to a constant. ``temperature`` divides them.
-    ``top_k`` > 0 keeps the k largest, and those equal to the k-th. ``top_p`` < 1 keeps the fewest
-    likeliest tokens whose probabilities sum to at least ``top_p``.
+    ``top_k`` > 0 keeps the k largest, and those equal to the k-th. ``top_p`` < 1 keeps the smallest
+    set of likeliest tokens whose probabilities sum to at least ``top_p``.
 
     >>> token_probabilities(np.log([0.5, 0.2, 0.3]), top_p=0.7).round(3)
     array([0.625, 0.   , 0.375])
     """
     logits = np.asarray(logits, np.float64)
-    with np.errstate(over="ignore"):  # −∞ under a temperature near 0: only the best remain
+    with np.errstate(over="ignore"):  # a temperature near 0 gives −∞: only the largest remain
         logits = (logits - logits.max()) / temperature
     if 0 < top_k < len(logits):
         kth_largest = np.partition(logits, -top_k)[-top_k]

@@ -1,6 +1,4 @@
-"""Containers of the weights, as views of the checkpoint's bytes, and of results that have parts.
-
-Nothing here computes.
+"""Containers for weights, as views of the checkpoint's bytes, and for results with several arrays.
 
 Fields carry the names of the OpenAI checkpoint. Axis letters: D hidden size, H query heads,
 K key/value heads, C head size, E experts, F expert intermediate size, V vocabulary.
@@ -37,7 +35,7 @@ class MXFP4:
         blocks: uint8 (…, N, M/32, 16); byte j holds value 2j (low nibble) and 2j+1 (high).
         scales: uint8 (…, N, M/32); the scale of 32 values is 2^(byte − 127).
         name: tensor and file, for error messages.
-        scale_255: what a scale byte of 255 means; see :func:`gptoss_ref.layers.mxfp4.decode`.
+        scale_255: the meaning of a scale byte of 255; see :func:`gptoss_ref.layers.mxfp4.decode`.
     """
 
     blocks: NDArray[np.uint8]
@@ -52,7 +50,7 @@ class MXFP4:
         return (*lead, groups * MXFP4_BLOCK)
 
     def __getitem__(self, index: Any) -> MXFP4:
-        """One or some of the leading entries (experts, then rows); slices copy no bytes."""
+        """Index the leading axes (experts, then rows); slices copy no bytes."""
         name = f"{self.name}[{index}]" if isinstance(index, int) else self.name
         return MXFP4(self.blocks[index], self.scales[index], name, self.scale_255)
 
@@ -102,8 +100,8 @@ class BlockWeights:
 class ModelWeights:
     """All weights of a model.
 
-    Each matrix also has a name: its fields, with dots, and ``block.n`` for ``blocks[n]``. A model
-    with one matrix replaced::
+    Each matrix has a name: its fields, joined by dots, with ``block.n`` for ``blocks[n]``. To
+    replace one matrix of a model::
 
         weights = model.weights.replaced({"block.3.attn.sinks": np.full(64, -20.0)})
         gr.Model(model.config, weights, checkpoint=model.checkpoint)
@@ -115,7 +113,7 @@ class ModelWeights:
     unembedding: Matrix  # (V, D)
 
     def named(self) -> dict[str, Any]:
-        """Every matrix by its name: ``"embedding"``, ``"block.0.attn.norm_scale"`` and so on."""
+        """All matrices by name: ``"embedding"``, ``"block.0.attn.norm_scale"`` and so on."""
         ends = {"norm_scale": self.norm_scale, "unembedding": self.unembedding}
         inner = {
             f"block.{n}.{part}.{field.name}": getattr(getattr(block, part), field.name)
@@ -126,14 +124,14 @@ class ModelWeights:
         return {"embedding": self.embedding, **inner, **ends}
 
     def replaced(self, matrices: Mapping[str, ExpertMatrix]) -> ModelWeights:
-        """The same weights with some matrices replaced; those of ``self`` stay as they are.
+        """A copy of these weights with some matrices replaced.
 
         Args:
-            matrices: by the names of :meth:`named`, in the shape of what they replace: float16,
-                float32 or float64 values, bfloat16 bits (uint16), or MXFP4 for experts.
+            matrices: new matrices by the names of :meth:`named`, with the shapes of the old ones:
+                float16, float32 or float64 values, bfloat16 bits (uint16), or MXFP4 for experts.
 
         Raises:
-            GptOssError: an unknown name, another shape, or a dtype that holds no weights.
+            GptOssError: an unknown name, a wrong shape, or an unsupported dtype.
         """
         held = self.named()
         for name, matrix in matrices.items():
@@ -166,7 +164,7 @@ class ModelWeights:
 
 
 class RouterOutput(NamedTuple):
-    """What a router decided for T tokens, A of E experts each."""
+    """The router's choice of A of E experts for each of T tokens."""
 
     logits: Array  # (T, E)
     indices: NDArray[np.int64]  # (T, A), largest logit first

@@ -11,6 +11,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.slow import is_slow
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several processes, one for each core: NumPy's and torch's threads would wait for one
+    # another. Kernels keep theirs, which tests ask for. This is read when NumPy is imported.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 # "default" tries the same examples on every run and every machine. "search" looks for new ones:
 #     HYPOTHESIS_PROFILE=search python -m pytest tests
 settings.register_profile(
@@ -52,6 +58,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2` runs two files at a time, for the tests of a file share what takes long to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ INTRODUCTION = """# What goes wrong in Harmony
 Written by `docs/_generate/harmony_page.py` from `gptoss_ref/verify/rendering/` and
 `gptoss_ref/verify/serving/`.
 
-Each of these is one rule of the renderer replaced by a wrong one. `gptoss-ref harmony check`
-renders conversations under each and names those that reproduce somebody's prompts. Reports are
-issues and pull requests on GitHub where somebody met it or where it can be seen; where there are
-none, none was found."""
+Each of these bugs replaces one rule of the renderer by a wrong one. `gptoss-ref harmony check`
+renders conversations with each of them, and names those that reproduce the observed prompts.
+Reports are issues and pull requests on GitHub that show the bug. No report is listed if none was
+found."""
 
 PARTS = (
     ("System message", ("system",)),

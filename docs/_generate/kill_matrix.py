@@ -7,7 +7,8 @@
 
 A cell is one bug (or pair, or rewriting, or correct run) on one checkpoint in one dtype. The twin
 (``tests/support/buggy_twin``) shares no code with the catalogue that ``diagnose`` searches.
-Exit status 0: every cell is as it should be, and of those with nothing but logits four in five.
+Exit status 0: every cell is as it should be, and of those with nothing but logits four in five
+(of three bugs at once: one in two).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,18 @@ from tests.support.buggy_twin import (
 from tests.support.buggy_twin import tiny as tiny_checkpoint
 from tests.support.buggy_twin.names import CONSTANTS
 
-PARTS = ("single", "logits", "overflow", "variant", "pair", "rewriting", "correct")
+PARTS = (
+    "single",
+    "logits",
+    "overflow",
+    "variant",
+    "pair",
+    "triple",
+    "triple-logits",
+    "rewriting",
+    "correct",
+)
+BLIND = {"logits": 0.8, "triple-logits": 0.5}  # which share must be named from the logits alone
 DTYPES = ("float32", "bfloat16")
 HARMLESS = REWRITINGS + ROUNDINGS
 TEXTS = (
@@ -56,6 +69,7 @@ TEXTS = (
 OVERFLOW = "float16-overflow"  # a bug of no line of code: a run in float16 of large activations
 FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed at the end
 PAIRS = 5  # of bugs, on each checkpoint in each dtype
+TRIPLES = {"triple": 25, "triple-logits": 3}  # the second ones, on random, are among the first
 LENGTH = 50  # of the random checkpoint's prompts, more than four windows
 
 
@@ -141,7 +155,7 @@ def trace_of(case: Case) -> gr.Trace:
     tokens = tokens_of(case)
     bugs = set(case.bugs) - {OVERFLOW}
     taps: dict[str, Any] = run(checkpoint_of(case.weights), tokens, case.dtype, bugs)
-    if case.part == "logits":
+    if case.part in BLIND:
         taps = {"logits": taps["logits"]}
     stated = None if np.isfinite(taps["logits"]).any() or len(taps) > 1 else case.dtype
     config = model_of(case.weights).config
@@ -180,6 +194,23 @@ def pairs(n: int, checkpoint: str, dtype: str) -> list[tuple[str, str]]:
         one, other = rng.sample(names, 2)
         if (one, other) not in chosen and not hides(one, other) and not hides(other, one):
             chosen.append((one, other))
+    return chosen
+
+
+def triples(n: int, checkpoint: str, dtype: str) -> list[tuple[str, str, str]]:
+    """``n`` random sets of three bugs, of one stage two at most, none of which makes another void.
+
+    Within one stage two are looked for.
+    """
+    rng = random.Random(f"three on {checkpoint} in {dtype}")
+    names = [bug for bug in BUGS if why_unseen(bug, dtype) is None]
+    chosen: list[tuple[str, str, str]] = []
+    while len(chosen) < n:
+        one, two, three = rng.sample(names, 3)
+        void = any(hides(a, b) for a, b in permutations((one, two, three), 2))
+        stages = {by_name(bug).stage for bug in (one, two, three)}
+        if (one, two, three) not in chosen and not void and len(stages) > 1:
+            chosen.append((one, two, three))
     return chosen
 
 
@@ -238,6 +269,10 @@ def cases(
             if "pair" in parts:
                 for pair in pairs(n_pairs, checkpoint, dtype):
                     yield Case("pair", pair, checkpoint, dtype)
+            for part, count in TRIPLES.items():
+                if part in parts and (part, checkpoint) != ("triple-logits", "tiny"):
+                    for triple in triples(count, checkpoint, dtype):
+                        yield Case(part, triple, checkpoint, dtype)
         if "correct" in parts:
             for dtype, n in (("float32", 3), ("bfloat16", 4), ("float16", 3)):
                 for seed in range(n):
@@ -296,9 +331,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def too_many(done: list[Case], bad: list[Case]) -> bool:
-    """Of what is seen in the logits alone a fifth may be missed: rounding hides the smallest."""
-    blind = [case for case in bad if case.part == "logits"]
-    return len(bad) > len(blind) or 5 * len(blind) > len([c for c in done if c.part == "logits"])
+    """Of what is seen in the logits alone a part may be missed: rounding hides the smallest."""
+    if any(case.part not in BLIND for case in bad):
+        return True
+    return any(
+        len([c for c in bad if c.part == part])
+        > (1 - share) * len([c for c in done if c.part == part])
+        for part, share in BLIND.items()
+    )
 
 
 if __name__ == "__main__":

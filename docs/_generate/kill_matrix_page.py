@@ -51,6 +51,8 @@ TITLES = {
     "overflow": "an overflow of float16",
     "variant": "variants",
     "pair": "pairs",
+    "triple": "triples, all tap points",
+    "triple-logits": "triples, logits only",
     "rewriting": "rewritings",
     "correct": "correct runs",
 }
@@ -74,6 +76,20 @@ TABLES = (
         "and is not tried.",
     ),
     (
+        "triple",
+        "Three bugs at once",
+        "Random sets of three, two of one stage at most, none of which makes another void. All "
+        "three have to be named, and nothing else.",
+    ),
+    (
+        "triple-logits",
+        "Three bugs at once, logits only",
+        "The first three of these sets on *random* in each dtype (on *tiny* the tests try two "
+        "sets that were reported); `diagnose` sees nothing but the logits. What is named in bold "
+        "is not as it should be: a constant with a value that is on no list is fitted to logits "
+        "alone, and not beside other bugs.",
+    ),
+    (
         "rewriting",
         "Rewritings that are right",
         "The same function computed otherwise. Nothing may be accused.",
@@ -91,15 +107,34 @@ OPEN = {
         "a concentration that is 0.7 % too large, on tiny in bfloat16: nothing is said, because a "
         "rounding to bfloat16 is up to 0.4 %."
     ),
+    "triple|yarn-no-concentration+gate-up-concatenated+score-scale|tiny|float32|0": (
+        "no concentration beside another scale of the scores: the same numbers come from the "
+        "concentration applied in the scores, which is right, and a third scale; so that two bugs "
+        "are named as one."
+    ),
+    "triple|clamp-gate-symmetric+up-plus-one-missing+yarn-no-concentration|tiny|float32|0": (
+        "a symmetric clamp of the gate beside a missing +1, on tiny in float32: the clamp is not "
+        "named. The cause has not been looked for."
+    ),
+    "triple|value-bias-folded+yarn-concentration+window-odd-layers|tiny|bfloat16|0": (
+        "the same concentration, 0.7 % too large in bfloat16, beside two other bugs, which are "
+        "named."
+    ),
 }
 """Cells that are not as they should be, and what is known of them."""
+
+STALE = (
+    "the parts other than triples were run before several bugs and any constant were looked for in "
+    "logits alone; they are to be run again."
+)
+"""What of the page is older than the code."""
 
 
 def page(every: Sequence[Any], cells: Cells) -> str:
     """Markdown; a cell that was not run is left empty."""
     lines = [INTRODUCTION, *_summary(every, cells), *_singles(every, cells), *_unseen()]
     lines += _alternatives(every, cells)
-    lines += ["", "## Open", "", *(f"- {text}" for text in OPEN.values())]
+    lines += ["", "## Open", "", *(f"- {text}" for text in (*OPEN.values(), STALE))]
     for part, title, text in TABLES:
         chosen = [case for case in every if case.part == part]
         lines += ["", f"## {title}", "", text, "", "| what | checkpoint | dtype | named |"]

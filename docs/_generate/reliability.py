@@ -1,9 +1,9 @@
-"""Writes docs/reliability.md out of the figures that the fuzzing and the faults have taken.
+"""Writes docs/reliability.md from the recorded figures of fuzzing and fault injection.
 
-    python -m docs._generate.reliability        # the page again, from the figures that are there
+    python -m docs._generate.reliability        # write the page again
 
-``python -m tests.fuzz all --figures`` and ``python -m tests.faults all --figures`` take figures,
-put them into docs/_generate/reliability.json, and write the page.
+``python -m tests.fuzz all --figures`` and ``python -m tests.faults all --figures`` record figures
+in docs/_generate/reliability.json, and write the page.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Figures = dict[str, dict[str, dict[str, Any]]]
 
 
 def figures() -> Figures:
-    """What has been recorded: kind (fuzz, faults), name, figures."""
+    """The recorded figures by kind (fuzz, faults) and name."""
     found: Figures = {"fuzz": {}, "faults": {}}
     return found | (json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {})
 
 
 def record(kind: str, name: str, values: dict[str, Any]) -> None:
-    """Keep the figures of one run, in place of older ones of that name, and write the page."""
+    """Replace the figures with this name by those of a new run, and write the page."""
     with _alone():
         _record(kind, name, values)
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Two runs may end at the same time."""
+    """A lock, because two runs may end at the same time."""
     lock = HERE / ".reliability.lock"
     while True:
         try:
@@ -77,7 +77,7 @@ def page(known: Figures) -> str:
 
 
 def untried(known: Figures) -> list[str]:
-    """Targets and faults of which there are no figures."""
+    """Targets and faults without figures."""
     done = {name.split()[0] for name in known["fuzz"]} | {*known["faults"]}
     scenarios = (name for kind in KINDS for name, _ in plan(kind, 1, 0, 1.0))
     return [name for name in (*NAMES, *scenarios) if name not in done]
@@ -86,20 +86,20 @@ def untried(known: Figures) -> list[str]:
 def _lines(known: Figures) -> Iterator[str]:
     yield """# Reliability
 
-What was tried against this package, how often, and what came of it. The promises themselves are in
-`SECURITY.md`.
+Results of fuzzing and of fault injection: the number of trials and the failures. The promises are
+in `SECURITY.md`.
 
-This page is written by the scripts that take the figures; `python -m docs._generate.reliability`
-writes it again from `docs/_generate/reliability.json`.
+The scripts that record the figures write this page; `python -m docs._generate.reliability` writes
+it again from `docs/_generate/reliability.json`.
 
 ## Fuzzing
 
-`python -m tests.fuzz all --count 1000000 --figures`, or `nox -s fuzz`. An input is a valid one
-with a few random changes. It is a crash if reading it raises anything but a `GptOssError`, or if
-what was read breaks the target's own promise (`tests/fuzz/targets.py`). *Accepted* inputs were read
+`python -m tests.fuzz all --count 1000000 --figures`, or `nox -s fuzz`. An input is a valid one with
+a few random changes. It counts as a crash if reading it raises anything but a `GptOssError`, or if
+the result breaks the target's promise (`tests/fuzz/targets.py`). *Accepted* inputs were read
 without an error. *mutations* is the project's own generator; *atheris* is guided by coverage.
 
-| target | what is read | generator | seed | inputs | accepted | crashes | date |
+| target | input | generator | seed | inputs | accepted | crashes | date |
 |---|---|---|---|---|---|---|---|"""
     for name, run in sorted(known["fuzz"].items()):
         accepted = "" if run["accepted"] is None else f"{run['accepted']:,}"
@@ -108,14 +108,14 @@ without an error. *mutations* is the project's own generator; *atheris* is guide
             f"{run['inputs']:,} | {accepted} | {len(run['crashes'])} | {run['date']} |"
         )
     yield """
-Every crash that fuzzing has found is a named case in `tests/fuzz/test_fuzz.py`.
+Every crash that fuzzing has found is a named test case in `tests/fuzz/test_fuzz.py`.
 
 ## Faults
 
-`python -m tests.faults all --figures`, or `nox -s faults`; as root on Linux for the full disk and
-the read-only home.
+`python -m tests.faults all --figures`, or `nox -s faults`. The full disk and the read-only home
+need root on Linux.
 
-| fault | what is tried | what must hold | times | held | seconds | date |
+| fault | trial | must hold | trials | held | seconds | date |
 |---|---|---|---|---|---|---|"""
     for name, run in sorted(known["faults"].items()):
         yield (
@@ -130,10 +130,10 @@ the read-only home.
         yield from notes
     missing = untried(known)
     if missing:
-        yield f"\nNot among these runs: {', '.join(missing)}."
+        yield f"\nNot yet run: {', '.join(missing)}."
     runs = [run for kind in known.values() for run in kind.values()]
     machines = sorted({f"Python {run['python']} on {run['system']}" for run in runs})
-    yield f"\nTaken with {', '.join(machines)}."
+    yield f"\nMeasured with {', '.join(machines)}."
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""NeMo Automodel's own gpt-oss, on torch's flexible attention."""
+"""NeMo Automodel's own gpt-oss, on torch's flexible attention, which `capture` runs uncompiled."""
 
 import torch
 from nemo_automodel.components.models.common import BackendConfig

@@ -1,8 +1,8 @@
-"""transformers' GptOssForCausalLM as it is now, with each of its experts implementations."""
+"""transformers' GptOssForCausalLM as it is now, with each implementation that runs on a CPU."""
 
 import torch
 import transformers
-from wild import TINY, TOKENS, show
+from wild import TINY, TOKENS, refused, show
 
 import gptoss_ref as gr
 
@@ -13,3 +13,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model.set_experts_implementation(experts)
         form = f"{str(dtype)[6:]}, experts {experts}"
         show("transformers", form, gr.verify.capture(model, TOKENS))
+for attention in ("sdpa", "flex_attention"):
+    try:
+        model = load(TINY, dtype=torch.float32, attn_implementation=attention)
+        show("transformers", attention, gr.verify.capture(model, TOKENS))
+    except ValueError as error:
+        refused("transformers", attention, error)

@@ -35,10 +35,10 @@ _FOLDER = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, _FOLDER, True)
 
 
-def converted(**how: str) -> Path:
-    """The bundled checkpoint in another layout, or with experts in bfloat16."""
+def converted(source: str | Path = "tiny", **how: Any) -> Path:
+    """A checkpoint, the bundled one or a folder, in another layout or with experts in bfloat16."""
     folder = _FOLDER / "-".join(how.values())
-    gr.convert("tiny", folder, **how)
+    gr.convert(source, folder, **how)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         if not (folder / name).exists():
             shutil.copy(TINY / name, folder)
@@ -85,16 +85,23 @@ def show(package: str, form: str, seen: Any, model: gr.Model = MODEL, **how: Any
         form: dtype and other choices, in words.
         seen: a Trace, an observation, or arrays by name.
     """
-    name, _, version = package.partition(" ")
     diagnosis = gr.diagnose(model, seen, **how)
-    known = {"named": [cause.name for cause in diagnosis.causes], "ok": diagnosis.ok}
-    unnamed = [unexplained.tap for unexplained in diagnosis.unexplained]
-    version = version or importlib.metadata.version(name)
-    line = {
-        "version": version,
-        "form": form,
-        **known,
-        "unnamed": unnamed,
+    said = {
+        "ok": diagnosis.ok,
+        "named": [cause.name for cause in diagnosis.causes],
+        "unnamed": [unexplained.tap for unexplained in diagnosis.unexplained],
         "judged": diagnosis.judged,
     }
-    print("WILD " + json.dumps(line), flush=True)
+    _line(package, form, said)
+
+
+def refused(package: str, form: str, error: Exception) -> None:
+    """Print what an implementation says of a choice that it cannot run on a CPU."""
+    sentence, *_ = str(error).splitlines() or [type(error).__name__]
+    _line(package, form, {"refused": sentence.split(". ")[0].rstrip(".")})
+
+
+def _line(package: str, form: str, said: dict[str, Any]) -> None:
+    name, _, version = package.partition(" ")
+    version = version or importlib.metadata.version(name)
+    print("WILD " + json.dumps({"version": version, "form": form, **said}), flush=True)

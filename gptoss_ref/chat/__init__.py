@@ -1,6 +1,6 @@
-"""Chat in the Harmony format: tokenizer, rendering, streaming parser, and `respond`.
+"""Chat in the Harmony format: tokenizer, renderer, streaming parser, and `respond`.
 
-Importing this package imports nothing else; tiktoken is imported when a tokenizer is built.
+The names below are imported when they are first used, tiktoken when a tokenizer is built.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Talking with a model: one answer (`respond`, `stream`), or a conversation (`Chat`)."""
+"""Talk with a model: one answer (`respond`, `stream`), or a conversation (`Chat`)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def build_conversation(
     Args:
         message: a question, or messages; those may begin with a system and a developer message.
         reasoning: "low", "medium" (the default) or "high", for the system message.
-        instructions: for the developer message, which is there only if it has something to say.
+        instructions: for the developer message, which is left out if it would be empty.
         tools: functions, as Tool or as plain data (see tool_data.tool_from_dict).
 
     Raises:
-        HarmonyError: there is nothing to answer, or `message` already has the message that an
-            argument is for.
+        HarmonyError: there is nothing to answer; or `message` already has a system or developer
+            message, and an argument is given for it.
     """
     if isinstance(message, str):
         message = [Message.user(message)]
@@ -48,8 +48,8 @@ def build_conversation(
     for part in messages:
         if not isinstance(part, Message):
             raise HarmonyError(
-                f"message {reprlib.repr(part)}: expected a Message; Message.from_dict makes one "
-                "of plain data"
+                f"message {reprlib.repr(part)}: expected a Message (Message.from_dict makes one "
+                "from plain data)"
             )
     if not any(part.parts and part.parts != ("",) for part in messages):
         raise HarmonyError("nothing to answer: expected a text, or at least one message")
@@ -57,12 +57,11 @@ def build_conversation(
     if messages[0].role != "system":
         messages.insert(0, Message.system(SystemContent(reasoning_effort=reasoning or "medium")))
     elif reasoning is not None:
-        raise HarmonyError("reasoning is given, and so is a system message: expected one of them")
+        raise HarmonyError("both reasoning and a system message are given: expected one of them")
     if instructions is not None or functions:
         if any(part.role == "developer" for part in messages):
             raise HarmonyError(
-                "instructions or tools are given, and so is a developer message: "
-                "expected one of them"
+                "both a developer message and instructions or tools are given: expected one of them"
             )
         content = DeveloperContent.with_functions(instructions, functions)
         messages.insert(1, Message.developer(content))
@@ -70,11 +69,12 @@ def build_conversation(
 
 
 class PrefixCache:
-    """A key/value cache that remembers which tokens it holds, to be kept from answer to answer.
+    """A key/value cache that is kept between answers, with the tokens that it holds.
 
-    It is used for a prompt that begins with those tokens. Any other prompt starts with an empty
-    cache, because windowed layers keep only their window and cannot go back. Dropping the analysis
-    of an earlier answer changes the prompt, so this helps turns without analysis, and tool calls.
+    A prompt that begins with those tokens reuses the cache. Any other prompt starts with an empty
+    cache, because windowed layers keep only their window and cannot go back. A prompt that drops
+    the analysis of an earlier answer is such a prompt, so the cache helps turns without analysis,
+    and tool calls.
     """
 
     def __init__(self, model: Model) -> None:
@@ -83,11 +83,11 @@ class PrefixCache:
         self.cache: KVCache = model.new_cache()
 
     def restart(self) -> None:
-        """Forget everything, as for a model that computes in another way from now on."""
+        """Empty the cache, for instance because the model's backend has changed."""
         self.tokens, self.cache = [], self._model.new_cache()
 
     def begin(self, prompt: Sequence[int]) -> list[int]:
-        """What remains to be computed of the prompt, at least one token."""
+        """The tokens of the prompt that are not in the cache, at least one."""
         held = len(self.tokens)
         if held >= len(prompt) or list(prompt[:held]) != self.tokens:
             self.restart()
@@ -95,7 +95,7 @@ class PrefixCache:
         return list(prompt[held:])
 
     def end(self, tokens: Sequence[int]) -> None:
-        """Record what the cache holds now: the first `cache.length` of these tokens."""
+        """Record that the cache holds the first `cache.length` of these tokens."""
         self.tokens = list(tokens[: self.cache.length])
 
 
@@ -114,18 +114,18 @@ def stream(
     prefix: PrefixCache | None = None,
     stop_at_other_roles: bool = True,
 ) -> Iterator[Event | Reply]:
-    """Answer, yielding the parser's events as they come and, last of all, the Reply.
+    """Answer: yield the parser's events as they come, and the Reply as the last item.
 
     The first arguments are those of `build_conversation`, the following ones those of `generate`.
     The history is rendered by the rule "answered" of `render.drop_analysis`. Generation ends at
     return, call or endoftext.
 
     Args:
-        prefix: lets a later call use what this one computed.
-        stop_at_other_roles: end the answer where the model goes on to play the user, the system,
-            the developer or a tool; a Repair says so. Otherwise generation goes on; the messages of
-            these roles are among the events and in the Reply's messages and repairs, and never in
-            its texts.
+        prefix: a cache that later calls can reuse.
+        stop_at_other_roles: end the answer if the model begins a message of the user, the system,
+            the developer or a tool; a Repair reports it. Otherwise generation goes on, and messages
+            of these roles are in the events and in the Reply's messages and repairs, but not in its
+            texts.
 
     Raises:
         HarmonyError: an invalid conversation, see `build_conversation`.
@@ -140,7 +140,7 @@ def stream(
     prompt = render_conversation(messages, tokenizer, history="answered")
     prefix = PrefixCache(model) if prefix is None else prefix
     pending = prefix.begin(prompt)
-    # the last token that is chosen is never computed, so it may lie one beyond the context
+    # the last token is never fed to the model, so its position may be one beyond the context
     room = model.config.max_position_embeddings - len(prompt) + 1
     stops = {
         tokenizer.special[f"<|{name}|>"]: name
@@ -202,7 +202,7 @@ def respond(
     stop_at_other_roles: bool = True,
     on_event: Callable[[Event], None] | None = None,
 ) -> Reply:
-    """Answer a question or go on with a conversation; see `stream` for the arguments.
+    """Answer a question or continue a conversation; see `stream` for the arguments.
 
     Args:
         on_event: called with each of the parser's events as it comes.
@@ -212,7 +212,7 @@ def respond(
         TokenError: the prompt does not fit the context.
         GptOssError: a sampling parameter out of range, or a model without a tokenizer.
 
-    To hand a tool's result back, ask again with the messages so far, the reply's, and the result:
+    To return a tool's result, call it again with the messages so far, the reply's and the result:
 
         reply = respond(model, messages, tools=tools)
         results = [call.answer(run(call)) for call in reply.tool_calls]
@@ -240,15 +240,15 @@ def respond(
 
 
 class Chat:
-    """A conversation that remembers itself.
+    """A conversation that keeps its history.
 
         chat = Chat(model, reasoning="low")
         for event in chat.send("What is 27 + 58?"):
             ...                               # events as they come; the Reply last
 
-    The arguments are those of `stream`. `messages` is the history with the analysis; rendering
+    The arguments are those of `stream`. `messages` is the history with its analysis; rendering
     drops the analysis that the model must not see again. If an answer fails, or its events are not
-    read to the end, the history is as it was before the question.
+    read to the end, the question is not added to the history.
     """
 
     def __init__(
@@ -283,10 +283,10 @@ class Chat:
         }
 
     def send(self, message: str | Message | Sequence[Message]) -> Iterator[Event | Reply]:
-        """Say something, or hand in tools' results, and stream the answer, as `stream` does.
+        """Send a message, or results of tools, and stream the answer, as `stream` does.
 
         Raises:
-            HarmonyError: there is nothing to answer; and what `stream` raises.
+            HarmonyError: there is nothing to answer; also the errors of `stream`.
         """
         if isinstance(message, str):
             message = Message.user(message)
@@ -302,12 +302,12 @@ class Chat:
             yield event
 
     def ask(self, message: str | Message | Sequence[Message]) -> Reply:
-        """The answer to `send`, all at once; raises the same."""
+        """The Reply to a message, without its events; same errors as `send`."""
         for event in self.send(message):
             if isinstance(event, Reply):
                 return event
         raise AssertionError("a stream ends with its reply")
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Clear the history."""
         self.messages = []

@@ -1,16 +1,16 @@
-"""The header of a message: who speaks, to whom, in which channel, in what format.
+"""Parse the header of a message: role, recipient, channel and content type.
 
-Between `<|start|>` and `<|message|>` stands
+The text between `<|start|>` and `<|message|>` is
 
     {role}[:{name}][ to={recipient}][<|channel|>{channel}][ to={recipient}][ {content type}]
 
-The recipient comes before the channel in prompts, and before or after it in what models write. The
-content type may begin with `<|constrain|>`, with or without a space before it. A tool's header has
-its name in place of a role.
+In prompts the recipient comes before the channel; models write it before or after. The content type
+may begin with `<|constrain|>`, with or without a space before it. A tool's header has the tool's
+name instead of a role.
 
-Models also write headers that do not follow this. `report` is called for each departure, with the
-problem, the reading that is taken, and the text that no field of the header holds. A strict parser
-raises there. unfinished.py reads a header that lacks its `<|message|>`.
+Models also write headers that break this format. `report` is called for each violation, with the
+problem, the chosen reading, and the text that is in no field of the header. A strict parser
+raises there. unfinished.py reads a header without `<|message|>`.
 
 Source: openai-harmony 0.0.8. One reading differs: a single word that is neither `to=...` nor the
 name of a tool, as in `final json` or `final <|constrain|>json`, is a content type here and a
@@ -28,19 +28,19 @@ from gptoss_ref.chat.messages import CHANNELS, ROLES, Message
 from gptoss_ref.chat.render import CONSTRAIN
 
 Report = Callable[[str, str, str], None]
-"""Called with what is wrong, what is done about it, and the text that is left out."""
+"""Called with the problem, the chosen reading, and the text that is left out."""
 
 _BUILT_IN_TOOLS = ("python", "browser")
 _TYPES = ("json", "code")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[_-]+[A-Za-z0-9]+)+")
-# `to=` in other letters; with spaces or a colon only before what is surely a tool: functions.f
+# misspelt `to=`; with spaces or a colon only if a tool's name follows: functions.f
 _TO = re.compile(r"(?<!\S)(?i:to)(?:=|\s*[=:]\s*(?=[\w-]+\.\w))")
 _GLUED = re.compile(rf"((?:{'|'.join(ROLES)})+)({'|'.join(CHANNELS)})?")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says; the fields are those of Message."""
+    """A parsed header; the fields are those of Message."""
 
     role: str
     name: str | None = None
@@ -61,13 +61,13 @@ class Header:
 
 
 def parse_header(sections: list[str], role: str | None, report: Report) -> Header:
-    """The header whose text, cut at the `<|channel|>` tokens, is `sections` (at least one).
+    """Parse a header, given as the texts between its `<|channel|>` tokens (at least one).
 
     Args:
-        sections: texts between the special tokens.
-        role: the role if it was settled before the header (a completion follows
+        sections: these texts.
+        role: the role if it is known before the header (a completion follows
             `<|start|>assistant`); None if the header has to name it.
-        report: called with what departs from the format, and the reading that is taken.
+        report: called for each violation of the format.
     """
     sections = [_with_plain_to(section, report) for section in sections]
     lead, name, glued = _words(sections[0]), None, None
@@ -89,28 +89,28 @@ def parse_header(sections: list[str], role: str | None, report: Report) -> Heade
             role = "assistant"
     recipient, content_type = _recipient_and_type(lead + rest, report)
     if channel and glued:
-        report(f"{glued!r} behind the role, and a channel", f"{channel!r} counts", glued)
+        report(f"{glued!r} after the role, and a channel", f"{channel!r} counts", glued)
     return Header(role, name, recipient, channel or glued, content_type)
 
 
 def _with_plain_to(text: str, report: Report) -> str:
-    """The text with `to=` where it has `TO=`, `to = ` and the like."""
+    """The text with `to=` in place of `TO=`, `to = ` and similar spellings."""
 
     def plain(found: re.Match[str]) -> str:
         if found[0] != "to=":
-            report(f"{found[0].strip()!r} for 'to='", "taken as that", "".join(found[0].split()))
+            report(f"{found[0].strip()!r} for 'to='", "taken as 'to='", "".join(found[0].split()))
         return "to="
 
     return _TO.sub(plain, text)
 
 
 def _words(text: str) -> list[str]:
-    """Split at ASCII white space; `<|constrain|>` begins a word also where no space precedes it."""
+    """Split at ASCII white space, and before `<|constrain|>`."""
     return re.findall(r"[^ \t\n\r\f]+", text.strip().replace(CONSTRAIN, f" {CONSTRAIN}"))
 
 
 def _channel(sections: list[str], report: Report) -> tuple[str | None, list[str]]:
-    """The channel, and the words that follow it. `sections` holds one text per `<|channel|>`."""
+    """The channel and the words after it; `sections` holds one text for each `<|channel|>`."""
     names = []
     rest = []
     for section in sections:
@@ -121,14 +121,14 @@ def _channel(sections: list[str], report: Report) -> tuple[str | None, list[str]
             if words and not words[0].startswith(("to=", "<")):
                 name = words.pop(0)
         elif after and not after[0].isspace() and not after.startswith(CONSTRAIN):
-            report(f"{words[0]!r} right behind the channel {name!r}", "a word of its own", "")
+            report(f"{words[0]!r} right after the channel {name!r}", "read as a separate word", "")
         names += [name] if name else []
         rest += words
     return one_channel(names, len(sections), report), rest
 
 
 def one_channel(names: list[str], times: int, report: Report) -> str | None:
-    """The channel of a header with `times` tokens `<|channel|>`: the last known one named."""
+    """The channel of a header with `times` tokens `<|channel|>`: the last known name."""
     known = [i for i, name in enumerate(names) if _known(name.lower())]
     chosen = known[-1] if known else 0
     if times > 1 or len(names) > 1:
@@ -145,7 +145,7 @@ def one_channel(names: list[str], times: int, report: Report) -> str | None:
 
 
 def _known(channel: str) -> str | None:
-    """`commentary` for `commentary?` and the like, None for a channel of another name."""
+    """The known channel that a name means, such as `commentary` for `commentary?`; else None."""
     known = re.match(rf"({'|'.join(CHANNELS)})\b", channel)
     return known[1] if known else None
 
@@ -153,10 +153,10 @@ def _known(channel: str) -> str | None:
 def read_role(
     word: str, addressed: bool, report: Report
 ) -> tuple[str | None, str | None, str | None]:
-    """Role (None: no such), name, and a channel glued to it, from the first word of a header.
+    """Role (or None), name, and a channel without a space before it, from a header's first word.
 
-    A word that is no role is a tool's name if it looks like one (`functions.f`, `python`, `get_it`)
-    or the message is `addressed`.
+    A word that is not a role is a tool's name if it looks like one (`functions.f`, `python`,
+    `get_it`) or the message is `addressed`.
     """
     role, colon, name = word.partition(":")
     if role == "tool":
@@ -184,9 +184,10 @@ def read_role(
 
 
 def names_a_role(text: str) -> bool:
-    """Whether a text that may be no header begins with a role, or with a tool's name.
+    """Whether a text, which may not be a header, begins with a role or a tool's name.
 
-    Only words count that hardly begin a sentence: `functions.f`, and not every word with a dot.
+    Tool names are recognised only if they would hardly begin a sentence: `functions.f`, but not
+    every word with a dot.
     """
     word = (text.split() or [""])[0]
     role = word.partition(":")[0]
@@ -202,7 +203,7 @@ def _is_tool(word: str) -> bool:
 
 
 def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, str | None]:
-    """Recipient and content type from the words that are neither role nor channel."""
+    """Recipient and content type, from the words that are neither role nor channel."""
     recipient = content_type = None
     plain: list[str] = []
     queue = deque(words)
@@ -220,13 +221,13 @@ def _recipient_and_type(words: list[str], report: Report) -> tuple[str | None, s
                 target = bare
             if recipient is not None or content_type is not None or plain:
                 report(
-                    f"to={target} behind another recipient or type",
-                    "the first of a kind counts",
+                    f"to={target} after another recipient or type",
+                    "the first of each kind counts",
                     f"to={target}" if recipient else "",
                 )
             recipient = recipient or target or None
         elif content_type is not None:
-            report(f"{word!r} behind the content type", "left out", word)
+            report(f"{word!r} after the content type", "left out", word)
         elif word.startswith(CONSTRAIN):
             if word == CONSTRAIN:
                 report("<|constrain|> without a format right after it", "the next word counts", "")

@@ -1,12 +1,12 @@
-"""Reading and writing a Hugging Face tokenizer.json that holds a byte-level BPE.
+"""Read and write a Hugging Face tokenizer.json with a byte-level BPE.
 
-The file and a list of ranks say the same thing in two ways:
+The file and a list of ranks describe the same tokenizer in two ways:
 
 - Hugging Face spells bytes as printable characters (the GPT-2 table), lists the vocabulary, and
-  lists *merges*: pairs of tokens to join, most urgent first.
+  lists *merges*: pairs of tokens to join, in order of priority.
 - tiktoken joins any two neighbours whose bytes together are a token, lowest rank first.
 
-They give the same tokens if ids are ranks and if applying all lower ranks to the bytes of a token
+They give the same tokens if ids are ranks, and if applying all lower ranks to the bytes of a token
 leaves exactly the pair that its merge joins. `read_tokenizer_json` checks that, and refuses a file
 that would tokenise differently.
 """
@@ -30,7 +30,7 @@ from gptoss_ref.errors import TokenError
 
 
 def _byte_table() -> dict[str, int]:
-    """Character -> byte. Printable Latin-1 stands for itself; the rest are moved to U+0100 and on.
+    """Character -> byte. Printable Latin-1 is itself; all other bytes are U+0100, U+0101, …
 
     Source: GPT-2's encoder.py, kept by every byte-level BPE since.
     """
@@ -42,7 +42,7 @@ def _byte_table() -> dict[str, int]:
 _BYTE_OF = _byte_table()
 _CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
 
-# How errors name the types of JSON, and how they show a value from the file: cut short.
+# Names of JSON types in errors; values from the file are shown in shortened form.
 _KINDS = {
     dict: "an object",
     list: "a list",
@@ -52,7 +52,7 @@ _KINDS = {
 }
 _short = reprlib.repr
 
-# How many ids may lie unused between the ranks and the special tokens: an id takes memory.
+# Largest number of unused ids between the ranks and the special tokens: each takes memory.
 _LARGEST_GAP = 2**20
 
 # The longest token, in bytes: checking its merge takes time quadratic in it. o200k_base has 128.
@@ -64,9 +64,9 @@ def _spell(token: bytes) -> str:
 
 
 def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The two tokens left when all merges ranked below `token` are applied to its bytes.
+    """The two tokens that remain when all merges ranked below `token` are applied to its bytes.
 
-    None when they do not leave exactly two: then no merge makes the token.
+    None if the result is not exactly two tokens: then no merge makes the token.
     """
     limit = ranks[token]
     parts = [token[i : i + 1] for i in range(len(token))]
@@ -81,10 +81,10 @@ def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] 
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer.json, as a dict, that Hugging Face's tokenizers library reads alike.
+    """The tokenizer.json, as a dict, that gives the same tokens in Hugging Face's tokenizers.
 
-    An id with two names keeps the first. Raises TokenError when some rank cannot be reached by
-    merging two lower ones.
+    An id with two names keeps the first. Raises TokenError if a token cannot be made by merging two
+    tokens of lower rank.
     """
     ranks = {token: rank for rank, token in enumerate(tokenizer.tokens)}
     merges = []
@@ -146,9 +146,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 def read_tokenizer_json(path: str | Path) -> Tokenizer:
     """The tokenizer that a tokenizer.json describes.
 
-    Raises TokenError, naming the file and the field, when the file is missing or broken, is not a
-    plain byte-level BPE, splits text by a pattern that is not in split.SAFE_PATTERNS, or has merges
-    that the ranks do not imply.
+    Raises TokenError, with the file and the field, if the file is missing or broken, is not a plain
+    byte-level BPE, splits text by a pattern that is not in split.SAFE_PATTERNS, or has merges that
+    do not follow from the ranks.
     """
     path = Path(path)
     data = _typed(path, "the whole file", _load(path), dict)
@@ -170,7 +170,7 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
         raise TokenError(
             f"{path}: pre_tokenizer.Split.pattern.Regex is {_short(pattern)}, expected that of "
             "o200k_base or cl100k_base with numbers of 1, 2 or 3 digits "
-            "(gptoss_ref.chat.split.SAFE_PATTERNS): another may take any time on some text"
+            "(gptoss_ref.chat.split.SAFE_PATTERNS): other patterns may be very slow on some texts"
         )
     return tokenizer
 
@@ -189,12 +189,12 @@ def _load(path: Path) -> Any:
         raise TokenError(f"{path}: not JSON: {error}") from None
     except RecursionError:
         raise TokenError(f"{path}: not a tokenizer.json: nested too deeply") from None
-    except ValueError:  # Python reads no integer of more than 4300 digits
+    except ValueError:  # an integer of more than 4300 digits
         raise TokenError(f"{path}: not a tokenizer.json: a number has too many digits") from None
 
 
 def _typed(path: Path, field: str, value: Any, kind: type) -> Any:
-    """The value, which must be of this JSON type; true and false are no numbers."""
+    """The value, if it is of this JSON type, else TokenError; true and false are not numbers."""
     if type(value) is not kind:
         raise TokenError(f"{path}: {field} is {_short(value)}, expected {_KINDS[kind]}")
     return value
@@ -209,7 +209,7 @@ def _field(path: Path, owner: Mapping[str, Any], field: str, kind: type) -> Any:
 
 
 def _specials(path: Path, added_tokens: Sequence[Any], ranks: int) -> dict[str, int]:
-    """Name -> id of the added tokens, all of which must be special."""
+    """Name -> id of the added tokens; TokenError if one of them is not special."""
     limit = ranks + len(added_tokens) + _LARGEST_GAP
     special = {}
     for number, added in enumerate(added_tokens):
@@ -221,10 +221,10 @@ def _specials(path: Path, added_tokens: Sequence[Any], ranks: int) -> dict[str, 
         if not _field(path, added, f"{field}.special", bool):
             raise TokenError(
                 f"{path}: added token {content!r} is not special, expected only special "
-                "ones: text would turn into it"
+                "ones: plain text could become this token"
             )
         if not content or content in special:
-            raise TokenError(f"{path}: {field}.content is {content!r}, expected a name of its own")
+            raise TokenError(f"{path}: {field}.content is {content!r}, expected a unique name")
         token = _field(path, added, f"{field}.id", int)
         if token >= limit:
             raise TokenError(f"{path}: {field}.id is {_short(token)}, expected less than {limit}")
@@ -233,7 +233,7 @@ def _specials(path: Path, added_tokens: Sequence[Any], ranks: int) -> dict[str, 
 
 
 def _bytes(path: Path, field: str, text: str) -> bytes:
-    """The bytes that a text of the GPT-2 table spells; at least one."""
+    """The bytes that a text spells in the characters of the GPT-2 table; at least one."""
     if not text:
         raise TokenError(f"{path}: {field}: a token is empty, expected at least one character")
     if len(text) > _LONGEST_TOKEN:
@@ -244,12 +244,12 @@ def _bytes(path: Path, field: str, text: str) -> bytes:
         return bytes(_BYTE_OF[character] for character in text)
     except KeyError as error:
         raise TokenError(
-            f"{path}: {field}: {text!r}: {error.args[0]!r} is no byte-level character"
+            f"{path}: {field}: {text!r}: {error.args[0]!r} is not a byte-level character"
         ) from None
 
 
 def _ranks(path: Path, vocab: Mapping[str, Any]) -> list[bytes]:
-    """Token bytes in rank order; the ids must be 0, 1, 2, … and every byte must be a token."""
+    """Token bytes in rank order; TokenError unless ids are 0, 1, 2, … and all bytes are tokens."""
     for text, number in vocab.items():
         _typed(path, f"model.vocab: the id of {text!r}", number, int)
     tokens: list[bytes] = []
@@ -266,7 +266,7 @@ def _ranks(path: Path, vocab: Mapping[str, Any]) -> list[bytes]:
 
 
 def _check_merges(path: Path, tokens: Sequence[bytes], merges: Sequence[Any]) -> None:
-    """The merges must be the ones that the rank order implies, in that order."""
+    """TokenError unless the merges are those that follow from the ranks, in order of rank."""
     ranks = {token: rank for rank, token in enumerate(tokens)}
     expected = {t: _last_pair(t, ranks) for t in tokens if len(t) > 1}
     found: dict[bytes, list[tuple[bytes, bytes]]] = {}
@@ -281,20 +281,20 @@ def _check_merges(path: Path, tokens: Sequence[bytes], merges: Sequence[Any]) ->
         if rank is None or rank < previous:
             raise TokenError(
                 f"{path}: {field} = {_short(merge)}: expected pairs that make tokens, "
-                "in the order of their ids"
+                "in order of the tokens' ids"
             )
         previous = rank
         found.setdefault(left + right, []).append((left, right))
     for token, pair in expected.items():
         if pair is None or pair not in found.get(token, []):
             raise TokenError(
-                f"{path}: model.merges: token {ranks[token]}, {_spell(token)!r}, is not "
-                "made by the pair that the ranks below it imply"
+                f"{path}: model.merges: the pair of token {ranks[token]}, {_spell(token)!r}, does "
+                "not follow from the lower ranks"
             )
 
 
 def _split_pattern(path: Path, pre_tokenizer: Mapping[str, Any]) -> str:
-    """The regular expression of a Split followed by a ByteLevel without its own."""
+    """The regular expression of a Split, followed by a ByteLevel without a regular expression."""
     steps = [pre_tokenizer]
     if "pretokenizers" in pre_tokenizer:
         steps = _field(path, pre_tokenizer, "pre_tokenizer.pretokenizers", list)
@@ -323,9 +323,10 @@ def _split_pattern(path: Path, pre_tokenizer: Mapping[str, Any]) -> str:
 def load_tokenizer(folder: str | Path, config: Any) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
-    The released vocabulary, `config.vocab_size` 201088, is always `o200k_harmony`, and nothing in
-    the folder is read. Any other is built from its tokenizer.json (Hugging Face, byte-level BPE).
-    Raises TokenError when that file is missing, is of another kind, is a link out of the folder, or
+    If `config.vocab_size` is 201088, it is `o200k_harmony`, and no file of the folder is read.
+    Otherwise it is built from the folder's tokenizer.json (Hugging Face, byte-level BPE).
+
+    Raises TokenError if that file is missing, is of another kind, is a link out of the folder, or
     does not fit the vocabulary.
     """
     if config.vocab_size == LAST_SPECIAL + 1:

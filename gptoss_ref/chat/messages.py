@@ -1,9 +1,8 @@
-"""What a Harmony conversation is made of: messages, and the contents of its first two.
+"""Harmony messages as plain records, and the contents of the system and developer messages.
 
 A conversation begins with a *system* message (identity, reasoning effort, channels and built-in
-tools) and a *developer* message (what other APIs call the system prompt, and the function tools).
-Then *user*, *assistant* and *tool* messages follow. These are plain records; render.py and tools.py
-write them as text.
+tools) and a *developer* message (the function tools, and what other APIs call the system prompt).
+Then *user*, *assistant* and *tool* messages follow. render.py and tools.py write them as text.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ CHANNEL_WORDS = {
     **dict.fromkeys(("thought", "thoughts", "thinking", "think", "reasoning"), "analysis"),
     **dict.fromkeys(("answer", "response"), "final"),
 }
-"""Other names that models give a channel, and the channel that they mean."""
+"""Other names that models write for a channel, and the channel that they mean."""
 
-# Recipients that are not tools: a message to one of these is talk.
+# Recipients that are not tools: a message to one of these is not a tool call.
 _NOT_TOOLS = ("all", "assistant", "user")
 
 MODEL_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
@@ -37,9 +36,9 @@ KNOWLEDGE_CUTOFF = "2024-06"
 
 
 def meant_channel(channel: str | None) -> str:
-    """Which of CHANNELS the name of a channel means; "final" if there is none.
+    """The channel of CHANNELS that a name means; "final" for None.
 
-    A misspelt name, one that holds the name of a channel, and one of CHANNEL_WORDS mean that
+    A misspelt name, a name that contains a channel's name, and the names in CHANNEL_WORDS mean that
     channel. Any other name means "commentary", which is neither the answer nor hidden from users.
 
     >>> [meant_channel(name) for name in (None, "Final", "comentary", "thought", "??")]
@@ -59,7 +58,7 @@ def _check_text(what: str, field_name: str, value: Any) -> None:
 
 
 def _namespaces(spaces: Sequence[ToolNamespace]) -> tuple[ToolNamespace, ...]:
-    """As a tuple. HarmonyError when two have one name: calls could not tell them apart."""
+    """The namespaces as a tuple; HarmonyError if two have the same name."""
     names = [space.name for space in spaces]
     for name in names:
         if names.count(name) > 1:
@@ -76,12 +75,12 @@ class SystemContent:
         reasoning_effort: "low", "medium", "high", or None to leave the line out.
         conversation_start_date: an ISO date; None, the default, leaves the line out.
         knowledge_cutoff: a year and month; None leaves the line out.
-        channels: what the model may write to; empty leaves the section out.
+        channels: the channels that the model may use; empty leaves the section out.
         channel_required: whether the section says that every message must name its channel.
         tools: built-in tools: `browser()`, `python()`.
 
     Raises:
-        HarmonyError: an unknown effort, or two namespaces of one name.
+        HarmonyError: an unknown effort, or two namespaces with the same name.
     """
 
     model_identity: str | None = MODEL_IDENTITY
@@ -114,7 +113,7 @@ class DeveloperContent:
     Functions of the caller belong in the namespace `functions`; `with_functions` puts them there.
 
     Attributes:
-        instructions: what the model is told; None leaves the section out.
+        instructions: the text of the section; None leaves the section out.
         tools: namespaces; `()` renders no section, a namespace without functions an empty one.
     """
 
@@ -129,7 +128,7 @@ class DeveloperContent:
     def with_functions(
         cls, instructions: str | None = None, functions: Sequence[Tool] = ()
     ) -> DeveloperContent:
-        """Instructions and function tools; no tools section when there are no functions."""
+        """Instructions and function tools; no tools section if there are no functions."""
         spaces = (ToolNamespace("functions", None, functions),) if functions else ()
         return cls(instructions, spaces)
 
@@ -185,7 +184,7 @@ class Message:
 
     @property
     def parts(self) -> tuple[Content, ...]:
-        """The content as a tuple, also where it is a single text."""
+        """The content as a tuple, even if it is a single text."""
         return self.content  # type: ignore[return-value]
 
     @property
@@ -195,12 +194,12 @@ class Message:
 
     @classmethod
     def system(cls, content: SystemContent | str | None = None) -> Message:
-        """The system message; without content, openai-harmony's default."""
+        """A system message; without content, the default of openai-harmony."""
         return cls("system", SystemContent() if content is None else content)
 
     @classmethod
     def developer(cls, content: DeveloperContent | str) -> Message:
-        """The developer message. A plain text gets no heading."""
+        """A developer message. A plain text gets no heading."""
         return cls("developer", content)
 
     @classmethod
@@ -210,14 +209,14 @@ class Message:
 
     @classmethod
     def assistant(cls, text: str, channel: str | None = "final") -> Message:
-        """The assistant's answer or, with channel="analysis", its thoughts."""
+        """A message of the assistant: an answer or, with channel="analysis", its reasoning."""
         return cls("assistant", text, channel=channel)
 
     @classmethod
     def call(
         cls, recipient: str, arguments: str, content_type: str = "<|constrain|>json"
     ) -> Message:
-        """The assistant's call of a tool, as the models write it: in the commentary channel."""
+        """A tool call of the assistant, in the commentary channel, as the models write it."""
         return cls(
             "assistant",
             arguments,
@@ -228,7 +227,7 @@ class Message:
 
     @classmethod
     def tool(cls, name: str, text: str, channel: str | None = "commentary") -> Message:
-        """A tool's answer, addressed to the assistant in the channel of the call it answers."""
+        """A tool's result, addressed to the assistant; `channel` is that of the call."""
         return cls("tool", text, name=name, recipient="assistant", channel=channel)
 
     def with_content(self, content: Content | Sequence[Content]) -> Message:
@@ -236,7 +235,7 @@ class Message:
         return replace(self, content=content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: header fields that are set, and the text."""
+        """Plain data for JSON: the header fields that are set, and the text."""
         header = ("role", "name", "recipient", "channel", "content_type")
         out = {key: getattr(self, key) for key in header if getattr(self, key) is not None}
         return out | {"content": self.text}
@@ -250,7 +249,7 @@ class Message:
         `functions` (a list of tools).
 
         Raises:
-            HarmonyError: no object, an unknown field, or an invalid message.
+            HarmonyError: not an object, an unknown field, or an invalid message.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("role"), str):
             raise HarmonyError(
@@ -270,14 +269,14 @@ class Message:
 
 
 def is_call(message: Message) -> bool:
-    """Whether a message is the assistant's to a tool."""
+    """Whether a message is a tool call of the assistant."""
     return message.role == "assistant" and message.recipient not in (None, *_NOT_TOOLS)
 
 
 def place_of(message: Message) -> str:
-    """Which of CHANNELS holds a message of the assistant, see meant_channel.
+    """The channel of CHANNELS to which a message of the assistant belongs, see meant_channel.
 
-    A message without a channel whose content type is the name of one lacks only its `<|channel|>`.
+    If a message has no channel and its content type is a channel's name, that name is its channel.
     """
     named = message.content_type if message.content_type in CHANNELS else None
     return meant_channel(named if message.channel is None else message.channel)

@@ -1,17 +1,17 @@
-"""The shipped o200k_base ranks: how the file is made, and how it is read.
+"""Pack and unpack the o200k_base ranks that the package ships.
 
 The released file, o200k_base.tiktoken, has one line per token: its bytes in base64, and its rank.
-The ranks count up from 0, so the order says them, and base64 hides repetition from a compressor.
+The ranks count up from 0, so the order of the lines is enough, and base64 compresses badly.
 The packed form is the bytes of the tokens in rank order, xz-compressed: first the 256 tokens of one
 byte, with nothing between them; then all others, separated by the byte 0xff, which no text in UTF-8
-contains and which occurs in no other token. That takes 3,613,922 bytes to about 742,000.
+contains and which occurs in no other token. It has about 742,000 bytes instead of 3,613,922.
 
 To make the packed file again from the released one:
 
     python -m gptoss_ref.chat.pack_ranks o200k_base.tiktoken
 
-To get the released file back, for tools that want it (openai-harmony reads it from the folder that
-TIKTOKEN_ENCODINGS_BASE names):
+To get the released file back, for other tools (openai-harmony reads it from the folder in
+TIKTOKEN_ENCODINGS_BASE):
 
     python -m gptoss_ref.chat.pack_ranks --unpack o200k_base.tiktoken
 """
@@ -32,7 +32,7 @@ PACKED_SHA256 = "9b7be435804867e58c8ca548e90ecb2d5cfecbcec584618c814b024f85c79eb
 O200K_TOKENS = 199_998
 
 _SEPARATOR = b"\xff"
-_BYTES = 256  # tokens of a single byte; they come first
+_BYTES = 256  # number of one-byte tokens, which come first
 _FILTERS = [
     {
         "id": lzma.FILTER_LZMA2,
@@ -49,7 +49,7 @@ _FILTERS = [
 def parse_released(text: bytes) -> list[bytes]:
     """Token bytes in rank order, from the text of a .tiktoken file.
 
-    Raises TokenError, naming the line, unless every line is base64, a space and the next rank.
+    Raises TokenError, with the line number, unless every line is base64, a space and the next rank.
     """
     tokens = []
     for rank, line in enumerate(text.splitlines()):
@@ -69,12 +69,12 @@ def released_text(tokens: list[bytes]) -> bytes:
 
 
 def pack(tokens: list[bytes]) -> bytes:
-    """The packed form. Raises TokenError where its assumptions about the tokens do not hold."""
+    """The packed form; TokenError if the tokens do not have the properties that it relies on."""
     singles, rest = tokens[:_BYTES], tokens[_BYTES:]
     if any(len(token) != 1 for token in singles) or any(
         not token or _SEPARATOR in token for token in rest
     ):
-        raise TokenError("rank file: expected 256 one-byte tokens first, and 0xff in none after")
+        raise TokenError("rank file: expected 256 one-byte tokens first, then tokens without 0xff")
     plain = b"".join(singles) + _SEPARATOR.join(rest)
     return lzma.compress(plain, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=_FILTERS)
 
@@ -89,7 +89,7 @@ def unpack(packed: bytes) -> list[bytes]:
 def shipped_tokens(path: Path = RANKS_FILE) -> list[bytes]:
     """The 199,998 tokens of o200k_base in rank order, from the file in the package.
 
-    Raises TokenError when the file is missing or its SHA-256 is not the recorded one.
+    Raises TokenError if the file is missing or its SHA-256 is not the recorded one.
     """
     try:
         packed = path.read_bytes()

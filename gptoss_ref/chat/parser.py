@@ -1,27 +1,27 @@
-"""Tokens to messages, one token at a time.
+"""Streaming Harmony parser: tokens to messages, one token at a time.
 
     parser = HarmonyParser(tokenizer)
     for token in tokens:
         for event in parser.feed(token):
             ...                            # MessageStart, TextDelta, MessageEnd, Repair
-    parser.finish()                        # what is still open when the tokens end
+    parser.finish()                        # end a message that is still open
 
-Text comes out as soon as its characters are whole: a character split over tokens waits for its last
-byte, and bytes that can never become one are U+FFFD (openai/harmony pull 83).
+Text is emitted as soon as its characters are complete: a character split over tokens waits for its
+last byte, and bytes that are not valid UTF-8 become U+FFFD (openai/harmony pull 83).
 
-What models write does not always follow the format (openai/harmony issues 38 and 60, pull 82). With
-`strict=True` the first departure raises HarmonyError with its position and what was expected.
-Otherwise the parser goes on with the likeliest reading, and a Repair says what was wrong:
+Models do not always follow the format (openai/harmony issues 38 and 60, pull 82). With
+`strict=True` the first violation raises HarmonyError with its position and what was expected.
+Otherwise the parser continues with the likeliest reading, and a Repair reports the violation:
 
-- a header that header.py cannot read plainly;
+- a header that breaks the format: header.py chooses a reading;
 - no `<|message|>` before the message ends: unfinished.py finds where the text begins;
 - no `<|start|>` before a header: it begins at the `<|channel|>`;
-- text between two messages: it is left out, or a message of its own if it has an end;
+- text between two messages: it is left out, or is a message if it has an end token;
 - no end before `<|start|>`, `<|channel|>` or `<|endoftext|>`: the message ends there;
 - other special tokens in a text: they stay in it, spelt out.
 
-Nothing is lost: a token that is no control token is in a field of a header, in a message's text, or
-in the `text` of a Repair.
+No text is lost: every token except control tokens is in a field of a header, in a message's text,
+or in the `text` of a Repair.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class MessageEnd:
-    """A message is complete. `stop`: "end", "return" or "call", the token that ended it, or None.
+    """A message is complete. `stop` is the token that ended it: "end", "return" or "call".
 
-    None: the next message began, or the tokens ran out.
+    `stop` is None if the next message began without an end token, or the tokens ended.
     """
 
     message: Message
@@ -66,9 +66,9 @@ class MessageEnd:
 
 @dataclass(frozen=True)
 class Repair:
-    """The token at `position` (from 0) did not follow the format; what was done about it.
+    """A violation of the format at the token `position` (from 0), and how the parser handled it.
 
-    `text` is what the model wrote and no message holds.
+    `text` is the text of the model that no message holds.
     """
 
     position: int
@@ -83,7 +83,7 @@ class Repair:
 
 
 Event = MessageStart | TextDelta | MessageEnd | Repair
-"""What a parser reports as it reads."""
+"""The events of a parser."""
 
 
 class _State(Enum):
@@ -97,15 +97,15 @@ class HarmonyParser:
 
     Args:
         tokenizer: the one that the ids belong to.
-        role: the role of the first message, if the tokens begin behind it: a completion follows
-            `<|start|>assistant`. None: the tokens begin with `<|start|>`.
+        role: the role of the first message, if the tokens begin after it, as a completion begins
+            after `<|start|>assistant`. None: the tokens begin with `<|start|>`.
         strict: raise HarmonyError at the first token that does not follow the format.
 
     Raises:
         HarmonyError: an unknown role.
 
-    `messages` holds the complete messages, `repairs` the repairs, `header` and `text` those of the
-    message being read (header None: none is), `position` the number of tokens read.
+    `messages` holds the complete messages, `repairs` the repairs, `position` the number of tokens
+    read. `header` and `text` belong to the open message; `header` is None if no message is open.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class HarmonyParser:
         self._ends = {*self._stops, self._end_of_text}
         self._events: list[Event] = []
         self._skipped: list[int] = []  # between messages
-        self._skipped_text = False  # whether they have any
+        self._skipped_text = False  # whether the skipped tokens include text
         self._text: list[str] = []
         self._role = role
         self._sections: list[list[int]] = [[]]
@@ -138,13 +138,13 @@ class HarmonyParser:
 
     @property
     def text(self) -> str:
-        """The text so far of the message being read."""
+        """The text so far of the open message."""
         return "".join(self._text)
 
     def feed(self, token: int) -> list[Event]:
-        """Read one token; the events it causes, in order.
+        """Read one token; returns its events in order.
 
-        Raises TokenError for an id that no token has and, if strict, HarmonyError.
+        Raises TokenError for an unknown id and, if strict, HarmonyError.
         """
         self._tokenizer.token_bytes(token)
         handle = {
@@ -157,10 +157,10 @@ class HarmonyParser:
         return self._take_events()
 
     def finish(self) -> list[Event]:
-        """There are no more tokens: end the message that is open. Call once.
+        """End the open message, because there are no more tokens. Call it once.
 
-        An open text is a message as it stands. Text in an open header is one too, and the rest of
-        the header is left out. HarmonyError for an open header if strict.
+        An unfinished text becomes a message, and so does text in an unfinished header, whose rest
+        is left out. If strict, HarmonyError for an unfinished header.
         """
         if self._state is _State.CONTENT:
             self._end(None)
@@ -182,7 +182,7 @@ class HarmonyParser:
                 self._report_skipped()
             self._open_header(None)
         elif token in (self._channel, self._message):
-            self._report(f"{self._name(token)}, expected <|start|>", "a header is taken to be open")
+            self._report(f"{self._name(token)}, expected <|start|>", "read as part of a header")
             if self._skipped_text and not names_a_role(self._tokenizer.decode(self._skipped)):
                 self._report_skipped()
             self._open_header(None)
@@ -198,7 +198,7 @@ class HarmonyParser:
                 self._skipped_text |= bool(self._tokenizer.token_bytes(token).strip())
 
     def _in_header(self, token: int) -> None:
-        """Up to `<|message|>`: collect the tokens, cut at `<|channel|>`."""
+        """Before `<|message|>`: collect the tokens, split at `<|channel|>`."""
         if token == self._message:
             sections = [self._decode(section) for section in self._sections]
             self._open_content(parse_header(sections, self._role, self._report))
@@ -222,7 +222,7 @@ class HarmonyParser:
             self._sections[-1].append(token)
 
     def _in_content(self, token: int) -> None:
-        """Up to the end of the message: text, whole characters at a time."""
+        """Before the end of the message: emit text in whole characters."""
         if token in self._stops:
             self._end(self._stops[token])
         elif token == self._end_of_text:
@@ -258,7 +258,7 @@ class HarmonyParser:
             self._events.append(TextDelta(self.header, text))
 
     def _end(self, stop: str | None) -> None:
-        """The open text is complete; half a character at its end is U+FFFD."""
+        """End the open text; an incomplete character at its end becomes U+FFFD."""
         assert self.header is not None
         self._add_text(self._utf8.decode(b"", final=True))
         message = self.header.message(self.text)
@@ -268,7 +268,7 @@ class HarmonyParser:
         self._text.clear()
 
     def _end_unfinished(self, what: str, stop: str | None, *, cut: bool = False) -> None:
-        """The message ends before its `<|message|>`. Without text or call there is no message."""
+        """End a header without `<|message|>`; it becomes a message if it holds text or a call."""
         sections = [self._decode(section) for section in self._sections]
         departures: list[tuple[str, str, str]] = []
         header, text = parse_unfinished(
@@ -277,7 +277,7 @@ class HarmonyParser:
         problem = f"{what} in a header, expected <|message|>"
         self._state = _State.EXPECT_START
         if text or (header.recipient and not cut):
-            self._report(problem, "what follows the header's fields is the text")
+            self._report(problem, "the text begins after the header's fields")
             for departure in departures:
                 self._report(*departure)
             self._open_content(header)
@@ -287,7 +287,7 @@ class HarmonyParser:
             self._report(problem, "left out, it has no text", " ".join(filter(None, sections)))
 
     def _take_skipped(self, what: str, stop: str | None, *, cut: bool = False) -> None:
-        """Text between messages that has an end is a message without a header."""
+        """Make a message without a header from text between messages that has an end token."""
         self._open_header(None)
         self._sections = [self._forget_skipped()]
         self._end_unfinished(what, stop, cut=cut)
@@ -306,7 +306,7 @@ class HarmonyParser:
         self._report(problem, "skipped", self._decode(self._forget_skipped()))
 
     def _forget_skipped(self) -> list[int]:
-        """The skipped tokens, without those that end a message; there are none any more."""
+        """Clear the skipped tokens; returns those that do not end a message."""
         skipped = [token for token in self._skipped if token not in self._ends]
         self._skipped, self._skipped_text = [], False
         return skipped
@@ -334,7 +334,7 @@ def parse(
     role: str | None = "assistant",
     strict: bool = False,
 ) -> list[Message]:
-    """The messages in a run of tokens; arguments and errors as for HarmonyParser.
+    """The messages in a sequence of tokens; arguments and errors as for HarmonyParser.
 
     For a rendered conversation, which begins with `<|start|>`, give role=None.
     """

@@ -1,12 +1,12 @@
-"""Messages to tokens.
+"""Harmony renderer: messages to tokens.
 
     <|start|>{role}[:{name}][ to={recipient}][<|channel|>{channel}][ {content type}]
     <|message|>{content}<|end|>
 
-(in one line). The header's parts are encoded one by one and special tokens are put between them by
-id, so no text in a message can end it. A tool's header begins with its name and not with a role.
-`<|call|>` ends an assistant's message to a tool, `<|end|>` any other. Sampling ends an answer with
-`<|return|>`; in history it is an `<|end|>` like all others, and only a training example keeps it.
+(in one line). The parts of the header are encoded one by one, and special tokens are inserted by
+id, so no text in a message can end it. A tool's header begins with its name instead of a role.
+`<|call|>` ends an assistant's message to a tool, `<|end|>` any other. A sampled answer ends with
+`<|return|>`; in history this becomes `<|end|>`, and only a training example keeps it.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from gptoss_ref.errors import HarmonyError
 CONSTRAIN = "<|constrain|>"
 
 HistoryRule = Literal["openai-harmony", "answered", "keep"]
-"""Which analysis of earlier turns a model sees again; see :func:`drop_analysis`."""
+"""Rule for the analysis messages of earlier turns; see :func:`drop_analysis`."""
 
 
 def drop_analysis(
     messages: Sequence[Message], rule: HistoryRule = "openai-harmony"
 ) -> list[Message]:
-    """The messages that history keeps. What may go is the assistant's `analysis`.
+    """The messages of a history without the assistant's `analysis` that the rule drops.
 
     "answered"
-        what a final message followed is dropped: the thoughts behind answers given. Thoughts after
-        the last answer stay, so a model that waits for a tool's result still knows why it called.
-        A tool's result is kept if the call that it answers is, in whichever channels they are.
-        This is how openai/harmony's docs/format.md tells it, and what `respond` uses.
+        drops analysis before a final message: the reasoning behind earlier answers. Analysis after
+        the last answer stays, so a model that waits for a tool's result still knows why it called.
+        A tool's result is kept if its call is, in whichever channels they are.
+        This is the rule in openai/harmony's docs/format.md, and the one that `respond` uses.
     "openai-harmony"
-        what that package does (0.0.8): only if the assistant's latest message is a final one, and
-        then only what stands before the *first* final message. The two differ from the second
-        answer on.
+        the rule of that package (0.0.8): if the assistant's latest message is a final one, it drops
+        the analysis before the *first* final message. The two rules differ from the second answer
+        on.
     "keep"
-        nothing is dropped.
+        drops nothing.
 
     Raises:
         HarmonyError: an unknown rule.
@@ -71,7 +71,7 @@ def _drop_answered(messages: Sequence[Message]) -> list[Message]:
     answers = [i for i, m in enumerate(messages) if m.role == "assistant" and meant[i] == "final"]
     before = answers[-1] if answers else 0
     kept = [i >= before or channel != "analysis" for i, channel in enumerate(meant)]
-    waiting: dict[str, deque[int]] = defaultdict(deque)  # the calls of a tool without a result
+    waiting: dict[str, deque[int]] = defaultdict(deque)  # calls without a result, by tool
     for i, message in enumerate(messages):
         if is_call(message):
             waiting[str(message.recipient)].append(i)
@@ -87,9 +87,9 @@ def render_conversation(
     *,
     history: HistoryRule = "openai-harmony",
 ) -> list[int]:
-    """Tokens of a conversation, ending with the opening of `next_role`'s message (None: without).
+    """Tokens of a conversation, followed by `<|start|>` and `next_role` (None: by nothing).
 
-    The prompt for an answer is the default: `…<|end|><|start|>assistant`.
+    The default is the prompt for an answer: `…<|end|><|start|>assistant`.
     """
     everything = list(messages)
     has_functions = has_function_tools(everything)
@@ -107,10 +107,10 @@ def render_conversation_for_training(
     *,
     history: HistoryRule = "openai-harmony",
 ) -> list[int]:
-    """Tokens of a whole conversation as a model should have written it.
+    """Tokens of a whole conversation as a training example.
 
-    Like `render_conversation` with no next role, but a last message of the assistant in the final
-    channel ends with `<|return|>`.
+    Like `render_conversation` with no next role, but if the last message is an answer in the final
+    channel, it ends with `<|return|>`.
     """
     everything = list(messages)
     tokens = render_conversation(everything, tokenizer, None, history=history)
@@ -122,7 +122,7 @@ def render_conversation_for_training(
 def render_message(
     message: Message, tokenizer: Tokenizer, *, has_function_tools: bool = False
 ) -> list[int]:
-    """Tokens of one message. The system message says more when the conversation has functions."""
+    """Tokens of one message; the system message has one more line if there are functions."""
     special, encode = tokenizer.special_id, tokenizer.encode
     tokens = [special("start")]
     if message.role == "tool":
@@ -146,7 +146,7 @@ def render_message(
 
 
 def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
-    """` json`; or ` `, the special token, `json`. To spell the token as text is a known mistake."""
+    """Tokens of a content type, with `<|constrain|>` as a special token and not as text."""
     if not content_type.startswith(CONSTRAIN):
         return tokenizer.encode(f" {content_type}")
     rest = content_type.removeprefix(CONSTRAIN)
@@ -154,7 +154,7 @@ def _content_type(content_type: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def has_function_tools(messages: Iterable[Message]) -> bool:
-    """Whether a developer message offers functions; the system message then says where calls go."""
+    """Whether a developer message has functions; if so, the system message names their channel."""
     return any(
         space.name == "functions" and space.tools
         for message in messages

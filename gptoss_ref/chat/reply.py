@@ -1,4 +1,4 @@
-"""What a model answered: the texts of its channels, its tool calls, and how it went."""
+"""A model's answer: the texts of its channels, its tool calls, tokens and timings."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from gptoss_ref.chat.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The assistant's message to a tool.
+    """A tool call of the assistant.
 
     Attributes:
         recipient: the tool, with its namespace: "functions.add".
-        text: the arguments as written.
+        text: the arguments as the model wrote them.
         arguments: the same, parsed as JSON (RFC 8259); None if the text is not JSON.
-        error: what is wrong with the arguments, or None if they are a JSON object. These are errors
-            too: a key given twice, a number beyond the range of float64, half a surrogate pair.
-        channel: the channel of the call, in which the answer belongs too.
+        error: what is wrong with the arguments; None if they are a JSON object. Also an error: a
+            duplicate key, a number beyond the range of float64, an unpaired surrogate.
+        channel: the channel of the call, and of the tool's result.
     """
 
     recipient: str
@@ -42,7 +42,7 @@ class ToolCall:
 
     @property
     def name(self) -> str:
-        """The tool without its namespace: "add". A tool's own name may have dots."""
+        """The tool without its namespace: "add". A tool's name may contain dots."""
         return self.recipient.partition(".")[2] or self.recipient
 
     def answer(self, result: Any) -> Message:
@@ -52,14 +52,14 @@ class ToolCall:
 
     @classmethod
     def from_message(cls, message: Message) -> ToolCall:
-        """The call in a message. Never fails: what is wrong with the arguments is in `error`."""
+        """The call in a message. It never raises: `error` says what is wrong with the arguments."""
         assert message.recipient is not None
         arguments, error = read_arguments(message.text)
         return cls(message.recipient, message.text, arguments, error, message.channel)
 
 
 def read_arguments(text: str) -> tuple[Any, str | None]:
-    """A call's arguments, and what is wrong with them; see ToolCall."""
+    """The arguments of a call, and the error in them or None; see ToolCall."""
     twice: list[str] = []
 
     def note_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,26 +96,26 @@ class Reply:
     """One answer, from the prompt to the token that ended it.
 
     Attributes:
-        analysis: what the model thought.
-        commentary: what it said beside the answer, such as before a tool call.
-        final: the answer; empty if it called a tool or was cut short.
+        analysis: the model's reasoning.
+        commentary: text beside the answer, for instance before a tool call.
+        final: the answer; empty if the model called a tool or was cut short.
         tool_calls: calls that wait for a result, see :meth:`gptoss_ref.chat.ToolCall.answer`.
-        messages: all of it, as messages to put into the history. Of other roles there are none, if
-            the answer was stopped before them.
-        tokens: the generated ids, the stop token included.
-        logprobs: natural logarithm of each token's probability, before temperature and the like.
-        prompt_tokens: length of the prompt.
-        cached_tokens: how much of the prompt was in the cache.
-        first_seconds: until the first token.
-        seconds: until the last.
+        messages: all messages of the answer, for the history. If the answer stops at another role,
+            that role's message is not among them.
+        tokens: the generated ids, including the stop token.
+        logprobs: natural logarithm of each token's probability, before temperature and top-p.
+        prompt_tokens: number of tokens in the prompt.
+        cached_tokens: number of prompt tokens that were in the cache.
+        first_seconds: time to the first token.
+        seconds: time to the last token.
         stop_reason: "return" (answered), "call" (a tool), "length" (max_new_tokens or the context
-            is used up), "endoftext", "other_role" (the model went on to play another role).
-        repairs: where the tokens did not follow the format, with the text that is in none of the
-            texts and calls above.
+            is used up), "endoftext", "other_role" (the model began a message of another role).
+        repairs: violations of the format, with the text that is in none of the texts and calls
+            above.
 
-    Every generated token that is neither a control token nor part of a header is in one of
-    `analysis`, `commentary`, `final`, `tool_calls` and `repairs`, once. Messages whose channel has
-    another name are in the one that it means (messages.meant_channel), and a Repair says so.
+    Every generated token that is neither a control token nor part of a header is in exactly one of
+    `analysis`, `commentary`, `final`, `tool_calls` and `repairs`. A message in an unknown channel
+    is in the channel that the name means (messages.meant_channel), and a Repair reports it.
     """
 
     analysis: str
@@ -134,7 +134,7 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens per second, with the time the prompt took."""
+        """Generated tokens per second, including the time for the prompt."""
         return len(self.tokens) / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,14 +166,15 @@ class Reply:
 
 
 class Collector:
-    """Reads an answer, token by token, and puts what it reads into the places of a Reply.
+    """Reads an answer token by token, and collects the fields of a Reply.
 
     Args:
         tokenizer: the one that the ids belong to.
-        stop_at_other_roles: whether the answer ends where the model plays another role. The words
-            of that role are in no event then, except a Repair.
+        stop_at_other_roles: end the answer if the model begins a message of another role. Its text
+            is then in no event except a Repair.
 
-    `stopped` tells that it ended there. `repairs` are those of the parser and of this class.
+    `stopped` is True if the answer ended there. `repairs` are those of the parser and of this
+    class.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, stop_at_other_roles: bool = True) -> None:
@@ -184,15 +185,15 @@ class Collector:
         self._ends: list[MessageEnd] = []
 
     def feed(self, token: int) -> list[Event]:
-        """Read one token; the events it causes, in order."""
+        """Read one token; returns its events in order."""
         return self._collect(self._parser.feed(token), cut=False)
 
     def finish(self) -> list[Event]:
-        """There are no more tokens."""
+        """End the answer; returns the last events."""
         return self._collect(self._parser.finish(), cut=True)
 
     def fields(self) -> dict[str, Any]:
-        """The first five attributes of a Reply, and `repairs`."""
+        """The first five attributes of a Reply, and its `repairs`."""
         said = tuple(end.message for end in self._ends)
         return {
             "analysis": channel_text(said, "analysis"),
@@ -224,7 +225,7 @@ class Collector:
         return collected
 
     def _repairs(self, end: MessageEnd, position: int) -> list[Event]:
-        """What is to be said about a message: not the assistant's, cut short, an odd channel."""
+        """Reports for a message of another role, one cut short, or one in an unknown channel."""
         message = end.message
         repairs: list[Repair] = []
 
@@ -247,9 +248,9 @@ class Collector:
 
 
 def channel_text(messages: Sequence[Message], channel: str) -> str:
-    """What the assistant says in a channel, messages apart by an empty line.
+    """The assistant's text in a channel, with an empty line between messages.
 
-    A message without a channel is in `final`; messages.place_of says where others are.
+    A message without a channel belongs to `final`; see messages.place_of for other names.
     """
     return "\n\n".join(
         message.text
@@ -260,7 +261,7 @@ def channel_text(messages: Sequence[Message], channel: str) -> str:
 
 
 def tool_calls(ends: Sequence[MessageEnd]) -> tuple[ToolCall, ...]:
-    """The calls among the messages. One that was cut short is none."""
+    """The tool calls among the messages, without a call that was cut short."""
     return tuple(
         ToolCall.from_message(end.message)
         for end in ends

@@ -1,11 +1,11 @@
-"""How text is split before the byte pairs are merged, and where a very long text is cut.
+"""The split patterns of BPE tokenizers, and long runs of spaces that they cannot handle.
 
 A tokenizer splits text with a regular expression and merges byte pairs within each piece. tiktoken
-runs that expression with a backtracking engine, whose stack overflows (a Rust panic, no Python
-exception) on a run of a million spaces. `long_spaces` finds such runs for the
-patterns below, for which it is known where the pieces of a run begin and end, so that the
-tokenizer can encode the run without the expression. All other texts cost time linear in their
-length (merging: n log n for one piece of n bytes, since tiktoken 0.13).
+runs that expression with a backtracking engine, whose stack overflows (a Rust panic, not a Python
+exception) on a run of a million spaces. `long_spaces` finds such runs for the patterns below, for
+which the pieces of a run are known, so that the tokenizer can encode the run without the
+expression. All other texts cost time linear in their length (merging: n log n for one piece of n
+bytes, since tiktoken 0.13).
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _LONG_SPACE = re.compile(rf"(?<!{_SPACE}){_SPACE}{{{LONG},}}+(?![\r\n])")
 
 
 def long_spaces(text: str) -> Iterator[tuple[int, int]]:
-    r"""Begin and end of the pieces of at least `LONG` - 1 spaces, for the patterns above.
+    r"""Begin and end of the pieces of at least `LONG` - 1 spaces, under the patterns above.
 
-    A run of spaces begins a piece: no alternative continues over a space (`_SPACES` continues from
-    a newline only to a further newline, and none follows). Before another character the piece
-    ends one space early, by `\s+(?!\S)`; at the end of the text it takes all.
+    A run of spaces begins a piece, because no alternative of a pattern continues over a space
+    (`_SPACES` continues from a newline only to another newline, and none follows). Before another
+    character the piece ends one space early, by `\s+(?!\S)`; at the end of the text it does not.
 
     >>> [(begin, end) for begin, end in long_spaces("a\n" + " " * 5000 + "b")]
     [(2, 5001)]

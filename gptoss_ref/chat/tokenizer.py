@@ -1,15 +1,14 @@
-"""Text to token ids and back.
+"""Tokenizer: text to token ids and back.
 
 `o200k_harmony` is the tokenizer of the released models: the 199,998 ranks of o200k_base, and 1,090
-special tokens up to id 201087, named as openai-harmony 0.0.8 names them. Three things are easy to
-get wrong:
+special tokens up to id 201087, with the names of openai-harmony 0.0.8. Common mistakes:
 
 - Id 200018 has two public names: `<|endofprompt|>` (tiktoken, Hugging Face) and
   `<|reserved_200018|>` (openai-harmony). Both are mapped to it; it decodes to the second here,
   and to either in tiktoken itself.
 - openai-harmony also names 201088, one past the last row of the embedding: out of range here.
-- The *text* `<|end|>` is not the *token* `<|end|>`. `encode` makes ordinary tokens of everything it
-  is given; special tokens are only ever put in place by the renderer, by id.
+- The *text* `<|end|>` is not the *token* `<|end|>`. `encode` returns ordinary tokens only; the
+  renderer inserts special tokens by id.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ HARMONY_TOKENS = ("start", "end", "message", "channel", "constrain", "return", "
 
 
 def harmony_specials(first: int = O200K_TOKENS, last: int = LAST_SPECIAL) -> dict[str, int]:
-    """Name -> id of the special tokens with the original ids 199998 to `last`, moved to `first`.
+    """Name -> id of the special tokens 199998 to `last`, renumbered from `first`.
 
-    A smaller vocabulary of N ranks keeps their order: id = N + (original id − 199998). The reserved
-    ones keep the number of the original id in their name.
+    A smaller vocabulary of N ranks keeps their order: id = N + (original id − 199998). The name of
+    a reserved token keeps the original id.
     """
     moved = {
         f"<|{_NAMED.get(original, f'reserved_{original}')}|>": first + original - O200K_TOKENS
@@ -66,14 +65,14 @@ class Tokenizer:
         tokens: the bytes of the ordinary tokens, in rank order: rank and id are the same number.
         special: name -> id of the special tokens, ids from len(tokens) on; two names may share an
             id.
-        pattern: the regular expression that splits the text, in tiktoken's dialect. One that is
-            not in split.SAFE_PATTERNS may take any time.
-        name: what errors call it.
+        pattern: the regular expression that splits the text, in tiktoken's dialect. A pattern
+            outside split.SAFE_PATTERNS may be very slow.
+        name: its name in error messages.
 
     Raises:
         TokenError: a special token lies among the ranks, or the pattern does not compile.
 
-    `vocab_size` is one more than the largest id. An id below it may still have no token.
+    `vocab_size` is the largest id plus one. An id below it may have no token.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Tokenizer:
         self.vocab_size = max([len(tokens) - 1, *special.values()]) + 1
         tail: list[bytes | None] = [None] * (self.vocab_size - len(tokens))
         for text, number in special.items():
-            # the alias comes last in harmony_specials: the first name is the one that decodes
+            # the first name of an id is the one that decodes; aliases come last in harmony_specials
             if tail[number - len(tokens)] is None:
                 tail[number - len(tokens)] = text.encode()
         self._bytes: list[bytes | None] = [*tokens, *tail]
@@ -120,12 +119,12 @@ class Tokenizer:
         return f"<Tokenizer {self.name}: {len(self.tokens)} ranks, vocabulary {self.vocab_size}>"
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary token ids of the text. Text that spells a special token stays text.
+        """Ordinary token ids of the text, also for text that spells a special token.
 
-        Half a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD. With a pattern of
-        split.SAFE_PATTERNS the time is linear in the length of the text, whatever it is made of.
+        An unpaired surrogate, which UTF-8 cannot represent, becomes U+FFFD. With a pattern of
+        split.SAFE_PATTERNS the time is linear in the length of any text.
 
-        Raises TokenError if `text` is no str, or if tiktoken fails on it (another pattern).
+        Raises TokenError if `text` is not a str, or if tiktoken fails on it (other patterns only).
         """
         if not isinstance(text, str):
             raise TokenError(f"{self.name}: cannot encode {type(text).__name__}, expected a str")
@@ -141,7 +140,7 @@ class Tokenizer:
         try:
             return self.encoding.encode_ordinary(text)
         except BaseException as error:
-            # what pyo3 makes of a panic in Rust is no Exception, and has no public class
+            # pyo3 turns a Rust panic into a BaseException without a public class
             if type(error).__name__ != "PanicException":
                 raise
             raise TokenError(
@@ -150,7 +149,7 @@ class Tokenizer:
             ) from None
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, a special one's name. TokenError for an id that no token has."""
+        """The bytes of one token (of a special token: its name). TokenError for an unknown id."""
         number = int(token)
         found = self._bytes[number] if 0 <= number < self.vocab_size else None
         if found is None:
@@ -161,32 +160,32 @@ class Tokenizer:
         return found
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """The bytes of all tokens in a row. TokenError for an id that no token has."""
+        """The concatenated bytes of the tokens. TokenError for an unknown id."""
         return b"".join(map(self.token_bytes, tokens))
 
     def decode(self, tokens: Iterable[int], errors: str = "replace") -> str:
-        """The text of the tokens; `errors` as in bytes.decode. TokenError for an id no token has.
+        """The text of the tokens; `errors` as in bytes.decode. TokenError for an unknown id.
 
-        A cut in the middle of a character decodes to U+FFFD: to stream text, use HarmonyParser.
+        An incomplete character becomes U+FFFD: to stream text, use HarmonyParser.
         """
         return self.decode_bytes(tokens).decode("utf-8", errors)
 
     def special_id(self, name: str) -> int:
-        """The id of `<|name|>`. TokenError when this tokenizer has none."""
+        """The id of `<|name|>`. TokenError if this tokenizer has no such token."""
         try:
             return self.special[f"<|{name}|>"]
         except KeyError:
             raise TokenError(f"{self.name}: no special token <|{name}|>") from None
 
     def is_special(self, token: int) -> bool:
-        """Whether the id is beyond the ordinary tokens."""
+        """Whether the id is that of a special token."""
         return int(token) >= len(self.tokens)
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Where sampling stops: `<|return|>` ends an answer, `<|call|>` ends a tool call.
+        """The ids that end sampling: `<|return|>` ends an answer, `<|call|>` ends a tool call.
 
-        `<|end|>` is not one of them: it ends a message, and the next one follows.
+        `<|end|>` is not among them: it ends a message, and the next one follows.
         """
         return self.special_id("return"), self.special_id("call")
 
@@ -195,7 +194,7 @@ class Tokenizer:
 def o200k_harmony() -> Tokenizer:
     """The tokenizer of the released models, from the ranks in the package. Built once.
 
-    Raises TokenError when the file of ranks is damaged.
+    Raises TokenError if the file of ranks is damaged.
     """
     return Tokenizer(shipped_tokens(), harmony_specials(), name="o200k_harmony")
 

@@ -1,4 +1,4 @@
-"""Tools from plain data, in the forms that APIs and JSON files use.
+"""Tools from plain data, in the formats of APIs and JSON files.
 
     {"name", "description", "parameters"}                           Responses API of OpenAI
     {"type": "function", "function": {"name", "description", ...}}  Chat Completions API of OpenAI
@@ -6,9 +6,9 @@
     {"name", "description", "input_schema"}                         Messages API of Anthropic
     {"toolSpec": {"name", "description", "inputSchema": {"json"}}}  Converse API of Amazon Bedrock
 
-A field that stands beside "function" is read as if it stood inside. A field that has no place in a
-prompt, such as "strict", is ignored. HarmonyError for two different values of one field, for a
-misspelt field, and for an unknown field if there are no parameters: it may hold them.
+A field beside "function" is read as if it were inside. A known field that does not appear in
+prompts, such as "strict", is ignored. HarmonyError for two different values of one field, for a
+misspelt field, and for an unknown field if there are no parameters, because it may hold them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _WRAPPERS = ("function", "toolSpec")
 _SCHEMAS = ("parameters", "inputSchema", "input_schema")
 _TOOL_FIELDS = ("name", "description", *_SCHEMAS)
 _LISTS = ("tools", "functions")
-# Fields of the APIs above (and of Hugging Face's templates: "return") that no prompt shows.
+# Fields of the APIs above (and of Hugging Face's templates: "return") that prompts leave out.
 _IGNORED = {
     *("type", "strict", "title", "annotations", "_meta", "icons", "execution", "return", "id"),
     *("outputSchema", "output_schema", "cache_control", "defer_loading", "input_examples"),
     *("allowed_callers", "eager_input_streaming", "version"),
 }
-_short = reprlib.repr  # errors show data cut short: it may be large, nested deeply, or cyclic
+_short = reprlib.repr  # for errors: data may be large, deeply nested, or cyclic
 
 
 def tool_from_dict(data: Mapping[str, Any]) -> Tool:
-    """A Tool from plain data in one of the forms above.
+    """A Tool from plain data in one of the formats above.
 
     Raises:
-        HarmonyError: no object with a name, or fields that cannot be understood; it names the key.
+        HarmonyError: not an object with a name, or an invalid field, which the message names.
     """
     if not isinstance(data, Mapping):
         raise HarmonyError(f"tool {_short(data)}: expected an object with name, parameters")
@@ -65,10 +65,10 @@ def tool_from_dict(data: Mapping[str, Any]) -> Tool:
 
 
 def tools_from_data(data: Any) -> tuple[Tool, ...]:
-    """Tools from what a JSON file holds: a list of them, an object with that list, or one tool.
+    """Tools from the contents of a JSON file: a list, an object with a list, or a single tool.
 
-    The object is that of an API's request or of MCP's `tools/list`: `{"tools": [...]}`, or
-    `functions` for `tools`.
+    The object is `{"tools": [...]}`, as in API requests and MCP's `tools/list`, or the same with
+    the key `functions`.
     """
     if isinstance(data, Mapping) and not {"name", *_WRAPPERS} & set(data):
         lists = [data[key] for key in _LISTS if isinstance(data.get(key), list)]
@@ -77,10 +77,10 @@ def tools_from_data(data: Any) -> tuple[Tool, ...]:
 
 
 def namespace_from_dict(data: Mapping[str, Any]) -> ToolNamespace:
-    """A ToolNamespace from `{"name", "description", "tools": [...]}`; `functions` for `tools`.
+    """A ToolNamespace from `{"name", "description", "tools": [...]}` (or `functions`).
 
     Raises:
-        HarmonyError: no object with a name, an unknown field, or a tool that cannot be understood.
+        HarmonyError: not an object with a name, an unknown field, or an invalid tool.
     """
     if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
         raise HarmonyError(f"tool namespace {_short(data)}: expected an object with name and tools")
@@ -106,7 +106,7 @@ def namespaces_from_data(data: Any) -> tuple[ToolNamespace, ...]:
     the list go to the namespace `functions`.
 
     Raises:
-        HarmonyError: anything else, or a namespace that cannot be understood.
+        HarmonyError: anything else, or an invalid namespace.
     """
     if isinstance(data, Mapping):
         for name, space in data.items():
@@ -131,7 +131,7 @@ def _is_function(item: Any) -> bool:
 
 
 def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a tool, those inside its wrapper and those beside it."""
+    """The fields of a tool, both inside its wrapper and beside it."""
     fields = dict(data)
     for wrapper in _WRAPPERS:
         if not isinstance(fields.get(wrapper), Mapping):
@@ -149,7 +149,7 @@ def _unwrapped(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(name: str, fields: Mapping[str, Any]) -> Any:
-    """The schema of the parameters under whichever key it stands; None without one."""
+    """The schema of the parameters, under any of its keys; None if there is none."""
     given = [key for key in _SCHEMAS if fields.get(key) is not None]
     if not given:
         return None
@@ -166,10 +166,10 @@ def _schema(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def _check_keywords(name: str, key: str, schema: Mapping[str, Any]) -> None:
-    """HarmonyError for what would be rendered as `any` because it is no JSON schema.
+    """HarmonyError for mistakes in a JSON schema that would be rendered as `any`.
 
-    That is an object of parameters without `properties`, a schema one level too deep, a misspelt
-    keyword, and a type in capitals (Gemini's API).
+    They are: parameters without `properties`, a schema one level too deep, a misspelt keyword, and
+    a type in capitals (Gemini's API).
     """
     what = f"tool {name}: {key}"
     kind = schema.get("type")
@@ -179,19 +179,21 @@ def _check_keywords(name: str, key: str, schema: Mapping[str, Any]) -> None:
         return
     for word in schema:
         if word == "json" and len(schema) == 1 and key != "parameters":
-            return  # Bedrock's
+            return  # Bedrock's format
         if word in ("minProperties", "maxProperties", "patternProperties"):
             continue
         near = difflib.get_close_matches(str(word).lower(), ["properties"], 1, cutoff=0.75)
         if word in ("schema", "json") or near:
-            raise HarmonyError(f"{what}: {word!r} is no JSON schema keyword: expected 'properties'")
+            raise HarmonyError(
+                f"{what}: unknown JSON schema keyword {word!r}: expected 'properties'"
+            )
     inner = list(schema.values())
     if inner and all(isinstance(value, Mapping) and "type" in value for value in inner):
         raise HarmonyError(f"{what}: expected {next(iter(schema))!r} inside of 'properties'")
 
 
 def _unknown(what: str, fields: Mapping[str, Any], known: tuple[str, ...]) -> list[Any]:
-    """The fields that have no meaning here. HarmonyError if one is nearly a known field."""
+    """The unknown fields. HarmonyError if one is a misspelt known field."""
     unknown = [key for key in fields if key not in known and key not in _IGNORED]
     for key in unknown:
         plain = {other.lower().replace("_", ""): other for other in known}

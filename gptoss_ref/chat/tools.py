@@ -1,7 +1,7 @@
-"""Tools a model may call, and how a prompt describes them.
+"""Tools that a model may call, and their description in a prompt.
 
-Tools live in namespaces. A namespace with functions is written as TypeScript (see typescript.py for
-the types); one without, such as `python`, is only described.
+Every tool is in a namespace. A namespace with functions is written as TypeScript (see typescript.py
+for the types); one without functions, such as `python`, has only its description.
 
     # Tools
 
@@ -41,8 +41,8 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 class Tool:
     """A function: name, purpose, and the JSON schema of its parameters (None: it takes none).
 
-    The name is made of letters (a to z), digits, `_`, `-` and `.`: it stands in headers, which
-    white space would end. HarmonyError for another one, and for what is no schema.
+    The name consists of letters (a to z), digits, `_`, `-` and `.`, because white space would end
+    it in a header. HarmonyError for any other name, and for an invalid schema.
     """
 
     name: str
@@ -72,7 +72,10 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolNamespace:
-    """Tools under one name; a call names both: `functions.add`. No two tools share a name."""
+    """A group of tools. A call names the namespace and the tool: `functions.add`.
+
+    HarmonyError if two tools have the same name.
+    """
 
     name: str
     description: str | None = None
@@ -94,7 +97,7 @@ def tools_section(namespaces: Iterable[ToolNamespace]) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines end at a newline, or at a return and a newline; after the last one no line begins."""
+    """The lines of a text, which end with LF or CRLF; no empty line after a final newline."""
     lines = io.StringIO(text, newline="\n")
     return [line[:-1].removesuffix("\r") if line.endswith("\n") else line for line in lines]
 
@@ -114,9 +117,9 @@ def _namespace(space: ToolNamespace) -> str:
 
 
 def _parameters_text(tool: Tool) -> str:
-    """The type of a tool's parameters. HarmonyError if the schema has no end, or no JSON form."""
+    """The type of a tool's parameters. HarmonyError for a cyclic, too large or non-JSON schema."""
     values = 0
-    inside: set[int] = set()  # the objects and lists that the value is in, by identity
+    inside: set[int] = set()  # ids of the objects and lists that contain the value
 
     def visit(value: Any) -> None:
         nonlocal values
@@ -148,12 +151,12 @@ def _parameters_text(tool: Tool) -> str:
 
 
 def python() -> ToolNamespace:
-    """The built-in `python` tool, in the words that the models were trained with."""
+    """The built-in `python` tool, with the description that the models were trained on."""
     return ToolNamespace("python", _PYTHON)
 
 
 def browser() -> ToolNamespace:
-    """The built-in `browser` tool (search, open, find), in the words of the models' training."""
+    """The built-in `browser` tool (search, open, find), as the models were trained on it."""
     text, number = {"type": "string"}, {"type": "number"}
     last = {"type": "number", "default": -1}
     search = {"query": text, "topn": number | {"default": 10}, "source": text}

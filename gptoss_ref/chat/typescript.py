@@ -1,14 +1,14 @@
-"""JSON schemas written as TypeScript types, the way a tool's parameters stand in a prompt.
+"""JSON schemas as TypeScript types, for the parameters of tools in a prompt.
 
-The models were trained on exactly this text, so it follows openai-harmony 0.0.8 to the letter, also
-where TypeScript would be written otherwise: indentation is almost absent, `integer` is `number`,
-schemas that have no rule here (`anyOf`, `$ref`, `const`, `null`) are `any`.
+The models were trained on exactly this text, so it follows openai-harmony 0.0.8 to the letter, even
+if it is unusual TypeScript: there is almost no indentation, `integer` becomes `number`, and schemas
+without a rule here (`anyOf`, `$ref`, `const`, `null`) become `any`.
 
     {"type": "string", "enum": ["a", "b"]}          "a" | "b"
     {"type": "array", "items": {"type": "number"}}  number[]
     {"type": ["integer", "null"]}                   number | null
     {"type": "string", "nullable": true}            string | null    (in properties and oneOf)
-    {"oneOf": [...]}                                one variant a line, each after " | "
+    {"oneOf": [...]}                                one variant per line, each after " | "
     {"type": "object", ...}                         { name: type, } with comments, ? if optional
 """
 
@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Schema = Any
-"""Any JSON value; what is not an object has no fields and is `any`."""
+"""Any JSON value; a value that is not an object is rendered as `any`."""
 
 _ABSENT = object()
 
 
 def typescript(schema: Schema, indent: str = "") -> str:
-    """The type of a schema. `indent` stands before each line of an object or of variants."""
+    """The type of a schema; each line of an object or of variants begins with `indent`."""
     variants = _list(schema, "oneOf")
     if variants is not None:
         return "".join(f"\n{indent} | {_variant(variant, indent)}" for variant in variants)
@@ -52,12 +52,12 @@ def typescript(schema: Schema, indent: str = "") -> str:
 
 
 def _several(name: str) -> str:
-    """In a list of types, a name stands as it is, object and array too."""
+    """The type for a name in a list of types: the name itself, also for object and array."""
     return "number" if name == "integer" else name
 
 
 def _variant(schema: Schema, indent: str) -> str:
-    """One line of a oneOf, with its comment. A text default is quoted even beside an enum."""
+    """One line of a oneOf, with its comment. A string default is quoted even beside an enum."""
     quoted = not _has_enum(schema)
     comment = [_text(schema, "description"), _default(schema, quoted, always_json=True)]
     return _nullable(schema, f"{indent}   ") + _trailing(comment)
@@ -69,13 +69,13 @@ def _trailing(comments: Sequence[str | None]) -> str:
 
 
 def _nullable(schema: Schema, indent: str) -> str:
-    """The type, with `| null` when the schema says so and the text does not contain it yet."""
+    """The type, with `| null` if the schema is nullable and the text does not contain it yet."""
     text = typescript(schema, indent)
     return f"{text} | null" if _get(schema, "nullable") is True and "null" not in text else text
 
 
 def _object(schema: Schema, indent: str) -> str:
-    """An object type: one property a line, its comments above it, its default behind it."""
+    """An object type: one property per line, with comments above it and its default after it."""
     out = []
     description = _text(schema, "description")
     if description is not None:
@@ -98,7 +98,7 @@ def _object(schema: Schema, indent: str) -> str:
 
 
 def _comments_above(value: Schema, indent: str) -> list[str]:
-    """Title, description (a oneOf places its own) and examples of a property."""
+    """Title, description (except for a oneOf) and examples of a property."""
     out = []
     title, description = _text(value, "title"), _text(value, "description")
     if title is not None:
@@ -113,7 +113,7 @@ def _comments_above(value: Schema, indent: str) -> list[str]:
 
 
 def _one_of_property(label: str, value: Schema, indent: str) -> list[str]:
-    """A property whose type is one of several: description and default above, variants below."""
+    """A property with a oneOf: description and default above, variants below."""
     variants = _list(value, "oneOf") or []
     description = _text(value, "description")
     same = bool(variants) and _text(variants[0], "description") == description
@@ -134,9 +134,9 @@ def _one_of_property(label: str, value: Schema, indent: str) -> list[str]:
 
 
 def _default(schema: Schema, quoted: bool, *, always_json: bool = False) -> str | None:
-    """`default: …`, or None without one. Texts are raw, in quotes if `quoted`; the rest is JSON.
+    """`default: …`, or None if there is none. Strings are raw, in quotes if `quoted`; others JSON.
 
-    With always_json an unquoted text is written as JSON too, which quotes it after all.
+    With always_json an unquoted string is written as JSON too, hence in quotes.
     """
     value = _get(schema, "default")
     if value is _ABSENT:
@@ -165,11 +165,11 @@ def _list(schema: Schema, key: str) -> list[Any] | None:
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON as serde_json writes it, which is what stands behind `default:` in prompts.
+    """Compact JSON as serde_json writes it, for the text after `default:` in prompts.
 
-    No spaces, no needless escapes; numbers as the shortest digits that read back, with an exponent
-    from 1e16 on and below 1e-5, written 1e16 and 1e-6. Integers beyond 64 bits are floats there,
-    and so here. TypeError for what JSON cannot hold.
+    No spaces and no unnecessary escapes; numbers have the shortest digits that read back, with an
+    exponent if they are 1e16 or more or below 1e-5, written as 1e16 and 1e-6. Integers beyond 64
+    bits are written as floats. TypeError for values that JSON cannot represent.
     """
     if isinstance(value, Mapping):
         pairs = (f"{json.dumps(str(k), ensure_ascii=False)}:{to_json(v)}" for k, v in value.items())

@@ -1,4 +1,4 @@
-"""A header without `<|message|>`: how much of it is a header, and where the text begins.
+"""Parse a header without `<|message|>`: find its fields, and where the text begins.
 
 Models leave `<|message|>` out (openai/harmony pull request 82), so header and text run together:
 
@@ -6,8 +6,7 @@ Models leave `<|message|>` out (openai/harmony pull request 82), so header and t
     <|channel|>final The answer is 4.<|return|>
     I must refuse<|end|>
 
-The header's fields are read as far as they are there, each by its form. Everything else is text,
-except white space next to a field.
+Fields are recognised by their form. Everything else is text, except white space next to a field.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from gptoss_ref.chat.header import Header, Report, names_a_role, one_channel, re
 from gptoss_ref.chat.messages import CHANNEL_WORDS, CHANNELS
 from gptoss_ref.chat.render import CONSTRAIN
 
-# A sign or two may stand before it: commentary? to=functions.f
+# Up to two punctuation marks may come before it: commentary? to=functions.f
 _RECIPIENT = re.compile(r"\s*([?!.,:;–—-]{0,2})\s*to=\s*([A-Za-z0-9_]+(?:[.-]+[A-Za-z0-9_]+)*)\s*")
 _CONSTRAINED = re.compile(rf"\s*({re.escape(CONSTRAIN)}(?:[A-Za-z]+|\s+(?:json|code)\b)?)\s*")
-# A type without <|constrain|> is one if arguments of that type follow it.
+# A word without <|constrain|> is a type if arguments of that type follow it.
 _TYPE = re.compile(r"\s*(json(?=\s*[{\[])|code(?=\s+[\w\"'#%!]))\s*")
 # <|channel|> is missing too: commentary to=functions.f
 _BARE_CHANNEL = re.compile(rf"\s*({'|'.join(CHANNELS)})\s+(?=to=\w)")
@@ -31,14 +30,12 @@ _CHANNEL = re.compile(r"\s*([A-Za-z_]+)")
 def parse_unfinished(
     sections: list[str], role: str | None, report: Report, *, cut: bool = False
 ) -> tuple[Header, str]:
-    """The header, and the text behind it.
+    """The header and the text after it.
 
     Args:
-        sections: as for header.parse_header.
-        role: likewise.
-        report: likewise.
-        cut: the tokens ended here, so the last word may be the beginning of a field; then it is
-            no text.
+        sections, role, report: as for header.parse_header.
+        cut: the tokens ended here. If the last word may be the beginning of a field, it is then not
+            text.
     """
     lead, name, glued = sections[0], None, None
     first = re.match(r"\s*(\S+)", lead)
@@ -65,7 +62,7 @@ def parse_unfinished(
             report(f"{section!r}, the beginning of a channel", "left out", section)
             break
         elif section.strip():
-            report(f"<|channel|> before {section[:20]!r}", "what follows it is text", "")
+            report(f"<|channel|> before {section[:20]!r}", "the rest is text", "")
         texts.append(fields.take(text))
     text = " ".join(filter(None, texts))
     channel = one_channel(channels, len(sections) - 1, report)
@@ -74,7 +71,7 @@ def parse_unfinished(
 
 
 class _Fields:
-    """The recipient and the content type: the first of each."""
+    """Collects the first recipient and the first content type."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -82,7 +79,7 @@ class _Fields:
         self.content_type: str | None = None
 
     def take(self, text: str) -> str:
-        """The text without the fields that it begins with."""
+        """Take the fields at the beginning of the text; returns the rest."""
         if self.recipient is None and (found := _RECIPIENT.match(text)):
             if found[1]:
                 self._report(f"{found[1]!r} before to=", "left out", found[1])
@@ -94,7 +91,7 @@ class _Fields:
 
 
 def _channel(section: str) -> tuple[str | None, str]:
-    """The channel that a section begins with, as it is written, and what follows it."""
+    """The channel at the beginning of a section, as written, and the rest of the section."""
     found = _CHANNEL.match(section)
     if found is None:
         return None, section
@@ -109,5 +106,5 @@ def _channel(section: str) -> tuple[str | None, str]:
 
 
 def _begins(text: str, words: tuple[str, ...]) -> bool:
-    """Whether the text may be the beginning of one of these words."""
+    """Whether the text is the beginning of one of these words."""
     return bool(text.strip()) and any(word.startswith(text.strip()) for word in words)

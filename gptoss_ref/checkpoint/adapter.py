@@ -1,4 +1,4 @@
-"""Adapters: low-rank additions to the matrices of a model, and the weights they make.
+"""LoRA adapters: low-rank additions to the matrices of a model, and the adapted weights.
 
     W' = W + s · B A        A (R, M), B (N, R), of rank R; s = alpha / R, or alpha / √R (rsLoRA)
 
@@ -52,14 +52,14 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a model has learnt beside its checkpoint.
+    """The trained change of a model: low-rank factors, and weights that replace the checkpoint's.
 
     Attributes:
         factors: low-rank additions, by the name of the weight: ``block.3.attn.q_weight``.
-        whole: weights that were trained as they are and replace the checkpoint's.
-        alpha: of the scale, for the file.
+        whole: fully trained weights, which replace the checkpoint's.
+        alpha: α of the scale, for the file.
         rslora: whether the scale is alpha / √R.
-        base: what it was trained on: ``"tiny"``, a folder or a Hub id; empty if not known.
+        base: the model it was trained on: ``"tiny"``, a folder or a Hub id; empty if not known.
     """
 
     factors: Mapping[str, LowRank]
@@ -69,9 +69,9 @@ class Adapter:
     base: str = ""
 
     def changed(self, weights: ModelWeights, policy: Policy) -> dict[str, Array]:
-        """The weights that differ with this adapter, dense, rounded as ``policy`` rounds.
+        """The adapted weights, dense, rounded by ``policy``; unchanged ones are left out.
 
-        Shapes are those of the weights: (V, D), (N, M), (E, N, M), …
+        They keep their shapes: (V, D), (N, M), (E, N, M), …
         """
         named = weights.named()
         changed = {name: policy.round(values) for name, values in self.whole.items()}
@@ -81,5 +81,5 @@ class Adapter:
         return changed
 
     def applied(self, weights: ModelWeights, policy: Policy) -> ModelWeights:
-        """``weights`` with this adapter in them."""
+        """``weights`` with the adapter added."""
         return weights.replaced(self.changed(weights, policy))

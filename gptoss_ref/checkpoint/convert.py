@@ -1,4 +1,4 @@
-"""From one checkpoint layout to another, tensor by tensor, in bounded memory; adapters merged."""
+"""Convert a checkpoint to another layout, tensor by tensor in bounded memory; merge adapters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gptoss_ref.weights import MXFP4_BLOCK
 _COPY_VALUES = 1 << 23  # values a plain copy reads at a time
 _TILE_VALUES = 1 << 20  # values decoded or encoded at a time; encoding takes ~50 B of each
 _FINITE_SCALE = 252  # with scale bytes up to this, 6 * 2^(s - 127) is below 2^128
-# Files that belong to the model, not to one layout of it.
+# Files that belong to the model in every layout.
 _COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -34,17 +34,17 @@ _COMPANIONS = (
 )  # fmt: skip
 # Source config keys that the written ones replace.
 _REPLACED = {"rope_parameters", "rope_scaling", "quantization_config", "torch_dtype", "dtype"}
-# Source config keys by which other libraries choose code to load; so do those that begin with "_"
-# (CVE-2026-4372 in transformers). The result does not have them.
+# Source config keys by which other libraries choose code to load (CVE-2026-4372 in transformers);
+# keys that begin with "_" may do so too. The result has none of them.
 _CODE = {"auto_map", "custom_pipelines", "attn_implementation", "experts_implementation"}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` wrote.
+    """The result of `convert`.
 
-    `notes` says what the new layout cannot hold; `merged`, of each weight that an adapter changed,
-    how exactly it was stored.
+    `notes` says what the new layout cannot hold; `merged` holds the rounding error of each weight
+    that an adapter changed.
     """
 
     path: str
@@ -71,9 +71,9 @@ class Conversion:
             of = [merged for merged in self.merged if merged.stored == stored]
             worst = max(of, key=lambda merged: merged.lost)
             yield (
-                f"merged into {stored}: {len(of)} weights; rounding is "
-                f"{max(merged.error for merged in of):.2%} of a weight at most, and "
-                f"{worst.lost:.1%} of what the adapter adds ({worst.weight})"
+                f"merged into {stored}: {len(of)} weights; rounding error at most "
+                f"{max(merged.error for merged in of):.2%} of a weight and "
+                f"{worst.lost:.1%} of the adapter's change ({worst.weight})"
             )
 
 
@@ -88,25 +88,25 @@ def convert(
     max_shard_bytes: int = 5_000_000_000,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Writes a checkpoint again in another layout, or with its experts stored otherwise.
+    """Writes a checkpoint in another layout, or with its experts in another format.
 
-    What both forms store alike is copied byte for byte. MXFP4 values become bfloat16 exactly;
-    bfloat16 values become MXFP4 by `layers.mxfp4.encode`. Values that were MXFP4 once survive the
-    way back under any rule but `ceil`, though a block may come back with another scale and codes
-    to match. Tokenizer and generation files come along.
+    Tensors that both formats store alike are copied byte for byte. MXFP4 becomes bfloat16 exactly;
+    bfloat16 becomes MXFP4 by `layers.mxfp4.encode`. MXFP4 to bfloat16 and back gives the same
+    values under every rule except `ceil`, though a block may get another scale and other codes.
+    Tokenizer and generation files are copied.
 
-    An adapter is added to the weights that it changes, in float64, and rounded once to what the
-    target stores; everything else is copied. `Conversion.merged` has the errors.
+    An adapter is added to its weights in float64, and the sum is rounded once to the target's
+    format. `Conversion.merged` has the errors.
 
     Args:
         src: as for `load_checkpoint`, or a folder with an adapter, which names its checkpoint.
         adapter: a folder with an adapter in PEFT's files, for the checkpoint `src`.
-        dst: a folder that does not exist. It appears complete, or not at all.
+        dst: a folder that does not exist yet. It is created complete, or not at all.
         layout: `hf` or `openai`; None: the source's.
         experts: `mxfp4` or `bfloat16` (Hugging Face only); None: the source's.
-        rule: how MXFP4 scales are chosen when encoding; see `layers.mxfp4.encode`.
-        max_shard_bytes: most bytes of tensors in one file.
-        progress: called with (bytes done, bytes in all, tensor) as the work goes on.
+        rule: how encoding chooses MXFP4 scales; see `layers.mxfp4.encode`.
+        max_shard_bytes: the largest size of the tensors in one file.
+        progress: called with (bytes done, total bytes, tensor) during the work.
 
     Raises:
         ConfigError: the target cannot express the configuration, or the two options conflict.
@@ -115,7 +115,7 @@ def convert(
             value of 2^128 and more to bfloat16.
     """
     if dst == "":
-        raise CheckpointError("the path of the result is empty; expected that of a new folder")
+        raise CheckpointError("the path of the result is empty; expected the path of a new folder")
     if Path(dst).name == TINY:
         raise CheckpointError(
             f"{dst}: {TINY!r} names the bundled model; expected another name for the new folder"
@@ -172,7 +172,7 @@ def _target(
 def _config(source: Checkpoint, target: Layout, experts: Any) -> tuple[dict[str, Any], list[str]]:
     """The target's config.json, and notes about it.
 
-    Keys of a Hugging Face source that mean nothing here are kept, but those that choose code.
+    Unknown keys of a Hugging Face source are kept, except those that choose code to load.
     """
     if target == "openai":
         return source.config.to_json("openai"), []
@@ -188,7 +188,7 @@ def _config(source: Checkpoint, target: Layout, experts: Any) -> tuple[dict[str,
 
 
 def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[str]:
-    """Copies the tokenizer and its like; says what of the configuration gets lost."""
+    """Copies the tokenizer and similar files; returns notes on lost configuration values."""
     for name in _COMPANIONS:
         path = source.companion(name)
         if path is not None:
@@ -212,7 +212,7 @@ def _copy_companions(source: Checkpoint, target: Layout, folder: Path) -> list[s
 def _outputs(
     source: Checkpoint, target: Layout, rule: mxfp4.ScaleRule, merger: Merger | None
 ) -> Iterator[Output]:
-    """The target's tensors in the order of the model, each with the way to make its data."""
+    """The target's tensors in the order of the model, each with a function that yields its data."""
     have = {place.weight: place for place in places(source.config, source.layout)}
     grouped: dict[str, list[Place]] = {}  # q, k and v may share a tensor
     for place in places(source.config, target):
@@ -239,7 +239,7 @@ def _outputs(
 
 
 def _copied(source: Checkpoint, tensor: str, shape: tuple[int, ...], parts: list[Place]) -> Output:
-    """A tensor made of one source tensor, of rows of one, or of several joined."""
+    """A tensor copied from one source tensor, from rows of one, or from several joined."""
     dtypes = {source.shards[place.tensor].dtype for place in parts}
     if len(dtypes) > 1:
         names = ", ".join(place.tensor for place in parts)
@@ -300,8 +300,8 @@ class _Decoder:
         name = f"{self.scales.tensor}[{e}] ({self.source.shards.path(self.scales.tensor)})"
         if np.isinf(mxfp4.decode(blocks, scales, scale_255="error", name=name)).any():
             raise CheckpointError(
-                f"{name}: holds values of 2^128 and more, beyond bfloat16; expected scales and "
-                "codes whose product is below"
+                f"{name}: holds values of 2^128 or more, which bfloat16 cannot represent; expected "
+                "scale times code below 2^128"
             )
 
 

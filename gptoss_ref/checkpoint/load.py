@@ -1,4 +1,4 @@
-"""From a checkpoint folder to ModelWeights: every tensor checked, none read, none copied."""
+"""Load a checkpoint folder as ModelWeights: every tensor is checked, and mapped instead of read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Checkpoint:
     """A checkpoint on disk, mapped.
 
     Attributes:
-        config: what `config.json` says.
+        config: from `config.json`.
         weights: views of the mapped files.
         layout: `openai`, `hf` (MXFP4 experts) or `hf-bfloat16` (dequantised experts).
         path: the folder that holds the tensors.
@@ -88,14 +88,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         ConfigError: `config.json` lacks a key or contradicts itself.
-        CheckpointError: there is no such checkpoint, or its files, tensors, shapes or dtypes are
-            not what the configuration calls for.
+        CheckpointError: there is no such checkpoint, or its files, tensors, shapes or dtypes do
+            not match the configuration.
     """
     folder, root = locate(path)
     if is_adapter(folder) and not (folder / "config.json").exists():
         raise CheckpointError(
-            f"{path}: an adapter and not a checkpoint: gr.load applies it to the model it was "
-            "trained on, gptoss-ref convert merges both"
+            f"{path}: an adapter, not a checkpoint: gr.load applies it to the model that it was "
+            "trained on, and gptoss-ref convert merges it"
         )
     config_path = _companion(folder, root, "config.json") or root / "config.json"
     config = ModelConfig.from_json(config_path)
@@ -129,7 +129,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def load_adapted(
     path: str | Path, adapter: str | Path | None = None
 ) -> tuple[Checkpoint, Adapter | None]:
-    """A checkpoint, and the adapter that goes with it.
+    """Opens a checkpoint and its adapter, if there is one.
 
     Args:
         path: as for :func:`load_checkpoint`, or a folder with an adapter in PEFT's files, which
@@ -137,8 +137,8 @@ def load_adapted(
         adapter: such a folder, for the checkpoint ``path``.
 
     Raises:
-        ConfigError, CheckpointError: as :func:`load_checkpoint` does; an adapter that does not fit
-            the checkpoint, or whose own checkpoint is not here.
+        ConfigError, CheckpointError: as for :func:`load_checkpoint`; also if the adapter does not
+            fit the checkpoint, or names a checkpoint that cannot be found.
     """
     if adapter is None and isinstance(path, str | Path) and is_adapter(Path(path)):
         adapter, path = path, base_of(Path(path))
@@ -153,12 +153,12 @@ def load_adapted(
     if adapter is None:
         return checkpoint, None
     if not is_adapter(Path(adapter)):
-        raise CheckpointError(f"{adapter}: expected a folder with adapter_config.json, of PEFT")
+        raise CheckpointError(f"{adapter}: expected a folder with PEFT's adapter_config.json")
     return checkpoint, read_adapter(Path(adapter), checkpoint.config)
 
 
 def _check_quantization(config_path: Path, layout: Layout) -> None:
-    """quantization_config, where there is one, must describe what the files hold."""
+    """Raises ConfigError unless quantization_config, if present, describes the expert tensors."""
     quantization = read_object(config_path).get("quantization_config")
     if quantization is None:
         return
@@ -186,12 +186,12 @@ def _check_blocks(config: ModelConfig, layout: Layout, config_path: Path) -> Non
 
 
 def _check_layers(config: ModelConfig, shards: Shards, config_path: Path) -> None:
-    """The files must hold as many layers as the configuration says."""
+    """Raises CheckpointError unless the files have num_hidden_layers layers."""
     parts = (name.removeprefix("model.").split(".") for name in shards)  # block.N. or layers.N.
     found = {int(part[1]) for part in parts if len(part) > 2 and _is_layer(part[1])}
     if len(found) != config.num_hidden_layers:
         raise CheckpointError(
-            f"{shards.folder}: holds tensors of {len(found)} layers; {config_path} says "
+            f"{shards.folder}: holds tensors of {len(found)} layers, but {config_path} has "
             f"num_hidden_layers {config.num_hidden_layers}"
         )
 
@@ -233,12 +233,12 @@ def _check_tensor(shards: Shards, place: Place, config_path: Path) -> None:
     if info.shape != place.shape:
         raise CheckpointError(
             f"{shards.path(place.tensor)}: tensor {place.tensor!r} has shape {info.shape}; "
-            f"{config_path} calls for ({', '.join(place.axes.split())}) = {place.shape}"
+            f"{config_path} requires ({', '.join(place.axes.split())}) = {place.shape}"
         )
 
 
 def _generation(path: Path | None, config: ModelConfig) -> dict[str, Any]:
-    """The object in generation_config.json, its stop tokens checked; empty without the file."""
+    """The object in generation_config.json, with checked stop tokens; empty without the file."""
     if path is None:
         return {}
     generation = read_object(path)
@@ -253,7 +253,7 @@ def _generation(path: Path | None, config: ModelConfig) -> dict[str, Any]:
 
 
 def _with_stop_tokens(config: ModelConfig, generation: dict[str, Any]) -> ModelConfig:
-    """The OpenAI dialect names no stop tokens; generation_config.json then does."""
+    """Take the stop tokens from generation_config.json: the OpenAI dialect has none."""
     eos = generation.get("eos_token_id")
     if config.eos_token_ids or eos is None:
         return config
@@ -269,7 +269,7 @@ def _assemble(
         array = shards.array(place.tensor)
         if place.rows is not None:
             array = array[slice(*place.rows)]
-        if array.dtype == np.float16:  # exact; the kernels know no float16
+        if array.dtype == np.float16:  # exact; the kernels have no float16 path
             array = array.astype(np.float32)
         return array.swapaxes(-2, -1) if place.transposed else array
 
@@ -281,7 +281,7 @@ def _assemble(
         return MXFP4(shards.array(blocks.tensor), shards.array(scales.tensor), name)
 
     def part(kind: Callable[..., Any], prefix: str) -> Any:
-        """An AttentionWeights or MLPWeights: its fields are the last part of our names."""
+        """An AttentionWeights or MLPWeights; its fields are the last parts of the weight names."""
         names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
         matrices = ("mlp1_weight", "mlp2_weight")
         return kind(**{n: (experts if n in matrices else view)(f"{prefix}.{n}") for n in names})

@@ -1,6 +1,6 @@
-"""Where a checkpoint is: the bundled one, a folder, or the local Hugging Face cache.
+"""Find a checkpoint: the bundled one, a folder, or a snapshot in the local Hugging Face cache.
 
-Nothing here touches the network but `download`, which only an explicit request calls.
+Only `download` uses the network, and only an explicit request calls it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import re
 from pathlib import Path
 
 from gptoss_ref._extras import install_line
+from gptoss_ref.checkpoint.made import MADE, made
 from gptoss_ref.errors import CheckpointError
 
 TINY = "tiny"
 _EXPECTED = "expected a checkpoint folder, 'tiny', or a Hub id like openai/gpt-oss-20b"
-_RELEASED = re.compile(r"(gpt-oss-)?(20b|120b)")  # names `info` knows without weights
+_RELEASED = re.compile(r"(gpt-oss-)?(20b|120b)")  # configurations, for `info`
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What a Hub repository of gpt-oss holds besides: the OpenAI layout and a Metal file, each a copy.
+# Without the repository's other copies of the weights: the OpenAI layout and a Metal file.
 _DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "LICENSE", "USAGE_POLICY")
 _NOT_DOWNLOADED = ("original/*", "metal/*")
 
@@ -25,19 +26,22 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     """(folder of the tensors, folder of the tokenizer and other companions) of a checkpoint.
 
     Args:
-        path: `"tiny"` for the bundled checkpoint (`./tiny` for a folder of that name); a folder;
-            or a Hub id such as `openai/gpt-oss-20b` that is in the local cache. A folder with no
-            tensors of its own stands for its subfolder `original`.
+        path: `"tiny"` for the bundled checkpoint (`./tiny` for a folder of that name), or one of
+            :data:`~gptoss_ref.checkpoint.made.MADE`; a folder; or a Hub id such as
+            `openai/gpt-oss-20b` that is in the local cache. A folder with no tensors of its own
+            stands for its subfolder `original`.
 
     Raises:
         CheckpointError: nothing is there, or `path` is not a path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise CheckpointError(f"{path!r} is no path; {_EXPECTED}")
+        raise CheckpointError(f"{path!r} is not a path; {_EXPECTED}")
     if path == "":
         raise CheckpointError(f"the path of the checkpoint is empty; {_EXPECTED}")
     if path == TINY:
         folder = Path(__file__).parents[1] / "data" / TINY
+    elif path in MADE:
+        folder = made(str(path))
     else:
         folder = Path(path).expanduser()
         if not folder.exists() and _HUB_ID.fullmatch(str(path)):
@@ -45,8 +49,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     if not folder.exists():
         if _RELEASED.fullmatch(str(path)):
             raise CheckpointError(
-                f"{path}: no such folder, and only `info` knows this name, which has no weights; "
-                f"{_EXPECTED}"
+                f"{path}: no such folder; this name stands for a configuration without weights, "
+                f"for `info` only; {_EXPECTED}"
             )
         raise CheckpointError(f"{path}: no such folder; {_EXPECTED}")
     if not folder.is_dir():
@@ -71,7 +75,7 @@ def _has_tensors(folder: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """The local Hugging Face cache, found as huggingface_hub finds it.
+    """The folder of the local Hugging Face cache, by the rules of huggingface_hub.
 
     HF_HUB_CACHE, else HUGGINGFACE_HUB_CACHE (its older name), else HF_HOME/hub, else
     XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub.
@@ -108,7 +112,7 @@ def cached(hub_id: str) -> Path:
     if found:
         raise CheckpointError(
             f"{hub_id}: {snapshots} holds {len(found)} revisions and no refs/main; "
-            "give the folder of the one that is meant"
+            "expected the folder of one of them"
         )
     raise CheckpointError(
         f"{hub_id}: no such folder, and the Hugging Face cache {cache_folder()} does not hold it; "
@@ -117,9 +121,9 @@ def cached(hub_id: str) -> Path:
 
 
 def download(hub_id: str) -> Path:
-    """Fetches a Hub repository's Hugging Face layout into the local cache; its snapshot folder.
+    """Downloads the Hugging Face layout of a Hub repository; returns its snapshot folder.
 
-    The one function that uses the network; needs the extra `hub`.
+    No other function uses the network. Needs the extra `hub`.
     Raises CheckpointError without it, for a malformed id, and if the download fails.
     """
     if not _HUB_ID.fullmatch(hub_id):

@@ -1,10 +1,10 @@
-"""Merging an adapter into a checkpoint: the sum of both, stored as the checkpoint stores weights.
+"""Merge an adapter into a checkpoint: W + s · B A, rounded to the checkpoint's format.
 
     stored = round(W + s · B A)         to bfloat16, or to MXFP4
 
-Rounding loses a part of what was learnt, and MXFP4 with its 16 codes may lose most: an addition
-smaller than half a step changes no code. So each matrix's error is measured, against the sum and
-against the addition.
+Rounding loses a part of what was learnt, and MXFP4 with its 16 codes may lose most of it: an
+addition smaller than half a step changes no code. So the rounding error of each matrix is measured,
+relative to the sum and relative to the addition.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from gptoss_ref.weights import ExpertMatrix, ModelWeights
 
 @dataclass(frozen=True)
 class Merged:
-    """How exactly one weight was stored.
+    """The rounding error of one merged weight.
 
     Attributes:
         weight: its name.
         stored: ``"bfloat16"``, ``"mxfp4"``, ``"float32"`` or ``"float64"``.
         error: ‖stored − W'‖ / ‖W'‖, W' being the exact sum.
-        lost: ‖stored − W'‖ / ‖W' − W‖, the same as a share of what the adapter adds; 1 and more:
-            rounding is as large as all that was learnt.
+        lost: ‖stored − W'‖ / ‖W' − W‖, the same relative to the adapter's addition. If it is 1 or
+            more, the rounding error is as large as the addition.
     """
 
     weight: str
@@ -47,7 +47,7 @@ class Merged:
 
 
 class Merger:
-    """Sums of weights and an adapter, piece by piece, and the errors of storing them."""
+    """Adds an adapter to weights piece by piece, and measures the rounding errors."""
 
     def __init__(self, adapter: Adapter, weights: ModelWeights) -> None:
         self.adapter, self.named = adapter, weights.named()
@@ -59,21 +59,21 @@ class Merger:
 
     @property
     def errors(self) -> tuple[Merged, ...]:
-        """Of all that was stored so far."""
+        """The errors of the weights stored so far."""
         return tuple(
             Merged(weight, stored, *(float(_ratio(off, by)) for by in (total, added)))
             for (weight, stored), (off, total, added) in self._squares.items()
         )
 
     def bfloat16(self, weight: str) -> Iterator[NDArray[np.uint16]]:
-        """Bits of the sum: (N, M) or, expert by expert, (N, M) each."""
+        """bfloat16 bits of the sum: (N, M), or one (N, M) for each expert."""
         for before, after in self._pieces(weight):
             bits = float_to_bfloat16(after)
             self._note(weight, "bfloat16", bfloat16_to_float(bits, np.float64), before, after)
             yield bits
 
     def floats(self, weight: str, dtype: np.dtype[Any]) -> Iterator[Array]:
-        """The sum in ``dtype``, pieces (N, M) as those of :meth:`bfloat16`."""
+        """The sum in ``dtype``, in the same pieces (N, M) as :meth:`bfloat16`."""
         for before, after in self._pieces(weight):
             values = after.astype(dtype)
             self._note(weight, dtype.name, values, before, after)
@@ -92,13 +92,13 @@ class Merger:
     def output(
         self, source: Checkpoint, tensor: str, parts: Sequence[Place], have: Mapping[str, Place]
     ) -> Output:
-        """A tensor of which weights, or some rows, are changed; floats of the source's dtype.
+        """A tensor with merged weights or rows, in the floating-point dtype of the source.
 
         Args:
             source: the checkpoint.
             tensor: the name in the target.
-            parts: the weights that make it up, one below the other.
-            have: where the source keeps each weight.
+            parts: the weights that the tensor stacks along its rows.
+            have: the source tensor of each weight.
         """
         stored = {source.shards[have[p.weight].tensor].dtype for p in parts if p.weight in have}
         dtype = min(stored) if len(stored) == 1 else "BF16"  # dequantised experts are bfloat16
@@ -122,7 +122,7 @@ class Merger:
         return Output(tensor, dtype, parts[0].shape, chunks)
 
     def _pieces(self, weight: str) -> Iterator[tuple[Array, Array]]:
-        """The weight before and after, float64, expert by expert where there are experts."""
+        """The weight before and after the merge, in float64, one expert at a time."""
         matrix: ExpertMatrix = self.named[weight]
         factors, whole = self.adapter.factors.get(weight), self.adapter.whole.get(weight)
         experts = matrix.shape[0] if len(matrix.shape) == 3 else None
@@ -135,7 +135,7 @@ class Merger:
                 after = after + factors.scale * b @ a
             if not np.isfinite(after).all():
                 raise CheckpointError(
-                    f"{weight}: holds a NaN or an infinity with the adapter in it"
+                    f"{weight}: the sum with the adapter holds a NaN or an infinity"
                 )
             yield before, after
 
@@ -146,7 +146,7 @@ class Merger:
 
 
 class MergedExperts:
-    """The two tensors of one expert matrix: blocks first; the scales, small, wait in memory."""
+    """The two tensors of one expert matrix: blocks first; the small scales are kept in memory."""
 
     def __init__(self, merger: Merger, weight: str, rule: mxfp4.ScaleRule) -> None:
         self.merger, self.weight, self.rule = merger, weight, rule

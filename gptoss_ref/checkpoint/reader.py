@@ -1,8 +1,8 @@
-"""One safetensors file, memory-mapped: its header checked, its tensors handed out as views.
+"""Reader of one memory-mapped safetensors file: it checks the header and returns views of tensors.
 
 A file is: 8 bytes, the header's length n (little-endian); n bytes of JSON, which gives each
 tensor's dtype, shape and [begin, end) within the data; the data. Tensors cover the data without
-gap or overlap. Only the header is read. The safetensors package's own NumPy interface knows no
+gap or overlap. Only the header is read. The NumPy interface of the safetensors package has no
 bfloat16 and copies, hence this reader. Source: the format section of huggingface/safetensors.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from gptoss_ref._files import is_special
 from gptoss_ref.errors import CheckpointError
 
-# Bits per value of every dtype the format defines: any of them may appear in a valid header.
+# Bits per value of every dtype that the format defines.
 DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8,
     "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16,
@@ -60,9 +60,9 @@ class TensorInfo:
 class SafetensorsFile:
     """A mapped safetensors file.
 
-    `tensors` maps each name to its TensorInfo, in file order; `metadata` is the header's own.
+    `tensors` maps each name to its TensorInfo, in file order; `metadata` is the header's.
 
-    Raises CheckpointError, naming the file and the tensor, unless the header is wholly valid.
+    Raises CheckpointError, with the file and the tensor, unless the whole header is valid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,11 +82,11 @@ class SafetensorsFile:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
 
     def array(self, name: str, dtypes: Mapping[str, DTypeLike] = ARRAY_DTYPES) -> NDArray[Any]:
-        """The tensor, in the shape of its header, as a read-only view; bfloat16 as uint16 bits.
+        """A tensor as a read-only view in the shape of its header; bfloat16 as uint16 bits.
 
-        The view is unaligned where the file is; NumPy reads it correctly all the same.
-        Raises CheckpointError for a dtype not among `dtypes`: those of a gpt-oss checkpoint, and
-        if the file has been truncated since it was mapped.
+        The view may be unaligned, as the file is; NumPy reads it correctly.
+        Raises CheckpointError if the dtype is not among `dtypes` (by default: those of a gpt-oss
+        checkpoint), or if the file has been truncated since it was mapped.
         """
         self.check_size()
         info = self.tensors[name]
@@ -101,9 +101,9 @@ class SafetensorsFile:
     def check_size(self) -> None:
         """Raises CheckpointError if the file has been truncated since it was mapped.
 
-        Reading the lost part would end the process (SIGBUS on Linux and macOS): there a view gives
-        no error, so whoever reads for long asks in between. A file that is replaced by another
-        (renamed over) stays whole as it was mapped.
+        Reading the lost part of a view ends the process (SIGBUS on Linux and macOS), so callers
+        that read for a long time call this in between. If another file is renamed over this one,
+        the mapping keeps the old contents.
         """
         if self._map.size() < len(self._map):
             raise CheckpointError(
@@ -112,18 +112,18 @@ class SafetensorsFile:
             )
 
     def release(self) -> None:
-        """Lets the kernel drop the mapping's resident pages; they are read again when used."""
+        """Lets the operating system drop the mapping's pages; they are read again when used."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _ask_for_large_pages(mapped: mmap.mmap) -> None:
-    """Where the system can back files with pages of 2 MiB, reading weights is a third faster.
+    """Ask for pages of 2 MiB: where the system has them, reading weights is a third faster.
 
-    Linux does so for pages that are not yet in its cache, on file systems with large folios.
+    Linux has them for pages that are not yet in its cache, on file systems with large folios.
     """
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a system without them
             mapped.madvise(mmap.MADV_HUGEPAGE)
 
 
@@ -144,7 +144,7 @@ def _read_header(file: Any, size: int, path: Path) -> tuple[dict[str, Any], int]
         )
     if length > size - 8:
         raise CheckpointError(
-            f"{path}: truncated: the header has {length} bytes, the file {size} in all"
+            f"{path}: truncated: the header has {length} bytes, but the whole file has {size}"
         )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _entry(name: str, raw: Any, start: int, path: Path) -> TensorInfo:
 
 
 def _counts(value: Any) -> bool:
-    """Whether this is a list of integers from 0 up that a file could hold."""
+    """Whether this is a list of non-negative integers that fit a file's size."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**60 for n in value)
 
 

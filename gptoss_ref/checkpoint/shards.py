@@ -1,7 +1,7 @@
 """A folder of safetensors files as one set of named tensors.
 
-With `model.safetensors.index.json` the index says which file holds which tensor, and it must agree
-with the files exactly. Without one, `model.safetensors` alone, or else every `*.safetensors` file.
+If there is a `model.safetensors.index.json`, it says which file holds which tensor, and must agree
+with the files exactly. Otherwise `model.safetensors` is read, or else every `*.safetensors` file.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Shards(Mapping[str, TensorInfo]):
             file.check_size()
 
     def release(self) -> None:
-        """Lets the kernel drop the resident pages of all shards."""
+        """Lets the operating system drop the pages of all shards."""
         for file in self.files:
             file.release()
 
@@ -75,15 +75,15 @@ class Shards(Mapping[str, TensorInfo]):
         weight_map = _weight_map(index)
         if (self.folder / SINGLE).exists() and SINGLE not in weight_map.values():
             raise CheckpointError(
-                f"{self.folder}: holds {SINGLE} and {INDEX}, which does not name it; "
-                "remove the one that is not meant"
+                f"{self.folder}: holds {SINGLE}, and an {INDEX} that does not list it; "
+                "expected only one of the two"
             )
         names = sorted(set(weight_map.values()))
         paths = {name: _inside(self.folder, name, index) for name in names}
         missing = [name for name in names if not paths[name].is_file()]
         if missing:
             raise CheckpointError(
-                f"{index}: names the shard {missing[0]!r}, which is not there "
+                f"{index}: lists the shard {missing[0]!r}, which does not exist "
                 f"({len(missing)} of {len(names)} shards are missing)"
             )
         files = {name: SafetensorsFile(path) for name, path in paths.items()}
@@ -98,7 +98,7 @@ class Shards(Mapping[str, TensorInfo]):
         for tensor, file in self._home.items():
             if tensor not in weight_map:
                 raise CheckpointError(
-                    f"{index}: does not name the tensor {tensor!r}, which {file.path.name!r} holds"
+                    f"{index}: does not list the tensor {tensor!r}, which {file.path.name!r} holds"
                 )
         return tuple(files.values())
 
@@ -130,9 +130,9 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def parse_weight_map(content: Mapping[str, Any], index: Path) -> dict[str, str]:
-    """The file of each tensor, out of an index's object; `index` names it in errors.
+    """The file of each tensor, from the JSON object of an index; errors begin with `index`.
 
-    Raises CheckpointError if it is no such mapping, or a file is not a plain name.
+    Raises CheckpointError if it is not such a mapping, or a file is not a plain name.
     """
     raw = content.get("weight_map")
     if not isinstance(raw, dict) or not raw:
@@ -155,7 +155,7 @@ def _check_plain(name: str, source: Path) -> None:
 
 
 def _inside(folder: Path, name: str, source: Path) -> Path:
-    """`folder / name`, provided that it is a file of the folder; see `_files.outside`."""
+    """`folder / name`; CheckpointError if it is outside the folder, see `_files.outside`."""
     path = folder / name
     if reason := outside(path, folder):
         raise CheckpointError(f"{source}: the shard {name!r} {reason}")

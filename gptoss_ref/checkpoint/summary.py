@@ -1,8 +1,8 @@
-"""What a model is made of: parameters and bytes by component, total and active per token.
+"""Parameter counts and bytes of a model by component, total and active per token.
 
 The counts follow the model card's table (arXiv 2508.10925, table 1): MLP is experts and router with
-their biases, attention includes its biases and sinks, and *active* counts the experts that one
-token uses, and the unembedding but not the embedding, of which a token reads a single row.
+their biases, attention includes its biases and sinks. *Active* counts the experts that one token
+uses and the unembedding, but not the embedding, of which a token reads a single row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RELEASED = {
     "gpt-oss-20b": GPT_OSS_20B,
     "gpt-oss-120b": GPT_OSS_120B,
 }
-"""Names that stand for a released configuration, with no weights."""
+"""Names of the released configurations, without weights."""
 
 KV_LENGTHS = (4_096, 32_768, 131_072)
 """Numbers of tokens for which the cost of the key/value cache is shown."""
@@ -36,7 +36,7 @@ _COMPONENTS = ("attention", "router", "experts", "norms", "embedding", "unembedd
 
 @dataclass(frozen=True)
 class Component:
-    """Parameters of one kind, over all layers: how many, how many per token, bytes on disk."""
+    """Parameters of one kind in all layers: total, active per token, and bytes on disk."""
 
     name: str
     total: int
@@ -46,14 +46,14 @@ class Component:
 
 @dataclass(frozen=True)
 class Info:
-    """A configuration and what it amounts to.
+    """A configuration with its parameter counts and sizes.
 
     Attributes:
-        name: what was asked about.
+        name: the model, as given to :func:`describe`.
         config: its configuration.
         layout: `hf` or `openai`; None if there is only a configuration.
-        experts: `mxfp4` or `bfloat16`, as stored; of a configuration alone MXFP4, or bfloat16 where
-            blocks of 32 do not fit. Bytes of all else then assume bfloat16.
+        experts: `mxfp4` or `bfloat16`, as stored. For a configuration without weights: MXFP4, or
+            bfloat16 if blocks of 32 do not fit; all other weights count as bfloat16.
         path: the checkpoint's folder, or None.
         components: attention, router, experts, norms, embedding, unembedding.
     """
@@ -81,7 +81,7 @@ class Info:
         return sum(c.nbytes for c in self.components)
 
     def component(self, name: str) -> Component:
-        """The component of that name."""
+        """The component with this name."""
         return next(c for c in self.components if c.name == name)
 
     @property
@@ -99,11 +99,11 @@ class Info:
 
     @property
     def windowed_layers(self) -> int:
-        """How many layers see a window only."""
+        """Number of layers with a sliding window."""
         return self.config.attention_types.count(SLIDING)
 
     def kv_cache_bytes_per_token(self, bytes_per_value: int = 4) -> int:
-        """Keys and values of one token; only full layers keep those of every token.
+        """Bytes of the keys and values of one token, in the full layers, which keep every token.
 
         `bytes_per_value` is 4 under the policies float32 and bfloat16, and 8 under float64.
         """
@@ -111,12 +111,12 @@ class Info:
         return full_layers * self._kv_values * bytes_per_value
 
     def kv_cache_windowed_bytes(self, bytes_per_value: int = 4) -> int:
-        """What all windowed layers take together, from the first token to the last."""
+        """Bytes that all windowed layers allocate, whatever the number of tokens."""
         room = self.windowed_layers * windowed_room(self.config.sliding_window)
         return room * self._kv_values * bytes_per_value
 
     def kv_cache_bytes(self, tokens: int, bytes_per_value: int = 4) -> int:
-        """Keys and values of so many tokens."""
+        """Bytes of the keys and values of a number of tokens."""
         windowed = self.kv_cache_windowed_bytes(bytes_per_value) if tokens else 0
         return tokens * self.kv_cache_bytes_per_token(bytes_per_value) + windowed
 
@@ -126,7 +126,7 @@ class Info:
 
     @property
     def _kv_lengths(self) -> list[int]:
-        """Numbers of tokens for which the cost is shown: within the context."""
+        """The numbers of tokens in the table: those within the context."""
         context = self.config.max_position_embeddings
         return [n for n in KV_LENGTHS if n <= context] or [context]
 
@@ -176,7 +176,7 @@ class Info:
             f"MLP {short(card['MLP'])}, attention {short(card['attention'])}, "
             f"embed + unembed {short(card['embed + unembed'])}; {size(self.nbytes)}",
             f"key/value cache, float32: {size(self.kv_cache_bytes_per_token())} per token, and "
-            f"{size(self.kv_cache_windowed_bytes())} for the windowed layers, whatever the length: "
+            f"{size(self.kv_cache_windowed_bytes())} for the windowed layers at any length: "
             + ", ".join(f"{size(self.kv_cache_bytes(n))} at {n:,}" for n in self._kv_lengths),
         ]
         return "\n".join(lines)
@@ -241,7 +241,7 @@ def _components(
 
 
 def _component(weight: str) -> str:
-    """Which component one of our weight names belongs to."""
+    """The component of a weight, by its name."""
     if weight.endswith("norm_scale"):
         return "norms"
     if ".attn." in weight:

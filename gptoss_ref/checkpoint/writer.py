@@ -1,4 +1,4 @@
-"""Writes safetensors shards tensor by tensor, and a folder all at once or not at all."""
+"""Writes safetensors shards tensor by tensor, and creates a folder complete or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptoss_ref.checkpoint.shards import INDEX, SINGLE
 from gptoss_ref.errors import CheckpointError
 
 Progress = Callable[[int, int, str], None]
-"""Called with bytes written so far, bytes in all, and the tensor being written."""
+"""Called with the bytes written so far, the total bytes, and the tensor being written."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Output:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` to fill, renamed to `target` once the block has succeeded.
+    """Yields a temporary folder beside `target`, and renames it to `target` if the block succeeds.
 
-    If the block fails or is interrupted the sibling is deleted and nothing is left behind.
-    Raises CheckpointError if `target` exists, which is never touched, or cannot be created.
+    If the block fails or is interrupted, the temporary folder is deleted.
+    Raises CheckpointError if `target` exists (it is never changed) or cannot be created.
     """
 
     def refuse_existing() -> None:
@@ -72,8 +72,8 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Has the system put a file, or a folder's list of names, on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folder
+    """Flush a file, or a folder's directory entries, to the disk (fsync)."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -85,7 +85,7 @@ def _flush(path: Path) -> None:
 def write_shards(
     folder: Path, outputs: Sequence[Output], max_shard_bytes: int, progress: Progress | None
 ) -> list[str]:
-    """Writes the tensors as one file, or as shards with an index; the files' names.
+    """Writes the tensors as one file, or as shards with an index; returns the files' names.
 
     A shard holds at most `max_shard_bytes` of tensors, unless a single tensor is larger.
     """
@@ -113,12 +113,12 @@ def write_shards(
 def _write_file(
     path: Path, outputs: list[Output], done: int, total: int, progress: Progress | None
 ) -> int:
-    """Writes one file; the count of bytes done after it.
+    """Writes one file; returns the number of bytes written so far.
 
     Wide dtypes come first, so that every tensor is aligned to its dtype.
     """
     outputs = sorted(outputs, key=lambda output: -DTYPE_BITS[output.dtype])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     at = 0
     for output in outputs:
         offsets = [at, at + output.nbytes]

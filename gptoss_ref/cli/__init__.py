@@ -1,7 +1,7 @@
 """The command line: `gptoss-ref`, also `python -m gptoss_ref`.
 
 Exit status: 0 success, 1 a negative verdict, 2 bad input (one line on stderr, no traceback), 130
-Ctrl-C, 141 the reader of the output has gone.
+Ctrl-C, 141 a closed output pipe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BAD_INPUT, INTERRUPTED, NO_READER = 2, 130, 141
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status; `argv` is without the program's name."""
+    """Runs one command and returns its exit status; `argv` excludes the program's name."""
     try:
         args = build_parser().parse_args(argv)
         status: int = args.run(args)
@@ -46,6 +46,6 @@ def entry_point() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     status = main()
-    if status == NO_READER:  # what is still buffered has nowhere to go, and says so at exit
+    if status == NO_READER:  # else flushing the buffer at exit prints an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

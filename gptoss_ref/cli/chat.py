@@ -21,7 +21,7 @@ from gptoss_ref.generation import check_parameters
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers MESSAGE, or every line that is typed until end of file."""
+    """Answers MESSAGE, or every line of the input until end of file."""
     if args.message is not None and not args.message.strip():
         raise HarmonyError("MESSAGE is empty: expected a text")
     date = _date(args.date)
@@ -54,10 +54,9 @@ class Talk:
     """A conversation at the terminal, or in a pipe.
 
     Args:
-        chat: the conversation; keeps the history.
+        chat: the conversation, which keeps the history.
         as_json: print one JSON object per answer instead of its text.
-        may_compile: whether kernels that are not compiled yet may be, behind a conversation of a
-            person at a terminal.
+        may_compile: whether to compile missing kernels during a conversation at a terminal.
     """
 
     def __init__(self, chat: Chat, *, as_json: bool, may_compile: bool = False) -> None:
@@ -67,7 +66,7 @@ class Talk:
         self.interactive = sys.stdin.isatty()
 
     def send(self, message: str | Sequence[Message]) -> Reply:
-        """Says something and shows the answer as it comes."""
+        """Sends a message and shows the answer as it comes."""
         show = Transcript(output(), notes())
         for event in self.chat.send(message):
             if isinstance(event, Reply):
@@ -79,11 +78,11 @@ class Talk:
         elif reply.stop_reason == "length":
             notes().line(f"(cut off after {len(reply.tokens)} tokens)", dim=True)
         elif reply.stop_reason == "other_role":
-            notes().line("(stopped: the model went on to play another role)", dim=True)
+            notes().line("(stopped: the model began a message of another role)", dim=True)
         return reply
 
     def loop(self) -> None:
-        """Asks for messages until end of file. Ctrl-C takes back the message it interrupts."""
+        """Asks for messages until end of file. Ctrl-C cancels the current message."""
         if self.interactive:
             with contextlib.suppress(ImportError):  # not on every system
                 import readline  # noqa: F401  # gives input() line editing
@@ -109,14 +108,14 @@ class Talk:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-                notes().line("\n(interrupted; the history is as it was before)", dim=True)
+                notes().line("\n(interrupted; the message is not in the history)", dim=True)
             except GptOssError as error:
                 if not self.interactive:
                     raise
                 notes().line(f"error: {error}")
 
     def _turn(self, message: str) -> None:
-        """One message and its answer; the user gives the result of each tool that is called."""
+        """Sends one message; the user types the results of tool calls."""
         before = self.chat.messages
         try:
             reply = self.send(message)
@@ -132,15 +131,15 @@ class Talk:
             raise
 
     def _ask(self, prompt: str) -> str:
-        """A line from standard input; the prompt is for a person only."""
+        """A line from standard input; the prompt is shown on a terminal only."""
         return input(prompt if self.interactive else "")
 
 
 class Transcript:
-    """Shows a stream of events as it comes: thoughts dimmed, answers plain, calls as calls.
+    """Shows a stream of events: analysis dimmed, answers plain, tool calls with their arguments.
 
-    On a terminal everything goes to one screen. In a pipe the answer alone is the result; thoughts
-    go to the notes (docs/decisions/0006).
+    On a terminal everything goes to one screen. In a pipe only the answer goes to stdout, and the
+    analysis to stderr (docs/decisions/0006).
     """
 
     def __init__(self, results: Screen, asides: Screen) -> None:
@@ -164,7 +163,7 @@ class Transcript:
 
 
 def _is_aside(message: Message) -> bool:
-    """Whether a message is no part of the answer: a thought, or somebody else's."""
+    """Whether a message is not part of the answer: analysis, or a message of another role."""
     thought = place_of(message) == "analysis" and not is_call(message)
     return thought or message.role != "assistant"
 

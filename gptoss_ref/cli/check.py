@@ -1,4 +1,4 @@
-"""`gptoss-ref check FILE.py:FUNCTION OPERATION`: try a function of your own on the vectors."""
+"""`gptoss-ref check FILE.py:FUNCTION OPERATION`: test your own function on the vectors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from gptoss_ref.verify.vectors import OPERATIONS, check_file
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is right and what is not: 1 if something is wrong."""
+    """Prints the result of each case; status 1 if one is wrong."""
     screen = output()
     if args.function is not None and args.operation is None:
-        raise UsageError("expected FILE.py:FUNCTION and OPERATION (see gptoss-ref check --help)")
+        raise UsageError(
+            f"expected OPERATION after {args.function}: `gptoss-ref check` lists them all"
+        )
     if args.function is None:
         for operation in OPERATIONS.values():
             screen.line(f"{operation.signature} -> {', '.join(operation.outputs)}")
             screen.line(f"    {operation.summary}", dim=True)
         return 0
-    with contextlib.redirect_stdout(sys.stderr):  # what the function itself prints is no result
+    with contextlib.redirect_stdout(sys.stderr):  # the function may print
         judgement = check_file(args.function, args.operation)
     screen.line(json.dumps(judgement.to_json()) if args.json else str(judgement))
     return 0 if judgement.ok else 1

@@ -1,4 +1,4 @@
-"""`gptoss-ref compare REF OTHER`: the first tap point at which two traces part."""
+"""`gptoss-ref compare REF OTHER`: find the first tap point at which two traces diverge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the report; status 1 if the traces part, or nothing could be judged."""
+    """Prints the report; status 1 if the traces diverge, or nothing could be judged."""
     ref = Trace.load(args.ref)
     other = read(args.other, tokens=ref.tokens, config=ref.config)
     report = compare(ref, other, model=_model(args, ref), rounding=args.rounding)
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace, ref: Trace) -> Model | None:
-    """The model that made REF: the one named, else the bundled one if REF is a trace of it."""
+    """The model of REF: that of --model, else the bundled one if REF is a trace of it."""
     if args.model is not None:
         return load(source(args.model, args.download), backend="numpy")
     tiny = load("tiny", backend="numpy")

@@ -1,4 +1,4 @@
-"""The first use of the kernels: they are compiled, once, and somebody is told why it takes long."""
+"""Compile the kernels at their first use, with a message that explains the wait."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def compile_once() -> bool:
-    """Compiles the kernels behind one line with a spinner, unless that has been done before.
+    """Compiles the kernels if necessary, with a spinner; returns whether they were compiled before.
 
-    Returns whether it had. Where they cannot be kept, a warning says so each time.
+    If the kernel cache cannot be written, a warning says so each time.
     """
     from gptoss_ref.kernels.runtime.jit import cache_folder
     from gptoss_ref.kernels.runtime.warmup import is_warm, warmup
@@ -34,11 +34,12 @@ def compile_once() -> bool:
 
 
 class Behind:
-    """Kernels that compile in another process while a conversation goes on without them.
+    """Compiles the kernels in another process while a conversation runs on the NumPy layers.
 
     Args:
-        chat: of a model that was loaded with the backend ``auto``. If that is the layers, because
-            no kernels are compiled, they are compiled now, and :meth:`take_over` exchanges them.
+        chat: of a model that was loaded with the backend ``auto``. If it uses the NumPy layers,
+            because no kernels are compiled, the compilation starts, and :meth:`take_over` switches
+            to the kernels.
     """
 
     def __init__(self, chat: Chat) -> None:
@@ -51,7 +52,7 @@ class Behind:
             notes().line("(answering on the NumPy layers while the kernels compile)", dim=True)
 
     def take_over(self) -> None:
-        """Go on with the kernels if they are there; what was said is then computed again."""
+        """Switch to the kernels if they are compiled; the history is then computed again."""
         from gptoss_ref.backend import get_backend
 
         if self._process is None or self._process.poll() is None:
@@ -59,11 +60,11 @@ class Behind:
         if self._process.returncode == 0:
             self._chat.model.backend = get_backend("numba")
             self._chat.prefix.restart()
-            notes().line("(the kernels are compiled, and answer from now on)", dim=True)
+            notes().line("(the kernels are compiled, and in use from now on)", dim=True)
         self._process = None
 
     def stop(self) -> None:
-        """The conversation has ended; what is compiled so far is kept."""
+        """Stop the compilation at the end of the conversation; compiled kernels are kept."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()

@@ -1,7 +1,7 @@
-"""What the commands print with: streamed text, tables and progress, with or without rich.
+"""Output of the commands: streamed text, tables and progress, with or without rich.
 
-Rich draws only where a person looks, on a terminal. In a pipe, and where rich is not installed, the
-same content is plain text without escape codes.
+rich is used on a terminal only. In a pipe, or if rich is not installed, the same content is plain
+text without escape codes.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Text from a model or a file is untrusted: control characters are shown and not obeyed.
+# Text from a model or a file is untrusted: control characters are shown as codes.
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}
 _VISIBLE = {code: f"\\x{code:02x}" for code in _CONTROLS}
 
 
 def visible(text: str) -> str:
-    """The text with control characters spelt out, but tabs and line ends."""
+    """The text with control characters as codes, except tabs and line ends."""
     return text.translate(_VISIBLE)
 
 
 EVERY = 10.0
-"""Seconds between two lines about long work where there is no terminal."""
+"""Seconds between two progress lines if there is no terminal."""
 
 
 class Lines:
-    """A callback (done, total, what) that says now and then how far the work is.
+    """A callback (done, total, what) that prints a line about the progress now and then.
 
     Args:
-        screen: where to say it.
+        screen: the output.
         description: of the work.
         of_bytes: whether steps are bytes.
         clock: seconds.
@@ -92,7 +92,7 @@ class Screen:
                 self._rich = Console(file=stream, highlight=False, markup=False, emoji=False)
 
     def write(self, text: str, *, dim: bool = False, style: str = "") -> None:
-        """Writes text as it comes, without a line end, and shows it at once.
+        """Writes text without a line end, and flushes it.
 
         `style` is one of rich's, such as "bold red"; without rich, text has none.
         """
@@ -114,7 +114,7 @@ class Screen:
         return self._rich is not None
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Draws a table, first column flush left, the others flush right; only if `is_rich`."""
+        """Draws a table, first column left-aligned, others right-aligned; only if `is_rich`."""
         from rich.table import Table
 
         assert self._rich is not None
@@ -129,10 +129,10 @@ class Screen:
     def progress(
         self, description: str, *, of_bytes: bool = True
     ) -> Iterator[Callable[[int, int, str], None]]:
-        """Shows a bar while its body runs; gives its callback (done, total, what).
+        """Shows a progress bar while its body runs; yields its callback (done, total, what).
 
-        A total of 0 is not known. Unless it counts bytes, the bar also shows what is being done.
-        Off a terminal there is a line every ten seconds instead.
+        A total of 0 means unknown. Unless it counts bytes, the bar also shows the current work.
+        Without a terminal there is a line every ten seconds instead.
         """
         if self._rich is None:
             yield Lines(self, description, of_bytes=of_bytes)
@@ -163,7 +163,7 @@ class Screen:
     def status(self, text: str) -> Iterator[Callable[[str], None]]:
         """Shows one line while its body runs, with a spinner on a terminal.
 
-        What it gives is called with what is being done just now; only the spinner's line shows it.
+        It yields a function that sets the current work, which only the spinner's line shows.
         """
         if self._rich is None:
             self.line(text)
@@ -179,5 +179,5 @@ def output() -> Screen:
 
 
 def notes() -> Screen:
-    """The screen for what is not a result: standard error."""
+    """The screen for all other messages: standard error."""
     return Screen(sys.stderr)

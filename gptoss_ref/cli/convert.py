@@ -1,4 +1,4 @@
-"""`gptoss-ref convert SRC DST`: a checkpoint in another layout, or with other experts."""
+"""`gptoss-ref convert SRC DST`: write a checkpoint in another layout or expert format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptoss_ref.cli.sources import source
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts, with a progress bar on a terminal, and says what was written."""
+    """Converts, with a progress bar on a terminal, and prints a summary."""
     with notes().progress("writing") as progress:
         done = convert(
             source(args.source, args.download),

@@ -1,4 +1,4 @@
-"""`gptoss-ref diagnose MODEL OTHER`, or `--endpoint URL`: which known bug explains the numbers."""
+"""`gptoss-ref diagnose MODEL OTHER`, or `--endpoint URL`: name the bug in the numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the diagnosis; status 1 if anything is wrong, or nothing could be judged."""
+    """Prints the diagnosis; status 1 if something is wrong, or nothing could be judged."""
     if bool(args.other) == (args.endpoint is not None):
         raise UsageError("expected either OTHER or --endpoint URL (see gptoss-ref diagnose --help)")
     model = load(source(args.model, args.download), backend="numpy")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 LARGE = 1 << 26
-"""Values of a trace that takes minutes."""
+"""Number of values from which a diagnosis takes minutes."""
 
 
 def _large(other: Trace | LogprobObservation) -> bool:
@@ -68,9 +68,9 @@ def _large(other: Trace | LogprobObservation) -> bool:
 
 
 def _early(diagnosis: Diagnosis) -> None:
-    """Says what is wrong in the first block while the others are looked at."""
+    """Prints the bugs of the first block while the diagnosis continues with the others."""
     screen = notes()
-    screen.line("the first block already diverges; the others follow")
+    screen.line("the first block diverges; checking the other blocks")
     for cause in diagnosis.causes:
         screen.line("\n".join(cause.lines()))
     for unexplained in diagnosis.unexplained:
@@ -78,7 +78,7 @@ def _early(diagnosis: Diagnosis) -> None:
 
 
 def _narrowed(args: argparse.Namespace) -> dict[str, Any]:
-    """What --taps and --layers leave to be judged."""
+    """The arguments of diagnose from --taps and --layers."""
     if args.taps is None and args.layers is None:
         return {}
     return {"taps": args.taps, "layers": args.layers}
@@ -86,7 +86,7 @@ def _narrowed(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def _named(name: str) -> Iterator[Path]:
-    """The path of OTHER; '-' is what stdin holds, in a file of its own meanwhile."""
+    """The path of OTHER; for '-', a temporary file with the contents of stdin."""
     if name != "-":
         yield Path(name)
         return
@@ -100,7 +100,7 @@ def _named(name: str) -> Iterator[Path]:
 def _read(
     args: argparse.Namespace, model: Model, paths: list[Path], tokens: list[int] | None
 ) -> Trace:
-    """OTHER as a trace. Of a name that is unknown it is said how to say what it stands for."""
+    """OTHER as a trace; the error for an unknown name explains --names and --skip-unknown."""
     names = None
     if args.names is not None:
         try:
@@ -118,19 +118,21 @@ def _read(
         )
     except UnknownName as error:
         remedy = (
-            f"(--names FILE says what it is, with {json.dumps({error.name: error.example})} in "
-            "FILE; --skip-unknown leaves it out)"
+            f"(to map it, use --names FILE with {json.dumps({error.name: error.example})} in FILE; "
+            "--skip-unknown leaves it out)"
         )
         raise TraceError(str(error).replace(error.remedy(), remedy)) from None
     except TraceError as error:
         message = str(error).replace("(positions=)", "(--positions)")
-        raise TraceError(message.replace("pass that of the model", "expected a trace")) from None
+        raise TraceError(
+            message.replace("pass the model's configuration", "expected a trace")
+        ) from None
 
 
 def _observed(
     args: argparse.Namespace, model: Model, tokens: list[int] | None
 ) -> LogprobObservation:
-    """What the server says of the prompt."""
+    """The server's log-probabilities for the prompt."""
     if tokens is None:
         raise UsageError("--endpoint needs a prompt: expected --prompt TEXT or --tokens IDS")
     key = None

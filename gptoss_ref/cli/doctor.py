@@ -1,4 +1,4 @@
-"""`gptoss-ref doctor`: what this machine gives the kernels, and what that promises."""
+"""`gptoss-ref doctor`: processor, kernels and memory speed of this machine, and what they allow."""
 
 from __future__ import annotations
 

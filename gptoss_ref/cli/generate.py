@@ -15,13 +15,13 @@ from gptoss_ref.generation import Token, check_parameters, generate
 def run(args: argparse.Namespace) -> int:
     """Streams the continuation; with --json, prints tokens and log-probabilities at the end.
 
-    Ends where the context is full, however many tokens were asked for.
+    It ends when the context is full, even before --max-tokens.
     """
     check_parameters(args.max_tokens, args.temperature, args.top_k, args.top_p, args.seed)
     model = load_model(args)
     tokenizer, screen = model.tokenizer, output()
     prompt = tokenizer.encode(args.prompt)
-    # the last token that is chosen is never computed, so it may lie one beyond the context
+    # the last token is never fed to the model, so its position may be one beyond the context
     room = model.config.max_position_embeddings - len(prompt) + 1
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
     tokens: list[Token] = []

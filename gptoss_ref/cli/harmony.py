@@ -1,4 +1,4 @@
-"""`gptoss-ref harmony render|parse|diff|check`: Harmony without a model."""
+"""`gptoss-ref harmony render|parse|diff|check`: Harmony prompts, without a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _STYLES = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """One of the verbs; status 1 for a difference or a bug."""
+    """Runs one of the verbs, or prints the help; status 1 for a difference or a bug."""
+    if args.verb is None:
+        args.print_help()
+        return 0
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
         "render": _render,
         "parse": _parse,
@@ -64,7 +67,7 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _coloured(screen: Screen, pieces: Pieces) -> None:
-    """Each message in the colour of its role or channel, special tokens dim."""
+    """Prints each message in the colour of its role or channel, special tokens dimmed."""
     style = before = ""
     for piece in pieces:
         if isinstance(piece, Mark):
@@ -79,7 +82,7 @@ def _coloured(screen: Screen, pieces: Pieces) -> None:
 
 
 def _rendering(path: str) -> str | list[int]:
-    """What a file holds: ids, or a text; or JSON of a server with one of them."""
+    """The ids or the text in a file, which may be a server's JSON with one of them."""
     try:
         if path == "-":
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
@@ -101,14 +104,14 @@ def _rendering(path: str) -> str | list[int]:
         return [int(number) for number in ids]
     if text.lstrip().startswith("{") and (found := _answered(text)) is not None:
         return found
-    # a text file ends with a newline, a prompt does not
+    # a text file ends with a newline, which is not part of the prompt
     return text.removesuffix("\n") if text.startswith("<|") else text
 
 
 def _answered(text: str) -> str | list[int] | None:
-    """The ids or the prompt in the answer of a server's `/tokenize` or `/apply-template`.
+    """The ids or the prompt in a server's answer to `/tokenize` or `/apply-template`.
 
-    `render --json` writes the same. None for other texts: a model's answer may be JSON too.
+    `render --json` writes the same format. None for other texts, which may also be JSON.
     """
     try:
         data = json.loads(text)
@@ -186,16 +189,16 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _what(a: list[int], b: list[int], at: int) -> str:
-    """What the first difference is."""
+    """The first difference in words."""
     tokenizer = o200k_harmony()
     if at in (len(a), len(b)):
         return "one of them ends here"
     if tokenizer.decode(a) == tokenizer.decode(b):
         special = [list(filter(tokenizer.is_special, ids)) for ids in (a, b)]
         return (
-            "the same text, a special token in one and spelt as text in the other"
+            "the same text, as a special token in one and as ordinary tokens in the other"
             if special[0] != special[1]
-            else "the same text, cut into other tokens"
+            else "the same text in other tokens"
         )
     inside = [piece for piece in from_ids(a[:at], tokenizer) if isinstance(piece, Mark)]
     where = {"start": "role", "channel": "channel", "message": "text", "constrain": "format"}

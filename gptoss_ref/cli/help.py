@@ -1,4 +1,4 @@
-"""How the command line explains itself: examples, defaults, and the nearest name after a typo."""
+"""Help texts of the command line: examples, defaults, and suggestions after a typo."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ EXAMPLES = {
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of each option that has one, unless its help already speaks of it."""
+    """Shows the default of each option, unless its help text already mentions it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
@@ -83,17 +83,37 @@ def examples(command: str) -> str | None:
     return lines and "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
+OTHER_NAMES = {
+    "--rounding": "--policy",
+    "--dtype": "--policy",
+    "--precision": "--policy",
+    "--system": "--instructions",
+    "--effort": "--reasoning",
+    "--max-new-tokens": "--max-tokens",
+    "--out": "--output",
+    "--lr": "--rate",
+    "--learning-rate": "--rate",
+    "--batch-size": "--batch",
+}
+"""Names of options in other programs or commands, and the option that is meant."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
-    """``: did you mean …?``, or nothing if no word is near."""
-    near = difflib.get_close_matches(word, list(words), 1)
+    """``: did you mean …?``, or nothing if no word is similar."""
+    known = list(words)
+    meant = OTHER_NAMES.get(word, "")
+    near = [meant] if meant in known else difflib.get_close_matches(word, known, 1)
     return f": did you mean {near[0]}?" if near else ""
 
 
 def plainer(message: str) -> str:
-    """argparse's message about a choice that there is not, with the nearest one."""
+    """argparse's message in plain words, with the nearest choice after a typo."""
+    missing = re.fullmatch(r"the following arguments are required: (.+)", message)
+    if missing is not None:
+        return f"missing: {missing[1]}"
     found = re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
     if found is None:
-        return message
+        return message.replace("unrecognized arguments:", "unexpected:")
     argument, given, listed = found.groups()
     choices = [choice.strip("' ") for choice in listed.split(",")]
     kind = "command" if argument == "COMMAND" else argument

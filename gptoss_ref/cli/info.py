@@ -11,7 +11,7 @@ from gptoss_ref.cli.sources import source
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table; on a terminal with rich, as a drawn one."""
+    """Prints the table; on a terminal, rich draws it."""
     info, screen = describe(source(args.model, args.download)), output()
     if args.json:
         screen.line(json.dumps(info.to_json()))

@@ -1,4 +1,4 @@
-"""`gptoss-ref inspect MODEL PROMPT -o FILE`: one page to look inside a pass."""
+"""`gptoss-ref inspect MODEL PROMPT -o FILE`: write an HTML page to look inside a pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Computes the prompt and what the model says to it, and writes the page."""
+    """Computes the prompt, and the reply if asked for, and writes the page."""
     target = Path(args.output)
     if target.is_dir() or not target.parent.is_dir():
         raise GptOssError(f"{target}: expected the name of a file, in a folder that exists")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reply(model: Model, prompt: list[int], args: argparse.Namespace) -> list[int]:
-    """What the model says, as far as asked for and as the context has room: it is inspected too."""
+    """The first tokens of the reply, as many as --generate asks for and the context holds."""
     room = model.config.max_position_embeddings - len(prompt)
     count = min(args.generate, room)
     if count <= 0:

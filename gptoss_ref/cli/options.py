@@ -1,4 +1,4 @@
-"""What options have in common: groups that several commands share, and types of values."""
+"""Options that several commands share, and the types of their values."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from typing import Any, NoReturn
 from gptoss_ref.cli.help import nearest, plainer
 from gptoss_ref.errors import GptOssError
 
-MODEL_HELP = "'tiny' (the bundled model), a folder, or a Hub id in the local Hugging Face cache"
+MODEL_HELP = (
+    "'tiny' (the bundled model), 'released-constants' or 'other-constants' (random weights), a "
+    "folder, or a Hub id in the local Hugging Face cache"
+)
 
 
 class UsageError(GptOssError):
-    """A command line that cannot be understood."""
+    """An invalid command line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a bad command line as every other bad input is reported: in one line."""
+    """An argument parser that reports an invalid command line in one line, as a UsageError."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{plainer(message)} (see {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """An option that a command does not have is an error that names the nearest one."""
+        """As in argparse; an unknown option is an error that suggests the nearest one."""
         if self._subparsers is None:
             known = self._option_string_actions
             for word in itertools.takewhile(lambda word: word != "--", args or ()):
@@ -41,10 +44,10 @@ def add_prompt_options(command: Parser, prompt: Any, purpose: str) -> None:
         "--tokens",
         type=token_ids,
         metavar="IDS",
-        help="such as 17,4,250, or @FILE that holds them",
+        help="token ids such as 17,4,250, or @FILE with token ids",
     )
     command.add_argument(
-        "--chat", action="store_true", help="the prompt as a user says it in a Harmony chat"
+        "--chat", action="store_true", help="--prompt is the user's message in a Harmony chat"
     )
 
 
@@ -56,7 +59,7 @@ def add_model_options(command: Parser) -> None:
 
 def add_download_option(command: Parser) -> None:
     command.add_argument(
-        "--download", action="store_true", help="fetch a Hub id into the cache (extra: hub)"
+        "--download", action="store_true", help="download a Hub id into the cache (extra: hub)"
     )
 
 
@@ -65,26 +68,30 @@ def add_backend_options(command: Parser) -> None:
         "--backend",
         default="auto",
         metavar="NAME",
-        help="numba (the compiled kernels), numpy (the specification), or auto: the kernels, but "
-        "for a small model the specification while no kernels are compiled",
+        help="numba (compiled kernels), numpy (the specification), or auto: numba, but numpy for a "
+        "small model while no kernels are compiled",
     )
     command.add_argument(
-        "--policy", default="float32", metavar="NAME", help="float64, float32 or bfloat16"
+        "--policy",
+        default="float32",
+        metavar="NAME",
+        help="rounding of the computation: float64, float32 or bfloat16",
     )
 
 
 def add_sampling_options(command: Parser, *, max_tokens: int) -> None:
     add_choice_options(command)
     command.add_argument(
-        "--max-tokens", type=int, default=max_tokens, metavar="N", help="at most so many new tokens"
+        "--max-tokens", type=int, default=max_tokens, metavar="N", help="most tokens to generate"
     )
 
 
 def add_choice_options(command: Parser) -> None:
-    command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
-    command.add_argument("--top-k", type=int, default=0, metavar="K", help="0: all")
-    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all")
-    command.add_argument("--seed", type=seed, default=0, metavar="N", help="of the sampling")
+    add = command.add_argument
+    add("--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0: greedy")
+    add("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0: all")
+    add("--top-p", type=float, default=1.0, metavar="P", help="probability to keep; 1: all")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of the sampling")
 
 
 def add_json_option(command: Parser) -> None:
@@ -109,7 +116,7 @@ def seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, not {text!r}")
     return seconds
 
 
@@ -120,7 +127,7 @@ def seed(text: str) -> int:
 
 
 def token_ids(text: str) -> list[int]:
-    """Ids out of a list, or out of a file of one, which may be JSON."""
+    """Token ids from a list such as 17,4,250 or [17, 4, 250], or from @FILE with such a list."""
     listed = text
     if text.startswith("@"):
         try:
@@ -135,7 +142,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def ranges(text: str) -> list[int]:
-    """Integers out of ranges such as 0-9,12,-1."""
+    """Integers from ranges such as 0-9,12,-1."""
     numbers: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d{1,9})-(\d{1,9})|(-?\d{1,9})", part.strip())
@@ -149,5 +156,5 @@ def ranges(text: str) -> list[int]:
 
 
 def whole(text: str) -> bool:
-    """Whether it is a number without sign that Python converts: of at most 4300 digits."""
+    """Whether it is an unsigned integer of at most 4300 digits, Python's limit."""
     return text.isdecimal() and len(text) <= 4300

@@ -1,4 +1,4 @@
-"""The options of every command. Commands themselves are imported when they run."""
+"""The options of every command. The commands are imported when they run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def build_parser() -> Parser:
-    """The parser; parsed arguments carry the command's function as `run`."""
+    """The parser; the attribute `run` of parsed arguments is the command's function."""
     parser = Parser(
         prog="gptoss-ref",
         description="The gpt-oss language models: chat with them, look into them, convert them.",
@@ -67,9 +67,11 @@ def build_parser() -> Parser:
 
 def _add_chat(commands: Any) -> None:
     command = _command(commands, "chat", "talk with a model in the Harmony format")
-    command.add_argument("message", nargs="?", metavar="MESSAGE", help="without it: a prompt loop")
+    command.add_argument("message", nargs="?", metavar="MESSAGE", help="default: a prompt loop")
     add_model_options(command)
-    command.add_argument("--reasoning", default="medium", metavar="low|medium|high", help="effort")
+    command.add_argument(
+        "--reasoning", default="medium", metavar="low|medium|high", help="reasoning effort"
+    )
     command.add_argument("--instructions", metavar="TEXT", help="the developer message")
     command.add_argument(
         "--tools", metavar="FILE", help="JSON list of function tools: name, description, parameters"
@@ -80,7 +82,7 @@ def _add_chat(commands: Any) -> None:
 
 
 def _add_generate(commands: Any) -> None:
-    command = _command(commands, "generate", "continue a text, with no chat format around it")
+    command = _command(commands, "generate", "continue a text, without the chat format")
     command.add_argument("prompt", metavar="PROMPT")
     add_model_options(command)
     add_sampling_options(command, max_tokens=64)
@@ -110,7 +112,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _add_selfcheck(commands: Any) -> None:
-    command = _command(commands, "selfcheck", "compare the released weights with published figures")
+    command = _command(commands, "selfcheck", "compare the released weights with published outputs")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_download_option(command)
     add_backend_options(command)
@@ -118,43 +120,47 @@ def _add_selfcheck(commands: Any) -> None:
 
 
 def _add_vectors(commands: Any) -> None:
-    command = _command(commands, "vectors", "write the conformance vectors, or judge your results")
-    command.add_argument("folder", metavar="DIR", help="a new folder; with --check, your results")
+    command = _command(commands, "vectors", "write conformance test vectors, or judge your results")
+    command.add_argument("folder", metavar="DIR", help="a new folder; with --check: your results")
     command.add_argument("--check", action="store_true", help="judge the results in DIR")
     command.add_argument(
-        "--precision", metavar="NAME", help="yours, with --check: float32 (the default) or bfloat16"
+        "--precision",
+        metavar="NAME",
+        help="with --check: that of your implementation, float32 (the default) or bfloat16",
     )
     add_json_option(command)
 
 
 def _add_check(commands: Any) -> None:
-    command = _command(commands, "check", "try a function of your own on the conformance vectors")
-    command.add_argument("function", nargs="?", metavar="FILE.py:FUNCTION")
+    command = _command(commands, "check", "test your own function on the conformance vectors")
     command.add_argument(
-        "operation", nargs="?", metavar="OPERATION", help="without both: list the operations"
+        "function", nargs="?", metavar="FILE.py:FUNCTION", help="default: list the operations"
+    )
+    command.add_argument(
+        "operation", nargs="?", metavar="OPERATION", help="what the function computes"
     )
     add_json_option(command)
 
 
 def _add_warmup(commands: Any) -> None:
-    command = _command(commands, "warmup", "compile the kernels now, so that nothing does later")
+    command = _command(commands, "warmup", "compile the kernels now, not in a later command")
     add_json_option(command)
 
 
 def _add_doctor(commands: Any) -> None:
-    command = _command(commands, "doctor", "show what this machine gives the kernels")
+    command = _command(commands, "doctor", "show processor, kernels and memory speed")
     command.add_argument(
         "--megabytes",
         type=megabytes,
         default=1024,
         metavar="N",
-        help="read at a time to measure the memory: more than the caches hold, 64 at least",
+        help="size of the memory test: larger than the caches, at least 64",
     )
     add_json_option(command)
 
 
 def _add_trace(commands: Any) -> None:
-    command = _command(commands, "trace", "write what a model computes at every tap point")
+    command = _command(commands, "trace", "write the arrays of all tap points of a pass to a file")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument(
         "-o", "--output", type=file_name, required=True, metavar="FILE", help="the trace"
@@ -162,7 +168,10 @@ def _add_trace(commands: Any) -> None:
     prompt = command.add_mutually_exclusive_group(required=True)
     add_prompt_options(command, prompt, "the text")
     command.add_argument(
-        "--taps", action="append", metavar="PATTERN", help="such as '*.residual'; may be repeated"
+        "--taps",
+        action="append",
+        metavar="PATTERN",
+        help="write only these, such as '*.residual'; may be repeated",
     )
     add_download_option(command)
     add_backend_options(command)
@@ -170,11 +179,11 @@ def _add_trace(commands: Any) -> None:
 
 
 def _add_compare(commands: Any) -> None:
-    command = _command(commands, "compare", "find the first tap point at which two traces part")
+    command = _command(commands, "compare", "find the first tap point at which two traces diverge")
     command.add_argument("ref", metavar="REF", help="a trace of this package, best in float64")
     command.add_argument("other", metavar="OTHER", help="a trace, or .npz or .safetensors arrays")
     command.add_argument(
-        "--model", metavar="MODEL", help="that made REF, to measure what rounding explains"
+        "--model", metavar="MODEL", help="the model of REF, to measure what rounding explains"
     )
     add_download_option(command)
     command.add_argument(
@@ -188,7 +197,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_diagnose(commands: Any) -> None:
-    command = _command(commands, "diagnose", "name the bug that explains somebody else's numbers")
+    command = _command(commands, "diagnose", "name the bug that explains another program's numbers")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     command.add_argument(
         "other",
@@ -198,26 +207,26 @@ def _add_diagnose(commands: Any) -> None:
         "such as prefill and decoding steps; '-' reads one from stdin",
     )
     command.add_argument(
-        "--endpoint", metavar="URL", help="instead: an OpenAI-compatible server of the model"
+        "--endpoint", metavar="URL", help="instead of OTHER: an OpenAI-compatible server"
     )
     prompt = command.add_mutually_exclusive_group()
     add_prompt_options(command, prompt, "for a server, or a file without tokens")
     command.add_argument(
         "--names",
         metavar="FILE",
-        help="JSON object: a name in OTHER and the tap point it stands for, or [tap point, axes]; "
+        help="JSON object: each name in OTHER, and its tap point or [tap point, axes]; "
         "{n} in both is the number of each block",
     )
     command.add_argument(
         "--positions",
         type=ranges,
         metavar="RANGES",
-        help="of arrays that hold some rows only, such as 0-9,12,-1",
+        help="positions of arrays with only some rows, such as 0-9,12,-1",
     )
     command.add_argument(
         "--skip-unknown",
         action="store_true",
-        help="leave out arrays that have no place, and say so",
+        help="leave out, and list, arrays that fit no tap point",
     )
     command.add_argument(
         "--taps", action="append", metavar="PATTERN", help="judge only these; may be repeated"
@@ -244,14 +253,16 @@ def _add_diagnose(commands: Any) -> None:
 
 
 def _add_inspect(commands: Any) -> None:
-    command = _command(commands, "inspect", "write one page to look inside the pass of a prompt")
+    command = _command(commands, "inspect", "write an HTML page that shows the pass of a prompt")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("prompt", metavar="PROMPT", help="what the user says in a Harmony chat")
+    command.add_argument("prompt", metavar="PROMPT", help="the user's message in a Harmony chat")
     command.add_argument(
         "-o", "--output", type=file_name, required=True, metavar="FILE", help="the page, HTML"
     )
-    command.add_argument("--raw", action="store_true", help="PROMPT with no chat around it")
-    command.add_argument("--reasoning", metavar="low|medium|high", help="effort; default: medium")
+    command.add_argument("--raw", action="store_true", help="PROMPT without the chat format")
+    command.add_argument(
+        "--reasoning", metavar="low|medium|high", help="reasoning effort; default: medium"
+    )
     command.add_argument("--instructions", metavar="TEXT", help="the developer message")
     command.add_argument(
         "--tools", metavar="FILE", help="JSON list of function tools: name, description, parameters"
@@ -267,42 +278,51 @@ def _add_inspect(commands: Any) -> None:
 
 def _add_harmony(commands: Any) -> None:
     command = _command(commands, "harmony", "render, parse, compare and check Harmony prompts")
-    verbs = command.add_subparsers(metavar="VERB", required=True, parser_class=Parser, dest="verb")
+    command.set_defaults(print_help=command.print_help)
+    verbs = command.add_subparsers(metavar="VERB", parser_class=Parser, dest="verb")
 
     def verb(name: str, summary: str) -> Parser:
         made: Parser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
         return made
 
-    render = verb("render", "a conversation as the prompt that the model reads")
+    render = verb("render", "write a conversation as the model's prompt")
     render.add_argument(
         "conversation", metavar="CONVERSATION.json", help="chat or Harmony messages"
     )
     render.add_argument("--ids", action="store_true", help="print token ids")
-    render.add_argument("--training", action="store_true", help="no prompt at the end, <|return|>")
-    parse = verb("parse", "token ids or text as messages")
+    render.add_argument(
+        "--training", action="store_true", help="a training example, which ends with <|return|>"
+    )
+    parse = verb("parse", "read token ids or text as messages")
     parse.add_argument(
         "file", type=file_name, metavar="FILE", help="token ids or text; - for stdin"
     )
-    parse.add_argument("--role", metavar="ROLE", help="whose message it begins in the middle of")
-    parse.add_argument("--strict", action="store_true", help="refuse what is not by the format")
-    diff = verb("diff", "two renderings token by token")
+    parse.add_argument(
+        "--role", metavar="ROLE", help="role of the first message, if its <|start|>ROLE is missing"
+    )
+    parse.add_argument("--strict", action="store_true", help="refuse violations of the format")
+    diff = verb("diff", "compare two renderings token by token")
     diff.add_argument("first", type=file_name, metavar="A", help="token ids or text")
     diff.add_argument("second", type=file_name, metavar="B", help="token ids or text")
     check = verb("check", "name the bug in a rendering, a chat template or a server")
     check.add_argument("conversation", nargs="?", metavar="CONVERSATION.json")
     check.add_argument(
-        "rendered", nargs="?", metavar="RENDERED", help="somebody's ids or text of it"
+        "rendered",
+        nargs="?",
+        metavar="RENDERED",
+        help="another program's rendering: ids or text",
     )
     source = check.add_mutually_exclusive_group()
     source.add_argument("--template", metavar="FILE", help="a Jinja chat template (extra: verify)")
     source.add_argument("--server", metavar="URL", help="a running server")
     check.add_argument(
-        "--live", action="store_true", help="with --server: ask the model, and check its answers"
+        "--live", action="store_true", help="with --server: ask questions, and check the answers"
     )
     check.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="check this transformers tokenizer's folder; or whose ids --server and RENDERED have",
+        help="check the chat template in this tokenizer's folder; with --server or RENDERED: the "
+        "tokenizer of their ids",
     )
     check.add_argument("--training", action="store_true", help="RENDERED is a training example")
     check.add_argument("--served-model", metavar="NAME", help="its name on the server")
@@ -319,27 +339,27 @@ def _add_harmony(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     command = _command(commands, "train", "train a LoRA adapter, or whole weights, without torch")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("data", metavar="DATA.jsonl", help="a conversation or a text a line")
+    command.add_argument("data", metavar="DATA.jsonl", help="a conversation or text on each line")
     command.add_argument(
         "-o", "--output", type=file_name, required=True, metavar="OUT", help="folder of the run"
     )
-    command.add_argument("--held-out", metavar="FILE", help="lines like DATA's, to evaluate on")
-    command.add_argument("--resume", action="store_true", help="go on with the run in OUT")
-    command.add_argument("--plot", metavar="FILE", help="picture of the loss (extra: viz)")
+    command.add_argument("--held-out", metavar="FILE", help="data for the evaluation")
+    command.add_argument("--resume", action="store_true", help="continue the run in OUT")
+    command.add_argument("--plot", metavar="FILE", help="write a plot of the loss (extra: viz)")
     for names, kind, default, letter, text in (
-        (("--steps",), int, None, "N", "of the optimiser; without it, --epochs says how many"),
+        (("--steps",), int, None, "N", "optimiser steps; default: those of --epochs"),
         (("--epochs",), float, 1.0, "X", "passes over the data"),
-        (("--batch",), int, 16, "N", "examples a step"),
-        (("--accumulation",), int, 1, "N", "parts that a batch is computed in, to save memory"),
-        (("--rate",), float, 1e-3, "R", "learning rate at its peak"),
+        (("--batch",), int, 16, "N", "examples per step"),
+        (("--accumulation",), int, 1, "N", "parts of a batch, computed in turn to save memory"),
+        (("--rate",), float, 1e-3, "R", "peak learning rate"),
         (("--warmup",), int, 0, "N", "steps in which the rate rises"),
-        (("--weight-decay",), float, 0.0, "R", "of AdamW"),
-        (("--clip",), float, 1.0, "R", "longest gradient; 0: any"),
-        (("--router-aux-loss-coef",), float, 0.0, "R", "of the load-balancing loss"),
-        (("--rank",), int, 8, "N", "of LoRA; 0: none, only --whole"),
-        (("--alpha",), float, 16.0, "R", "of LoRA: its scale is alpha / rank"),
-        (("--evaluate-every",), int, 0, "N", "steps; 0: before and after"),
-        (("--save-every",), int, 0, "N", "steps; 0: at the end, and at Ctrl-C"),
+        (("--weight-decay",), float, 0.0, "R", "weight decay of AdamW"),
+        (("--clip",), float, 1.0, "R", "largest gradient norm; 0: no limit"),
+        (("--router-aux-loss-coef",), float, 0.0, "R", "coefficient of the load-balancing loss"),
+        (("--rank",), int, 8, "N", "rank of LoRA; 0: no LoRA, only --whole"),
+        (("--alpha",), float, 16.0, "R", "alpha of LoRA; its scale is alpha / rank"),
+        (("--evaluate-every",), int, 0, "N", "steps between evaluations; 0: before and after"),
+        (("--save-every",), int, 0, "N", "steps between saves; 0: at the end and at Ctrl-C"),
     ):
         command.add_argument(*names, type=kind, default=default, metavar=letter, help=text)
     command.add_argument(
@@ -350,13 +370,13 @@ def _add_train(commands: Any) -> None:
         nargs="+",
         default=["*.attn.*"],
         metavar="PATTERN",
-        help="matrices that get low-rank factors (default: those of attention)",
+        help="matrices with low-rank factors (default: those of attention)",
     )
     command.add_argument(
-        "--whole", nargs="+", default=[], metavar="PATTERN", help="weights to train as they are"
+        "--whole", nargs="+", default=[], metavar="PATTERN", help="weights to train without LoRA"
     )
     command.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="of the factors and of the order"
+        "--seed", type=seed, default=0, metavar="N", help="seed of the factors and of the order"
     )
     add_download_option(command)
     add_backend_options(command)
@@ -366,7 +386,7 @@ def _add_train(commands: Any) -> None:
 def _add_tokens(commands: Any) -> None:
     command = _command(commands, "tokens", "print the token ids of a text")
     command.add_argument("text", metavar="TEXT", help="the text; '-' reads it from stdin")
-    command.add_argument("--chat", action="store_true", help="TEXT as a user says it in a chat")
+    command.add_argument("--chat", action="store_true", help="TEXT is the user's message in a chat")
     command.add_argument("--model", default="tiny", metavar="MODEL", help=MODEL_HELP)
     add_download_option(command)
     add_json_option(command)

@@ -1,4 +1,4 @@
-"""Printing a comparison or a diagnosis, and the exit status it stands for."""
+"""Print a comparison or a diagnosis, and return its exit status."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ NEGATIVE = 1
 
 
 def show(report: Report, args: argparse.Namespace) -> int:
-    """Prints a report, as text or JSON, and writes its page if that is wanted.
+    """Prints a report as text or JSON, and writes its HTML page if asked for.
 
-    The status is 0 only if something could be judged and none of it is wrong: no verdict is no
-    success.
+    The status is 0 only if something was judged and nothing is wrong.
     """
     if args.html is not None:
         report.to_html(args.html)

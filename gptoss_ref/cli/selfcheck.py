@@ -1,4 +1,4 @@
-"""`gptoss-ref selfcheck MODEL`: the released weights against published figures."""
+"""`gptoss-ref selfcheck MODEL`: compare the released weights with published outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEGATIVE = 1
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints each figure with what was published; status 1 if one disagrees."""
+    """Prints each result beside the published one; status 1 if one disagrees."""
     model = load_model(args)
     result = selfcheck(model, progress=_say)
     output().line(json.dumps(result.to_json()) if args.json else str(result))

@@ -1,4 +1,4 @@
-"""Where a command takes its checkpoint from, and the model that is made of it."""
+"""Checkpoint, prompt and model from the arguments of a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def source(model: str, download: bool) -> str:
-    """What to load for a MODEL argument; with `download`, a Hub id is fetched first."""
+    """The path or name to load for a MODEL argument; with `download`, a Hub id is downloaded."""
     if not download:
         return model
     from gptoss_ref.checkpoint import download as fetch
@@ -24,10 +24,10 @@ def source(model: str, download: bool) -> str:
 
 
 def encoded(text: str, tokenizer: Tokenizer, *, chat: bool) -> list[int]:
-    """The ids of a text, as it is or as what a user says in a Harmony chat.
+    """The token ids of a text, or of a Harmony chat in which it is the user's message.
 
     Raises:
-        HarmonyError: a chat of an empty text.
+        HarmonyError: a chat with an empty text.
     """
     if not chat:
         return tokenizer.encode(text)
@@ -53,7 +53,7 @@ def prompt_of(args: argparse.Namespace, tokenizer: Callable[[], Tokenizer]) -> l
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """The model of a command with the model options, its kernels compiled."""
+    """The model for a command with model options, with compiled kernels."""
     from gptoss_ref.model import load
 
     model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)

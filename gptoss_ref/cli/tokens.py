@@ -13,7 +13,7 @@ from gptoss_ref.cli.sources import encoded, source
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the ids in one line, as --tokens takes them."""
+    """Prints the ids in one line, in the format of --tokens."""
     text = sys.stdin.read() if args.text == "-" else args.text
     checkpoint = load_checkpoint(source(args.model, args.download))
     tokenizer = load_tokenizer(checkpoint.root, checkpoint.config)

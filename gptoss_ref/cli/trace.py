@@ -1,4 +1,4 @@
-"""`gptoss-ref trace MODEL -o FILE`: what a model computes at every tap point, as a file."""
+"""`gptoss-ref trace MODEL -o FILE`: write the arrays of all tap points to a file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gptoss_ref.tracing.file import check_suffix
 from gptoss_ref.tracing.record import file_size, trace
 
 WORTH_SAYING = 50e6
-"""Bytes from which on the size is said before the trace is made."""
+"""Size in bytes from which the command announces the size of the file."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the trace, tap by tap, and says what is in it."""
+    """Writes the trace and prints a summary."""
     check_suffix(Path(args.output))
     model = load_model(args)
     tokens = prompt_of(args, lambda: model.tokenizer) or []

@@ -1,4 +1,4 @@
-"""`gptoss-ref train MODEL DATA.jsonl -o OUT`: LoRA, or whole weights, without torch."""
+"""`gptoss-ref train MODEL DATA.jsonl -o OUT`: train LoRA or whole weights, without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptoss_ref.cli.console import notes, output
 from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError
 
-LINES = 20  # reports of a run in a pipe
+LINES = 20  # number of progress lines of a run without a terminal
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         evaluate_every=args.evaluate_every,
         save_every=args.save_every,
     )
-    if args.backend == "auto":  # a run that is resumed must not find another choice
+    if args.backend == "auto":  # a resumed run must use the same backend
         args.backend = "numba"
     model = load_model(args)
     size = {"context": model.config.max_position_embeddings}
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         if (Path(args.output) / STATE).exists():
-            screen.line(f"stopped after step {done}; {args.output} has it: go on with --resume")
+            screen.line(f"stopped after step {done}; saved in {args.output}; --resume continues")
         raise
     if args.plot is not None:
         from gptoss_ref.viz import loss_curve
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def line(entry: dict[str, Any], steps: int) -> str:
-    """A record of the history for people."""
+    """A record of the history as a line of text."""
     at = f"step {entry['step']} of {steps}: "
     if "loss" in entry:
         return at + f"loss {entry['loss']:.4f}"
@@ -102,7 +102,7 @@ def line(entry: dict[str, Any], steps: int) -> str:
 
 
 def _check_plot(file: str) -> None:
-    """Refuses a plot that cannot be drawn or written before the work, not after it."""
+    """Raises GptOssError before the work if the plot cannot be drawn or written."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

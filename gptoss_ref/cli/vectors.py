@@ -1,4 +1,4 @@
-"""`gptoss-ref vectors DIR`: write the conformance suite, or judge somebody's results."""
+"""`gptoss-ref vectors DIR`: write the conformance suite, or judge results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptoss_ref.verify.vectors.suite import cases_of
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes, or with `--check` judges: 1 if something is wrong or missing."""
+    """Writes the suite, or with `--check` judges results; status 1 if some are wrong or missing."""
     screen = output()
     if args.precision is not None and not args.check:
         raise UsageError("--precision goes with --check (see gptoss-ref vectors --help)")
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace, screen: Screen) -> int:
-    """The numbers, Harmony, or both: what the folder holds."""
+    """Judges the numbers, the Harmony answers, or both, as the folder holds them."""
     harmony = check_harmony_file(args.folder)
     ok, answer, lines = True, {}, []
     if harmony is None or has_results(args.folder):

@@ -1,4 +1,4 @@
-"""`gptoss-ref warmup`: compile the kernels now, so that nothing compiles later."""
+"""`gptoss-ref warmup`: compile the kernels now, so that no later command has to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptoss_ref.kernels.runtime.jit import cache_folder
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compiles, unless that has been done; says where the compiled kernels lie."""
+    """Compiles the kernels if necessary; prints the folder of the compiled kernels."""
     start = time.perf_counter()
     done_before = compile_once()
     folder = cache_folder()
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output().line(json.dumps(result))
         return 0
-    what = "had been compiled" if done_before else f"compiled in {result['seconds']:.1f} s"
+    what = "already compiled" if done_before else f"compiled in {result['seconds']:.1f} s"
     where = f"in {folder}" if folder else "not kept"
-    output().line(f"kernels of the path {path_name()}: {what}, {where}")
+    output().line(f"kernels for {path_name()}: {what}, {where}")
     return 0

@@ -25,7 +25,7 @@ from gptoss_ref.kernels.runtime.scalar import exp, widen
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
-ROWS = 128
+ROWS = 256
 """Rows (queries times G) of a task, about."""
 
 CHUNK, FEW = 4, 4

@@ -33,7 +33,7 @@ from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions
 from gptoss_ref.kernels.runtime.isa import current_path
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.kernels.swiglu import swiglu
-from gptoss_ref.numerics import FLOAT32, Array, Policy
+from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
 from gptoss_ref.weights import MXFP4, ExpertMatrix
 
 Tap = Callable[[str, Array], None]
@@ -127,13 +127,15 @@ def _pass(
     biases: tuple[Array, Array], limits: tuple[float, float], stages: Array, out: Array
 ) -> int:  # fmt: skip
     """All tokens through MXFP4 experts, into ``out``; how it ended."""
-    state = np.zeros(1, np.int64)
+    state, (bias, bias_2) = np.zeros(1, np.int64), [matrix_of(bias) for bias in biases]
+    if bias.dtype != bias_2.dtype:  # the tasks of both matrices are one function, of one type
+        bias, bias_2 = (matrix_of(widen(each, np.float32)) for each in (bias, bias_2))
     run(
         mixture,
-        biases[0].shape[1] // ROWS,
-        3 * chosen.size * x.shape[1] * (biases[0].shape[1] // 2),
+        bias.shape[1] // ROWS,
+        3 * chosen.size * x.shape[1] * (bias.shape[1] // 2),
         *(current_path(), method_of(*x.shape), x, chosen, weights.reshape(-1)),
-        *(*first, matrix_of(biases[0]), *second, matrix_of(biases[1])),
+        *(*first, bias, *second, bias_2),
         *(np.float32(limits[0]), np.float32(limits[1]), stages, out, state),
     )
     return int(state[0])

@@ -13,8 +13,8 @@ G     H / K, query heads per key/value head       N, M  outputs and inputs of on
 
 Every function takes a ``policy``, a :class:`gptoss_ref.numerics.Policy` or its name, that says
 where it rounds (anything else raises GptOssError), and weights as the checkpoint stores them:
-bfloat16 bits (uint16), floats, or MXFP4. Shapes are not checked, unless a docstring names an error:
-NumPy raises, or broadcasts.
+bfloat16 bits (uint16), floats, or MXFP4. Functions check shapes only if the docstring names the
+error; otherwise NumPy raises, or broadcasts.
 """
 
 from gptoss_ref.layers import mxfp4

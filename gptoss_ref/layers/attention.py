@@ -4,9 +4,9 @@
     weight(p, ·) = softmax([score(p, ·), sink_h]), the sink's column dropped
     mix_p = Σ_j weight(p, j) v_j
 
-The **sink** is one logit per query head: a place where attention goes when no key deserves it, so a
-row of weights sums to *less than one*. Query head h reads key/value head h // G. A window of 128 is
-128 keys, the query's own included. Positions are absolute, so the order of the keys is free.
+The **sink** is one learned logit per query head. It takes part in the softmax and has no value, so
+a row of weights sums to *less than one*. Query head h reads key/value head h // G. A window of 128
+is 128 keys, including the query's own. Positions are absolute: the keys may come in any order.
 Source: OpenAI gpt-oss reference, ``sdpa``; Xiao et al. 2023, arXiv 2309.17453 (attention sinks).
 """
 
@@ -34,10 +34,10 @@ def attention_weights(
         sinks: (H,) logits.
         q_positions: (T,) absolute positions.
         k_positions: (S,) absolute positions, in any order.
-        window: keys a query sees, itself included; None for all.
+        window: number of keys that a query sees, including its own; None for all.
 
     >>> q, k = np.zeros((1, 1, 2)), np.zeros((3, 1, 2))  # all scores are 0
-    >>> sink = np.log([2.0])  # as much as two keys
+    >>> sink = np.log([2.0])  # weighs like two keys
     >>> attention_weights(q, k, sink, np.array([2]), np.arange(3), window=2).round(3)
     array([[[0.  , 0.25, 0.25]]], dtype=float32)
     """
@@ -71,16 +71,16 @@ def attention(
     *,
     policy: str | Policy = FLOAT32,
 ) -> Array:
-    """Mix of values ``v`` (S, K, C) that queries ``q`` (T, H, C) find by keys ``k`` (S, K, C).
+    """Attention of queries ``q`` (T, H, C) over keys ``k`` and values ``v`` (S, K, C): (T, H*C).
 
-    Queries are taken a tile at a time, with the keys that the tile can see, so that memory does not
-    grow with T·S.
+    The computation takes a tile of queries at a time, with the keys that the tile can see, so that
+    memory does not grow with T·S.
 
     Args:
         sinks: (H,) logits.
         q_positions: (T,) absolute positions.
         k_positions: (S,) absolute positions, in any order.
-        window: keys a query sees, itself included; None for all.
+        window: number of keys that a query sees, including its own; None for all.
 
     Returns:
         (T, H*C).
@@ -108,7 +108,7 @@ def attention(
 
 
 def attention_mix(weights: Array, v: Array, *, policy: Policy = FLOAT32) -> Array:
-    """Sum of values ``v`` (S, K, C) by ``weights`` (H, T, S), query head h reading head h // G.
+    """Sum of values ``v`` (S, K, C), weighted by ``weights`` (H, T, S); head h reads head h // G.
 
     Returns (T, H*C).
     """

@@ -1,11 +1,11 @@
-"""Mixture of experts: each token visits its A experts, and their answers are averaged.
+"""Mixture of experts: the weighted sum of the outputs of each token's A experts.
 
     expert_e(x) = W2_e · swiglu(W1_e · x + b1_e) + b2_e
     y_t = Σ_a w_ta · expert_{index_ta}(x_t)
 
-The router's weight multiplies the whole answer, *including* the bias b2 (leaving b2 unweighted is
-``down-bias-unweighted``). Experts are visited one after the other, each with all tokens that chose
-it, so that only one expert's weights are widened at a time. Source: OpenAI gpt-oss reference,
+The router's weight multiplies the whole output, *including* the bias b2 (an unweighted b2 is the
+bug ``down-bias-unweighted``). The loop runs over the experts, each with all tokens that chose it,
+so that only one expert's weights are widened at a time. Source: OpenAI gpt-oss reference,
 ``MLPBlock``.
 """
 
@@ -33,7 +33,7 @@ def experts(
     policy: str | Policy = FLOAT32,
     tap: Callable[[str, Array], None] | None = None,
 ) -> Array:
-    """Send ``x`` (T, D) through its experts ``indices`` (T, A) with ``weights`` (T, A): (T, D).
+    """Outputs of experts ``indices`` (T, A) for ``x`` (T, D), summed by ``weights`` (T, A): (T, D).
 
     Args:
         mlp1_weight: (E, 2F, D), gate and up rows interleaved.
@@ -60,7 +60,7 @@ def experts(
         stages = {name: np.empty((tokens, active, n), policy.dtype) for name, n in sizes.items()}
 
     for e in np.unique(indices):
-        t, a = np.nonzero(indices == e)  # (n,) the tokens that chose e, and in which place
+        t, a = np.nonzero(indices == e)  # (n,) the tokens that chose e, and its column in indices
         gate_up = expert_linear(x[t], mlp1_weight[int(e)], mlp1_bias[e], policy)  # (n, 2F)
         activated = swiglu(gate_up, alpha, limit, policy=policy)  # (n, F)
         answer = expert_linear(activated, mlp2_weight[int(e)], mlp2_bias[e], policy)  # (n, D)
@@ -79,6 +79,6 @@ def experts(
 def expert_linear(x: Array, weight: ExpertMatrix, bias: Array, policy: Policy) -> Array:
     """One expert's W x + b for ``x`` (T, M), ``weight`` (N, M) and ``bias`` (N,): (T, N).
 
-    Unlike a linear layer's, product and bias are rounded apart.
+    Unlike in a linear layer, the product is rounded before the bias is added.
     """
     return policy.round(policy.round(matmul(x, weight, policy=policy)) + widen(bias, policy.dtype))

@@ -1,8 +1,8 @@
 """Linear layer: y = W x + b.
 
-Weights stay as the checkpoint stores them and are widened a tile of rows at a time, so that a
-matrix of a billion bytes never needs a second copy in memory. Product and bias are rounded
-together, once. Source: OpenAI gpt-oss reference, ``torch.nn.Linear`` in bfloat16.
+Weights stay as the checkpoint stores them; a tile of rows at a time is widened, so that a large
+matrix never needs a second copy in memory. W x + b is rounded once, after the bias is added.
+Source: OpenAI gpt-oss reference, ``torch.nn.Linear`` in bfloat16.
 """
 
 import numpy as np

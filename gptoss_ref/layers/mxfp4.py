@@ -5,7 +5,7 @@
 Byte j of a block holds value 2j in its low nibble and value 2j+1 in its high one (ggml stores
 halves instead: ``nibbles-split``). Blocks run along the input dimension. s = 0 is 2⁻¹²⁷, a float32
 subnormal, not zero. s = 255 is NaN in the specification, though the OpenAI loader and llama.cpp
-take it for an exponent: here the caller says which. Source: OCP Microscaling Formats (MX)
+read it as 2¹²⁸: here the caller chooses. Source: OCP Microscaling Formats (MX)
 specification v1.0, sections 5.2 to 5.4 and 6.3.
 """
 
@@ -27,8 +27,8 @@ SCALE_NAN = 255
 Scale255 = Literal["nan", "exponent", "error"]
 """What a scale byte of 255 means."""
 
-# A byte's two values as one complex number, the low nibble its real part, so that one look-up finds
-# both. Doubled they are integers, and half the scale (at most 2¹²⁷) always fits float32.
+# A byte's two values as one complex number (low nibble: real part), so that one look-up finds both.
+# They are doubled, hence integers, and multiplied by half the scale, which always fits float32.
 _BYTES = np.arange(256)
 _DOUBLED_PAIRS = np.stack([2 * E2M1[_BYTES & 15], 2 * E2M1[_BYTES >> 4]], -1).view(complex)[:, 0]
 _HALF_SCALES = np.ldexp(1.0, _BYTES - SCALE_BIAS - 1)
@@ -44,16 +44,16 @@ def decode(
 ) -> Array:
     """Values of ``blocks`` (…, M/32, 16) under ``scales`` (…, M/32): (…, M).
 
-    Exact in float32 and float64, but that magnitudes from 2¹²⁸ are infinite in float32.
+    Exact in float32 and float64, except that magnitudes of 2¹²⁸ and more are infinite in float32.
 
     Args:
         scale_255: ``"nan"`` (the specification), ``"exponent"`` (2¹²⁸, as OpenAI's loader and
             llama.cpp) or ``"error"``.
-        name: what the error calls the scales.
+        name: the name of the scales in error messages.
 
     Raises:
         CheckpointError: a scale byte is 255 and ``scale_255`` is ``"error"``.
-        GptOssError: shapes that do not fit, or an unknown ``scale_255``.
+        GptOssError: the shapes do not match, or ``scale_255`` is unknown.
 
     >>> block = np.array([[0x10, 0x32, 0x54, 0x76] + [0xFF] * 12], np.uint8)
     >>> decode(block, np.array([128], np.uint8))[:10]  # scale 2
@@ -107,7 +107,7 @@ def encode(x: Array, *, rule: ScaleRule = "floor") -> tuple[NDArray[np.uint8], N
     clamped to −127 … 127; a block of zeros takes −127.
 
     Raises:
-        GptOssError: M is no multiple of 32, or the rule is unknown.
+        GptOssError: M is not a multiple of 32, or the rule is unknown.
 
     >>> x = np.zeros(32); x[:6] = [6, -3, 2.4, 2.5, 2.6, 0.25]
     >>> blocks, scales = encode(x)
@@ -151,7 +151,7 @@ def _scale_exponent(largest: Array, rule: ScaleRule) -> NDArray[np.int64]:
         chosen = floor_log2 + (mantissa > 0.5) - E2M1_MAX_EXPONENT
     elif rule == "even":  # 1.75 rounds to 2 (ties to even), the next power of two
         chosen = floor_log2 + (mantissa >= 0.875) - E2M1_MAX_EXPONENT
-    elif rule == "fit":  # 6 = 1.5 · 2²: one more only where the mantissa exceeds 1.5
+    elif rule == "fit":  # 6 = 1.5 · 2²: one more if the mantissa exceeds 1.5
         chosen = floor_log2 + (mantissa > 0.75) - E2M1_MAX_EXPONENT
     else:
         raise GptOssError(f"unknown MXFP4 scale rule {rule!r}: expected floor, ceil, even or fit")

@@ -1,9 +1,9 @@
-"""RMSNorm: scale each token to unit root mean square, then by a learned vector.
+"""RMSNorm: divide each token by its root mean square, then multiply by a learned vector.
 
     y = x / √(mean(x²) + ε) · g
 
-No mean is subtracted and no bias is added. The whole line is computed in float32 at least, and the
-scale g multiplies *before* the result is rounded to the policy's storage; rounding first is a known
+No mean is subtracted and no bias is added. The computation is in float32 or float64, and the result
+is rounded to the policy's storage *after* the multiplication by g; rounding before it is a known
 bug (``norm-scale-after-cast``). Source: Zhang & Sennrich 2019, arXiv 1910.07467; OpenAI gpt-oss
 reference, ``RMSNorm``.
 """

@@ -3,8 +3,8 @@
     o₁ = x₁ cos(p ωᵢ) − x₂ sin(p ωᵢ)
     o₂ = x₂ cos(p ωᵢ) + x₁ sin(p ωᵢ)          pair i is channels (i, i + C/2), not (2i, 2i + 1)
 
-Plain RoPE has ωᵢ = θ^(−2i/C). YaRN stretches the context by ``factor`` without touching the fast
-pairs: those that turn more than beta_fast times within the original context keep ωᵢ, those that
+Plain RoPE has ωᵢ = θ^(−2i/C). YaRN extends the context by ``factor`` and leaves the fast pairs as
+they are: pairs that turn more than beta_fast times within the original context keep ωᵢ, pairs that
 turn less than beta_slow times get ωᵢ / factor, and a linear ramp over i joins the two. Its ends
 
     i(β) = (C/2) · ln(original / (2π β)) / ln θ
@@ -38,13 +38,13 @@ def yarn(
     Args:
         head_dim: C, even.
         theta: the base θ.
-        factor: by which the context is stretched; 1 or less is plain RoPE.
-        original_length: tokens of the context that the frequencies were made for.
-        beta_fast: turns within it from which on a pair is left as it is.
-        beta_slow: turns within it up to which a pair is slowed by the whole factor.
+        factor: by which YaRN extends the context; 1 or less is plain RoPE.
+        original_length: tokens of the original context, before YaRN.
+        beta_fast: a pair with more turns than this within the original context keeps its ω.
+        beta_slow: a pair with fewer turns than this is slowed by the whole factor.
 
     Raises:
-        ConfigError: the ramp's ends do not satisfy 0 < i(beta_fast) < i(beta_slow) < C/2 − 1, which
+        ConfigError: the ramp's ends do not satisfy 0 < i(beta_fast) < i(beta_slow) < C/2 − 1, as
             the OpenAI code asserts.
 
     >>> inv_freq, concentration = yarn(64, 150000.0, 32.0)
@@ -79,9 +79,8 @@ def rope_tables(
 ) -> tuple[Array, Array]:
     """Cosines and sines, times the concentration, for ``positions`` (T,): two arrays (T, C/2).
 
-    ``inv_freq`` (C/2,) is in radians a position.
-
-    Angles are computed in ``policy.angle_dtype`` and their functions rounded once to the policy.
+    ``inv_freq`` (C/2,) is in radians per position. Angles are computed in ``policy.angle_dtype``;
+    their cosines and sines are rounded once to the policy.
 
     >>> cos, sin = rope_tables(np.array([0, 1]), np.array([np.pi / 2, 0.0]), 1.0)
     >>> cos.round(6).tolist(), sin.round(6).tolist()

@@ -3,10 +3,10 @@
     ℓ = W x + b                    chosen = the A largest of ℓ
     w = softmax(ℓ over the chosen) so the weights sum to one
 
-Softmax over all experts *without* renormalising over the chosen is another function
-(``softmax-before-topk``); with it, the same. The choice is discrete: a rounding error smaller than
-the margin between the last chosen logit and the next changes nothing, a larger one changes the
-expert. Torch leaves the order of equal logits open; here the lower index wins. Source: OpenAI
+Softmax over all experts gives the same weights only if they are renormalised over the chosen
+(otherwise: the bug ``softmax-before-topk``). The choice is discrete: a rounding error smaller than
+the margin between the last chosen logit and the next one changes no expert, a larger one may.
+Torch leaves the order of equal logits open; here the lower index comes first. Source: OpenAI
 gpt-oss reference, ``MLPBlock``.
 """
 
@@ -38,7 +38,7 @@ def router(
 
 
 def top_k(logits: Array, k: int) -> NDArray[np.int64]:
-    """Indices of the ``k`` largest logits (T, E) of each row, equal ones by index: (T, k)."""
+    """Indices (T, k) of the ``k`` largest logits (T, E) of each row; ties in order of index."""
     descending = np.where(np.isnan(logits), -np.inf, -logits)
     return np.argsort(descending, axis=-1, kind="stable")[:, :k]
 

@@ -4,7 +4,7 @@
     gate ← min(gate, 7)    up ← min(max(up, −7), 7)   (the gate is not clamped from below)
     y = gate · sigmoid(1.702 · gate) · (up + 1)
 
-The 1.702 makes gate · sigmoid a close stand-in for GELU. Source: OpenAI gpt-oss reference,
+With the factor 1.702, gate · sigmoid approximates GELU. Source: OpenAI gpt-oss reference,
 ``swiglu``; Shazeer 2020, arXiv 2002.05202 (gated units); Hendrycks & Gimpel 2016, arXiv 1606.08415.
 """
 
@@ -16,9 +16,9 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
 def swiglu(
     x: Array, alpha: float = 1.702, limit: float = 7.0, *, policy: str | Policy = FLOAT32
 ) -> Array:
-    """Activate ``x`` (…, 2F), gates at even and ups at odd entries: (…, F).
+    """Clamped SwiGLU of ``x`` (…, 2F), gates at even and ups at odd entries: (…, F).
 
-    ``alpha`` is the factor in the sigmoid, ``limit`` the largest gate and size of an up.
+    ``alpha`` is the factor in the sigmoid; ``limit`` bounds the gate from above and the size of up.
 
     >>> swiglu(np.array([0.0, 5.0, 1.0, 0.0, 100.0, -100.0]))  # 0, sigmoid(1.702), 7·1·(−7 + 1)
     array([  0.       ,   0.8457958, -41.999718 ], dtype=float32)

@@ -1,6 +1,7 @@
-"""Tap points, traces and their file.
+"""Tap points, traces and trace files.
 
-``taps`` names every intermediate array of a pass and its axes; ``trace`` is what a pass computed
-there, checked by ``checks``; ``record`` makes one; ``rounding`` tells how it was rounded; ``file``
-keeps it as safetensors, ``npz`` as a file of NumPy; ``gradients`` names those of the backward pass.
+``taps`` names every intermediate array of a pass and its axes; ``trace`` holds the arrays of one
+pass, which ``checks`` validates; ``record`` computes a trace; ``rounding`` infers how its values
+were rounded; ``file`` stores it as safetensors, ``npz`` as a NumPy file; ``gradients`` names the
+arrays of the backward pass.
 """

@@ -1,4 +1,4 @@
-"""What a trace may hold: names, shapes, dtypes, tokens, targets; else an error that says what."""
+"""Checks of a trace's names, shapes, dtypes, tokens and targets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def check_array_name(name: str, config: ModelConfig) -> None:
 
 
 def masks(text: str, length: int) -> dict[str, NDArray[np.bool_]]:
-    """Masks (T,) out of JSON lists of rows by tap point; ValueError, TypeError or IndexError."""
+    """Masks (T,) by tap point, from JSON lists of row numbers.
+
+    Raises:
+        ValueError, TypeError, IndexError: the JSON is not as expected.
+    """
     masks = {}
     for name, rows in json.loads(text).items():
         masks[name] = np.zeros(length, bool)
@@ -65,18 +69,18 @@ def masks(text: str, length: int) -> dict[str, NDArray[np.bool_]]:
 
 
 def checked_rows(name: str, rows: Array, length: int) -> NDArray[np.bool_]:
-    """The mask (T,) of a tap point's observed rows, or a TraceError."""
+    """The mask (T,) of a tap point's observed rows; TraceError if it is not one."""
     mask = np.asarray(rows)
     if mask.shape != (length,) or mask.dtype != np.bool_ or not mask.any():
         raise TraceError(
-            f"the rows observed of {name} are {mask.dtype} {mask.shape}: expected a mask "
-            f"({length},) with at least one of them"
+            f"observed rows of {name} have dtype {mask.dtype} and shape {mask.shape}: expected a "
+            f"boolean mask ({length},) with at least one True"
         )
     return mask
 
 
 def checked(name: str, values: Array, config: ModelConfig, length: int) -> Array:
-    """One array as a trace keeps it, or a TraceError."""
+    """One array in the form that a trace keeps; TraceError if it does not fit."""
     if not gradients.is_gradient(name):
         check_shape(name, values.shape, config, length)
     elif values.shape != (expected := gradients.expected_shape(name, config, length)):
@@ -91,7 +95,7 @@ def checked(name: str, values: Array, config: ModelConfig, length: int) -> Array
                 f"{name} names expert {wrong[0]}: expected 0 to {config.num_experts - 1}"
             )
         return values.astype(np.int64, copy=False)
-    if values.dtype.name == "bfloat16":  # of ml_dtypes
+    if values.dtype.name == "bfloat16":  # the dtype of ml_dtypes
         return values.view(np.uint16)
     if values.dtype != np.uint16 and values.dtype.name not in ("float16", "float32", "float64"):
         raise TraceError(

@@ -1,8 +1,8 @@
-"""Trace files: safetensors whose layout is known before the first array is.
+"""Trace files: safetensors files whose layout is planned before the first array is computed.
 
-Names, shapes and dtypes of a trace follow from the configuration, the number of tokens and the
-policy, so the header is written first and each array, or each run of its rows, straight to its
-place. What is not written stays zero, which is what attention weights of later keys are.
+The configuration, the number of tokens and the policy determine the names, shapes and dtypes. So
+the header is written first, and then each array, or some of its rows, at its offset. Values that
+nobody writes are zero, as attention weights of later keys should be.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.npz import load_npz, split_npz
 
 FORMAT = "gptoss-trace-2"
-"""What is written."""
+"""Format version of new files."""
 
 READABLE = ("gptoss-trace-1", FORMAT)
-"""What can be read; version 1 knows no gradients."""
+"""Format versions that can be read; version 1 has no gradients."""
 
 # What a trace may hold; bfloat16 as its bits, like everywhere in the package.
 FILE_DTYPES: dict[str, DTypeLike] = {
@@ -48,7 +48,7 @@ def file_dtype(dtype: np.dtype[Any]) -> str:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one array will lie.
+    """The dtype, shape and file offset of one array.
 
     Attributes:
         dtype: one of FILE_DTYPES.
@@ -105,10 +105,10 @@ class TraceWriter:
         file.truncate(start + at)
 
     def write(self, name: str, values: Array, row: int = 0, *, axis: int = 0) -> None:
-        """Store ``values`` as the rows from ``row`` on, along ``axis``, of one array.
+        """Write ``values`` into one array, as the rows ``row``, ``row + 1``, … along ``axis``.
 
-        Attention weights (H, t, s) are rows along axis 1; their s keys are the last ones that the
-        rows from ``row`` to ``row + t`` can see.
+        Attention weights (H, t, s) have their rows along axis 1; their s keys are the last s keys
+        before row ``row + t``.
         """
         slot = self.slots[name]
         values = values.astype(FILE_DTYPES[slot.dtype], copy=False)
@@ -128,7 +128,7 @@ class TraceWriter:
         self._file.write(np.ascontiguousarray(values).data)
 
     def unwritten(self) -> list[str]:
-        """Arrays of which nothing has been written."""
+        """Names of the arrays of which no row has been written."""
         return [name for name, rows in self._written.items() if not rows]
 
 
@@ -136,9 +136,9 @@ class TraceWriter:
 def create(
     path: Path, slots: Mapping[str, Slot], metadata: Mapping[str, str]
 ) -> Iterator[TraceWriter]:
-    """A writer to a temporary sibling of ``path``, which takes its name once the block succeeds.
+    """Yield a writer to a temporary file, which is renamed to ``path`` if the block succeeds.
 
-    A file that is already there is replaced then, and only then.
+    An existing file is replaced only then.
 
     Raises:
         TraceError: the file cannot be written.
@@ -151,12 +151,12 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """The arrays of a trace file, as views that are read when used, and its metadata.
 
     Raises:
-        TraceError: the file is absent, damaged, or no trace.
+        TraceError: the file is missing or damaged, or is not a trace.
     """
     if path.suffix == ".npz":
         arrays, metadata = split_npz(load_npz(path), path)
         if metadata.get("format") not in READABLE:
-            raise TraceError(f"{path}: not a trace: arrays without its metadata")
+            raise TraceError(f"{path}: not a trace: the file has no trace metadata")
         return arrays, {key: value for key, value in metadata.items() if key != "format"}
     try:
         file = SafetensorsFile(path)
@@ -172,10 +172,11 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises TraceError for the name of a file of another kind than a trace can be."""
+    """Raises TraceError if a trace file cannot have the suffix of ``path``."""
     if path.suffix in (".npy", ".pt", ".pth", ".pkl", ".gguf", ".json", ".csv", ".h5", ".bin"):
         raise TraceError(
-            f"{path}: a trace is no {path.suffix} file: expected .trace or .safetensors, or .npz"
+            f"{path}: a trace file cannot end with {path.suffix}: expected .trace, .safetensors "
+            "or .npz"
         )
 
 

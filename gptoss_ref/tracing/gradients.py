@@ -1,8 +1,8 @@
 """Gradients in a trace: their names and axes.
 
-``grad.`` before the name of a tap point is the gradient of the loss for it, with its shape:
-``grad.block.3.attn.q``. ``grad.weights.`` before the name of a weight, by the fields of
-``model.weights``, is the gradient for the weight: ``grad.weights.block.3.attn.sinks``.
+``grad.`` and the name of a tap point is the gradient of the loss with respect to that array:
+``grad.block.3.attn.q``. ``grad.weights.`` and the name of a weight, by the fields of
+``model.weights``, is the gradient with respect to the weight: ``grad.weights.block.3.attn.sinks``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def is_gradient(name: str) -> bool:
 
 
 def of_tap(name: str) -> str | None:
-    """The tap point of a gradient, None for a weight's.
+    """The tap point of a gradient; None for the gradient of a weight.
 
     >>> of_tap("grad.block.3.attn.q"), of_tap("grad.weights.embedding")
     ('block.3.attn.q', None)

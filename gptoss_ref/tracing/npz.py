@@ -1,4 +1,4 @@
-"""Files of NumPy: traces, and somebody's .npz or .npy, which may be damaged in any way."""
+"""NumPy files: traces, and untrusted .npz or .npy files, which may be damaged in any way."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
 
 MAX_RATIO = 250
-"""Bytes that one byte of the file may become. Attention weights of a windowed layer, mostly zeros,
-come to 40 at 1,000 tokens of tiny; zeros alone to 1,000."""
+"""Largest ratio of unpacked to packed bytes. Attention weights of a windowed layer, mostly zeros,
+reach 40 at 1,000 tokens of tiny; zeros alone reach 1,000."""
 SMALL = 1 << 30
-"""Bytes that any file may become, whatever its size."""
+"""Unpacked bytes that are always allowed, whatever the ratio."""
 
 # What NumPy, zipfile and zlib raise for files that are cut off, changed or of another kind.
 # NotImplementedError (an unknown compression) is a RuntimeError (an encrypted member).
@@ -42,14 +42,14 @@ DAMAGED = (
 )
 
 METADATA = "trace_metadata"
-"""The name under which a trace's .npz holds its metadata, as JSON."""
+"""Name of the member of a trace's .npz that holds the metadata, as JSON."""
 
 
 def load_npz(path: Path) -> dict[str, Array]:
-    """The arrays by name; of an .npy file its one array, under the file's name without the end.
+    """The arrays of an .npz or .npy file by name; an .npy file's array is named by the file stem.
 
     Raises:
-        TraceError: there is no such file, it is no whole .npz or .npy file of plain arrays, or it
+        TraceError: the file is missing, or is not a complete .npz or .npy file of plain arrays, or
             unpacks to more than SMALL bytes and MAX_RATIO times its size.
     """
     try:
@@ -68,7 +68,7 @@ def read_npz(file: IO[bytes], path: Path) -> dict[str, Array]:
         single = file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX
         size = file.seek(0, 2)
         if single and path.suffix == ".npz":
-            raise TraceError(f"{path}: a single array: expected an .npz file of several")
+            raise TraceError(f"{path}: a single array: expected an .npz file with several")
         if single:
             file.seek(0)
             return {path.stem: _read_array(file, size, path.name)}
@@ -77,13 +77,13 @@ def read_npz(file: IO[bytes], path: Path) -> dict[str, Array]:
             unpacked = sum(member.file_size for member in members)
             if unpacked > max(SMALL, MAX_RATIO * size):
                 raise TraceError(
-                    f"{path}: {size} bytes that unpack to {unpacked}, more than {MAX_RATIO} times "
-                    "as many: not read"
+                    f"{path}: {size} bytes would unpack to {unpacked}, more than {MAX_RATIO} times "
+                    "the size: refused"
                 )
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 if name == member.filename:
-                    raise TraceError(f"{path}: {name!r} is no array")
+                    raise TraceError(f"{path}: {name!r} is not an array")
                 if name in arrays:
                     raise TraceError(f"{path}: holds {name!r} twice")
                 with archive.open(member) as content:
@@ -92,12 +92,12 @@ def read_npz(file: IO[bytes], path: Path) -> dict[str, Array]:
         raise
     except DAMAGED as error:
         reason = str(error) or type(error).__name__
-        raise TraceError(f"{path}: not a whole .npz file of plain arrays: {reason}") from None
+        raise TraceError(f"{path}: not a complete .npz file of plain arrays: {reason}") from None
     return arrays
 
 
 def _read_array(file: IO[bytes], size: int, name: str) -> Array:
-    """One .npy file of ``size`` bytes, which its header must agree with."""
+    """Read one .npy file, whose header must agree with its ``size`` in bytes."""
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name}: version {version} of .npy: expected 1.0 or 2.0")
@@ -117,7 +117,7 @@ def _read_array(file: IO[bytes], size: int, name: str) -> Array:
 
 
 def save_npz(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Write arrays and metadata; a file that is already there is replaced once this one is whole.
+    """Write arrays and metadata; an existing file is replaced when the new one is complete.
 
     Raises:
         TraceError: the file cannot be written.
@@ -127,7 +127,7 @@ def save_npz(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str
 
 
 def split_npz(arrays: dict[str, Array], path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays of a trace's .npz, and its metadata; without any of somebody else's.
+    """The arrays and the metadata of a trace's .npz; no metadata if another program wrote it.
 
     Raises:
         TraceError: the metadata is damaged.
@@ -138,5 +138,5 @@ def split_npz(arrays: dict[str, Array], path: Path) -> tuple[dict[str, Array], d
         metadata = json.loads(str(arrays[METADATA]))
         metadata = {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise TraceError(f"{path}: its metadata is damaged: {error}") from None
+        raise TraceError(f"{path}: the metadata is damaged: {error}") from None
     return {name: values for name, values in arrays.items() if name != METADATA}, metadata

@@ -1,4 +1,4 @@
-"""Recording: one pass of a model, or a forward and a backward pass, kept as a trace."""
+"""Recording: run a forward pass, or a forward and a backward pass, and keep it as a trace."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def trace(
     targets: Iterable[int] | Array | None = None,
     router_aux_loss_coef: float = 0.0,
 ) -> Trace:
-    """Run ``model`` on ``tokens`` (T,), from position 0, and keep what the tap points see.
+    """Run ``model`` on ``tokens`` (T,), from position 0, and keep the arrays of its tap points.
 
-    With a path, each array goes to the file as soon as it is there, and a prompt too long to be
-    computed at once goes through the model in chunks: the trace is never whole in memory. Chunks
-    round like any other order of summation.
+    With a path, each array is written as soon as it is computed, and a long prompt goes through the
+    model in chunks, so the trace is never whole in memory. Chunks change the order of summation,
+    and with it the rounding.
 
     Args:
         taps: shell patterns of the tap points to keep, one or several; see
             :func:`gptoss_ref.tracing.taps.select`.
-        path: a file to write; the result then reads from it. An ``.npz`` is written at the end.
-        targets: (T,), the id that each position should predict, −100 where it does not count: then
-            the trace also holds gradients, under ``grad.`` and ``grad.weights.`` names that the
-            patterns choose like tap points; see :mod:`gptoss_ref.tracing.gradients`.
+        path: a file to write; the returned trace reads from it. An ``.npz`` is written at the end.
+        targets: (T,), the id that each position should predict, −100 for positions without a loss.
+            With targets the trace also holds gradients, named ``grad.…`` and ``grad.weights.…``;
+            the patterns select them like tap points (see :mod:`gptoss_ref.tracing.gradients`).
         router_aux_loss_coef: see :func:`gptoss_ref.backward`.
 
     Raises:
         TokenError: no tokens, an id out of range, or more than the context holds.
         TraceError: a pattern matches nothing, or the file cannot be written.
-        GptOssError: what :func:`gptoss_ref.backward` raises for such targets.
+        GptOssError: :func:`gptoss_ref.backward` refuses the targets.
     """
     if targets is not None:
         wanted = np.asarray(targets if isinstance(targets, np.ndarray) else list(targets))
@@ -131,7 +131,7 @@ def _with_gradients(
 
 
 def file_size(model: Model, length: int, taps: str | Iterable[str] = "*") -> int:
-    """Bytes of the arrays of a trace of ``length`` tokens, before it is made.
+    """Bytes that the arrays of a trace of ``length`` tokens will take.
 
     Raises:
         TraceError: a pattern matches nothing.

@@ -1,4 +1,4 @@
-"""Which rounding the numbers of a producer show, whatever dtype they are stored in."""
+"""Infer the rounding of a producer from its values, whatever dtype they are stored in."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from gptoss_ref.numerics import Array, float_to_bfloat16
 from gptoss_ref.tracing.taps import AFTER, STAGES
 
 ROUNDINGS = ("float64", "float32", "bfloat16", "float16")
-"""The roundings that a producer's numbers may show, finest first."""
+"""The roundings that can be inferred, finest first."""
 
 TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "attn.weights"}
-"""Stages whose numbers show a rounding: an embedding lies on its weights' own grid."""
+"""Stages that show the rounding; an embedding does not: it has the precision of the weights."""
 
 
 class Stored(Protocol):
-    """What is asked of a trace: what an array is stored as, and some of its rows."""
+    """The part of a trace that this module needs: the stored dtype and rows of an array."""
 
     def dtype_of(self, name: str, /) -> str: ...
     def rows(self, name: str, rows: slice, /) -> Array: ...
 
 
 def rounding_of(source: Stored, name: str) -> str | None:
-    """The coarsest of ROUNDINGS on which all values of one array lie; None if too few tell."""
+    """The coarsest of ROUNDINGS that holds all values of one array; None if they are too few."""
     stored = source.dtype_of(name)
     if stored == "bfloat16":
         return stored
@@ -43,10 +43,10 @@ def rounding_of(source: Stored, name: str) -> str | None:
 
 
 def compact(values: Array, rounding: str | None) -> Array:
-    """float32 values of a bfloat16 producer as bits, if that loses nothing; others as they are."""
+    """bfloat16 bits of float32 values, if exact and ``rounding`` is bfloat16; else ``values``."""
     if rounding != "bfloat16" or values.dtype != np.float32:
         return values
     bits = float_to_bfloat16(values)
-    # compared as bits: a zero's sign counts, and a NaN equals itself
+    # compared as bits, so that the sign of zero counts and a NaN equals itself
     same = np.array_equal(bits.astype(np.uint32) << 16, values.view(np.uint32))
     return bits if same else values

@@ -1,4 +1,4 @@
-"""Tap points: the places of a pass at which a trace looks, their names and their shapes.
+"""Tap points: the named intermediate arrays of a pass, and their shapes.
 
 A name is ``embedding``, ``norm``, ``logits``, or ``block.{n}.{stage}`` with the stages of
 :data:`STAGES`. Axis letters are those of :mod:`gptoss_ref.layers`; in a trace, which starts at
@@ -41,7 +41,7 @@ STAGES: dict[str, Axes] = {
     "mlp.out": ("T", "D"),
     "mlp.residual": ("T", "D"),
 }
-"""What is seen of each block, in order of computation, with its axes."""
+"""The tap points of each block and their axes, in order of computation."""
 
 BEFORE: dict[str, Axes] = {"embedding": ("T", "D")}
 AFTER: dict[str, Axes] = {"norm": ("T", "D"), "logits": ("T", "V")}
@@ -55,7 +55,7 @@ TAPS: dict[str, Axes] = {
 
 
 def names(config: ModelConfig) -> list[str]:
-    """The tap points of a model in the order in which a pass meets them.
+    """The tap points of a model, in order of computation.
 
     >>> from gptoss_ref.config import GPT_OSS_20B
     >>> len(names(GPT_OSS_20B)), names(GPT_OSS_20B)[:3]
@@ -77,7 +77,7 @@ def split(name: str) -> tuple[int | None, str]:
     ((3, 'attn.q'), (None, 'logits'))
 
     Raises:
-        TraceError: there is no such tap point in a model of any size.
+        TraceError: no model has such a tap point.
     """
     if name in BEFORE or name in AFTER:
         return None, name
@@ -125,13 +125,13 @@ def expected_shape(name: str, config: ModelConfig, length: int) -> tuple[int, ..
 
 
 def check_name(name: str, config: ModelConfig) -> None:
-    """Raises TraceError, with the nearest name there is, unless this model has the tap point."""
+    """Raises TraceError, with the nearest known name, unless this model has the tap point."""
     if name not in (known := names(config)):
         raise TraceError(f"unknown tap point {name!r}{nearest(name, known)}")
 
 
 def check_shape(name: str, shape: Sequence[int], config: ModelConfig, length: int) -> None:
-    """Raises TraceError, saying what would make it fit, unless the shape is the expected one."""
+    """Raises TraceError, with a way to fix it, unless the shape is the expected one."""
     expected = expected_shape(name, config, length)
     if tuple(shape) != expected:
         letters = ", ".join(axes(name))
@@ -142,7 +142,7 @@ def check_shape(name: str, shape: Sequence[int], config: ModelConfig, length: in
 
 
 def select(patterns: str | Iterable[str], config: ModelConfig) -> list[str]:
-    """The tap points that match one of some shell patterns, in order of computation.
+    """The tap points that match at least one shell pattern, in order of computation.
 
     ``*`` also matches dots: ``"*.residual"`` is every residual, ``"block.0.*"`` a whole block.
 
@@ -153,10 +153,10 @@ def select(patterns: str | Iterable[str], config: ModelConfig) -> list[str]:
 
 
 def matching(patterns: str | Iterable[str], known: Sequence[str], what: str) -> list[str]:
-    """Those of the ``known`` names that match one of some shell patterns, in their order.
+    """The ``known`` names that match at least one shell pattern, in the order of ``known``.
 
     Raises:
-        TraceError: a pattern matches nothing; ``what`` is what it calls the names.
+        TraceError: a pattern matches nothing; ``what`` is the word for the names in the message.
     """
     chosen: set[str] = set()
     several = [patterns] if isinstance(patterns, str) else patterns
@@ -171,7 +171,7 @@ def matching(patterns: str | Iterable[str], known: Sequence[str], what: str) -> 
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a message: the known name that is nearest, or what is expected."""
+    """The end of an error message: the nearest known name, or the list of known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f": did you mean {close[0]!r}?"
@@ -180,7 +180,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _remedy(shape: tuple[int, ...], expected: tuple[int, ...], letters: Axes) -> str:
-    """How an array of this shape could be brought to the expected one, if in an obvious way."""
+    """The end of an error message: an obvious way to get the expected shape, if there is one."""
     inner = shape
     lead = ""
     while len(inner) > len(expected) and inner[0] == 1:
@@ -196,9 +196,7 @@ def _remedy(shape: tuple[int, ...], expected: tuple[int, ...], letters: Axes) ->
     if len(inner) == len(expected) and inner[tokens] != expected[tokens]:
         rest = inner[:tokens] + inner[tokens + 1 :]
         if rest == expected[:tokens] + expected[tokens + 1 :]:
-            return (
-                f"{lead}; it covers {inner[tokens]} tokens where the trace has {expected[tokens]}"
-            )
+            return f"{lead}; it has {inner[tokens]} tokens, but the trace has {expected[tokens]}"
     if math.prod(inner) == math.prod(expected) and inner[:1] == expected[:1]:
         return f"{lead}; reshaping it to {expected} would fit"
     return ""

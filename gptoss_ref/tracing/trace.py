@@ -1,11 +1,11 @@
-"""Traces: what a model computed at every tap point, in memory or in a file.
+"""Traces: the arrays that a model computed at its tap points, in memory or in a file.
 
     trace = gr.trace(model, tokens)
     trace["block.0.attn.q"]                      # (T, H, C)
     trace.save("run.trace"); Trace.load("run.trace")
 
-The names and axes of the tap points are in :mod:`gptoss_ref.tracing.taps`. Both backends show all
-of them.
+The names and axes of the tap points are in :mod:`gptoss_ref.tracing.taps`. Both backends compute
+all of them.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ from gptoss_ref.tracing.taps import (
 
 
 class MissingTap(TraceError, KeyError):
-    """A trace does not hold this tap point."""
+    """The trace has no array for this tap point."""
 
     __str__ = ValueError.__str__
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An array that has no place in a trace.
+    """An array that was left out of a trace.
 
     Attributes:
-        name: what its producer calls it.
-        shape: of the array; empty if it is none.
-        why: it was left out, in words.
+        name: the producer's name for it.
+        shape: of the array; empty if it is not an array.
+        why: the reason, in words.
     """
 
     name: str
@@ -76,10 +76,9 @@ class Skipped:
 
 
 class Trace(Mapping[str, Array]):
-    """Arrays by tap point, in order of computation, with the tokens and the model they belong to.
+    """A mapping from tap point to array, in order of computation, with the tokens and the config.
 
-    Reading an array of a trace that came from a file reads it from the file; bfloat16 is widened to
-    float32 then.
+    The arrays of a trace file are read when they are used; bfloat16 is then widened to float32.
 
     Args:
         arrays: some or all of the tap points, in the shapes of
@@ -87,19 +86,19 @@ class Trace(Mapping[str, Array]):
             bfloat16 bits; expert indices are integers.
         tokens: (T,), the whole prompt, which starts at position 0.
         config: of the model.
-        producer: who computed this, in words.
-        policy: this package's numeric policy, if it was one.
-        dtype: the rounding of the producer, one of ROUNDINGS; None infers it from the numbers.
-        targets: (T,) of a trace with gradients (see :mod:`gptoss_ref.tracing.gradients`): the id
-            that each position should predict, −100 where it does not count.
-        router_aux_loss_coef: of the load-balancing loss that the gradients include.
-        observed: by tap point, a mask (T,) of the rows that the producer showed, for tap points of
-            which it showed some only; the other rows of the array are ignored.
-        skipped: what else the producer showed, which has no place here.
+        producer: the program that computed the arrays, in words.
+        policy: the numeric policy, if this package computed them.
+        dtype: the producer's rounding, one of ROUNDINGS; None infers it from the values.
+        targets: (T,), for a trace with gradients (see :mod:`gptoss_ref.tracing.gradients`): the id
+            that each position should predict, −100 for positions without a loss.
+        router_aux_loss_coef: coefficient of the load-balancing loss in the gradients.
+        observed: for tap points with missing rows, a mask (T,) of the rows that the producer gave;
+            the other rows of the array are ignored.
+        skipped: arrays of the producer that fit no tap point.
 
     Raises:
-        TraceError: unknown names, shapes or dtypes that do not fit, tokens out of range; each with
-            what would have fitted.
+        TraceError: a name is unknown, a shape or dtype is wrong, or a token is out of range; the
+            message says what was expected.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Trace(Mapping[str, Array]):
                 expected = ", ".join(ROUNDINGS)
                 raise TraceError(f"unknown rounding {known!r}: expected one of {expected}")
         self._dtype = dtype or policy
-        self.model: Model | None = None  # that made it, if that was just now
+        self.model: Model | None = None  # the model that computed it, unless it is from a file
         self.targets = None if targets is None else checked_targets(targets, self.tokens, config)
         self.router_aux_loss_coef = router_aux_loss_coef
         for name in arrays:
@@ -145,7 +144,7 @@ class Trace(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         if name not in self._arrays:
             check_array_name(name, self.config)
-            raise MissingTap(f"this trace does not hold {name!r}")
+            raise MissingTap(f"this trace has no tap point {name!r}")
         values = self._arrays[name]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
@@ -162,7 +161,7 @@ class Trace(Mapping[str, Array]):
         return f"Trace({len(self)} taps, {len(self.tokens)} tokens, {self.producer})"
 
     def dtype_of(self, name: str) -> str:
-        """What one array is stored as: float64, float32, bfloat16, float16 or int64."""
+        """The stored dtype of one array: float64, float32, bfloat16, float16 or int64."""
         dtype = self._arrays[name].dtype
         return "bfloat16" if dtype == np.uint16 else dtype.name
 
@@ -171,22 +170,22 @@ class Trace(Mapping[str, Array]):
         return self._arrays[name].shape
 
     def rows(self, name: str, rows: slice, axis: int = 0) -> Array:
-        """Entries ``rows`` of one array along ``axis``, other axes whole; the rest stays unread."""
+        """The slice ``rows`` of one array along ``axis``; no more than that is read."""
         values = self._arrays[name][(slice(None),) * axis + (rows,)]
         return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
     def without(self, taps: Iterable[str]) -> Trace:
-        """The same trace, but for some tap points; arrays are shared."""
+        """The same trace without some tap points; the arrays are shared."""
         left_out = frozenset(taps)
         return self._of({k: v for k, v in self._arrays.items() if k not in left_out})
 
     def replaced(self, tap: str, values: Array) -> Trace:
-        """The same trace with another array at one of its tap points."""
+        """The same trace with ``values`` as the array of ``tap``."""
         values = checked(tap, np.asarray(values), self.config, len(self.tokens))
         return self._of({**self._arrays, tap: values})
 
     def _of(self, arrays: dict[str, Array]) -> Trace:
-        """A copy with other arrays; nothing that was inferred from the old ones is kept."""
+        """A copy with other arrays, without anything inferred from the old ones."""
         other = copy.copy(self)
         other._arrays = arrays
         for name, kind in vars(Trace).items():
@@ -206,20 +205,21 @@ class Trace(Mapping[str, Array]):
         return fewer
 
     def observed(self, name: str) -> NDArray[np.bool_]:
-        """(T,) the rows of one array that its producer showed.
+        """Mask (T,) of the rows of one array that the producer gave.
 
-        All, unless it was said otherwise, or a row is NaN at every tap point of the trace.
+        All rows, except those missing from the ``observed`` argument and rows that are NaN at every
+        tap point of the trace.
         """
         return self._observed.get(name, self._never_nan)
 
     @cached_property
     def observed_in_part(self) -> frozenset[str]:
-        """The tap points of which some rows were not observed."""
+        """The tap points with rows that were not observed."""
         return frozenset(name for name in self if not self.observed(name).all())
 
     @cached_property
     def _never_nan(self) -> NDArray[np.bool_]:
-        """(T,) rows that hold a number at some tap point; all, if there is no such row."""
+        """Mask (T,) of the rows that are a number at some tap point; all, if no row is."""
         empty = np.ones(len(self.tokens), bool)
         for name, values in self._arrays.items():
             if gradients.is_gradient(name) or (
@@ -236,9 +236,9 @@ class Trace(Mapping[str, Array]):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file says of the trace: producer, policy, dtype; as JSON config, tokens, ...
+        """The metadata of the trace file: producer, policy and dtype as text, the rest as JSON.
 
-        ... rows observed by tap point if not all were, and what was skipped, if anything.
+        The rest is: config, tokens, targets, observed rows (if not all), and skipped arrays.
         """
         known = {"producer": self.producer, "policy": self.policy, "dtype": self._dtype}
         if self.targets is not None:
@@ -258,10 +258,9 @@ class Trace(Mapping[str, Array]):
 
     @cached_property
     def dtype_name(self) -> str | None:
-        """The rounding that the producer's numbers show, one of ROUNDINGS.
+        """The rounding of the producer, one of ROUNDINGS; None if it cannot be inferred.
 
-        As stated, else the coarsest grid on which all values of some computed tap lie. None if
-        there is nothing to tell it by.
+        The stated one, else the coarsest dtype that holds all values of some computed tap exactly.
         """
         if self._dtype is not None:
             return self._dtype
@@ -271,11 +270,10 @@ class Trace(Mapping[str, Array]):
         return max((grid for grid in found if grid), key=ROUNDINGS.index, default=None)
 
     def save(self, path: str | Path) -> None:
-        """Write a trace file; one that is already there is replaced once this one is whole.
+        """Write a trace file; an existing file is replaced when the new one is complete.
 
-        Lossless; float32 arrays of a bfloat16 producer are stored in half the space if they can be.
-        A name that ends in ``.npz`` makes it a file for ``numpy.load``, with float32 for
-        bfloat16.
+        Lossless; float32 arrays whose values are all bfloat16 are stored as bfloat16. A name that
+        ends in ``.npz`` gives a file for ``numpy.load``, with float32 for bfloat16.
 
         Raises:
             TraceError: the file cannot be written.
@@ -295,17 +293,17 @@ class Trace(Mapping[str, Array]):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """A trace of a file, whose arrays are read when used.
+        """The trace in a file; its arrays are read when they are used.
 
         Raises:
-            TraceError: the file is absent, damaged, no trace, or contradicts itself.
+            TraceError: the file is missing or damaged, is not a trace, or contradicts itself.
         """
         arrays, metadata = read(Path(path))
         missing = [key for key in ("producer", "config", "tokens") if key not in metadata]
         if missing:
             raise TraceError(f"{path}: the metadata lacks {', '.join(missing)}")
         try:
-            arrays.pop("tokens", None)  # of an .npz; the metadata has them too
+            arrays.pop("tokens", None)  # an .npz file has them as an array and in the metadata
             config = ModelConfig.from_json(json.loads(metadata["config"]))
             tokens = json.loads(metadata["tokens"])
             return cls(
@@ -326,5 +324,5 @@ class Trace(Mapping[str, Array]):
         except (TraceError, ConfigError) as error:
             raise TraceError(f"{path}: {error}") from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            message = f"{path}: its metadata (config, tokens) is not JSON as expected: {error}"
+            message = f"{path}: the metadata (config, tokens) is damaged: {error}"
             raise TraceError(message) from None

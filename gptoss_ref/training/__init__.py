@@ -1,4 +1,4 @@
-"""Training without torch: AdamW, schedules, LoRA, and a loop that can be stopped and go on.
+"""Training without torch: AdamW, schedules, LoRA, and a loop that can be stopped and resumed.
 
 examples = gr.training.read_jsonl("data.jsonl", model.tokenizer, context=2048)
 run = gr.train(model, examples, gr.training.Recipe(steps=100), out="adapter")

@@ -1,13 +1,13 @@
-"""AdamW: Adam with a decoupled weight decay.
+"""AdamW: Adam with decoupled weight decay.
 
     m ← β₁ m + (1 − β₁) g                    moving mean of the gradient
     v ← β₂ v + (1 − β₂) g²                   moving mean of its square
-    m̂ = m / (1 − β₁ᵗ)    v̂ = v / (1 − β₂ᵗ)   both began at zero: corrected for that at step t
+    m̂ = m / (1 − β₁ᵗ)    v̂ = v / (1 − β₂ᵗ)   correction at step t, because m and v begin at zero
     w ← w − η λ w − η m̂ / (√v̂ + ε)
 
-The decay λ shrinks the weight itself. As a part of the gradient, as in torch's Adam, it would be
-divided by √v̂, and weights with large gradients would hardly decay. Source: Loshchilov and Hutter
-2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
+The decay λ acts on the weight directly. If it were added to the gradient, as in torch's Adam, it
+would be divided by √v̂, and weights with large gradients would decay less. Source: Loshchilov and
+Hutter 2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.AdamW``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 
 UNDECAYED = ("norm_scale", "bias", "sinks")
-"""Ends of the names of weights that do not decay."""
+"""Suffixes of the names of weights that do not decay."""
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """The constants; the moments live in :class:`Moments`.
+    """The constants of AdamW; :class:`Moments` has its state.
 
     Attributes:
-        betas: β₁ and β₂, how slowly the two means move.
-        eps: ε, which keeps the quotient finite.
-        weight_decay: λ, of matrices and of low-rank factors; norms, biases and sinks never decay.
+        betas: β₁ and β₂, the decay rates of the two means.
+        eps: ε, which avoids a division by zero.
+        weight_decay: λ, for matrices and low-rank factors; norms, biases and sinks do not decay.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -62,7 +62,7 @@ class AdamW:
         Args:
             parameters: arrays of any shapes, by name.
             gradients: the same names and shapes.
-            moments: what the previous call returned, or :meth:`Moments.zeros`.
+            moments: from the previous call, or :meth:`Moments.zeros`.
             learning_rate: η of this step.
 
         >>> w, g = {"w": np.array([[1.0]])}, {"w": np.array([[4.0]])}
@@ -94,6 +94,6 @@ class Moments:
 
     @classmethod
     def zeros(cls, parameters: dict[str, Array]) -> Moments:
-        """Those of the first step, of the shapes and dtypes of ``parameters``."""
+        """The moments before the first step, with the shapes and dtypes of ``parameters``."""
         first, second = ({n: np.zeros_like(w) for n, w in parameters.items()} for _ in "mv")
         return cls(first, second, 0)

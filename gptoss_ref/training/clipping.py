@@ -1,9 +1,9 @@
-"""Clipping: gradients whose joint length exceeds a limit are shortened to it.
+"""Gradient clipping: scale the gradients down if their joint norm exceeds a limit.
 
     ‖g‖ = √(Σ over all arrays and entries of g²)        g ← g · min(1, limit / ‖g‖)
 
-One length over all arrays, so that the direction stays. Source: Pascanu et al. 2012, arXiv
-1211.5063; ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the divisor.
+The norm is over all arrays together, so that the direction does not change. Source: Pascanu et al.
+2012, arXiv 1211.5063; ``torch.nn.utils.clip_grad_norm_``, which adds 1e-6 to the divisor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gptoss_ref.numerics import Array
 
 
 def norm(gradients: dict[str, Array]) -> float:
-    """The joint Euclidean length ‖g‖ of arrays of any shapes, summed in float64.
+    """The Euclidean norm ‖g‖ of arrays of any shapes together, summed in float64.
 
     >>> norm({"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])})
     5.0
@@ -27,7 +27,7 @@ def norm(gradients: dict[str, Array]) -> float:
 
 
 def clip(gradients: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:
-    """The gradients, cut to a joint length of ``limit`` if it is more, and that length before.
+    """The gradients, scaled to the norm ``limit`` if theirs is larger, and the norm before.
 
     >>> clipped, before = clip({"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}, 1.0)
     >>> before, clipped["a"].round(3).tolist(), clipped["b"].round(3).tolist()

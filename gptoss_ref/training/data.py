@@ -1,23 +1,23 @@
-r"""Training data: lines of JSON, each a conversation, a text or tokens, as token ids and targets.
+r"""Training data: JSON lines with conversations, texts or tokens, as token ids and targets.
 
-Each line holds one object, with one of
+Each line holds one object, in one of these forms:
 
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"prompt": "…", "completion": "…"}      no chat format; only the completion is learnt
     {"text": "…"}                           no chat format; all of it is learnt
-    {"tokens": [1, 2, 3], "learn": [0, 1, 1]}       ready; "learn" may be left out
+    {"tokens": [1, 2, 3], "learn": [0, 1, 1]}       token ids; "learn" is optional
 
-Messages are those of chat APIs: the assistant's may have ``thinking`` (its analysis) and
-``tool_calls``, a tool's answer has the ``name`` of its function or the ``tool_call_id`` of its
-call. ``"weight": 0`` leaves an answer out of the loss. Messages may also be Harmony's own, with
-``channel`` and ``recipient``. Beside ``messages`` there may be ``reasoning`` (low, medium, high),
+Messages have the format of chat APIs: those of the assistant may have ``thinking`` (its analysis)
+and ``tool_calls``; a tool's result has the ``name`` of its function or the ``tool_call_id`` of its
+call. ``"weight": 0`` leaves an answer out of the loss. Messages may also have Harmony's ``channel``
+and ``recipient``. Optional keys beside ``messages`` are ``reasoning`` (low, medium, high),
 ``instructions`` and ``tools``.
 
-**What is learnt** is what the model would write: the assistant's messages after their opening
-``<|start|>assistant``. Harmony drops the analysis behind earlier answers; such an answer stays as
-context and is not learnt, because the model would learn to answer without thinking. An answer that
-ends a turn is learnt with ``<|return|>`` at its end, though the history that the next turn sees
-says ``<|end|>``.
+**The model learns** the text that it would write: the assistant's messages, each after its
+``<|start|>assistant``. Harmony drops the analysis of earlier answers; such an answer is context and
+is not learnt, because the model would learn to answer without analysis. An answer that ends a turn
+is learnt with ``<|return|>`` at its end, although it ends with ``<|end|>`` in the history of the
+next turn.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class DataError(GptOssError):
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One row of a batch.
+    """One training example.
 
     Attributes:
         tokens: (T,) ids, from position 0.
         targets: (T,) the id that each position should predict.
-        mask: (T,) which of them are learnt.
-        source: file and line, for messages.
+        mask: (T,) True for the targets that are learnt.
+        source: file and line, for error messages.
     """
 
     tokens: NDArray[np.int64]
@@ -70,21 +70,21 @@ class Example:
 
     @property
     def count(self) -> int:
-        """Targets that are learnt."""
+        """Number of targets that are learnt."""
         return int(self.mask.sum())
 
 
 def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, context: int) -> list[Example]:
-    """The examples of a file, one a line; empty lines are skipped.
+    """The examples of a file, one for each line; empty lines are skipped.
 
     Args:
-        path: of a file of JSON lines, UTF-8.
+        path: a file of JSON lines in UTF-8.
         tokenizer: of the model.
-        context: most tokens of an example, ``config.max_position_embeddings``.
+        context: largest number of tokens in an example, ``config.max_position_embeddings``.
 
     Raises:
-        DataError: a line that is no such object, is too long, or has nothing to learn; the message
-            has its number. The file cannot be read, or holds no example.
+        DataError: a line is not such an object, is too long, or has nothing to learn (the message
+            has its number); or the file cannot be read, or holds no example.
     """
     path = Path(path)
     examples = []
@@ -118,10 +118,11 @@ def _object(line: bytes, source: str) -> dict[str, Any]:
 def example(
     data: Mapping[str, Any], tokenizer: Tokenizer, context: int, source: str = "example"
 ) -> Example:
-    """One line's object as tokens; see the module.
+    """The Example of one object, in one of the forms above.
 
     Raises:
-        DataError: it is none of the four kinds, longer than ``context``, or has nothing to learn.
+        DataError: the object has none of the four forms, is longer than ``context``, or has nothing
+            to learn.
     """
     kinds = [kind for kind in KINDS if kind in data]
     if len(kinds) != 1:
@@ -143,7 +144,7 @@ def example(
         raise DataError(
             f"{source}: {len(tokens)} tokens: expected at most {context}, the model's context"
         )
-    # position t predicts what stands at t + 1: shift both by one
+    # position t predicts token t + 1: shift both by one
     mask = np.array([*learnt[1:], False], bool)
     if not mask.any():
         raise DataError(f"{source}: nothing to learn: expected at least one token that is")
@@ -151,7 +152,7 @@ def example(
 
 
 Made = tuple[Sequence[int], Sequence[int], Sequence[bool]]
-"""Tokens; what each of them should be predicted as; which of them are learnt. (T,) each."""
+"""Tokens, targets and mask before the shift by one position, (T,) each."""
 
 
 def _from_messages(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
@@ -164,7 +165,7 @@ def _from_messages(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
     targets: list[int] = []
     learnt: list[bool] = []
     position = 0  # in `messages`, of the message that is being rendered
-    dropped = False  # whether thoughts behind the coming answer were
+    dropped = False  # whether the analysis before the next answer was dropped
     for message in kept:
         while messages[position] is not message:
             dropped = True
@@ -179,7 +180,7 @@ def _from_messages(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
             dropped = False
         given = len(start) if message.role == "assistant" else len(part)
         learnt += [False] * given + [own] * (len(part) - given)
-        if own and tokens and learnt[len(tokens) - 1]:  # it goes on by itself: it wrote the opening
+        if own and tokens and learnt[len(tokens) - 1]:  # no new prompt: the model wrote the opening
             learnt[len(tokens) : len(tokens) + given] = [True] * given
         tokens += part
         targets += aim
@@ -187,11 +188,11 @@ def _from_messages(data: Mapping[str, Any], tokenizer: Tokenizer) -> Made:
 
 
 def _messages(data: Mapping[str, Any]) -> tuple[list[Message], dict[int, bool]]:
-    """The conversation with its system and developer messages, and which message is learnt."""
+    """The conversation with its system and developer messages, and which messages are learnt."""
     given = data["messages"]
     if not isinstance(given, list) or not given:
         raise DataError("messages must be a list of objects")
-    names: dict[str, str] = {}  # of functions, by the id of their call
+    names: dict[str, str] = {}  # names of functions, by call id
     messages: list[Message] = []
     weights: dict[int, bool] = {}
     options = {key: data.get(key) for key in ("reasoning", "instructions")}
@@ -205,7 +206,7 @@ def _messages(data: Mapping[str, Any]) -> tuple[list[Message], dict[int, bool]]:
             raise DataError(f"message {number}: weight must be 0 or 1, not {weight!r}")
         plain = not _HARMONY & set(entry) and isinstance(entry.get("content"), str)
         if number <= 2 and plain and entry["role"] in ("system", "developer"):
-            # what chat APIs call the system prompt is Harmony's developer message
+            # the system prompt of chat APIs is Harmony's developer message
             if options["instructions"] is not None:
                 raise DataError(f"message {number}: instructions are given twice")
             options["instructions"] = entry["content"]
@@ -223,7 +224,7 @@ def _messages(data: Mapping[str, Any]) -> tuple[list[Message], dict[int, bool]]:
 
 
 def _message(entry: Any, names: dict[str, str]) -> Iterator[Message]:
-    """Harmony's messages for one of a chat API; ``names`` learns of its tool calls."""
+    """The Harmony messages for one message of a chat API; adds its tool calls to ``names``."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("role"), str):
         raise DataError("expected an object with role and content")
     if _HARMONY & set(entry) or isinstance(entry.get("content"), Mapping):
@@ -244,7 +245,7 @@ def _message(entry: Any, names: dict[str, str]) -> Iterator[Message]:
             return
         name = entry.get("name") or names.get(str(entry.get("tool_call_id")))
         if not isinstance(name, str):
-            raise DataError("a tool's answer needs the name of its function, or its call's id")
+            raise DataError("a tool's result needs name (of its function) or tool_call_id")
         yield Message.tool(name if "." in name else f"functions.{name}", content or "")
         return
     if thinking is not None and not isinstance(thinking, str):
@@ -253,7 +254,7 @@ def _message(entry: Any, names: dict[str, str]) -> Iterator[Message]:
         yield Message.assistant(thinking, "analysis")
     if not isinstance(calls, list):
         raise DataError("tool_calls must be a list")
-    if content:  # beside a call it is what the user is told meanwhile
+    if content:  # beside a call, this is text for the user
         yield Message.assistant(content, "commentary" if calls else "final")
     elif not calls:
         yield Message.assistant("")

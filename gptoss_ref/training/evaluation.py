@@ -1,4 +1,4 @@
-"""How well a model predicts the targets of examples: loss, and how many are its first choice."""
+"""Evaluate a model on examples: mean loss, and accuracy of the likeliest token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptoss_ref.training.data import Example
 
 
 class Evaluation(NamedTuple):
-    """Over all targets that are learnt, each weighing the same."""
+    """Averages over all targets that are learnt."""
 
     loss: float  # mean cross entropy, natural logarithm
     right: float  # share of targets that have the largest logit

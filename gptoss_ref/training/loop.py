@@ -1,11 +1,11 @@
-"""The training loop: a step's gradients, clipped, moved along by AdamW; saved so that it can go on.
+"""The training loop, whose runs can be saved and resumed.
 
     for each step:  batch → loss and gradients → clip → AdamW at the schedule's rate
 
-The forward and the backward pass run on the backend of the model: kernels or NumPy, nothing else.
-A step's loss is the mean over all targets of its batch, however many parts compute it: each part's
-mean is weighed by its share of the targets. (To average the parts' means instead weighs a target in
-a short example more, a known bug of gradient accumulation: transformers#34191.)
+The forward and the backward pass run on the backend of the model, kernels or NumPy.
+The loss of a step is the mean over all targets of its batch, for any number of parts: the mean of
+each part is weighted by its share of the targets. (The plain average of the parts' means gives
+targets in short examples more weight, a known bug of gradient accumulation: transformers#34191.)
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from gptoss_ref.training.state import STATE, State, identity, read_state, write_
 from gptoss_ref.weights import MXFP4
 
 Report = Callable[[dict[str, Any], int], None]
-"""Called with each record of the history and the steps of the whole run."""
+"""Called with each record of the history and the total number of steps."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What training gives.
+    """The result of a training run.
 
     Attributes:
         model: the trained model.
-        adapter: what it learnt, to be saved or applied elsewhere.
+        adapter: the trained change, to save or to apply to another copy of the model.
         history: ``{"step", "loss", "rate", "norm", "targets"}`` for each step: its loss before the
-            update, its learning rate, the gradients' length before clipping, the targets of its
-            batch. ``{"step", "held_out_loss", "held_out_right", "held_out_targets"}`` for each
-            evaluation, after so many steps.
-        parameters: numbers that were trained.
-        seconds: of this call.
+            update, its learning rate, the norm of the gradients before clipping, and its number of
+            targets; ``{"step", "held_out_loss", "held_out_right", "held_out_targets"}`` for each
+            evaluation, where ``step`` is the number of steps done.
+        parameters: number of trained values.
+        seconds: duration of this call.
     """
 
     model: Model
@@ -71,31 +71,31 @@ def train(
     base: str = "",
     report: Report | None = None,
 ) -> Run:
-    """Train ``model`` on ``data``: low-rank factors, or whole weights. ``model`` stays as it is.
+    """Train low-rank factors or whole weights of ``model`` on ``data``; ``model`` is not changed.
 
-    The result is the same, bit for bit, whether the run was interrupted and resumed or not, on the
-    same machine with as many threads.
+    An interrupted and resumed run gives the same result, bit for bit, on the same machine with the
+    same number of threads.
 
     Args:
-        model: under the float32 policy, or float64. Under bfloat16 the forward pass rounds, and so
-            do gradients and moments. Load it with ``backend="numba"`` to train by the kernels:
-            "auto" may take the layers for a small model, and a resumed run needs the same ones.
-        data: examples; :func:`gptoss_ref.training.read_jsonl` reads a file of them.
+        model: with the policy float32 or float64. Under bfloat16 the forward pass, the gradients
+            and the moments are rounded. Load it with ``backend="numba"`` to train with the kernels:
+            "auto" may choose NumPy for a small model, and a resumed run needs the same backend.
+        data: examples; :func:`gptoss_ref.training.read_jsonl` reads them from a file.
         recipe: the settings; None: the defaults.
-        held_out: examples to evaluate on, before, during and after.
-        out: a folder for the adapter, in PEFT's files, and for the state of the run; made if it is
-            not there. None: nothing is written.
-        resume: go on with the run in ``out``.
-        base: what the adapter's file calls the model: ``"tiny"``, a folder or a Hub id; empty: the
+        held_out: examples to evaluate on, before, during and after the run.
+        out: a folder for the adapter, in PEFT's files, and for the state of the run; it is created
+            if necessary. None: nothing is written.
+        resume: continue the run in ``out``.
+        base: the model's name in the adapter's file: ``"tiny"``, a folder or a Hub id; empty: the
             folder that the model was loaded from.
         report: called after each step and each evaluation.
 
     Raises:
-        GptOssError: no data; a recipe that cannot be; a loss or gradients that are not finite: the
-            message names the first tap point that is not; ``out`` cannot be written, already
-            holds a run, or, to resume, holds none or another one; ``out`` with a model whose
-            weights are not those of its checkpoint, and no ``base``.
-        KeyboardInterrupt: passed on after the last whole step has been saved.
+        GptOssError: there is no data; the recipe is invalid; the loss or a gradient is not finite
+            (the message names the first such tap point); ``out`` cannot be written, already holds
+            a run, or, to resume, holds none or another one; ``out`` is given without ``base`` for a
+            model whose weights are not those of its checkpoint.
+        KeyboardInterrupt: raised again after the last complete step has been saved.
     """
     began = time.perf_counter()
     recipe = recipe or Recipe()
@@ -157,7 +157,7 @@ def _step(
     recipe: Recipe,
     steps: int,
 ) -> tuple[dict[str, Array], Moments, dict[str, Any]]:
-    """The arrays and moments after one step, and its record."""
+    """The arrays and moments after one step, and the step's record."""
     parameters = start.with_arrays(state.arrays)
     now = parameters.applied(model)
     targets = sum(example.count for example in batch)
@@ -207,7 +207,7 @@ def _gradients(
 
 
 def _first_gradient(model: Model, batch: Sequence[Example]) -> str:
-    """Says which gradient is the first, from the loss back, that is not finite."""
+    """The first gradient in the backward pass that is not finite, in words."""
     seen: list[str] = []
 
     def look(name: str, d: Array) -> None:
@@ -220,11 +220,11 @@ def _first_gradient(model: Model, batch: Sequence[Example]) -> str:
             backward(*where, taps="*", on_tap=look, on_weight=look)
         if seen:
             return f"{example.source}: the first gradient that is not finite is grad.{seen[0]}"
-    return "the gradients are not finite, though those of each example alone are"
+    return "the gradients are not finite, although those of each single example are"
 
 
 def _due(state: State, every: int) -> bool:
-    """Whether to evaluate before this step: before the first, and every so many."""
+    """Whether to evaluate before this step: before the first one, and every ``every`` steps."""
     asked = state.step == 0 or (every > 0 and state.step % every == 0)
     return asked and not _evaluated_at(state, state.step)
 
@@ -240,7 +240,7 @@ def _evaluated(model: Model, state: State, held_out: Sequence[Example]) -> dict[
 
 
 def _base(model: Model, folder: Path | None) -> str:
-    """Where the model that an adapter is for can be found again."""
+    """The path or name of the model that the adapter belongs to."""
     if model.checkpoint is None:
         return ""
     stored = model.checkpoint.weights.named()
@@ -251,8 +251,9 @@ def _base(model: Model, folder: Path | None) -> str:
             if folder is None:
                 return ""
             raise GptOssError(
-                f"{name} of the model is not its checkpoint's, to which an adapter is added: write "
-                "a checkpoint first (gptoss-ref convert merges an adapter), or give base"
+                f"{name} of the model differs from its checkpoint, to which the adapter would be "
+                "added: write a checkpoint first (gptoss-ref convert merges an adapter), or give "
+                "base"
             )
     if model.checkpoint.path == locate(TINY)[0]:
         return TINY
@@ -260,9 +261,9 @@ def _base(model: Model, folder: Path | None) -> str:
 
 
 def _folder(out: Path, resume: bool) -> Path:
-    """The folder of a run, made if need be; refused before the work if it cannot be written."""
+    """Create the folder of a run if necessary; GptOssError if it cannot be written."""
     if resume:
-        for left in out.glob(".*.partial"):  # of a run that was killed while it saved
+        for left in out.glob(".*.partial"):  # from a run that was killed during a save
             left.unlink(missing_ok=True)
         return out
     if (out / STATE).exists():

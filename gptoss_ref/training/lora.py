@@ -4,10 +4,10 @@
 
     dA = s · Bᵀ dW'         dB = s · dW' Aᵀ          dW' (N, M): the gradient of the sum
 
-A begins random and B at zero, so that training begins at the model as it is; then dA is zero in the
-first step, and dB is not. The derivatives: W' is linear in A and in B, and the loss depends on them
-through W' alone. For experts all of it holds for each expert. Source: Hu et al. 2021, arXiv
-2106.09685; where A begins: PEFT, which takes the default of ``torch.nn.Linear``, ±1/√M, uniform.
+A begins random and B at zero, so that the first step starts from the unchanged model; dA is then
+zero in that step, dB is not. The derivatives hold because W' is linear in A and in B. Each expert
+has its own A and B. Source: Hu et al. 2021, arXiv 2106.09685; initial A: uniform in ±1/√M as in
+PEFT, the default of ``torch.nn.Linear``.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from gptoss_ref.weights import ModelWeights
 MATRICES = ("*.attn.q_weight", "*.attn.k_weight", "*.attn.v_weight", "*.attn.out_weight",
             "*.mlp.gate_weight", "*.mlp.mlp1_weight", "*.mlp.mlp2_weight", "embedding",
             "unembedding")  # fmt: skip
-"""What can have low-rank factors: every matrix of the model."""
+"""Names of the matrices that can have low-rank factors."""
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which matrices get low-rank factors, and of which rank.
+    """The matrices that get low-rank factors, and the rank and scale of the factors.
 
     Attributes:
         rank: R.
         alpha: s = alpha / R.
         targets: patterns of weight names, such as ``"*.attn.q_weight"``, ``"block.0.*"`` or
-            ``"*.mlp.mlp?_weight"``. Of what they match, matrices get factors; biases, norms and
-            sinks have none. The default is all of attention: an adapted matrix is dense while it is
-            trained, and all experts of a released model would not fit into memory.
-        rslora: s = alpha / √R instead, so that a larger rank does not learn more slowly.
+            ``"*.mlp.mlp?_weight"``. Only matrices among the matches get factors, not biases, norms
+            and sinks. The default is all of attention: an adapted matrix is dense during training,
+            and all experts of a released model would not fit into memory.
+        rslora: use s = alpha / √R, so that a larger rank does not learn more slowly.
     """
 
     rank: int = 8
@@ -65,10 +65,10 @@ class LoRA:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def start(self, weights: ModelWeights, seed: int) -> dict[str, LowRank]:
-        """The factors to begin with, float32, by the name of the weight.
+        """The initial factors in float32, by the name of the weight.
 
         Raises:
-            GptOssError: a pattern that matches no matrix.
+            GptOssError: a pattern matches no matrix.
         """
         shapes = {name: weight.shape for name, weight in weights.named().items()}
         matrices = matching(list(shapes), MATRICES)
@@ -102,5 +102,5 @@ def gradients(d_weight: Array, low_rank: LowRank) -> tuple[Array, Array]:
 
 
 def matching(names: list[str], patterns: Iterable[str]) -> list[str]:
-    """Those of ``names`` that a pattern matches, in their order."""
+    """The ``names`` that match at least one pattern, in their order."""
     return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]

@@ -1,8 +1,8 @@
-"""What is trained: low-rank factors, and weights that are trained whole, as one set of arrays.
+"""The trained parameters: low-rank factors and whole weights, as one set of named arrays.
 
-A factor is named by its weight: ``block.3.attn.q_weight.lora_A`` and ``.lora_B``; a whole weight by
-its own name. All are kept in the policy's dtype, however the checkpoint stores the weight: added to
-a bfloat16 weight, most steps of a training would be rounded away.
+The factors of a weight are named ``block.3.attn.q_weight.lora_A`` and ``.lora_B``; a whole weight
+has its own name. All arrays are in the policy's dtype, whatever the checkpoint stores: in bfloat16,
+rounding would undo most steps.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ A, B = ".lora_A", ".lora_B"
 
 @dataclass(frozen=True)
 class Parameters:
-    """The arrays, and how they come into the model.
+    """The trained arrays, and the settings that apply them to a model.
 
     Attributes:
-        arrays: what the optimiser moves, by name.
-        scales: s of each weight that has factors.
-        lora: the settings of the factors, if there are any.
+        arrays: the arrays that the optimiser updates, by name.
+        scales: s of each weight with factors.
+        lora: the settings of the factors; None if there are none.
     """
 
     arrays: dict[str, Array]
@@ -37,11 +37,11 @@ class Parameters:
 
     @classmethod
     def start(cls, model: Model, lora: LoRA | None, whole: Iterable[str], seed: int) -> Parameters:
-        """Those of the first step: the model is what it was.
+        """The parameters before the first step, which do not change the model.
 
         Raises:
-            GptOssError: a pattern that matches nothing, or nothing to train.
-            CheckpointError: a weight to be trained whole has scale bytes of 255.
+            GptOssError: a pattern matches nothing, or there is nothing to train.
+            CheckpointError: a whole weight has scale bytes of 255.
         """
         named, policy = model.weights.named(), model.policy
         names = matching(whole, list(named), "weight") if whole else []
@@ -50,7 +50,7 @@ class Parameters:
         for name, low_rank in (lora.start(model.weights, seed) if lora else {}).items():
             if name in arrays:
                 raise GptOssError(
-                    f"{name} is to be trained whole and by LoRA: expected one of them"
+                    f"{name} matches both the whole weights and the LoRA targets: expected one"
                 )
             arrays[name + A] = low_rank.a.astype(policy.dtype)
             arrays[name + B] = low_rank.b.astype(policy.dtype)
@@ -61,7 +61,7 @@ class Parameters:
 
     @property
     def count(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained values."""
         return sum(array.size for array in self.arrays.values())
 
     @property
@@ -70,11 +70,11 @@ class Parameters:
         return [*self.scales, *(n for n in self.arrays if not n.endswith((A, B)))]
 
     def with_arrays(self, arrays: dict[str, Array]) -> Parameters:
-        """The same with other values."""
+        """The same parameters with other values."""
         return replace(self, arrays=arrays)
 
     def adapter(self, base: str = "") -> Adapter:
-        """As an adapter; shapes and values are those of the arrays."""
+        """The parameters as an adapter, with the shapes and values of the arrays."""
         factors = {name: self._low_rank(name) for name in self.scales}
         whole = {n: self.arrays[n] for n in self.weights if n not in self.scales}
         lora = self.lora or LoRA()
@@ -94,7 +94,7 @@ class Parameters:
     def add_gradient(
         self, name: str, d_weight: Array, share: float, sums: dict[str, Array]
     ) -> None:
-        """Adds ``share`` of ``d_weight``, in the shape of its weight, to the arrays' gradients."""
+        """Adds ``share`` · ``d_weight``, in the shape of its weight, to the arrays' gradients."""
         found = {name: d_weight}
         if name in self.scales:
             d_a, d_b = gradients(d_weight, self._low_rank(name))

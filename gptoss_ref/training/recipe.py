@@ -1,4 +1,4 @@
-"""The settings of a training run, checked, and as plain data for its file."""
+"""Recipe: the checked settings of a training run."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from gptoss_ref.training.schedule import share
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """The settings of a training run.
 
     Attributes:
-        steps: of the optimiser; None: as many as ``epochs`` passes over the data take.
+        steps: number of optimiser steps; None: those of ``epochs`` passes over the data.
         epochs: passes over the data, if ``steps`` is None.
-        batch_size: examples of a step.
-        accumulation: parts in which a step's batch is computed, one after the other, to hold less
-            memory. The result is that of one part, but for rounding: each target weighs the same.
-        learning_rate: at the peak.
+        batch_size: examples per step.
+        accumulation: number of parts in which a batch is computed, to save memory. The result is
+            the same except for rounding, because each target has the same weight.
+        learning_rate: at the peak of the schedule.
         schedule, warmup, floor: see :mod:`gptoss_ref.training.schedule`; ``warmup`` in steps.
         optimizer: the constants of AdamW.
-        clip: the gradients' joint length is cut to this; None: never.
-        lora: low-rank factors; None: none.
-        whole: patterns of weights that are trained as they are.
-        router_aux_loss_coef: factor of the load-balancing loss.
-        seed: of the factors' first values and of the order of the examples.
-        evaluate_every, save_every: steps; 0: at the end only.
+        clip: largest norm of all gradients together; None: no clipping.
+        lora: settings of the low-rank factors; None: no factors.
+        whole: patterns of weights that are trained without factors.
+        router_aux_loss_coef: coefficient of the load-balancing loss.
+        seed: for the initial factors and the order of the examples.
+        evaluate_every, save_every: in steps; 0: at the end only.
     """
 
     steps: int | None = None
@@ -56,7 +56,7 @@ class Recipe:
     save_every: int = 0
 
     def __post_init__(self) -> None:
-        share(self.schedule, 0, 1)  # raises if there is no such schedule
+        share(self.schedule, 0, 1)  # raises if the schedule is unknown
         least: dict[str, float] = {"batch_size": 1, "accumulation": 1, "seed": 0, "warmup": 0}
         least |= {"evaluate_every": 0, "save_every": 0} | (
             {} if self.steps is None else {"steps": 1}
@@ -78,20 +78,20 @@ class Recipe:
         object.__setattr__(self, "whole", whole)
 
     def length(self, examples: int) -> int:
-        """Steps of the run over so many examples."""
+        """Number of steps of the run, for a number of examples."""
         if self.steps is not None:
             return self.steps
         return max(1, math.ceil(self.epochs * examples / self.batch_size))
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, the first being 0."""
+        """The learning rate of a step; steps count from 0."""
         here = share(self.schedule, step, steps, warmup=self.warmup, floor=self.floor)
         return self.learning_rate * here
 
     def batch(self, step: int, examples: int) -> Array:
-        """Indices (N,) of the N = ``batch_size`` examples of a step: they follow from the seed.
+        """Indices (N,) of the N = ``batch_size`` examples of a step; a function of the seed.
 
-        Every epoch has an order of its own, so a run that goes on needs no state of a generator.
+        Every epoch has another order. A resumed run needs no state of a random generator.
 
         >>> recipe = Recipe(batch_size=2)
         >>> sorted(int(i) for step in range(3) for i in recipe.batch(step, 6))

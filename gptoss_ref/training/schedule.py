@@ -1,4 +1,4 @@
-"""Schedules: the share of the peak learning rate at each step.
+"""Learning-rate schedules: the share of the peak rate at each step.
 
     warm-up    (s + 1) / warmup                                   for the first steps, s = 0, 1, …
     constant   1
@@ -26,8 +26,8 @@ def share(schedule: str, step: int, steps: int, *, warmup: int = 0, floor: float
 
     Args:
         schedule: one of ``SCHEDULES``.
-        warmup: steps in which the rate rises linearly from zero; the first takes 1/warmup of it.
-        floor: share that is left at the end.
+        warmup: number of steps in which the rate rises linearly; the first has 1/warmup of it.
+        floor: share at the end.
 
     Raises:
         GptOssError: an unknown schedule.

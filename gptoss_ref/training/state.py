@@ -1,9 +1,9 @@
-"""The file of a run that can go on: ``training_state.safetensors``.
+"""The state file of a run, ``training_state.safetensors``, from which the run can be resumed.
 
-It holds the parameters and both moments of the optimiser, exactly, and in its metadata the step,
-the recipe and the figures so far. The order of the examples follows from the recipe's seed and the
-step, so no state of a random generator is needed. Hashes of the data and of the model say whether
-the run that goes on is the one that stopped.
+It holds the parameters and both moments of the optimiser exactly, and in its metadata the step, the
+recipe and the history. The recipe's seed and the step determine the order of the examples, so no
+state of a random generator is needed. Hashes of the data and of the model show whether the resumed
+run is the same one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gptoss_ref.weights import MXFP4
 
 STATE = "training_state.safetensors"
 FORMAT = "gptoss-training-1"
-_FREE = ("evaluate_every", "save_every")  # settings that change no result
+_FREE = ("evaluate_every", "save_every")  # settings that do not affect the result
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class State:
     Attributes:
         arrays: the parameters, by name.
         moments: of the optimiser.
-        step: steps done.
+        step: number of steps done.
         history: a record for each step and each evaluation; see :class:`gptoss_ref.training.Run`.
     """
 
@@ -50,14 +50,14 @@ class State:
 
 
 def identity(model: Model, examples: Sequence[Example], recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on, as plain data: to be equal when it goes on."""
+    """The inputs of a run as plain data; a resumed run must have the same."""
     data = hashlib.sha256()
     for example in examples:
         for array in (example.tokens, example.targets, example.mask):
             data.update(len(array).to_bytes(8, "little") + array.tobytes())
     weights = hashlib.sha256(json.dumps(model.config.to_json("hf"), sort_keys=True).encode())
     for name, weight in model.weights.named().items():
-        # matrices are too large to read for this; a model that differs, differs in its vectors too
+        # matrices are too large to hash; models that differ also differ in their vectors
         if not isinstance(weight, MXFP4) and weight.ndim == 1:
             weights.update(name.encode() + widen(weight, np.float64).tobytes())
     return {
@@ -70,10 +70,10 @@ def identity(model: Model, examples: Sequence[Example], recipe: dict[str, Any]) 
 
 
 def write_state(folder: Path, state: State, about: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all: until it is complete the former one stays.
+    """Writes the file; the old one is replaced when the new one is complete.
 
     Raises:
-        GptOssError: it cannot be written.
+        GptOssError: the file cannot be written.
     """
     groups = {"parameter": state.arrays, "m": state.moments.first, "v": state.moments.second}
     tensors = {
@@ -82,7 +82,7 @@ def write_state(folder: Path, state: State, about: dict[str, Any]) -> None:
         for name, array in arrays.items()
     }
     run = {"format": FORMAT, **about, "step": state.step, "history": state.history}
-    with replacing(folder / STATE) as file:  # one key: the library orders several at random
+    with replacing(folder / STATE) as file:  # one key: the library does not keep their order
         file.write(save(tensors, {"run": json.dumps(run)}))
 
 
@@ -90,11 +90,11 @@ def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) ->
     """The state of the run that ``about`` and the first step's ``arrays`` describe.
 
     Raises:
-        GptOssError: there is none, it is broken, or it is another run's; says what differs.
+        GptOssError: the file is missing or damaged, or belongs to another run; says what differs.
     """
     path = folder / STATE
     if not path.is_file():
-        raise GptOssError(f"{path}: no such file: expected the state of a run to go on with")
+        raise GptOssError(f"{path}: no such file: expected the state of a run to resume")
     try:
         file = SafetensorsFile(path)
         run = json.loads(file.metadata["run"])
@@ -106,17 +106,17 @@ def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) ->
     except GptOssError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise GptOssError(f"{path}: its metadata is broken: {error!r}") from None
+        raise GptOssError(f"{path}: the metadata is damaged: {error!r}") from None
     for key, now in json.loads(json.dumps(about)).items():
         if run.get(key) != now:
             raise GptOssError(
-                f"{path}: {_difference(key, run.get(key), now)}; a run goes on as it began"
+                f"{path}: {_difference(key, run.get(key), now)}: expected the same to resume a run"
             )
     read: dict[str, dict[str, Array]] = {"parameter": {}, "m": {}, "v": {}}
     expected = {f"{group}.{name}" for group in read for name in arrays}
     if set(file.tensors) != expected:
         name = min(set(file.tensors) ^ expected)
-        raise GptOssError(f"{path}: tensor {name!r} is missing, or one too many")
+        raise GptOssError(f"{path}: tensor {name!r} is missing or unknown")
     for group, values in read.items():
         for name, like in arrays.items():
             array = file.array(f"{group}.{name}")
@@ -131,7 +131,7 @@ def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) ->
 
 def _difference(key: str, before: Any, now: Any) -> str:
     if key in ("data", "model"):
-        return f"the {key} is another one than when the run began"
+        return f"the {key} has changed since the run began"
     if isinstance(before, dict) and isinstance(now, dict):
         name = next(k for k in {**now, **before} if before.get(k) != now.get(k))
         return _difference(name, before.get(name), now.get(name))

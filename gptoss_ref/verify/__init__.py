@@ -1,17 +1,17 @@
-"""Find the first wrong number in somebody else's gpt-oss, and name the bug.
+"""Find the first wrong number in another implementation of gpt-oss, and name the bug.
 
-The folders follow the data; each imports only from those before it:
+The folders are in the order of the data flow; each imports only from those before it:
 
-1. ``observe``: arrays under anybody's names, live modules, files and servers become a trace;
-2. ``replay``: each stage of the model computed from the trace's own inputs of that stage;
-3. ``noise``: how large an error rounding explains there, and which choices of experts are ties;
-4. ``mutants``: the catalogue, each known bug as one operation of the model replaced;
-5. ``search``: the bugs whose replay gives the other's numbers, per tap point or end to end;
-6. ``report``: rows, causes, and the verdict as text, JSON or HTML.
+1. ``observe`` makes a trace from arrays under other names, live modules, files or servers;
+2. ``replay`` computes each stage of the model from the trace's own inputs of that stage;
+3. ``noise`` measures the error that rounding explains, and finds ties in the choice of experts;
+4. ``mutants`` is the catalogue: each known bug replaces one operation of the model;
+5. ``search`` finds the bugs whose replay gives the observed numbers, by tap point or end to end;
+6. ``report`` has the rows, the causes, and the verdict as text, JSON or HTML.
 
-``diagnose`` does all six, ``compare`` the first three and the last; ``gradients`` does the same for
-backward passes. ``vectors`` writes the operations as files, ``rendering`` and ``serving`` judge
-prompts and servers, ``published`` repeats published outputs.
+``diagnose`` uses all six, ``compare`` the first three and the last; ``gradients`` does the same for
+backward passes. ``vectors`` writes test vectors of the operations as files, ``rendering`` and
+``serving`` check prompts and servers, ``published`` compares with published outputs.
 """
 
 from gptoss_ref.verify.compare import compare

@@ -305,6 +305,11 @@ def _row(search: Search, found: list[Found], local: TapError) -> Row:
 
 def _notes(search: Search) -> list[str]:
     notes = list(search.remarks)
+    forms: dict[str, list[str]] = {}
+    for tap, local in search.tap_errors.items():
+        if local.integers is not None:
+            forms.setdefault(str(local.integers), []).append(tap)
+    notes += [f"{where_of(taps)}: {form}" for form, taps in forms.items()]
     tied = sum(local.tied.any() and local.judged for local in search.tap_errors.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")

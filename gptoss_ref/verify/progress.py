@@ -1,26 +1,26 @@
-"""How far a diagnosis has come, for whoever watches it."""
+"""Progress of a diagnosis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all as far as known, and what is being done."""
+"""Called with the steps done, the total as far as known, and the current work in words."""
 
 
 def unwatched(done: int, total: int, what: str) -> None:
-    """The progress of what nobody watches."""
+    """A Progress that does nothing."""
 
 
 class Steps:
-    """Counts steps, and those still to come.
+    """Counts the steps that are done and the steps to come.
 
-    What is to come is not all known at the start: every divergence that is found brings further
-    steps, which are announced with :meth:`expect`.
+    The total is not known at the start: every divergence that is found adds steps, which
+    :meth:`expect` announces.
 
     Args:
-        progress: is told of every step.
-        ahead: steps that are sure to come.
+        progress: called for every step.
+        ahead: steps that are known at the start.
     """
 
     def __init__(self, progress: Progress, ahead: int = 0) -> None:
@@ -28,20 +28,20 @@ class Steps:
         self._done, self._ahead, self._what = 0, ahead, ""
 
     def expect(self, more: int) -> None:
-        """So many steps more are to come."""
+        """Add ``more`` steps to the total."""
         self._ahead += more
 
     def say(self, what: str) -> None:
-        """What the next steps are about."""
+        """Set the description of the next steps."""
         self._what = what
 
     def tick(self) -> None:
-        """One step is done."""
+        """Count one step as done."""
         self._done += 1
         self._ahead = max(0, self._ahead - 1)
         self._progress(self._done, self._done + self._ahead, self._what)
 
     def finish(self) -> None:
-        """Nothing more is to come."""
+        """Set the total to the steps done."""
         self._ahead = 0
         self._progress(self._done, self._done, self._what)

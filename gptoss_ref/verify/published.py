@@ -1,12 +1,11 @@
-"""Does this computer, with the released weights, compute what others published for them?
+"""Self-check: compare the released weights on this machine with published outputs.
 
-Two published results are repeated: greedy text with its log-probabilities (Hugging Face
-transformers' test of the released checkpoints), and the first greedy tokens of a Harmony answer
-(the OpenAI torch reference). `data/published.json` holds them with their sources.
+There are two published results: greedy text with its log-probabilities (Hugging Face transformers'
+test of the released checkpoints), and the first greedy tokens of a Harmony answer (the OpenAI torch
+reference). `data/published.json` holds them with their sources.
 
-Both are replayed in one pass each: the published continuation is appended to the prompt, and the
-logits before each of its tokens are looked at. If every published token is the most likely one
-there, greedy decoding would have produced it.
+Each takes one pass over the prompt and the published continuation. If every published token is the
+most likely one by the logits before it, greedy decoding would have produced it.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "published.json"
-# The published figures are bfloat16 results; their own test compares with these tolerances.
+# The published figures are bfloat16 results; the tolerances are those of transformers' test.
 ABSOLUTE, RELATIVE = 0.1, 0.1
 
 _RELEASED = {"gpt-oss-20b": GPT_OSS_20B, "gpt-oss-120b": GPT_OSS_120B}
 
 Progress = Callable[[int, int, str], None]
-"""Called with checks done, checks in all, and the one that starts or has ended."""
+"""Called with the checks done, the total, and the title of the check that starts or has ended."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Step:
 
     Attributes:
         token, text: the published token.
-        logprob: what this model gives it, natural log.
+        logprob: this model's log-probability of the token, natural log.
         published: the published log-probability, or None.
-        best: the token this model finds most likely.
-        margin: by how much in log-probability `best` leads; 0 if it is the published token.
-        passed: whether the token is the best or within ABSOLUTE of it, bfloat16's own uncertainty,
-            and the log-probability is as published, within ABSOLUTE + RELATIVE * abs(published).
+        best: this model's most likely token.
+        margin: log-probability of `best` minus that of the published token.
+        passed: whether the margin is at most ABSOLUTE, the uncertainty of bfloat16, and the
+            log-probability is as published, within ABSOLUTE + RELATIVE * abs(published).
     """
 
     token: int
@@ -63,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Check:
-    """One published result and how this model did."""
+    """One published result, and this model's result for it."""
 
     name: str
     passed: bool
@@ -74,7 +73,7 @@ class Check:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The verdict on a checkpoint: `passed` if every check did."""
+    """The verdict on a checkpoint; `passed` if every check has passed."""
 
     model: str
     policy: str
@@ -100,11 +99,11 @@ class SelfCheck:
 def selfcheck(
     model: Any, tokenizer: Tokenizer | None = None, *, progress: Progress | None = None
 ) -> SelfCheck:
-    """Repeats the published results of the checkpoint that `model` is.
+    """Compares `model`, a released checkpoint, with its published results.
 
     Args:
         model: a Model: `config`, `policy`, and a call that maps tokens (T,) to logits (T, V).
-        tokenizer: the o200k_harmony tokenizer; None: the model's own.
+        tokenizer: the o200k_harmony tokenizer; None: that of the model.
         progress: called before each check and at the end.
 
     Raises:
@@ -204,7 +203,7 @@ def _replay(
     logprobs: Sequence[float | None],
     tokenizer: Tokenizer,
 ) -> tuple[Step, ...]:
-    """What the model thinks of each published token, after the prompt and those before it."""
+    """A Step for each published token, given the prompt and the published tokens before it."""
     logits = np.asarray(model([*prompt, *continuation[:-1]]))  # (T, V)
     rows = logits[len(prompt) - 1 :]  # (steps, V): row i predicts continuation[i]
     return tuple(

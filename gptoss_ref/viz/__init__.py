@@ -1,11 +1,11 @@
 """Figures drawn from a trace, a configuration or arrays; needs the extra ``viz`` (matplotlib).
 
-Importing this imports no matplotlib; a function imports it when called. Each returns a Figure that
-a notebook shows and ``figure.savefig("name.png")`` writes; none opens a window or leaves a setting
-of matplotlib changed. Amounts are shades of one hue, which survive grey print and colour blindness;
-lines differ in their markers and dashes, and carry their names.
+matplotlib is imported when a function is called. Each function returns a Figure that a notebook
+shows and ``figure.savefig("name.png")`` writes; none opens a window or changes a setting of
+matplotlib. Amounts are shades of one hue, which can be read in grey print and with colour
+blindness; lines differ in their markers and dashes, and have labels.
 
-:mod:`gptoss_ref.viz.inspector` makes a page instead, which needs no extra.
+:mod:`gptoss_ref.viz.inspector` writes an HTML page, and needs no extra.
 """
 
 from gptoss_ref.viz import inspector

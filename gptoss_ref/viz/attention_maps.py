@@ -1,4 +1,4 @@
-"""Where the heads of a block look, and how much of each query goes to its sink."""
+"""Attention maps of the heads of a block, with the weight of each sink."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def attention(
 ) -> Figure:
     """Attention weights of a block, a map per head: queries down, keys across, the sink leftmost.
 
-    A weight is the fraction of the query's attention; with its sink each row sums to 1. Hatched
-    keys are invisible: later than the query, or out of its window. Maps beyond 600 tokens show the
-    largest weight of each square. Shade grows with the square root of the weight.
+    A weight is a fraction of the query's attention; a row sums to 1 with its sink. Hatched keys are
+    masked: later than the query, or out of its window. Maps of more than 600 tokens show the
+    largest weight of each square. The shade is proportional to the square root of the weight.
 
     Args:
         trace: holds ``block.{n}.attn.weights`` (H, T, S).
-        heads: which query heads; None: all, of more than 8 the first ones.
-        tokenizer: for labels, if the trace does not know its model's.
+        heads: which query heads; None: all, or the first 8 if there are more.
+        tokenizer: for labels, if the trace has no model.
 
     Raises:
         TraceError: the tap is missing, or there is no such block or head.

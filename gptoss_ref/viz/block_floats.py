@@ -1,4 +1,4 @@
-"""MXFP4: the sixteen values of a code, and what quantisation does to a matrix."""
+"""MXFP4: the sixteen code values, and the quantisation error of a matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCKS_SHOWN = 1 << 15
 
 @drawing
 def mxfp4_code_points() -> Figure:
-    """The 16 E2M1 codes on the line, and the staircase to which they round a value.
+    """The 16 E2M1 values on a line, and the staircase of rounding to them.
 
     Values are in units of the block's scale; beyond ±6 they saturate. Source: OCP Microscaling
     Formats specification v1.0, section 5.3.
@@ -33,7 +33,7 @@ def mxfp4_code_points() -> Figure:
         line.plot(value, 0.5 * up, "o" if up > 0 else "s", color=INK, markersize=4)
         line.text(value, 0.65 * up, f"{code:X}", ha="center", va="bottom" if up > 0 else "top")
     line.set(ylim=(-1.3, 1.3), yticks=[], title="Codes: 0 to 7 (circles), 8 to F with the sign bit")
-    # The block's second value is 6, so that its scale is 1 whatever the first value is.
+    # The second value is 6, so that the scale is 1 for any first value.
     x = np.linspace(-7.5, 7.5, 1501)
     block = np.zeros((len(x), MXFP4_BLOCK))
     block[:, 0], block[:, 1] = x, 6
@@ -51,14 +51,14 @@ def mxfp4_code_points() -> Figure:
 
 @drawing
 def mxfp4_error(matrix: Any) -> Figure:
-    """What quantising ``matrix`` (…, M) to MXFP4 costs; M is a multiple of 32, along the blocks.
+    """The error of quantising ``matrix`` (…, M) to MXFP4; M is a multiple of 32, along the blocks.
 
-    Left, each value's error by its size, both in units of its block's scale (rule ``floor``).
-    Right, for each scale rule, the share of blocks whose relative error (L2) is at most so large.
-    Of more than 32,768 blocks an even selection is taken.
+    Left: the error of each value against the value, in units of its block's scale (rule ``floor``).
+    Right: for each scale rule, the cumulative distribution of the blocks' relative error (L2). If
+    there are more than 32,768 blocks, evenly spaced ones are used.
 
     Raises:
-        GptOssError: not such a matrix, or values that are not finite.
+        GptOssError: a wrong shape, or values that are not finite.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.ndim == 0 or values.size == 0 or values.shape[-1] % MXFP4_BLOCK:

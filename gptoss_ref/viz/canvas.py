@@ -1,4 +1,4 @@
-"""The Figure that the functions return. Imports matplotlib: import it inside functions only."""
+"""The Figure that the functions return. This module imports matplotlib at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 class Drawing(Figure):
-    """A Figure that a notebook shows, though pyplot does not know it."""
+    """A Figure that a notebook shows, without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Which experts each token is sent to, block by block."""
+"""The experts of each token, block by block."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @drawing
 def routing(trace: Trace, *, tokenizer: Tokenizer | None = None) -> Figure:
-    """Router weights by token and expert, a panel per block, and each expert's share of the work.
+    """Router weights by token and expert, and each expert's share of the tokens; a panel per block.
 
-    Left, the weight (0 to 1, those of a token sum to 1) of every chosen expert; experts not chosen
-    stay white. Right, the fraction of tokens that chose the expert, beside what an even spread
-    would give, A / E. Beyond 600 tokens neighbours are averaged.
+    Left: the weight of every chosen expert (0 to 1; the weights of a token sum to 1); other experts
+    are white. Right: the fraction of tokens that chose the expert, and the even share A / E as a
+    dashed line. If there are more than 600 tokens, neighbours are averaged.
 
     Args:
         trace: holds ``block.*.mlp.expert_indices`` and ``.expert_weights`` (T, A) of every block.

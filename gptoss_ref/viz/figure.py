@@ -1,4 +1,4 @@
-"""What all figures share: matplotlib when it is there, one look, taps checked before drawing."""
+"""Common parts of all figures: the import of matplotlib, the style, and the check of taps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 
 INK, SOFT = "#00224e", "#6b6b6b"
 CELLS = 600
-"""Cells along an axis of a map: more are pooled, as pixels would be anyway."""
+"""Largest number of cells along an axis of a map; more are pooled."""
 
 STYLE = {
     "font.family": ["DejaVu Sans"],
@@ -35,7 +35,7 @@ STYLE = {
 
 
 def drawing(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Runs ``function`` under matplotlib's defaults and STYLE; a clear error without matplotlib."""
+    """Runs ``function`` with matplotlib's defaults and STYLE; GptOssError without matplotlib."""
 
     @functools.wraps(function)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -58,29 +58,28 @@ def drawing(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A Figure of so many inches that no window manager knows and a notebook shows."""
+    """A Figure of ``width`` by ``height`` inches that a notebook shows, without a window."""
     from gptoss_ref.viz.canvas import Drawing
 
     return Drawing(figsize=(width, height), layout="constrained")
 
 
 def ink() -> Any:
-    """The colour map of amounts: of one hue, from nearly paper to ink, so that dark is much in
-    colour, in grey and to every eye, and 0 can still be told from what is blank."""
+    """The colour map of amounts: one hue, from nearly white (0) to dark, also in grey print."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("ink", ["#e9eff8", "#a9c1e2", "#4f77b0", "#00224e"])
 
 
 def small_shows() -> Any:
-    """The scale of weights, 0 to 1: shade grows with the square root, as in the inspector."""
+    """The colour scale of weights, 0 to 1: proportional to the square root, as in the inspector."""
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.5, 0, 1)
 
 
 def need(trace: Trace, names: Sequence[str], patterns: Sequence[str]) -> None:
-    """Raises TraceError, saying how to record them, unless the trace holds all these taps."""
+    """Raises TraceError, with the call that records them, if the trace lacks one of these taps."""
     missing = [name for name in names if name not in trace]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -91,9 +90,9 @@ def need(trace: Trace, names: Sequence[str], patterns: Sequence[str]) -> None:
 
 
 def pool(values: Array, axis: int, how: Literal["largest", "mean"]) -> tuple[Array, int]:
-    """``values`` with runs along ``axis`` joined into at most CELLS, and a run's length.
+    """``values`` with groups along ``axis`` joined into at most CELLS cells, and the group size.
 
-    The last run may be shorter.
+    The last group may be smaller.
     """
     count = values.shape[axis]
     size = -(-count // CELLS)

@@ -1,4 +1,4 @@
-"""The clamped SwiGLU: what one gate and one up value give."""
+"""The clamped SwiGLU as a function of gate and up."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def swiglu(config: ModelConfig) -> Figure:
     """The activation of :func:`gptoss_ref.layers.swiglu.swiglu` and its clamps; no units.
 
-    Left, over the gate with up = 0, with and without the clamp; right, over gate and up. The gate
-    is clamped from above only, up on both sides: outside the dashed lines nothing changes.
+    Left: against the gate with up = 0, with and without the clamp. Right: against gate and up. The
+    gate is clamped from above only, up on both sides: beyond the dashed lines the value is
+    constant in the clamped variable.
     """
     limit, alpha = config.swiglu_limit, config.swiglu_alpha
     reach = np.linspace(-1.6 * limit, 1.6 * limit, 321)
@@ -44,7 +45,7 @@ def swiglu(config: ModelConfig) -> Figure:
     top = float(np.abs(surface).max())
     filled = right.contourf(reach, reach, surface, levels=14, cmap="PuOr", vmin=-top, vmax=top)
     lines = right.contour(reach, reach, surface, levels=filled.levels, colors="k", linewidths=0.4)
-    # where the gate is clamped, the activation grows evenly with up
+    # if the gate is clamped, the activation is linear in up
     places = [(1.3 * limit, level / limit - 1) for level in filled.levels if abs(level) < top]
     right.clabel(
         lines,

@@ -1,4 +1,4 @@
-"""Tokens as labels: nothing that a font lacks, nothing invisible, right-to-left text as read."""
+"""Token labels for figures: visible characters that the font has, right-to-left text in order."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from gptoss_ref.tracing.trace import Trace
 
 _SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥"}
-LEFT_TO_RIGHT = "\u200e"  # a label's own direction, whatever its first letter
+LEFT_TO_RIGHT = "\u200e"  # sets the direction of a label, whatever its first letter
 NAMES_UP_TO = 32
-"""Tokens along an axis that are all named; of more, some are, with their positions."""
+"""Up to this number of tokens, every token on an axis has a label; else some, with positions."""
 
 
 def token_labels(trace: Trace, tokenizer: Tokenizer | None = None, limit: int = 14) -> list[str]:
-    """One label per token of the trace: its text, or its id where no tokenizer is known."""
+    """One label per token of the trace: its text, or its id if there is no tokenizer."""
     return labels_of(trace.tokens, known_tokenizer(trace, tokenizer), limit)
 
 
 def known_tokenizer(trace: Trace, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
-    """The given tokenizer, else that of the trace's model, else the released one if it fits."""
+    """The given tokenizer, else that of the trace's model, else o200k_harmony if it fits."""
     return tokenizer or tokenizer_for(trace.config, trace.model)
 
 
 def tokenizer_for(config: ModelConfig, model: Model | None) -> Tokenizer | None:
-    """The model's tokenizer; without one the released one if it fits, else None."""
+    """The model's tokenizer, else o200k_harmony if it fits, else None."""
     if model is not None:
         try:
             return model.tokenizer
         except TokenError:
-            pass  # bare weights, or a folder with no tokenizer
+            pass  # weights alone, or a folder without a tokenizer
     from gptoss_ref.chat.tokenizer import LAST_SPECIAL, o200k_harmony
 
     return o200k_harmony() if config.vocab_size == LAST_SPECIAL + 1 else None
@@ -48,17 +48,17 @@ def labels_of(tokens: Any, tokenizer: Tokenizer | None, limit: int = 14) -> list
     for token in map(int, tokens):
         try:
             raw = str(token).encode() if tokenizer is None else tokenizer.token_bytes(token)
-        except TokenError:  # rows of the vocabulary that no token has
+        except TokenError:  # an id without a token
             raw = str(token).encode()
         found.append(label(raw, limit))
     return found
 
 
 def label(raw: bytes, limit: int = 14) -> str:
-    """A token's bytes as text that DejaVu Sans, matplotlib's own font, can draw.
+    """A token's bytes as text that DejaVu Sans, matplotlib's default font, can draw.
 
-    Spaces, line ends and tabs have signs; other control characters, bytes that are no UTF-8 and
-    characters without a glyph (emoji, Chinese) show as codes; long ones are cut.
+    Spaces, line ends and tabs are shown as symbols; other control characters, invalid UTF-8 and
+    characters without a glyph (emoji, Chinese) as codes. Long labels are shortened.
     """
     import matplotlib
 
@@ -67,7 +67,7 @@ def label(raw: bytes, limit: int = 14) -> str:
         text = text[: limit - 1] + "…"
     if not any(map(_is_rtl, text)):
         return text.replace("$", r"\$")  # else matplotlib reads a formula
-    if matplotlib.__version_info__ < (3, 11):  # draws characters in order, from the left
+    if matplotlib.__version_info__ < (3, 11):  # draws characters from left to right
         text = _in_visual_order(text)
     return LEFT_TO_RIGHT + text.replace("$", r"\$")
 
@@ -92,7 +92,7 @@ def _is_rtl(c: str) -> bool:
 
 
 def _in_visual_order(text: str) -> str:
-    """Runs of right-to-left letters reversed, marks kept behind their letters."""
+    """The text with reversed runs of right-to-left letters; marks stay after their letters."""
     out = []
     for backwards, run in groupby(text, lambda c: _is_rtl(c) or bool(unicodedata.combining(c))):
         clusters: list[str] = []
@@ -106,10 +106,10 @@ def _in_visual_order(text: str) -> str:
 
 
 def set_token_ticks(axis: Any, labels: list[str], pooled: int = 1) -> None:
-    """Name the tokens along a matplotlib axis: all of a few, of many some with their positions.
+    """Label the tokens of a matplotlib axis: all if they are few, else some with their positions.
 
     Args:
-        pooled: tokens that share one cell of the map.
+        pooled: tokens per cell of the map.
     """
     count = len(labels)
     if count <= NAMES_UP_TO:

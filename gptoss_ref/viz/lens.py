@@ -1,4 +1,4 @@
-"""What the model would say after each block: the logit lens."""
+"""The logit lens: the likeliest next tokens after each block."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def logit_lens(
     positions: Iterable[int] | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Figure:
-    """The likeliest next tokens, were the model to end after the embedding or after each block.
+    """The likeliest next tokens if the model ended after the embedding or after each block.
 
-    Each stream (T, D) goes through the last norm and the unembedding; a cell names the ``top``
-    tokens, its colour is the probability of the first. Bold: already the model's final choice.
-    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    Each stream (T, D) goes through the final norm and the unembedding. A cell lists the ``top``
+    tokens; its colour is the probability of the first. Bold: the model's final choice. Source:
+    nostalgebraist 2020, "interpreting GPT: the logit lens".
 
     Args:
-        model: that made the trace, or one of the same weights.
+        model: the model of the trace, or one with the same weights.
         trace: holds ``embedding`` and ``block.*.mlp.residual``, each (T, D).
         positions: which tokens; None: the last 12.
 
     Raises:
         TraceError: a tap is missing.
-        GptOssError: the trace is of another configuration, or top or positions make no sense.
+        GptOssError: the trace has another configuration, or top or positions are out of range.
     """
     if model.config != trace.config:
         raise GptOssError("model and trace differ in their configuration: expected the same model")
@@ -117,9 +117,9 @@ def chances(logits: Array) -> Array:
 
 
 def likeliest(chance: Array, top: int) -> Array:
-    """The ``top`` largest of each row of ``chance`` (T, V), largest first: indices (T, top).
+    """Indices (T, top) of the ``top`` largest of each row of ``chance`` (T, V), largest first.
 
-    Without sorting the whole vocabulary; of equal ones the lower index comes first.
+    Ties are in order of index. The function does not sort the whole vocabulary.
 
     >>> likeliest(np.array([[0.1, 0.2, 0.6, 0.1]]), 2)
     array([[2, 1]])

@@ -1,4 +1,4 @@
-"""The loss of a training run, step by step."""
+"""The loss curve of a training run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTH = 0.1
-"""Weight of a new step in the moving mean."""
+"""Weight of the newest step in the moving mean."""
 
 
 @drawing
@@ -22,14 +22,14 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss by step: of each batch, their moving mean, and of the held-out examples.
 
     Args:
-        history: of :class:`gptoss_ref.training.Run`.
+        history: that of a :class:`gptoss_ref.training.Run`.
 
     Raises:
         GptOssError: the history has no steps.
     """
     steps = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     if not steps:
-        raise GptOssError("the history has no steps: expected that of a training run")
+        raise GptOssError("the history has no steps: expected the history of a training run")
     at, losses = (np.array(column, float) for column in zip(*steps, strict=True))
     mean = np.empty_like(losses)
     mean[0] = losses[0]

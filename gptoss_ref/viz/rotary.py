@@ -1,4 +1,4 @@
-"""How fast each rotary pair turns, with and without YaRN."""
+"""Frequencies of the rotary pairs, with and without YaRN."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @drawing
 def yarn(config: ModelConfig) -> Figure:
-    """Frequencies and wavelengths of the rotary pairs, beside the window and the contexts.
+    """Frequencies and wavelengths of the rotary pairs, compared with the window and the contexts.
 
-    Left, radians per position of each of the C/2 pairs; right, tokens per turn, 2π over it, on
-    logarithmic axes. Dashed: plain RoPE. Shaded: the pairs between low and high that YaRN blends.
+    Left: radians per position of each of the C/2 pairs. Right: tokens per turn (2π / frequency).
+    Axes are logarithmic. Dashed: plain RoPE. Shaded: YaRN's ramp, the pairs between low and high.
     Source: :mod:`gptoss_ref.layers.rope`.
     """
     plain, _ = frequencies(config.head_dim, config.rope_theta)

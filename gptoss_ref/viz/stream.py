@@ -1,4 +1,4 @@
-"""How the residual stream grows from block to block."""
+"""The norm of the residual stream, block by block."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def residual_norms(trace: Trace) -> Figure:
     """L2 norm of the residual stream after the embedding and after each half of each block.
 
-    The median over tokens, the band of 5 to 95 per cent of them, and the first token apart, which
-    is often far from the others; logarithmic, in the model's own (arbitrary) units.
+    It shows the median over tokens, the band of 5 to 95 per cent of them, and separately the first
+    token, which often differs from the others. The scale is logarithmic, without units.
 
     Args:
         trace: holds ``embedding`` and ``block.*.{attn,mlp}.residual``, each (T, D).

@@ -24,11 +24,12 @@ MARKS = {
 
 @drawing
 def tap_errors(report: Report) -> Figure:
-    """Relative L2 error of each tap point, in order, beside what rounding allows; one marker each
-    for every verdict, and the first divergence named.
+    """Relative L2 error of each tap point in order, with the error that rounding allows.
+
+    Each verdict has its own marker, and the title names the first divergence.
 
     Args:
-        report: of :func:`gptoss_ref.compare` or ``diagnose``; its rows say what the errors are of.
+        report: from :func:`gptoss_ref.compare` or ``diagnose``.
 
     Raises:
         GptOssError: the report has no rows.

@@ -338,12 +338,12 @@ MALFORMED = [
     (
         " to=functions.f to=functions.g<|message|>a<|call|>",
         [said("a", None, "functions.f")],
-        "to=functions.g behind another recipient",
+        "to=functions.g after another recipient",
     ),
     (
         " json to=functions.f<|message|>a<|call|>",
         [replace(said("a", None, "functions.f"), content_type="json")],
-        "to=functions.f behind another recipient or type",
+        "to=functions.f after another recipient or type",
     ),
     (
         "<|channel|>final <|constrain|> json<|message|>a<|end|>",

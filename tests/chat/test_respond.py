@@ -554,16 +554,16 @@ def test_tiny_tokenizes_as_transformers_does(tiny: Model) -> None:
         ({"message": []}, "nothing to answer"),
         ({"message": "?", "reasoning": "max"}, "effort 'max': expected one of low"),
         ({"message": "?", "tools": [3]}, "tool 3: expected an object"),
-        ({"message": [{"role": "user", "content": "?"}]}, "expected a Message; Message.from_dict"),
+        ({"message": [{"role": "user", "content": "?"}]}, "expected a Message"),
         ({"message": [Message.user("?"), "more"]}, "message 'more': expected a Message"),
-        ({"message": [Message.system(), Message.user("?")], "reasoning": "low"}, "so is a system"),
+        ({"message": [Message.system(), Message.user("?")], "reasoning": "low"}, "both reasoning"),
         (
             {"message": [Message.developer("x"), Message.user("?")], "instructions": "y"},
-            "so is a developer message",
+            "both a developer message",
         ),
         (
             {"message": [Message.developer("x"), Message.user("?")], "tools": [ADD]},
-            "so is a developer message",
+            "both a developer message",
         ),
     ],
 )

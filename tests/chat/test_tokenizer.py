@@ -312,13 +312,13 @@ def _wrong_pair(data: dict[str, Any]) -> None:
         (lambda d: d["model"].update(dropout=0.1), "model.dropout is 0.1, expected none"),
         (lambda d: d.update(normalizer={"type": "NFC"}), "normalizer is .*expected null"),
         (lambda d: d["model"]["vocab"].pop("!"), r"model.vocab: '\"' has id 1, expected 0"),
-        (lambda d: d["model"]["vocab"].update({"Ġ!漢": 1500}), "'漢' is no byte-level"),
+        (lambda d: d["model"]["vocab"].update({"Ġ!漢": 1500}), "'漢' is not a byte-level"),
         (lambda d: d["added_tokens"][3].update(special=False), "is not special"),
         (lambda d: d["added_tokens"][3].update(id=7), "has id 7, expected at least 1500"),
         (lambda d: d["added_tokens"].pop(8), "no special token <|start|>"),
-        (lambda d: d["model"]["merges"].pop(5), "is not made by the pair"),
-        (_swap_merges, r"model.merges\[1\].*in the order of their ids"),
-        (_wrong_pair, "is not made by the pair"),
+        (lambda d: d["model"]["merges"].pop(5), "does not follow from the lower ranks"),
+        (_swap_merges, r"model.merges\[1\].*in order of the tokens' ids"),
+        (_wrong_pair, "does not follow from the lower ranks"),
         (lambda d: d["pre_tokenizer"]["pretokenizers"].pop(0), r"is \['ByteLevel'\], expected"),
         (
             lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
@@ -349,7 +349,7 @@ def _wrong_pair(data: dict[str, Any]) -> None:
         (lambda d: d["model"]["merges"].__setitem__(0, ["a", 3]), "expected a pair of tokens"),
         (
             lambda d: d["model"]["merges"].__setitem__(0, ["漢", "a"]),
-            r"\[0\]: '漢': '漢' is no byte",
+            r"\[0\]: '漢': '漢' is not a byte",
         ),
         (lambda d: d["added_tokens"][0].update(id="x"), r"tokens\[0\].id is 'x', expected a whole"),
         (
@@ -363,7 +363,7 @@ def _wrong_pair(data: dict[str, Any]) -> None:
         (lambda d: d["added_tokens"][0].update(id=-1), "has id -1, expected at least 1500"),
         (
             lambda d: d["added_tokens"][0].update(content=""),
-            "content is '', expected a name of its",
+            "content is '', expected a unique name",
         ),
         (lambda d: d["added_tokens"][1].update(d["added_tokens"][0]), r"\[1\].content is '<|start"),
         (

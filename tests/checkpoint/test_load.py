@@ -317,7 +317,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 def test_missing_shard(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "c", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    fails(folder, "names the shard 'model-00002-of-00003.safetensors', which is not there.*1 of 3")
+    fails(folder, "lists the shard 'model-00002-of-00003.safetensors', which does not exist.*1")
 
 
 def test_missing_shard_without_an_index(tmp_path: Path) -> None:
@@ -379,13 +379,13 @@ def test_index_that_disagrees_with_the_shards(tmp_path: Path) -> None:
     fails(folder, f"places the tensor 'model.norm.wait' in '{two}', but no shard holds it")
     folder = write_hf(tmp_path / "c", shards=2)
     change_index(folder, lambda m: m.pop("model.norm.weight"))
-    fails(folder, f"does not name the tensor 'model.norm.weight', which '{one}' holds")
+    fails(folder, f"does not list the tensor 'model.norm.weight', which '{one}' holds")
 
 
 def test_index_beside_a_file_it_does_not_name(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "c", shards=2)
     (folder / "model.safetensors").write_bytes(b"")
-    fails(folder, f"holds model.safetensors and {INDEX}, which does not name it")
+    fails(folder, f"holds model.safetensors, and an {INDEX} that does not list it")
 
 
 def test_link_out_of_the_folder(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_more_or_fewer_layers_than_the_config_says(tmp_path: Path, layers: int) 
     folder = write_hf(tmp_path / "c")
     config = hf_config(num_hidden_layers=layers, layer_types=None)
     (folder / "config.json").write_text(json.dumps(config))
-    fails(folder, rf"holds tensors of 4 layers; .*config\.json says num_hidden_layers {layers}")
+    fails(folder, rf"holds tensors of 4 layers, but .*config\.json has num_hidden_layers {layers}")
 
 
 def test_tensors_of_a_layer_that_is_not_numbered(tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_wrong_dtype(tmp_path: Path, tensor: str, dtype: torch.dtype, message: s
 @pytest.mark.parametrize(
     ("layout", "tensor", "message"),
     [
-        ("hf", "lm_head.weight", r"\(131, 63\).*calls for \(V, D\) = \(131, 64\)"),
+        ("hf", "lm_head.weight", r"\(131, 63\).*requires \(V, D\) = \(131, 64\)"),
         ("hf", "model.layers.0.self_attn.k_proj.weight", r"\(KC, D\) = \(24, 64\)"),
         (
             "hf",
@@ -493,7 +493,7 @@ def test_experts_stored_untransposed_are_noticed(tmp_path: Path) -> None:
 def test_config_that_contradicts_the_tensors(tmp_path: Path, key: str, value: int) -> None:
     folder = write_hf(tmp_path / "c")
     (folder / "config.json").write_text(json.dumps(hf_config(**{key: value})))
-    fails(folder, r"tensor '\S+' has shape \(.*config\.json calls for \(")
+    fails(folder, r"tensor '\S+' has shape \(.*config\.json requires \(")
 
 
 def test_quantization_config_must_describe_the_tensors(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_merging_adds_and_rounds_once(source: str, target: str, tmp_path: Path) 
 def test_the_summary_says_how_much_is_lost(tmp_path: Path) -> None:
     _, folder, _ = folders(tmp_path, "hf")
     said = str(gr.convert(folder, tmp_path / "merged"))
-    assert "merged into bfloat16: 7 weights; rounding is 0." in said
-    assert "merged into mxfp4: 2 weights; rounding is " in said
-    assert "of what the adapter adds (block.2.mlp.mlp" in said
+    assert "merged into bfloat16: 7 weights; rounding error at most 0." in said
+    assert "merged into mxfp4: 2 weights; rounding error at most " in said
+    assert "of the adapter's change (block.2.mlp.mlp" in said
 
 
 def test_a_merged_model_answers_as_the_adapted_one(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
     [
         (["chatt"], "unknown command 'chatt': did you mean chat"),
         (["chat", "hello", "--loud"], "unknown option --loud"),
-        (["chat", "hello", "there"], "unrecognized arguments: there"),
+        (["chat", "hello", "there"], "unexpected: there"),
         (["chat", "hello", "--temperature", "warm"], "--temperature: invalid float value: 'warm'"),
         (["chat", "hello", "--max-tokens", "1.5"], "--max-tokens: invalid int value: '1.5'"),
         (["chat", "hello", "--seed", "-1"], "--seed: expected an integer of 0 or more, not '-1'"),
@@ -98,7 +98,7 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
         ),
         (["convert", "tiny", "out", "--experts", "int4"], "unknown --experts 'int4'"),
         (["selfcheck"], "MODEL"),
-        (["warmup", "now"], "unrecognized arguments: now"),
+        (["warmup", "now"], "unexpected: now"),
         (["doctor", "--megabytes", "63"], "--megabytes: expected an integer of 64 or more"),
         (["doctor", "--megabytes", "x"], "--megabytes: expected an integer of 64 or more"),
     ],
@@ -376,7 +376,7 @@ def test_folder_for_a_configuration(fails: Callable[..., str], tmp_path: Path) -
 
 
 def test_released_name_for_weights(fails: Callable[..., str]) -> None:
-    assert "only `info` knows this name" in fails("generate", "HI", "--model", "20b")
+    assert "a configuration without weights" in fails("generate", "HI", "--model", "20b")
 
 
 def test_file_for_a_folder(fails: Callable[..., str], tmp_path: Path) -> None:

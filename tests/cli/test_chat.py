@@ -161,7 +161,7 @@ def test_another_role_is_no_answer(says: Says, capsys: Captured) -> None:
         ANSWER.format("85").replace("return", "end") + "<|start|>user<|message|>Thanks!<|end|>"
     )
     assert main(["chat", "What is 27 + 58?"]) == 0
-    assert capsys.readouterr() == ("85\n", "(stopped: the model went on to play another role)\n")
+    assert capsys.readouterr() == ("85\n", "(stopped: the model began a message of another role)\n")
     assert len(model.prompts) == 1
 
 

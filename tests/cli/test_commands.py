@@ -280,7 +280,7 @@ def test_warmup(cold: list[str], capsys: Captured) -> None:
     assert result["instruction_path"] == path_name()
     assert Path(result["cache_folder"]).is_dir()
     assert main(["warmup"]) == 0
-    assert capsys.readouterr().out.startswith(f"kernels of the path {path_name()}: compiled in ")
+    assert capsys.readouterr().out.startswith(f"kernels for {path_name()}: compiled in ")
     assert cold == 2 * ["attention", "experts"]
 
 

@@ -87,14 +87,14 @@ def test_a_server_with_a_bug(wider: Model, tiny: Model, capsys: Captured) -> Non
 def test_a_correct_server_without_echo(tiny: Model, capsys: Captured) -> None:
     with serving(tiny, tiny.tokenizer, "llama.cpp") as server:
         assert main(["diagnose", "tiny", "--endpoint", server.url, "--prompt", TEXT]) == 0
-    assert "echoes no prompt" in capsys.readouterr().out
+    assert "does not echo prompts" in capsys.readouterr().out
 
 
 def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
     with serving(tiny, tiny.tokenizer, "no-logprobs") as server:
         url = server.url
         at = ("tiny", "--endpoint", url)
-        assert "offers no log-probabilities" in fails(capsys, *at, "--prompt", TEXT)
+        assert "gives no log-probabilities" in fails(capsys, *at, "--prompt", TEXT)
         assert "needs a prompt" in fails(capsys, *at)
         other = "token 476 at position 1 is out of range: expected 0 to 475"
         assert other in fails(capsys, *at, "--tokens", "1,476")
@@ -104,7 +104,7 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
         assert "NO_SUCH_KEY is not set" in missing
         both = fails(capsys, "tiny", "other.npz", "--endpoint", url)
         assert "either OTHER or --endpoint" in both
-        assert "more than 0" in fails(capsys, *at, "--timeout", "soon")
+        assert "above 0" in fails(capsys, *at, "--timeout", "soon")
     gone = ("tiny", "--endpoint", url)
     assert "no server there" in fails(capsys, *gone, "--prompt", TEXT)
     assert other in fails(capsys, *gone, "--tokens", "1,476")
@@ -150,7 +150,7 @@ def test_names_of_ones_own(few: Any, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "ids.txt").write_text(", ".join(map(str, tokens)))
     ids = f"@{tmp_path / 'ids.txt'}"
     err = fails(capsys, "tiny", tmp_path / "a.npz", "--tokens", ids)
-    said = '(--names FILE says what it is, with {"mine_0": "embedding"} in FILE; '
+    said = '(to map it, use --names FILE with {"mine_0": "embedding"} in FILE; '
     assert said in err
     assert "its shape is that of embedding, block.0.attn.norm" in err
     (tmp_path / "n.json").write_text(json.dumps({"mine_{n}": ["block.{n}.attn.out", "T D"]}))
@@ -172,7 +172,7 @@ def test_rows_of_some_positions(few: Any, tmp_path: Path, capsys: Captured) -> N
     ids = ",".join(map(str, tokens))
     np.save(tmp_path / "logits.npy", arrays["logits"][[3, 4, 5, -1]])
     err = fails(capsys, "tiny", tmp_path / "logits.npy", "--tokens", ids)
-    assert "say which (--positions)" in err
+    assert "positions (--positions)" in err
     path = str(tmp_path / "logits.npy")
     assert main(["diagnose", "tiny", path, "--tokens", ids, "--positions", "3-5,-1", "--json"]) == 0
     report = follows_the_schema("diagnosis", capsys.readouterr().out)

@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     rest = process.communicate()[1]
     assert process.returncode == 130
-    assert "go on with --resume" in rest
+    assert "--resume continues" in rest
     assert "Traceback" not in rest
     assert run(data, out, "--steps", "24", "--resume") == 0
     for name in (TENSORS, STATE):
@@ -131,7 +131,7 @@ def fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cal
         (["--targets", "q_proj"], "LoRA target 'q_proj' matches no matrix"),
         (["--whole", "*.sink"], "no weight matches '*.sink'"),
         (["--held-out", "no/where"], "no/where: cannot be read: No such file or directory"),
-        (["--resume"], "expected the state of a run to go on with"),
+        (["--resume"], "expected the state of a run to resume"),
         (["--plot", "loss.txt"], "--plot loss.txt: expected a file that ends with .svg"),
         (["--plot", "no/where.svg"], "--plot no/where.svg: its folder does not exist"),
     ],

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,22 @@ class Outcome:
     seconds: float
     note: str
     failures: list[str]
+
+
+@dataclass
+class Trial:
+    """A scenario that is running: what has failed so far, and since when it runs."""
+
+    tried: str
+    promise: str
+    failures: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def ended(self, times: int, note: str = "", failed: int | None = None) -> Outcome:
+        """After so many tries, each of which has at most one failure unless `failed` counts."""
+        held = times - (len(self.failures) if failed is None else failed)
+        seconds = time.perf_counter() - self.began
+        return Outcome(self.tried, self.promise, times, held, seconds, note, self.failures)
 
 
 @contextlib.contextmanager
@@ -78,7 +94,11 @@ class Killer:
 
 def killed(name: str, times: int, seed: int) -> Outcome:
     """SIGKILL at random moments: then there is the old or the new, and writing still works."""
-    began, rng, failures, whole = time.perf_counter(), random.Random(f"{name} {seed}"), [], 0
+    trial = Trial(
+        f"`{name}` killed by SIGKILL at a random moment of its run",
+        "what stands under its name is the old or the new, whole",
+    )
+    rng, whole = random.Random(f"{name} {seed}"), 0
     writer, killer = WRITERS[name], Killer()
     with _scratch() as folder:
         target = folder / "result"
@@ -95,22 +115,17 @@ def killed(name: str, times: int, seed: int) -> Outcome:
             now = content(target)
             whole += now == expected
             if now not in (old, expected):
-                failures.append(f"{name}: half written after kill {i}")
+                trial.failures.append(f"{name}: half written after kill {i}")
         left = len(list(folder.glob(".*.partial")))
         if not writer.replaces:
             shutil.rmtree(target, ignore_errors=True)
         killer.write(name, target, None)
         if content(target) != expected:
-            failures.append(f"{name}: cannot write after the kills")
-    return Outcome(
-        tried=f"`{name}` killed by SIGKILL at a random moment of its run",
-        promise="what stands under its name is the old or the new, whole",
-        times=times,
-        held=times - len(failures),
-        seconds=time.perf_counter() - began,
+            trial.failures.append(f"{name}: cannot write after the kills")
+    return trial.ended(
+        times,
         note=f"{whole} runs were done before the kill, {times - whole} were not; {left} hidden "
         "`.partial` files or folders were left, which the next run does not mind",
-        failures=failures,
     )
 
 
@@ -132,7 +147,11 @@ def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
 
 def full_disk(name: str, times: int, seed: int) -> Outcome:
     """Too little room, from none to almost enough: one clear error, and the old stays."""
-    began, rng, failures = time.perf_counter(), random.Random(f"{name} {seed}"), []
+    trial = Trial(
+        f"`{name}` onto a file system with too little room",
+        "one `GptOssError`; the old stays as it was; nothing is left behind",
+    )
+    rng = random.Random(f"{name} {seed}")
     writer = WRITERS[name]
     with _scratch() as folder:
         writer.write(folder / "result")
@@ -151,21 +170,15 @@ def full_disk(name: str, times: int, seed: int) -> Outcome:
                 try:
                     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                         writer.write(target)
-                    failures.append(f"{name}: {room} bytes were enough for {needed}, run {i}")
+                    trial.failures.append(f"{name}: {room} bytes were enough for {needed}, run {i}")
                 except GptOssError:
                     pass
                 except BaseException as error:
-                    failures.append(f"{name}: {type(error).__name__}: {error}, run {i}")
+                    trial.failures.append(f"{name}: {type(error).__name__}: {error}, run {i}")
                 if content(target) != old or sorted(disk.iterdir()) != before:
-                    failures.append(f"{name}: left something, run {i}")
-    return Outcome(
-        tried=f"`{name}` onto a file system with too little room",
-        promise="one `GptOssError`; the old stays as it was; nothing is left behind",
-        times=times,
-        held=times - len({failure.rpartition(" ")[2] for failure in failures}),
-        seconds=time.perf_counter() - began,
-        note="",
-        failures=failures,
+                    trial.failures.append(f"{name}: left something, run {i}")
+    return trial.ended(
+        times, failed=len({failure.rpartition(" ")[2] for failure in trial.failures})
     )
 
 
@@ -179,7 +192,11 @@ def _convert_again_and_again(folder: str, times: int) -> None:
 
 def read_while_converting(times: int, seed: int) -> Outcome:
     """A reader asks for a checkpoint that another process is writing: none, or the whole of it."""
-    began, failures, polls = time.perf_counter(), [], 0
+    trial = Trial(
+        "`load` of a folder while another process converts into it",
+        "there is no such folder, or it is whole and gives the same logits",
+    )
+    polls = 0
     context = multiprocessing.get_context("forkserver")
     expected = model()(TOKENS[:3]).tobytes()
     with _scratch() as folder:
@@ -192,24 +209,18 @@ def read_while_converting(times: int, seed: int) -> Outcome:
                     read = gr.load(folder / f"new-{i}", backend="numpy")
                 except CheckpointError as error:
                     if "no such folder" not in str(error):
-                        failures.append(str(error))
+                        trial.failures.append(str(error))
                         break
                     if process.exitcode:
                         raise RuntimeError("the writer failed") from None
                     time.sleep(0.001)
                     continue
                 if read(TOKENS[:3]).tobytes() != expected:
-                    failures.append(f"other logits of new-{i}")
+                    trial.failures.append(f"other logits of new-{i}")
                 break
         process.join()
-    return Outcome(
-        tried="`load` of a folder while another process converts into it",
-        promise="there is no such folder, or it is whole and gives the same logits",
-        times=times,
-        held=times - len(failures),
-        seconds=time.perf_counter() - began,
-        note=f"asked {polls:,} times, {polls - times:,} of them before the folder was there",
-        failures=failures,
+    return trial.ended(
+        times, note=f"asked {polls:,} times, {polls - times:,} of them before the folder was there"
     )
 
 
@@ -221,7 +232,11 @@ def _save_again_and_again(path: str, times: int) -> None:
 
 def read_while_replacing(times: int, seed: int) -> Outcome:
     """A trace file is replaced again and again: a reader sees one or the other, never a mixture."""
-    began, failures, reads = time.perf_counter(), [], 0
+    trial = Trial(
+        "a trace read while another process replaces it",
+        "it is one of the two that were written, whole",
+    )
+    reads = 0
     context = multiprocessing.get_context("forkserver")
     known = {gr.trace(model(), [n] * 30, taps="logits")["logits"].tobytes() for n in (65, 66)}
     with _scratch() as folder:
@@ -232,17 +247,9 @@ def read_while_replacing(times: int, seed: int) -> Outcome:
         while process.exitcode is None:
             reads += 1
             if gr.Trace.load(path)["logits"].tobytes() not in known:
-                failures.append(f"a mixture at read {reads}")
+                trial.failures.append(f"a mixture at read {reads}")
         process.join()
-    return Outcome(
-        tried="a trace read while another process replaces it",
-        promise="it is one of the two that were written, whole",
-        times=reads,
-        held=reads - len(failures),
-        seconds=time.perf_counter() - began,
-        note=f"replaced {times:,} times",
-        failures=failures,
-    )
+    return trial.ended(reads, note=f"replaced {times:,} times")
 
 
 # --- the kernel cache, the home, the clock ---
@@ -260,7 +267,11 @@ def _process(folder: Path, **more: str) -> subprocess.Popen[str]:
 
 def one_kernel_cache(times: int, seed: int) -> Outcome:
     """Processes compile into one empty cache at once, one of them is killed; then it is used."""
-    began, rng, failures = time.perf_counter(), random.Random(seed), []
+    trial = Trial(
+        "three processes compile into one empty cache, one is killed; a fourth starts",
+        "all give the same logits; the fourth compiles nothing",
+    )
+    rng = random.Random(seed)
     expected = gr.load("tiny")([1, 2, 3]).tobytes().hex()
     for i in range(times):
         with _scratch() as folder:
@@ -274,16 +285,8 @@ def one_kernel_cache(times: int, seed: int) -> Outcome:
             wrong = [said[n][1][-300:] for n in (0, 1, 3) if said[n][0].strip() != expected]
             if "compiling" in said[3][1]:
                 wrong.append("the last process compiled again")
-            failures += [f"run {i}: {message}" for message in wrong[:1]]
-    return Outcome(
-        tried="three processes compile into one empty cache, one is killed; a fourth starts",
-        promise="all give the same logits; the fourth compiles nothing",
-        times=times,
-        held=times - len(failures),
-        seconds=time.perf_counter() - began,
-        note="",
-        failures=failures,
-    )
+            trial.failures += [f"run {i}: {message}" for message in wrong[:1]]
+    return trial.ended(times)
 
 
 @contextlib.contextmanager
@@ -300,27 +303,26 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 def read_only_home(times: int, seed: int) -> Outcome:
     """No cache can be written: the same logits, and one warning."""
-    began, failures = time.perf_counter(), []
+    trial = Trial(
+        "a pass with a home and a kernel cache that are mounted read-only",
+        "the same logits, and one warning that names the folder",
+    )
     expected = gr.load("tiny")([1, 2, 3]).tobytes().hex()
     with _scratch() as folder, read_only(folder) as home:
         for i in range(times):
             out, err = _process(home, HOME=str(home)).communicate()
             if out.strip() != expected or err.count("cannot write to the kernel cache") != 1:
-                failures.append(f"run {i}: {err[-300:]}")
-    return Outcome(
-        tried="a pass with a home and a kernel cache that are mounted read-only",
-        promise="the same logits, and one warning that names the folder",
-        times=times,
-        held=times - len(failures),
-        seconds=time.perf_counter() - began,
-        note="",
-        failures=failures,
-    )
+                trial.failures.append(f"run {i}: {err[-300:]}")
+    return trial.ended(times)
 
 
 def clock_jumps(times: int, seed: int) -> Outcome:
     """The clock jumps by up to ten years, either way: results stay, and so does the own cache."""
-    began, rng, failures = time.perf_counter(), random.Random(seed), []
+    trial = Trial(
+        "the clock jumps by up to ten years, forth or back, before a trace is written",
+        "the same numbers; the kernels in use stay",
+    )
+    rng = random.Random(seed)
     real, year = time.time, 365 * 86400
     expected = model()(TOKENS[:2]).tobytes()
     with _scratch() as folder:
@@ -335,22 +337,17 @@ def clock_jumps(times: int, seed: int) -> Outcome:
                 target = folder / "a.trace"
                 written = gr.trace(model(), TOKENS[:2], path=target)
                 if written["logits"].tobytes() != expected or not own.is_dir():
-                    failures.append(f"a jump by {jump:.0f} s")
+                    trial.failures.append(f"a jump by {jump:.0f} s")
                 if other.is_dir() != (jump <= warmup.UNUSED):
-                    failures.append(f"a jump by {jump:.0f} s: the other version's kernels")
+                    trial.failures.append(f"a jump by {jump:.0f} s: the other version's kernels")
             except OSError as error:
-                failures.append(f"a jump by {jump:.0f} s: {error}")
+                trial.failures.append(f"a jump by {jump:.0f} s: {error}")
             finally:
                 time.time = real
-    return Outcome(
-        tried="the clock jumps by up to ten years, forth or back, before a trace is written",
-        promise="the same numbers; the kernels in use stay",
-        times=times,
-        held=times - len(failures),
-        seconds=time.perf_counter() - began,
+    return trial.ended(
+        times,
         note="a jump forth by more than 30 days removes kernels of other versions of the package, "
         "which would be compiled again; timeouts use a clock that does not jump",
-        failures=failures,
     )
 
 
@@ -359,7 +356,11 @@ def clock_jumps(times: int, seed: int) -> Outcome:
 
 def many_threads(minutes: float, seed: int, count: int = 8) -> Outcome:
     """Threads generate on one model, each with a cache of its own: as alone, token for token."""
-    began, failures, done = time.perf_counter(), [], [0] * count
+    trial = Trial(
+        f"{count} threads generate on one model, each with its own cache, for {minutes:g} minutes",
+        "tokens and log-probabilities are to the bit those of a thread alone",
+    )
+    done = [0] * count
     shared = gr.load("tiny")
     prompts = [[60 + 7 * n + k for k in range(5 + 3 * n)] for n in range(count)]
 
@@ -377,9 +378,9 @@ def many_threads(minutes: float, seed: int, count: int = 8) -> Outcome:
             i += 1
             try:
                 if run(n, i % 2) != alone[n, i % 2]:
-                    failures.append(f"thread {n}, run {done[n]}")
+                    trial.failures.append(f"thread {n}, run {done[n]}")
             except Exception as error:
-                failures.append(f"thread {n}: {type(error).__name__}: {error}")
+                trial.failures.append(f"thread {n}: {type(error).__name__}: {error}")
                 return
             done[n] += 1
 
@@ -389,16 +390,7 @@ def many_threads(minutes: float, seed: int, count: int = 8) -> Outcome:
     for thread in threads:
         thread.join()
     times = sum(done)
-    return Outcome(
-        tried=f"{count} threads generate on one model, each with its own cache, for "
-        f"{minutes:g} minutes",
-        promise="tokens and log-probabilities are to the bit those of a thread alone",
-        times=times,
-        held=times - len(failures),
-        seconds=time.perf_counter() - began,
-        note="",
-        failures=failures,
-    )
+    return trial.ended(times)
 
 
 def needs_mount(act: Callable[[], Outcome]) -> Outcome | None:

@@ -16,7 +16,7 @@ from gptoss_ref.kernels import gradients as kernels
 from gptoss_ref.kernels.gradients.products import DEPTH
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.kernels.runtime.threads import available_threads, threads
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import EVERY_PATH, INTERPRETED, bits, random_mxfp4
 from tests.support.strategies import SEEDS, normal, on_grid
 

@@ -16,7 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.tracing.taps import expected_shape, gradient_names
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     as_weights,

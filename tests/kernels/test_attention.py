@@ -12,6 +12,7 @@ from gptoss_ref import kernels, layers
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import (
     EVERY_PATH,
     EXAMPLES,
@@ -19,7 +20,6 @@ from tests.support.kernel_cases import (
     bits,
     gaussian,
     misaligned,
-    relative_l2,
 )
 
 BOUND = 2e-6  # the exponential's 2e-7 of each weight, and float32 sums

@@ -22,10 +22,17 @@ from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.kernels.runtime.threads import SMALL, available_threads
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import FLOAT32
-from tests.kernels.test_threads import BUSY
+from gptoss_ref.numerics import FLOAT32, FLOAT64, widen
 from tests.support.checks_model import build_model
-from tests.support.kernel_cases import COMPILED_ONLY, EVERY_PATH, INTERPRETED, spread
+from tests.support.distance import relative_l2
+from tests.support.kernel_cases import (
+    BUSY,
+    COMPILED_ONLY,
+    EVERY_PATH,
+    INTERPRETED,
+    MXFP4_BOUND,
+    spread,
+)
 from tests.support.strategies import (
     SEEDS,
     as_weights,
@@ -256,3 +263,18 @@ def test_a_scale_byte_255_is_the_error_of_the_layers(name: str) -> None:
         errors.append(str(error.value))
         assert cache.length == 0
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("name", ["attn.q_bias", "mlp.mlp1_bias", "mlp.mlp2_bias"])
+def test_a_bias_may_be_replaced_by_floats(name: str) -> None:
+    """The NumPy layers take floats beside stored bits, and so do the kernels."""
+    config = small_config(**SIZES)
+    model = build(config, random_arrays(config, 3, mxfp4=True), "float32")
+    tokens = random_tokens(config, 5, 3)
+    floats = 1.25 * widen(model.weights.named()[f"block.0.{name}"], np.float32)
+    weights = model.weights.replaced({f"block.0.{name}": floats})
+    ours = Model(config, weights, backend=NUMBA)
+    theirs = Model(config, weights, backend=NUMPY, policy=FLOAT64)
+    cache = ours.new_cache()
+    got = np.concatenate([ours(tokens[:4], cache), ours(tokens[4:], cache)])
+    assert relative_l2(got, theirs(tokens)) <= MXFP4_BOUND

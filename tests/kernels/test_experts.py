@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_ref import kernels, layers
+from gptoss_ref import kernels, layers, numerics
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import (
     COMPILED_ONLY,
     EVERY_PATH,
@@ -25,7 +26,6 @@ from tests.support.kernel_cases import (
     gaussian,
     misaligned,
     random_mxfp4,
-    relative_l2,
 )
 
 WIDE = (576, 608)
@@ -102,6 +102,19 @@ def test_wide_experts_equal_the_layer(path: str, tokens: int) -> None:
     theirs = layers.experts(*arguments, policy=FLOAT64)
     for t in range(tokens):
         assert relative_l2(ours[t], theirs[t]) <= 2 * MXFP4_BOUND, t
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">u2"])
+@pytest.mark.parametrize("which", [(4,), (6,), (4, 6)])
+def test_biases_of_any_type_beside_mxfp4(which: tuple[int, ...], dtype: str) -> None:
+    arguments = case(12, 3, 4, 2, 64, 96)
+    for n in which:
+        values = numerics.widen(arguments[n], np.float32)
+        arguments[n] = arguments[n].astype(dtype) if dtype == ">u2" else values.astype(dtype)
+    ours = kernels.experts(*arguments)
+    for n in which:
+        arguments[n] = np.asarray(arguments[n], np.uint16 if dtype == ">u2" else np.float64)
+    assert relative_l2(ours, layers.experts(*arguments, policy=FLOAT64)) <= MXFP4_BOUND
 
 
 @EVERY_PATH

@@ -13,6 +13,7 @@ from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
 from gptoss_ref.weights import MXFP4
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import (
     EVERY_PATH,
     EXAMPLES,
@@ -23,7 +24,6 @@ from tests.support.kernel_cases import (
     gaussian,
     misaligned,
     random_mxfp4,
-    relative_l2,
     spread,
 )
 

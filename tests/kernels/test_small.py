@@ -15,13 +15,13 @@ from gptoss_ref import kernels, layers, sampling
 from gptoss_ref.errors import ConfigError, GptOssError
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.numerics import BFLOAT16, FLOAT64
+from tests.support.distance import relative_l2
 from tests.support.kernel_cases import (
     EVERY_PATH,
     EXAMPLES,
     bits,
     gaussian,
     misaligned,
-    relative_l2,
     spread,
 )
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -17,9 +15,15 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels import threads as _function  # noqa: F401  (the package's name)
 from gptoss_ref.kernels.runtime.isa import instructions
 from gptoss_ref.kernels.runtime.threads import available_threads, current_threads, threads
-from tests.support.kernel_cases import COMPILED_ONLY, EVERY_PATH, bits, gaussian, random_mxfp4
-
-BUSY = pytest.mark.skipif(available_threads() < 2, reason="needs two cores")
+from tests.support.kernel_cases import (
+    BUSY,
+    COMPILED_ONLY,
+    EVERY_PATH,
+    bits,
+    gaussian,
+    random_mxfp4,
+)
+from tests.support.processes import run_python
 
 
 def everything_threaded() -> list[np.ndarray]:
@@ -85,29 +89,6 @@ def test_the_number_of_threads_is_checked_and_restored() -> None:
         with threads(one):  # type: ignore[arg-type]
             assert current_threads() == 1
         assert current_threads() == before
-
-
-def run_python(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints."""
-    return _run(code, environment).stdout.strip()
-
-
-def standard_error(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints there."""
-    return _run(code, environment).stderr
-
-
-def _run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @BUSY

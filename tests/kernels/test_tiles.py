@@ -18,7 +18,8 @@ from gptoss_ref.kernels.runtime.isa import available_paths, instructions
 from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.kernels.runtime.tasks import ALONE
 from gptoss_ref.numerics import FLOAT64
-from tests.support.kernel_cases import EXAMPLES, FLOAT_BOUND, bits, gaussian, relative_l2
+from tests.support.distance import relative_l2
+from tests.support.kernel_cases import EXAMPLES, FLOAT_BOUND, bits, gaussian
 
 pytestmark = pytest.mark.skipif("amx" not in available_paths(), reason="needs AMX")
 

@@ -17,8 +17,8 @@ from gptoss_ref.kernels.runtime.doctor import LEAST_MEGABYTES, bandwidth, bytes_
 from gptoss_ref.kernels.runtime.isa import available_paths
 from gptoss_ref.kernels.runtime.threads import available_threads, current_threads
 from gptoss_ref.kernels.runtime.warmup import drop_unused
-from tests.kernels.test_threads import run_python, standard_error
 from tests.support.kernel_cases import COMPILED_ONLY
+from tests.support.processes import run_python, standard_error
 
 
 def test_bytes_of_one_token() -> None:

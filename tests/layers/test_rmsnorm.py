@@ -44,3 +44,11 @@ def test_nan_and_infinity_stay_in_their_row(policy: str) -> None:
     assert np.isnan(ours[0]).all()
     assert np.isnan(ours[1, 2])
     assert np.isfinite(ours[2]).all()
+
+
+def test_epsilon_is_the_models_unless_another_is_given() -> None:
+    """1e-5 (config.json, rms_norm_eps), on inputs that it halves."""
+    x, scale = np.full((2, 5), 3e-3, np.float32), np.full(5, 0x3F80, np.uint16)
+    ours = layers.rmsnorm(x, scale)
+    np.testing.assert_array_equal(ours, layers.rmsnorm(x, scale, 1e-5))
+    np.testing.assert_allclose(ours, 3e-3 / np.sqrt(9e-6 + 1e-5), rtol=1e-6)

@@ -79,3 +79,12 @@ def test_input_is_left_alone() -> None:
     x = np.full((1, 4), 9.0)
     layers.swiglu(x, policy=FLOAT64)
     assert (x == 9).all()
+
+
+def test_alpha_and_limit_are_the_models_unless_others_are_given() -> None:
+    """1.702 and 7, with a gate and an up on either side of the limit."""
+    x = np.array([3.0, 2.0, 9.0, 1.0, 1.0, 9.0, 1.0, -9.0], np.float32)
+    np.testing.assert_array_equal(layers.swiglu(x), layers.swiglu(x, 1.702, 7.0))
+    expected = [3 / (1 + np.exp(-1.702 * 3)) * 3, 7 / (1 + np.exp(-1.702 * 7)) * 2]
+    expected += [1 / (1 + np.exp(-1.702)) * 8, 1 / (1 + np.exp(-1.702)) * -6]
+    np.testing.assert_allclose(layers.swiglu(x), expected, rtol=1e-6)

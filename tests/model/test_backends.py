@@ -21,10 +21,10 @@ import gptoss_ref
 from gptoss_ref.backend import get_backend
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.kernels.runtime.isa import instructions
-from tests.kernels.test_threads import BUSY, run_python
-from tests.support.agreement import relative_l2
 from tests.support.checks_model import LongCase, build_model, check_logits, check_taps, in_chunks
-from tests.support.kernel_cases import COMPILED_ONLY, EVERY_PATH, INTERPRETED
+from tests.support.distance import relative_l2
+from tests.support.kernel_cases import BUSY, COMPILED_ONLY, EVERY_PATH, INTERPRETED
+from tests.support.processes import run_python
 from tests.support.strategies import (
     SEEDS,
     chunkings,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.support import torch_twin
-from tests.support.agreement import STRAYS, relative_l2
+from tests.support.agreement import STRAYS
 from tests.support.checks_model import (
     build_model,
     check_rounding_points,
@@ -29,6 +29,7 @@ from tests.support.checks_model import (
     taps_of,
     twin_logits,
 )
+from tests.support.distance import relative_l2
 from tests.support.strategies import as_torch, random_arrays, random_tokens, small_config
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

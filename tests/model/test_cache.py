@@ -21,7 +21,6 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError, TokenError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32
-from tests.support.agreement import relative_l2
 from tests.support.checks_model import (
     SUBJECTS,
     Subject,
@@ -31,6 +30,7 @@ from tests.support.checks_model import (
     tap_names,
     taps_of,
 )
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     chunkings,

@@ -17,8 +17,9 @@ from gptoss_ref.errors import CheckpointError, GptOssError, TokenError
 from gptoss_ref.model import Model, load
 from gptoss_ref.numerics import FLOAT64
 from gptoss_ref.weights import MXFP4, MLPWeights, ModelWeights
-from tests.support.agreement import POLICIES, relative_l2
+from tests.support.agreement import POLICIES
 from tests.support.checks_model import build_model, in_chunks, taps_of
+from tests.support.distance import relative_l2
 from tests.support.strategies import as_weights, random_arrays, random_tokens, small_config
 
 CONFIG = small_config(max_position_embeddings=20)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_ref.config import ModelConfig
-from tests.support.agreement import Array, relative_l2
+from tests.support.agreement import Array
 from tests.support.checks_model import SUBJECTS, Subject, in_chunks, taps_of
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     Arrays,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from gptoss_ref.config import ModelConfig
-from tests.support.agreement import Array, relative_l2
+from tests.support.agreement import Array
 from tests.support.checks_model import (
     MODEL_TOLERANCE,
     LongCase,
@@ -18,6 +18,7 @@ from tests.support.checks_model import (
     in_chunks,
     router_margin,
 )
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     Arrays,

@@ -20,8 +20,9 @@ import gptoss_ref
 from gptoss_ref.chat import Message, SystemContent, render_conversation
 from gptoss_ref.model import Model
 from tests.support import torch_twin
-from tests.support.agreement import Array, as_array, relative_l2
+from tests.support.agreement import Array, as_array
 from tests.support.checks_model import MODEL_TOLERANCE, in_chunks
+from tests.support.distance import relative_l2
 from tests.support.strategies import Arrays, as_torch, random_tokens
 from tests.support.transformers_model import transformers_name
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.model import Model
-from tests.support.agreement import relative_l2
 from tests.support.checks_model import (
     MODEL_TOLERANCE,
     LongCase,
@@ -18,6 +17,7 @@ from tests.support.checks_model import (
     check_taps,
     in_chunks,
 )
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     LENGTHS,
     SEEDS,

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptoss_ref.verify.noise.tolerances import tolerance
+from tests.support.distance import relative_l2
 from tests.support.strategies import on_grid
 
 Array = NDArray[Any]
@@ -30,13 +31,6 @@ NUMPY = {"float64": np.float64, "float32": np.float32, "bfloat16": np.float32}
 TOLERANCE = {policy: tolerance("*", policy) for policy in ("float64", "float32")}
 STRAYS = 0.02  # share of values (or rows) that may round differently under bfloat16
 ULP = 2.0**-7  # and by how much: one step of bfloat16 at the bottom of a binade
-
-
-def relative_l2(ours: Any, theirs: Any, floor: float = 1e-30) -> float:
-    """|ours - theirs| / |theirs| in float64; norms below ``floor`` count as ``floor``."""
-    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert a.shape == b.shape, f"shape {a.shape}, expected {b.shape}"
-    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), floor)
 
 
 def as_tensor(x: Any, policy: str = "float64") -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 
@@ -102,6 +104,28 @@ def attention_positions(
     return q_positions, k_positions[order], order
 
 
+def attended(
+    layer: Layer,
+    twin: Callable[..., torch.Tensor],
+    arrays: Sequence[Array],
+    sinks: Array,
+    positions: Sequence[Array],
+    window: int | None,
+    policy: str,
+) -> tuple[Array, Callable[[str], torch.Tensor]]:
+    """What the layer makes of q, k (and v), and the twin under any policy."""
+    ours = layer(
+        *(x.astype(NUMPY[policy]) for x in arrays),
+        stored(sinks, "bfloat16"),
+        *positions,
+        window,
+        policy=get_policy(policy),
+    )
+    return ours, lambda p: twin(
+        *(as_tensor(x, p) for x in (*arrays, sinks)), *(as_tensor(x) for x in positions), window
+    )
+
+
 def check_attention_weights(
     layer: Layer,
     seed: int,
@@ -115,29 +139,11 @@ def check_attention_weights(
     """Weights (H, T, S) for queries that end where the keys end, keys in any order."""
     q, k, _, sinks = attention_case(seed, sizes, sink)
     q_positions, k_positions, order = attention_positions(seed, sizes, offset, shuffle)
-    dtype = NUMPY[policy]
-    ours = layer(
-        q.astype(dtype),
-        k[order].astype(dtype),
-        stored(sinks, "bfloat16"),
-        q_positions,
-        k_positions,
-        window,
-        policy=get_policy(policy),
-    )
-    assert_agrees(
-        ours,
-        lambda p: torch_twin.attention_weights(
-            as_tensor(q, p),
-            as_tensor(k[order], p),
-            as_tensor(sinks, p),
-            as_tensor(q_positions),
-            as_tensor(k_positions),
-            window,
-        ),
-        policy,
-        rows=True,
-    )
+    ours, twin = attended(
+        layer, torch_twin.attention_weights,
+        (q, k[order]), sinks, (q_positions, k_positions), window, policy,
+    )  # fmt: skip
+    assert_agrees(ours, twin, policy, rows=True)
     age = q_positions[:, None] - k_positions[None, :]
     seen = (age >= 0) & (age < window) if window is not None else age >= 0
     assert not ours[:, ~seen].any(), "a masked key has weight"
@@ -157,33 +163,15 @@ def check_attention(
 ) -> None:
     """The mix (T, H*C) of the values."""
     q, k, v, sinks = attention_case(seed, sizes, sink)
-    q_positions, k_positions, order = attention_positions(seed, sizes, offset, shuffle)
-    dtype = NUMPY[policy]
-    ours = layer(
-        q.astype(dtype),
-        k[order].astype(dtype),
-        v[order].astype(dtype),
-        stored(sinks, "bfloat16"),
-        q_positions,
-        k_positions,
-        window,
-        policy=get_policy(policy),
+    *positions, order = attention_positions(seed, sizes, offset, shuffle)
+    ours, twin = attended(
+        layer, torch_twin.attention, (q, k[order], v[order]), sinks, positions, window, policy
     )
-
-    def twin(p: str) -> torch.Tensor:
-        mix = torch_twin.attention(
-            as_tensor(q, p),
-            as_tensor(k[order], p),
-            as_tensor(v[order], p),
-            as_tensor(sinks, p),
-            as_tensor(q_positions),
-            as_tensor(k_positions),
-            window,
-        )
-        return mix.reshape(sizes[0], -1, sizes[4])  # a row a head
-
     assert ours.shape == (sizes[0], sizes[2] * sizes[3] * sizes[4])
-    assert_agrees(ours.reshape(sizes[0], -1, sizes[4]), twin, policy, rows=True)
+    a_row_a_head = (sizes[0], -1, sizes[4])
+    assert_agrees(
+        ours.reshape(a_row_a_head), lambda p: twin(p).reshape(a_row_a_head), policy, rows=True
+    )
 
 
 def check_sink_probe(layer: Layer, policy: str = "float64") -> None:

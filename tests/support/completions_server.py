@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from tests.support import loopback
 
 Logits = Callable[[list[int]], Any]
 Request = dict[str, Any]
@@ -25,8 +25,8 @@ echoed token gets what belongs to the next one. llama.cpp: ignores echo, writes 
 ending: no echo, and the model stops at once."""
 
 FAILING = (
-    "silent",  # never answers
-    "dripping",  # a byte now and then
+    "silent",  # no answer; hangs up after 20 seconds
+    "dripping",  # a byte now and then; hangs up after 20 seconds
     "closing",  # hangs up without an answer
     "cut-off",  # hangs up before the announced length
     "half-json",  # a whole answer that is half of one
@@ -44,43 +44,25 @@ FAILING = (
 )
 
 
-class Server(ThreadingHTTPServer):
+class Server(loopback.Server):
     """Serves one model; ``asked`` holds the bodies of all completion requests."""
 
-    daemon_threads = True
-
     def __init__(self, logits: Logits, tokenizer: Any, behaviour: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         assert behaviour in (*KNOWN, *FAILING)
         self.logits, self.tokenizer, self.behaviour = logits, tokenizer, behaviour
         self.asked: list[Request] = []
-        self.closing = Event()  # ends what would go on for ever
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
 
-@contextlib.contextmanager
-def serving(logits: Logits, tokenizer: Any, behaviour: str = "openai") -> Iterator[Server]:
+def serving(
+    logits: Logits, tokenizer: Any, behaviour: str = "openai"
+) -> contextlib.AbstractContextManager[Server]:
     """A running server; it is down when the block ends."""
-    server = Server(logits, tokenizer, behaviour)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return loopback.running(Server(logits, tokenizer, behaviour))
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(loopback.Handler):
     server: Server
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
@@ -99,17 +81,6 @@ class Handler(BaseHTTPRequestHandler):
             self.complete(body)
         else:
             getattr(self, "fail_" + behaviour.replace("-", "_"))()
-
-    def reply(self, value: Any, status: int = 200) -> None:
-        self.send(json.dumps(value).encode(), status)
-
-    def send(self, content: bytes, status: int = 200, length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content) if length is None else length))
-        self.end_headers()
-        with contextlib.suppress(OSError):  # the client may have given up
-            self.wfile.write(content)
 
     def complete(self, body: Request) -> None:
         prompt, behaviour = body["prompt"], self.server.behaviour
@@ -150,7 +121,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "1000000")
         self.end_headers()
         with contextlib.suppress(OSError):
-            while not self.server.closing.wait(0.05):
+            for _ in range(400):
+                if self.server.closing.wait(0.05):
+                    break
                 self.wfile.write(b" ")
                 self.wfile.flush()
 
@@ -176,10 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"error": {"message": "no key"}}, 401)
 
     def fail_redirecting(self) -> None:
-        self.send_response(307)
-        self.send_header("Location", "http://127.0.0.1:9/")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.redirect()
 
     def fail_too_large(self) -> None:
         self.send(b"{}", length=1 << 40)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from dataclasses import dataclass
 from typing import Any
 
 from gptoss_ref.chat import o200k_harmony
@@ -20,6 +18,7 @@ from gptoss_ref.verify.rendering.catalogue import rendering_bug
 from gptoss_ref.verify.rendering.conversation import conversation_from_data
 from gptoss_ref.verify.rendering.pieces import from_text, text_of, to_ids
 from gptoss_ref.verify.rendering.rules import SPECIFICATION, Rules
+from tests.support import loopback
 
 FAULTS = (
     "answer-form",
@@ -60,19 +59,13 @@ class Script:
     failing: str = ""
     way: str = "llama.cpp"
     rules: Rules = SPECIFICATION
-    closing: Event = field(default_factory=Event)
 
     def breaks(self, law: str, form: str = "") -> bool:
         return self.fault == (f"{law}:{form}" if form else law)
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
+class Server(loopback.Server):
     script: Script
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
 
 @contextlib.contextmanager
@@ -81,24 +74,14 @@ def serving(
 ) -> Iterator[Server]:
     """A running server; it is down when the block ends."""
     rules = rendering_bug(bug).apply(variant=variant) if bug else SPECIFICATION
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(Handler)
     server.script = Script(fault, failing, way, rules)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with loopback.running(server):
         yield server
-    finally:
-        server.script.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(loopback.Handler):
     server: Server
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     @property
     def script(self) -> Script:
@@ -127,24 +110,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         page(body)
 
-    def reply(self, value: Any, status: int = 200) -> None:
-        self.send(json.dumps(value).encode(), status)
-
-    def send(self, content: bytes, status: int = 200, length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(content)
-
     def fail(self, how: str) -> None:
         if how == "silent":
-            self.script.closing.wait(20)
+            self.server.closing.wait(20)
         elif how == "redirecting":
-            self.send_response(307)
-            self.send_header("Location", "http://127.0.0.1:9/")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.redirect()
         elif how == "html":
             self.send(b"<html>Welcome</html>")
         elif how == "gigabyte":

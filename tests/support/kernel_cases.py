@@ -15,25 +15,19 @@ from hypothesis import settings
 from numba.core import config
 
 from gptoss_ref.kernels.runtime.isa import available_paths
+from gptoss_ref.kernels.runtime.threads import available_threads
 from gptoss_ref.weights import MXFP4
 
 INTERPRETED = bool(config.DISABLE_JIT)
 EVERY_PATH = pytest.mark.parametrize("path", available_paths())
 EXAMPLES = settings(max_examples=3 if INTERPRETED else 20)
 COMPILED_ONLY = pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
+BUSY = pytest.mark.skipif(available_threads() < 2, reason="needs two cores")
 
 # Relative L2 of float32 sums, at the sizes of these tests. Interpreted, and with bounds checks, the
 # plain path's sums have one accumulator where vectors have many, and lose more in it.
 FLOAT_BOUND = 5e-6 if INTERPRETED or config.BOUNDSCHECK else 1e-6
 MXFP4_BOUND = 1e-4
-
-
-def relative_l2(ours: Any, theirs: Any) -> float:
-    """|ours − theirs| / |theirs| in float64; 0 when both are zero."""
-    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert a.shape == b.shape, f"shape {a.shape}, expected {b.shape}"
-    norm, difference = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
-    return difference / norm if norm else difference
 
 
 def bits(x: Any) -> np.ndarray:

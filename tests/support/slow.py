@@ -1,8 +1,7 @@
-"""Which tests are not of the fast half: those that `python -m pytest -m "not slow"` leaves out.
+"""Which tests are not of the fast half: those that `pytest -n 2 -m "not slow"` leaves out.
 
 The list holds whole files and single tests, by their node ids. It is made from durations, so that
-the fast half takes under 90 s on two idle cores; `python -m pytest --durations=50 -m "not slow"`
-shows what should join it.
+the fast half takes about 90 s on two idle cores; `--durations=50` shows what should join it.
 """
 
 from __future__ import annotations
@@ -21,17 +20,31 @@ SLOW = (
     "tests/verify/test_buggy_twin.py",
     "tests/verify/test_compare.py",
     "tests/verify/test_diagnose.py",
+    "tests/verify/test_gradients.py",
     "tests/verify/test_kill_matrix.py",
     "tests/verify/test_mutants.py",
+    "tests/verify/test_partial_rows.py",
     "tests/verify/test_stages.py",
+    "tests/verify/test_vectors.py::test_a_flag_catches_what_it_says",
+    "tests/verify/test_vectors.py::test_every_bug_that_is_caught_is_told_by_a_flag",
+    "tests/verify/test_vectors.py::test_random_numbers_are_wrong_and_unexplained",
     "tests/verify/test_vectors_torch.py",
+    "tests/verify/harmony/test_kill_matrix.py",
     "tests/cli/test_diagnose.py",
-    # other libraries' models, a browser, new processes that compile
+    # long contexts, training, other libraries' models, a browser, new processes that compile
+    "tests/model/test_twin.py::test_positions_past_4096",
+    "tests/model/test_twin.py::test_mxfp4_experts_and_chunked_prefill",
+    "tests/model/test_backends.py",
+    "tests/training/test_loop.py::test_a_run_that_is_killed_leaves_whole_files",
     "tests/model/test_transformers.py",
     "tests/model/test_transformers_tiny.py",
     "tests/viz/test_inspect_page.py",
+    "tests/kernels/test_experts.py",
+    "tests/kernels/test_linear.py::test_bound_at_the_released_width",
+    "tests/kernels/test_linear.py::test_mxfp4_bound_at_the_released_width",
     "tests/kernels/test_threads.py",
     "tests/kernels/test_warmup.py",
+    "tests/cli/test_commands.py::test_doctor",
     "tests/faults/test_faults.py",
     "tests/test_portable.py",
 )

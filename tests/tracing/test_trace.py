@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptoss_ref as gr
@@ -26,8 +26,9 @@ from gptoss_ref.tracing.record import trace
 from gptoss_ref.tracing.taps import axes, expected_shape, names, select, split
 from gptoss_ref.tracing.trace import Trace
 from tests.support import torch_twin
-from tests.support.agreement import TORCH, as_array, relative_l2
+from tests.support.agreement import TORCH, as_array
 from tests.support.checks_model import build_model, tap_names, taps_of
+from tests.support.distance import relative_l2
 from tests.support.strategies import (
     SEEDS,
     as_torch,
@@ -62,6 +63,7 @@ def test_names_are_the_published_ones_in_order() -> None:
     assert names(CONFIG) == tap_names(CONFIG)
 
 
+@settings(max_examples=10)
 @given(config=model_configs(), seed=SEEDS, length=st.integers(1, 9))
 def test_shapes_follow_from_the_configuration(config: Any, seed: int, length: int) -> None:
     weights = as_torch(random_arrays(config, seed), torch.float32)
@@ -129,7 +131,7 @@ def test_both_backends_show_every_tap_point() -> None:
 def test_only_what_was_asked_for() -> None:
     kept = trace(model(), TOKENS, taps=["*.attn.q", "logits"])
     assert list(kept) == [f"block.{n}.attn.q" for n in range(3)] + ["logits"]
-    with pytest.raises(KeyError, match=r"does not hold 'norm'"):
+    with pytest.raises(KeyError, match=r"has no tap point 'norm'"):
         kept["norm"]
     with pytest.raises(TraceError, match=r"did you mean 'logits'\?"):
         kept["logit"]
@@ -289,8 +291,8 @@ def test_not_a_trace(tmp_path: Path) -> None:
         ("tokens", "[1, 2]", r"expected \(T, D\) = \(2, 37\)"),
         ("tokens", "[]", "expected one row of integers"),
         ("tokens", '["a"]', "expected one row of integers"),
-        ("tokens", "[[1], 2]", "not JSON|expected one row"),
-        ("tokens", "oops", "not JSON"),
+        ("tokens", "[[1], 2]", "damaged|expected one row"),
+        ("tokens", "oops", "damaged"),
         ("config", "{}", "config"),
         ("config", "3", "config"),
         ("config", None, "lacks config"),
@@ -341,7 +343,7 @@ def test_wrong_axis_order_says_what_would_fit(order: tuple[int, ...]) -> None:
             r"leading axis of size 1; transposing .* \(1, 0, 2\)",
         ),
         (lambda x: x.reshape(len(x), -1), r"reshaping it to \(17, 8, 10\) would fit"),
-        (lambda x: x[:7], "it covers 7 tokens where the trace has 17"),
+        (lambda x: x[:7], "it has 7 tokens, but the trace has 17"),
         (lambda x: x[:, :3, :3], r"expected \(T, H, C\) = \(17, 8, 10\)$"),
     ],
 )

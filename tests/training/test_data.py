@@ -182,7 +182,7 @@ BAD: list[tuple[bytes | dict[str, Any], str]] = [
     ({"messages": [user("1"), said("a")], "reasoning": "huge"}, "reasoning effort 'huge'"),
     ({"messages": [user("1"), said("a")], "reasoning": 3}, "reasoning must be text, not 3"),
     ({"messages": [user("1"), said("a")], "tools": "x"}, "tools must be a list of objects"),
-    ({"messages": [user("1"), {"role": "tool", "content": "2"}]}, "needs the name of its function"),
+    ({"messages": [user("1"), {"role": "tool", "content": "2"}]}, "needs name (of its function)"),
     ({"messages": [user("1"), said("", tool_calls=[{}])]}, "a tool call needs a function"),
     ({"messages": [user("1"), said("a", thinking=4)]}, "thinking must be text, not 4"),
 ]

@@ -23,7 +23,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.training import AdamW, Example, LoRA, Recipe, evaluate, train
 from gptoss_ref.training.state import STATE
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 from tests.support.strategies import as_weights, random_arrays, small_config
 
 CONFIGURATION = small_config(layers=2, n_kv=2, group=3, head_dim=8, experts=5, n_chosen=3,
@@ -231,7 +231,7 @@ def test_gradients_that_are_not_finite_are_named() -> None:
         (Recipe(lora=LoRA(targets=("*.sinks",))), "matches no matrix: expected a pattern of"),
         (Recipe(lora=None), "nothing to train: expected LoRA, or patterns of whole weights"),
         (Recipe(lora=None, whole=("sinks",)), "no weight matches 'sinks'"),
-        (Recipe(lora=LORA, whole=("*.q_weight",)), "q_weight is to be trained whole and by LoRA"),
+        (Recipe(lora=LORA, whole=("*.q_weight",)), "q_weight matches both the whole weights"),
     ],
 )
 def test_recipes_that_do_not_fit_the_model(recipe: Recipe, message: str) -> None:
@@ -266,7 +266,7 @@ def stopped(tmp_path: Path) -> Path:
     [
         ({"recipe": {"learning_rate": 0.1}}, "learning_rate was 0.02 and is 0.1"),
         ({"recipe": {"lora": LoRA(rank=3)}}, "rank was 2 and is 3"),
-        ({"data": DATA[:-1]}, "the data is another one than when the run began"),
+        ({"data": DATA[:-1]}, "the data has changed since the run began"),
         ({"model": {"policy": "float64"}}, "policy was 'float32' and is 'float64'"),
         ({"model": {"backend": "numba"}}, "backend was 'numpy' and is 'numba'"),
     ],
@@ -279,7 +279,7 @@ def test_a_run_goes_on_as_it_began(change: dict[str, Any], message: str, stopped
 
 
 def test_resuming_what_is_not_there(tmp_path: Path, stopped: Path) -> None:
-    with pytest.raises(GptOssError, match="expected the state of a run to go on with"):
+    with pytest.raises(GptOssError, match="expected the state of a run to resume"):
         train(small_model(), DATA, RECIPE, out=tmp_path / "none", resume=True)
     with pytest.raises(GptOssError, match="expected out, the folder of the run"):
         train(small_model(), DATA, RECIPE, resume=True)

@@ -31,7 +31,7 @@ from gptoss_ref.training import (
     train,
     write_adapter,
 )
-from tests.support.agreement import relative_l2
+from tests.support.distance import relative_l2
 
 peft = pytest.importorskip("peft")
 
@@ -311,9 +311,9 @@ def test_settings_that_are_not_computed_here(
 
 def test_an_adapter_is_no_checkpoint(tiny: Any, tmp_path: Path) -> None:
     write_adapter(tmp_path, random_adapter(tiny, LORAS["experts"], 0), tiny.config)
-    with pytest.raises(CheckpointError, match=r"an adapter and not a checkpoint: gr\.load appl"):
+    with pytest.raises(CheckpointError, match=r"an adapter, not a checkpoint: gr\.load appl"):
         gr.load_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected a folder with adapter_config.json"):
+    with pytest.raises(CheckpointError, match=r"expected a folder with PEFT's adapter_config.json"):
         gr.load("tiny", adapter=tmp_path / "none")
     (tmp_path / TENSORS).rename(tmp_path / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"it holds adapter_model.bin: save the adapter as"):

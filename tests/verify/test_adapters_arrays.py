@@ -163,6 +163,32 @@ def test_outside_the_blocks(dialect: str) -> None:
             assert np.array_equal(trace[tap], twin_taps()[tap])
 
 
+def test_intermediates_of_flax() -> None:
+    """Dictionaries in dictionaries, each value a tuple of what a module's calls returned."""
+    own, heads = twin_taps(), (CONFIG.num_key_value_heads, CONFIG.group_size)
+    qkv = np.concatenate([own[f"block.1.attn.{part}"].reshape(T, -1) for part in "qkv"], -1)
+    q = own["block.1.attn.q_rope"].reshape(T, *heads, CONFIG.head_dim)
+
+    def called(value: Any) -> dict[str, Any]:
+        return {"__call__": (value,)}
+
+    attn = {
+        "norm": called(own["block.1.attn.norm"]),
+        "qkv": called(qkv),
+        "rope": called((q, own["block.1.attn.k_rope"])),
+        **called(own["block.1.attn.residual"]),
+    }
+    block = {"attn": attn, **called(own["block.1.mlp.residual"])}
+    seen = {"block_1": block, "norm": called(own["norm"]), **called(own["logits"])}
+    trace = from_arrays(seen, TOKENS, CONFIG)
+    stages = [f"block.1.{x}" for x in taps.STAGES if x.startswith("attn.")]
+    absent = {"block.1.attn.weights", "block.1.attn.mix", "block.1.attn.out"}
+    wanted = {*stages, "block.1.mlp.residual", "norm", "logits"} - absent
+    assert set(trace) == wanted
+    for name in trace:
+        assert np.array_equal(trace[name], own[name]), name
+
+
 def test_our_own_names_are_everybodys() -> None:
     trace = from_arrays(twin_taps(), TOKENS, CONFIG)
     assert list(trace) == taps.names(CONFIG)
@@ -254,9 +280,9 @@ def test_unknown_names(name: str, message: str) -> None:
         ({}, "holds no arrays"),
         ({"logits": np.zeros((T, 5))}, "'logits': shape .* does not fit logits: expected 'T V'"),
         ({"logits": np.zeros((2, T, 71))}, "a batch of 2: expected one prompt"),
-        ({"logits": np.zeros((T - 2, 71))}, f"covers {T - 2} tokens where the prompt has {T}"),
+        ({"logits": np.zeros((T - 2, 71))}, f"it has {T - 2} tokens, but the prompt has {T}"),
         ({"logits": "text"}, "'logits' has dtype <U4: expected numbers"),
-        ({"logits": [[1.0], [1.0, 2.0]]}, "'logits' is list, no array"),
+        ({"logits": [[1.0], [1.0, 2.0]]}, "'logits' is list, not an array"),
         ({"block.0.attn.qkv": np.zeros((T, 9))}, r"fused q, k and v: expected .* = \(13, 120\)"),
         ({"ffn_moe_gate_biased-0": np.zeros((T, 5, 23))}, "half of .*gate_up: the up half is miss"),
         ({"ffn_moe_up_biased-0": np.zeros((T, 5, 22))}, r"\(T, A, F\) = \(13, 5, 23\)"),
@@ -277,7 +303,7 @@ def test_two_names_for_one_tap_point() -> None:
     both = {"lm_head": logits, "result_output": logits[None]}
     assert len(from_arrays(both, TOKENS, CONFIG)) == 1
     with pytest.raises(
-        TraceError, match="'lm_head' and 'result_output' are both logits and differ"
+        TraceError, match="'lm_head' and 'result_output' are both logits, but differ"
     ):
         from_arrays({**both, "result_output": logits + 1}, TOKENS, CONFIG)
 
@@ -348,7 +374,7 @@ class TestFiles:
 
     def test_other_tokens(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", tokens=TOKENS, logits=twin_taps()["logits"])
-        with pytest.raises(TraceError, match="13 tokens that are not the 12 expected"):
+        with pytest.raises(TraceError, match="its 13 tokens differ from the 12 given"):
             read(tmp_path / "a.npz", tokens=TOKENS[1:], config=CONFIG)
 
     def test_no_tokens_and_no_configuration(self, tmp_path: Path) -> None:
@@ -393,8 +419,8 @@ class TestFiles:
     ("tokens", "message"),
     [
         ([TOKENS, TOKENS], r"shape \(2, 13\): expected \(T,\) or \(1, T\)"),
-        (np.array(TOKENS) + 0.5, "no integers but float64"),
-        (torch.tensor(TOKENS).bfloat16(), "no integers but torch.bfloat16"),
+        (np.array(TOKENS) + 0.5, "dtype float64: expected integers"),
+        (torch.tensor(TOKENS).bfloat16(), "dtype torch.bfloat16: expected integers"),
         (np.array(TOKENS) > 3, "dtype bool"),
         (["1", "2"], "expected numbers"),
         ([], "the prompt is empty"),
@@ -459,7 +485,7 @@ def test_damaged_files_are_read_or_refused(
 def test_members_that_are_no_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.writestr("tokens", "1 2 3")
-    with pytest.raises(TraceError, match="'tokens' is no array"):
+    with pytest.raises(TraceError, match="'tokens' is not an array"):
         read(tmp_path / "a.npz", config=CONFIG)
     np.save(tmp_path / "b.npy", np.zeros(3))
     (tmp_path / "b.npy").rename(tmp_path / "b.npz")

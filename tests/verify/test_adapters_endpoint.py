@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import socket
-import time
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -21,7 +20,7 @@ import gptoss_ref
 from gptoss_ref.errors import EndpointError, GptOssError, TokenError, TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.verify.observe.adapters import endpoint, observe
-from gptoss_ref.verify.observe.adapters.completions import Piece, Texts, parse
+from gptoss_ref.verify.observe.adapters.completions import Piece, Reply, Texts, parse
 from gptoss_ref.verify.observe.adapters.transport import Answer
 from gptoss_ref.verify.observe.observation import LogprobObservation
 from tests.support.completions_server import FAILING, serving
@@ -89,7 +88,7 @@ def test_a_server_without_echo_shows_what_it_generates(
     assert len(observation.tokens) == len(prompt) + 5
     assert observation.positions.tolist() == list(range(len(prompt) - 1, len(prompt) + 4))
     assert [len(top) for top in observation.top] == [7] * 5
-    assert "echoes no prompt: only 5 positions" in observation.left_out[0]
+    assert "does not echo prompts: only 5 positions" in observation.left_out[0]
     assert_shows(observation, tiny)
 
 
@@ -126,8 +125,8 @@ EXPECTED = {
     "redirecting": "HTTP 307",
     "too-large": "exceeds 64 MiB",
     "no-choices": "no choices",
-    "no-logprobs": "offers no log-probabilities",
-    "strange-logprobs": "no known form",
+    "no-logprobs": "gives no log-probabilities",
+    "strange-logprobs": "is unknown: expected tokens",
     "not-a-number": "log-probability nan",
     "raw-logits": "expected a number of at most 0",
 }
@@ -138,11 +137,11 @@ def test_each_failure_is_one_clear_error(
     behaviour: str, tiny: Model, prompt: list[int], observing: Any
 ) -> None:
     timeout = 0.4 if behaviour in ("silent", "dripping") else 20
-    with serving(tiny, tiny.tokenizer, behaviour) as server:
-        start = time.monotonic()
-        with pytest.raises((EndpointError, TraceError), match=EXPECTED[behaviour]) as caught:
-            observing(server.url, prompt, timeout=timeout)
-        assert time.monotonic() - start < 5
+    with (
+        serving(tiny, tiny.tokenizer, behaviour) as server,
+        pytest.raises((EndpointError, TraceError), match=EXPECTED[behaviour]) as caught,
+    ):
+        observing(server.url, prompt, timeout=timeout)
     assert server.url in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -183,7 +182,7 @@ def test_a_server_that_reads_other_tokens(
         if behaviour == "llama.cpp":  # takes ids as they are
             assert len(observing(server.url, letters)) > 0
             return
-        with pytest.raises(EndpointError, match=r"reads the prompt as .* tokens"):
+        with pytest.raises(EndpointError, match=r"(reads|tokenizes) the prompt"):
             observing(server.url, letters)
 
 
@@ -198,7 +197,7 @@ def test_late_log_probabilities_of_a_prompt_without_sense(tiny: Model, observing
 def test_a_model_that_ends_at_once(tiny: Model, prompt: list[int], observing: Any) -> None:
     with (
         serving(tiny, tiny.tokenizer, "ending") as server,
-        pytest.raises(EndpointError, match="its model ends right after this one"),
+        pytest.raises(EndpointError, match="the model generates nothing after this one"),
     ):
         observing(server.url, prompt)
 
@@ -224,7 +223,7 @@ def test_texts_that_name_several_tokens_name_none(tiny: Model) -> None:
 
 @pytest.mark.parametrize("value", [None, [], {}, {"choices": {}}, {"choices": [None]}, 3, "text"])
 def test_answers_of_another_kind(value: Any) -> None:
-    with pytest.raises(EndpointError, match="somewhere: no completions answer"):
+    with pytest.raises(EndpointError, match="somewhere: not a completions answer"):
         parse(value, "somewhere")
 
 
@@ -245,10 +244,18 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_a_server_writes(value: Any) -> None:
-    """It is understood, or refused in one sentence."""
+def test_whatever_a_server_writes_is_understood_or_refused(value: Any) -> None:
+    """Nothing but the one error; what is understood has the types that it declares."""
+    reply = Reply()
     with contextlib.suppress(EndpointError):
-        parse({"choices": [{"logprobs": value}], "usage": value}, "somewhere")
+        reply = parse({"choices": [{"logprobs": value}], "usage": value}, "somewhere")
+    for entry in reply.entries:
+        for piece in (entry.chosen, *entry.top):
+            assert isinstance(piece.text, str)
+            assert piece.logprob is None or piece.logprob < math.inf or math.isnan(piece.logprob)
+            assert type(piece.id) in (int, type(None))
+            assert type(piece.bytes) in (bytes, type(None))
+    assert type(reply.prompt_tokens) in (int, type(None))
 
 
 @pytest.mark.parametrize(
@@ -395,5 +402,5 @@ def test_garbage_is_understood_or_refused(observing: Any, data: st.DataObject) -
 
 
 def test_nothing_but_zero_probabilities() -> None:
-    with pytest.raises(TraceError, match="every token it shows the probability 0"):
+    with pytest.raises(TraceError, match="all its tokens the probability 0"):
         LogprobObservation([1, 2], {0: {3: -math.inf}}, vocab_size=5)

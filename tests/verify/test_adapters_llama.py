@@ -102,9 +102,9 @@ def test_it_reads_text_as_the_same_tokens(gguf_file: Path, tiny: Model) -> None:
 
 @installed
 def test_objects_that_do_not_fit(gguf_file: Path, tiny: Model, tokens: list[int]) -> None:
-    with pytest.raises(TraceError, match="make it with logits_all"):
+    with pytest.raises(TraceError, match="set logits_all"):
         from_llama(llama(gguf_file), tokens, tiny.config)
-    with pytest.raises(TraceError, match="holds 64 tokens, the prompt has"):
+    with pytest.raises(TraceError, match="holds 64 tokens, but the prompt has"):
         from_llama(llama(gguf_file, logits_all=True, n_ctx=64), tokens, tiny.config)
 
 

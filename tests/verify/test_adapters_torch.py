@@ -21,8 +21,8 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters import capture
 from tests.support import openai_module as openai
 from tests.support import torch_twin
-from tests.support.agreement import relative_l2
 from tests.support.checks_model import MODEL_TOLERANCE, taps_of
+from tests.support.distance import relative_l2
 from tests.support.openai_module import openai_module
 from tests.support.strategies import Arrays, as_torch, random_arrays, random_tokens, small_config
 from tests.support.transformers_model import transformers_model
@@ -275,7 +275,7 @@ def test_a_sum_that_is_not_all_the_experts_add_is_left_out(
 
 
 def test_modules_of_other_names() -> None:
-    with pytest.raises(TraceError, match="Linear does not say what it is"):
+    with pytest.raises(TraceError, match="Linear: unknown configuration"):
         capture(torch.nn.Linear(2, 2), TOKENS)
     with pytest.raises(TraceError, match="expected a torch module, not str"):
         capture("model", TOKENS)
@@ -396,7 +396,7 @@ def test_swiglu_called_in_parts(
     assert ("block.0.mlp.swiglu" in trace) == per_token
     assert ("block.0.mlp.swiglu" not in skipped) == per_token
     if not per_token:
-        assert "whose rows are whose is not known" in skipped["block.0.mlp.swiglu"]
+        assert "the tokens of its rows are unknown" in skipped["block.0.mlp.swiglu"]
 
 
 def test_compiled(in_transformers: Any, twin: dict[str, np.ndarray]) -> None:
@@ -405,12 +405,85 @@ def test_compiled(in_transformers: Any, twin: dict[str, np.ndarray]) -> None:
     )
 
 
+def test_names_of_torchtitan() -> None:
+    """Its q, k and v leave a module together; what more it wants is given by ``run``."""
+    heads, keys, width = (CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim)
+    linear, wide = partial(torch.nn.Linear, bias=False), CONFIG.hidden_size
+
+    class Projections(torch.nn.ModuleDict):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [part(x).unflatten(-1, (-1, width)) for part in self.values()]
+
+    class Attention(torch.nn.ModuleDict):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self["qkv_linear"](x)
+            mixed = q + (k + v).repeat_interleave(heads // keys, 2)
+            return self["wo"](mixed.flatten(2))  # type: ignore[no-any-return]
+
+    class Block(torch.nn.ModuleDict):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self["attention"](self["attention_norm"](x))  # type: ignore[no-any-return]
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tok_embeddings = torch.nn.Embedding(CONFIG.vocab_size, wide)
+            qkv = Projections(
+                {"wq": linear(wide, heads * width), "wk": linear(wide, keys * width)}
+                | {"wv": linear(wide, keys * width)}
+            )
+            attention = Attention({"qkv_linear": qkv, "wo": linear(heads * width, wide)})
+            block = Block({"attention_norm": torch.nn.RMSNorm(wide), "attention": attention})
+            self.layers = torch.nn.ModuleDict({"0": block})
+            self.norm, self.lm_head = torch.nn.RMSNorm(wide), linear(wide, CONFIG.vocab_size)
+
+        def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            x = self.layers["0"](self.tok_embeddings(tokens + 0 * positions))
+            return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+
+    module = Model()
+    trace = capture(module, TOKENS, config=CONFIG, run=lambda ids: module(ids, ids))
+    stages = {f"block.0.{x}" for x in "attn.norm attn.q attn.k attn.v attn.mix attn.out".split()}
+    assert set(trace) == {"embedding", *stages, "block.0.mlp.residual", "norm", "logits"}
+    assert trace["block.0.attn.q"].shape == (len(TOKENS), heads, width)
+    out = (
+        trace["block.0.attn.mix"] @ module.layers["0"]["attention"]["wo"].weight.detach().numpy().T
+    )
+    assert relative_l2(trace["block.0.attn.out"], out) < 1e-5
+
+
+def test_compiled_flex_attention_runs_uncompiled() -> None:
+    """Compiled, it refuses the log-sum-exp on a CPU, which sinks need; its own flag is put back."""
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    compiled = torch.compile(flex.flex_attention)
+
+    class Ends(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tok_embeddings = torch.nn.Embedding(CONFIG.vocab_size, CONFIG.hidden_size)
+            self.lm_head = torch.nn.Linear(CONFIG.hidden_size, CONFIG.vocab_size, bias=False)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.tok_embeddings(tokens)[:, None]  # (1, 1, T, D)
+            mix, lse = compiled(x, x, x, return_lse=True)
+            mix = mix * torch.sigmoid(lse)[..., None]
+            return self.lm_head(mix[:, 0])  # type: ignore[no-any-return]
+
+    before = flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    module = Ends()
+    trace = capture(module, TOKENS, config=CONFIG)
+    assert sorted(trace) == ["embedding", "logits", "norm"]
+    assert before == flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    x, head = trace["embedding"].astype(np.float64), module.lm_head.weight.detach().numpy()
+    scores = np.exp(x @ x.T / np.sqrt(x.shape[1]))
+    mix = scores @ x / (scores.sum(1, keepdims=True) + 1)  # as with a sink of logit 0
+    assert relative_l2(trace["logits"], mix @ head.T) < 1e-5
+
+
 def test_a_module_that_does_not_say_what_it_is() -> None:
     module = openai_module(CONFIG, ARRAYS)
     del module.block[0].mlp.experts_per_token
-    with pytest.raises(
-        TraceError, match=r"does not say what it is.*experts_per_token.*pass config"
-    ):
+    with pytest.raises(TraceError, match=r"unknown configuration.*experts_per_token.*pass config"):
         capture(module, TOKENS)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gptoss_ref as gr
-from tests.support.agreement import STRAYS, relative_l2
+from tests.support.agreement import STRAYS
 from tests.support.buggy_twin import (
     BUGS,
     PLANTED,
@@ -29,6 +29,7 @@ from tests.support.buggy_twin import (
 from tests.support.buggy_twin import tiny as tiny_checkpoint
 from tests.support.buggy_twin.loading import decode
 from tests.support.checks_model import taps_of
+from tests.support.distance import relative_l2
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from tests.support.strategies import (
     small_config,
 )
 from tests.support.transformers_model import transformers_model
+from tests.support.work import at_most_calls
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -270,7 +270,7 @@ def test_a_choice_against_ones_own_logits_is_wrong() -> None:
     alone = compare(reference()[2], other(**{name: indices, "block.1.mlp.router_logits": None}))
     assert alone.first_divergence is not None
     assert alone.first_divergence.name == name
-    assert "by a margin of" in alone.first_divergence.note
+    assert "the margin is" in alone.first_divergence.note
 
 
 def test_experts_in_another_order() -> None:
@@ -445,11 +445,13 @@ def test_who_made_a_trace() -> None:
 
 
 def test_a_trace_of_one_tap_point_is_compared_at_once(tiny: gr.Model) -> None:
-    """Who else is computed from it is found without following every path through the model."""
+    """Who else is computed from it is found without following every path through the model.
+
+    There are 18 million paths.
+    """
     trace = gr.trace(tiny, [1, 2, 3])
     values = trace["embedding"]
     for odd, ok in ((values, True), (np.full_like(values, np.nan), False)):
         other = Trace({"embedding": odd}, tokens=trace.tokens, config=trace.config)
-        began = time.perf_counter()
-        assert gr.compare(trace, other, rounding="float32").ok == ok
-        assert time.perf_counter() - began < 5
+        with at_most_calls(1_000_000):
+            assert gr.compare(trace, other, rounding="float32").ok == ok

@@ -261,8 +261,9 @@ def test_nan_is_found_and_not_accused(model: gr.Model, tokens: list[int]) -> Non
 # --- outputs alone ---
 
 
-@pytest.mark.parametrize("odd", [np.nan, np.inf])
-@pytest.mark.parametrize("rows", [slice(7, 8), slice(-4, None), slice(None)])
+@pytest.mark.parametrize(
+    ("rows", "odd"), [(slice(7, 8), np.nan), (slice(-4, None), np.inf), (slice(None), np.nan)]
+)
 @pytest.mark.filterwarnings("error")
 def test_logits_that_are_no_numbers_are_wrong(
     model: gr.Model, tokens: list[int], rows: slice, odd: float
@@ -277,8 +278,15 @@ def test_logits_that_are_no_numbers_are_wrong(
     assert not diagnosis.causes
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("bug", ["yarn-truncated", "down-bias-unweighted", None])
+@pytest.mark.parametrize(
+    ("bug", "dtype"),
+    [  # test_kill_matrix.py has others in float32
+        ("yarn-truncated", "bfloat16"),
+        ("down-bias-unweighted", "float32"),
+        (None, "float32"),
+        (None, "bfloat16"),
+    ],
+)
 def test_logits_alone(model: gr.Model, tokens: list[int], bug: str | None, dtype: str) -> None:
     taps = run(random_checkpoint(), tokens, dtype, {bug} if bug else ())
     diagnosis = diagnose(model, {"logits": taps["logits"]}, tokens, dtype)

@@ -85,7 +85,7 @@ def test_right_functions(file: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_flag_says_why(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = check(capsys, f"{file}:without_eps", "rmsnorm")
     assert status == 1
-    assert "Epsilon: The values are so small that epsilon decides" in said
+    assert "Epsilon: The values are small, so that the result depends on epsilon" in said
     assert "rmsnorm-02" in said
     assert "rmsnorm-01" not in said
 
@@ -104,7 +104,7 @@ def test_a_known_bug_is_named(file: str, capsys: pytest.CaptureFixture[str]) -> 
         ("nothing", "returned None for y"),
         ("broken", "raised ValueError"),
         ("two", "returned 2 values: expected 1 (y)"),
-        ("ragged", "returned no array for y: ValueError"),
+        ("ragged", "did not return an array for y: ValueError"),
         ("words", "y has dtype object: expected numbers"),
         ("leaving", "raised SystemExit"),
     ],
@@ -172,7 +172,7 @@ def test_the_list_of_operations(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_function_alone_is_not_judged(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = check(capsys, f"{file}:right")
     assert status == 2
-    assert "expected FILE.py:FUNCTION and OPERATION" in said
+    assert "expected OPERATION after" in said
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_function_alone_is_not_judged(file: str, capsys: pytest.CaptureFixture
         ("nowhere.py:f", "rmsnorm", "no such file"),
         ("{}:rigth", "rmsnorm", "has no function rigth (nearest: right)"),
         ("{}:not_a_function", "rmsnorm", "has no function not_a_function"),
-        ("{}:right", "rmsnrm", "unknown operation 'rmsnrm' (nearest: rmsnorm)"),
+        ("{}:right", "rmsnrm", "unknown operation 'rmsnrm': did you mean rmsnorm?"),
     ],
 )
 def test_bad_input(

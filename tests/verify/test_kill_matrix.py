@@ -11,6 +11,7 @@ import pytest
 
 import gptoss_ref as gr
 from docs._generate.kill_matrix import (
+    BLIND,
     HARMLESS,
     OVERFLOW,
     PARTS,
@@ -23,6 +24,7 @@ from docs._generate.kill_matrix import (
     pairs,
     too_many,
     trace_of,
+    triples,
 )
 from docs._generate.kill_matrix_page import COLUMNS, OPEN, TABLES, TITLES, page
 from gptoss_ref.verify.mutants import CATALOGUE
@@ -93,6 +95,27 @@ def test_two_bugs_at_once_are_both_named(pair: tuple[str, str]) -> None:
 )
 def test_two_bugs_that_hide_each_other(pair: tuple[str, str]) -> None:
     check(Case("pair", pair, "random", "float32"))
+
+
+KERAS_HUB = ("window-odd-layers", "window-plus-one", "yarn-original-length/released")
+TRANSFORMER_LENS = ("sinks-dropped", "window-nowhere", "yarn-skipped")  # its older path
+REPORTED = (KERAS_HUB, TRANSFORMER_LENS)
+
+
+@pytest.mark.parametrize("bugs", [*REPORTED, *triples(2, "random", "float32")], ids=" and ".join)
+def test_three_bugs_at_once_are_all_named(bugs: tuple[str, ...]) -> None:
+    check(Case("triple", bugs, "random", "float32"))
+
+
+@pytest.mark.parametrize("bugs", REPORTED, ids=" and ".join)
+def test_three_bugs_of_a_port_on_the_trained_model(bugs: tuple[str, ...]) -> None:
+    check(Case("triple", bugs, "tiny", "float32"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bugs", REPORTED, ids=" and ".join)
+def test_three_bugs_are_named_from_the_logits_alone(bugs: tuple[str, ...]) -> None:
+    check(Case("triple-logits", bugs, "tiny", "float32"))
 
 
 def test_a_chunk_longer_than_a_ring_that_rolls_early() -> None:
@@ -244,14 +267,16 @@ def test_the_page_of_the_documentation_is_whole() -> None:
         for (what, *place, said), case in zip(found, expected, strict=True):
             assert what == (" + ".join(case.bugs) or f"prompt {case.seed}")
             assert place == [case.checkpoint, case.dtype]
-            if case.key not in OPEN:
+            if part not in BLIND and case.key not in OPEN:
                 assert {*said.split(" ≈ ")[0].split(", ")} == (case.expected or {"nothing"})
-        good[part] = sum(case.key not in OPEN for case in expected)
+        named = [not said.startswith("**") for *_, said in found]
+        assert part in BLIND or named == [case.key not in OPEN for case in expected]
+        good[part] = sum(named)
 
     summary = {title: numbers for title, *numbers in table(text, "Summary")}
     assert list(summary) == list(TITLES.values())
     for part, title in TITLES.items():
         run = [case for case in every if case.part == part]
         assert [int(n) for n in summary[title][:2]] == [good[part], len(run)], part
-        blind = run[good[part] :] if part == "logits" else []
+        blind = run[good[part] :] if part in BLIND else []
         assert not too_many(run, blind), part

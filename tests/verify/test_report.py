@@ -34,7 +34,7 @@ def row(name: str, verdict: Any = "ok", **changes: Any) -> Row:
         "allowed": 2e-3,
         "excess": 0.5,
         "verdict": verdict,
-        "note": "" if verdict == "ok" else "relative error 0.3 where rounding explains 0.002",
+        "note": "" if verdict == "ok" else "relative error 0.3, but rounding explains only 0.002",
         "extra": extra,
     }
     return Row(**{**values, **changes})
@@ -72,7 +72,7 @@ def test_verdicts() -> None:
     assert ill.first_divergence is not None
     assert ill.first_divergence.name == WRONG
     assert ill.verdict == (
-        f"First divergence: {WRONG}. Relative error 0.3 where rounding explains 0.002."
+        f"First divergence: {WRONG}. Relative error 0.3, but rounding explains only 0.002."
     )
     nothing = report(rows=(row("logits", "unjudged", excess=math.nan),))
     assert not nothing.ok

@@ -240,7 +240,7 @@ def test_bad_results_get_one_error(tmp_path: Path) -> None:
     for suffix in ("safetensors", "npz", "json"):
         path = tmp_path / f"rope.{suffix}"
         path.write_bytes(b"\x09garbage")
-        with pytest.raises(GptOssError, match=f"cannot be read as {suffix}|not a whole .{suffix}"):
+        with pytest.raises(GptOssError, match=f"cannot be read as {suffix}|not a complete"):
             check_vectors(tmp_path)
         path.unlink()
     for values in ('"text"', "1" + 400 * "0", "[1, [2]]", "{}"):
@@ -257,7 +257,7 @@ def test_bad_results_get_one_error(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "rope.npz").read_bytes())
     content[content.index(b"PK\x01\x02") + 10] = 99  # a compression that nobody knows
     (tmp_path / "rope.npz").write_bytes(content)
-    with pytest.raises(GptOssError, match="not a whole"):
+    with pytest.raises(GptOssError, match="not a complete"):
         check_vectors(tmp_path)
     with pytest.raises(GptOssError, match="unknown precision"):
         check_vectors(tmp_path, "float8")

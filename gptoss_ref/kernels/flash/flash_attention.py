@@ -1,7 +1,7 @@
 """Flash attention: keys and values a block at a time, with an online softmax.
 
 Rows are queries times the G heads that share a key/value head, so that each key and value is read
-once for all of them. For a block of keys, ``flash_step``:
+once for all of them. For a block of keys, ``_flash_step``:
 
 1. packs the keys as panels, and the register tile gives all scores of the block;
 2. scores that a query may not see become −∞ (not where positions show that all are visible; keys at
@@ -90,47 +90,41 @@ class State(NamedTuple):
     acc: Any  # rows of ``padded`` floats
     scores: Any  # rows of KEYS
     panel: Any
-    values: Any  # a block's values side by side; empty, they are used where they lie
+    values: Any  # a block's values side by side
 
 
 @jit_inner
-def flash_step(
+def _flash_step(
     path: Any, scaled: Any, keys: Keys, first: int, count: int, group: int, head: int, at: int,
-    n: int, hidden: bool, ahead: int, padded: int, state: State, row_at: int
+    n: int, hidden: bool, padded: int, state: State
 ) -> None:  # fmt: skip
     """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of ``count`` queries of key/value ``head``.
 
     Args:
         scaled: the rows t · G + g over √C; query t is number first + t.
         hidden: some of the keys may not be seen by some query.
-        ahead: how many elements further the cache lines of the next block lie.
         padded: length of a row of ``state.acc``.
-        row_at: the first row of ``state``.
     """
     rows, width = count * group, panel_width(path)
     channels, stride = keys.channels, keys.heads * keys.channels  # from one key to the next
     base = at * stride + head * channels
     for l in range(0, n, width):
         some = min(width, n - l)
-        pack(path, keys.k, base + l * stride, stride, some, channels, ahead, state.panel)
+        pack(path, keys.k, base + l * stride, stride, some, channels, 0, state.panel)
         tile(
-            path, rows, scaled, 0, channels, state.panel, 0, width, channels, 0,
+            path, rows, scaled, 0, channels, 1, state.panel, 0, width, channels,
             state.scores, l, KEYS, False,
         )  # fmt: skip
     if hidden:
         _hide(state.scores, keys, first, count, group, at, n)
-    online_softmax(state.scores, KEYS, rows, n, state.m, state.l, state.acc, padded, row_at)
-    values, v_at, v_stride = keys.v, base, stride
-    if state.values.size:
-        for j in range(n):
-            to = j * padded
-            copy(keys.v[base + j * stride : base + j * stride + channels],
-                 state.values[to : to + channels])  # fmt: skip
-        values, v_at, v_stride, ahead = state.values, 0, padded, 0
+    online_softmax(state.scores, KEYS, rows, n, state.m, state.l, state.acc, padded)
+    for j in range(n):
+        value = keys.v[base + j * stride : base + j * stride + channels]
+        copy(value, state.values[j * padded : j * padded + channels])
     for c in range(0, padded, width):
         tile(
-            path, rows, state.scores, 0, KEYS, values, v_at + c, v_stride, n, ahead,
-            state.acc, row_at * padded + c, padded, True,
+            path, rows, state.scores, 0, KEYS, 1, state.values, c, padded, n,
+            state.acc, c, padded, True,
         )  # fmt: skip
 
 
@@ -166,7 +160,6 @@ def _prefill_tasks(
     group, width = heads // keys.heads, panel_width(path)
     padded = (channels + WIDEST - 1) // WIDEST * WIDEST  # channels of a row, whole panels
     most, q_positions = per_task * group, keys.q_positions
-    none: Any = np.int64(0)  # a literal would have ``flash_step`` compiled for its own type
     scaled = floats(most * channels)
     state = State(
         floats(most), floats(most), floats(most * padded), floats(most * KEYS),
@@ -191,10 +184,9 @@ def _prefill_tasks(
             at, n = visible(keys.k_positions, b, low, high, earliest, latest, keys.window)
             if n:
                 hidden = high > earliest or latest - low >= keys.window
-                flash_step(
-                    path, scaled, keys, first, count, group, head, at, n, hidden, none, padded,
-                    state, none,
-                )  # fmt: skip
+                _flash_step(
+                    path, scaled, keys, first, count, group, head, at, n, hidden, padded, state
+                )
         for row in range(count * group):
             t, h = first + row // group, head * group + row % group
             to = out[t, h * channels : (h + 1) * channels]

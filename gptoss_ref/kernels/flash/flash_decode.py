@@ -1,23 +1,43 @@
 """Attention of one query, as in decoding: a task is a chunk of some blocks of keys, of all heads.
 
-So memory is read in order, and the next block is asked for while one is computed with
-(``flash_step``). Then the chunks' sums and the sink are folded in order, whichever thread had
-which.
+The query heads that share a key/value head are the lanes of a vector, 8 at most, and keys are the
+rows of the register tile (``tile_8``): keys and values are used where they lie, each read once, and
+the softmax goes over whole vectors, as loops that LLVM vectorises. The next block is asked for into
+the second cache meanwhile. Then the chunks' sums and the sink are folded in order, whichever thread
+had which.
+
+More than 8 heads on a key/value head are several sets of lanes; lanes without a head compute with
+a query of 0, and nobody looks at them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptoss_ref.kernels.flash.flash_attention import KEYS, Keys, State, flash_step, keys_of, visible
-from gptoss_ref.kernels.flash.online_softmax import MASKED
-from gptoss_ref.kernels.matmul.register_tile import WIDEST, panel_width
-from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.flash.flash_attention import KEYS, Keys, keys_of, visible
+from gptoss_ref.kernels.flash.online_softmax import MASKED, online_softmax_lanes
+from gptoss_ref.kernels.matmul.register_tile import NARROW, tile_8
+from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import prefetch_later
 from gptoss_ref.kernels.runtime.scalar import exp, widen
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
+
+TOGETHER = 12
+"""Keys whose scores are computed at once; those of the next block are asked for in between."""
+
+
+class State(NamedTuple):
+    """Of a chunk's sets of lanes: largest score, sum of weights, weighted sum of values."""
+
+    m: Any  # (sets, 8), flat
+    l: Any
+    acc: Any  # (sets, 8, padded), flat
+    scores: Any  # (KEYS, 8) of a block and a set, flat
+    factors: Any  # (8,): what ``acc`` is to be multiplied by
+    values: Any  # a block's values side by side, if they are narrower than ``padded``
 
 
 @jit
@@ -27,58 +47,129 @@ def flash_decode(
 ) -> None:  # fmt: skip
     """One query, chunks of ``size`` blocks of keys being tasks."""
     keys = keys_of(k, v, q_positions, k_positions, window)
-    rows = tasks * q.shape[1]
-    padded = (keys.channels + WIDEST - 1) // WIDEST * WIDEST
+    group, channels = q.shape[1] // keys.heads, keys.channels
+    sets = (group + NARROW - 1) // NARROW  # of each key/value head
+    panels = floats(keys.heads * sets * channels * NARROW)  # (K, sets, C, 8)
+    fill(panels, np.float32(0.0))
+    for h in range(q.shape[1]):
+        g = h % group
+        at = (h // group * sets + g // NARROW) * channels * NARROW + g % NARROW
+        panel = panels[at : at + (channels - 1) * NARROW + 1]
+        for c in range(channels):
+            panel[c * NARROW] = q[0, h, c] * scale
+    rows = tasks * keys.heads * sets * NARROW
+    padded = (channels + NARROW - 1) // NARROW * NARROW
     m, l, acc = floats(rows), floats(rows), floats(rows * padded)
-    scaled = q.reshape(-1) * scale
-    _decode_tasks(path, scaled, keys, size, m, l, acc, tasks, team)
-    _merge(sinks, m, l, acc, out)
+    _decode_tasks(path, panels, group, keys, size, m, l, acc, tasks, team)
+    _merge(sinks, group, sets, m, l, acc, out)
 
 
 @jit_tasks
 def _decode_tasks(
-    path: Any, scaled: Any, keys: Keys, size: int, m: Any, l: Any, acc: Any, start: int, stop: int
-) -> None:
-    """Sums of chunks ``start`` … ``stop`` − 1; rows of chunk n are n · H … of them."""
+    path: Any, panels: Any, group: int, keys: Keys, size: int, m: Any, l: Any, acc: Any,
+    start: int, stop: int
+) -> None:  # fmt: skip
+    """Sums of chunks ``start`` … ``stop`` − 1; those of all sets of lanes lie side by side."""
     channels, p = keys.channels, keys.q_positions[0]
-    heads, width = scaled.size // channels, panel_width(path)
-    group, padded = heads // keys.heads, (channels + WIDEST - 1) // WIDEST * WIDEST
-    state = State(
-        m, l, acc, floats(group * KEYS), floats(channels * width),
-        floats(KEYS * padded if padded != channels else 0),
-    )  # fmt: skip
-    none: Any = np.int64(0)
-    one: Any = np.int64(1)  # no literals, as in ``_prefill_tasks``
-    fill(state.values, np.float32(0.0))
-    fill(m[start * heads : stop * heads], MASKED)
-    fill(l[start * heads : stop * heads], np.float32(0.0))
-    fill(acc[start * heads * padded : stop * heads * padded], np.float32(0.0))
+    padded = (channels + NARROW - 1) // NARROW * NARROW
+    per_head = (group + NARROW - 1) // NARROW
+    rows, ahead = keys.heads * per_head * NARROW, KEYS * keys.heads * channels
+    scores, factors = floats(KEYS * NARROW), floats(NARROW)
+    values = floats(KEYS * padded if padded != channels else 0)
+    fill(values, np.float32(0.0))
+    fill(m[start * rows : stop * rows], MASKED)
+    fill(l[start * rows : stop * rows], np.float32(0.0))
+    fill(acc[start * rows * padded : stop * rows * padded], np.float32(0.0))
     for chunk in range(start, stop):
         for b in range(chunk * size, min((chunk + 1) * size, keys.lowest.size)):
             low, high = keys.lowest[b], keys.highest[b]
             at, n = visible(keys.k_positions, b, low, high, p, p, keys.window)
-            if n:
-                hidden = high > p or p - low >= keys.window
-                for head in range(keys.heads):
-                    rows = scaled[head * group * channels : (head + 1) * group * channels]
-                    flash_step(
-                        path, rows, keys, none, one, group, head, at, n, hidden,
-                        KEYS * keys.heads * channels, padded, state, chunk * heads + head * group,
+            if n == 0:
+                continue
+            hidden = high > p or p - low >= keys.window
+            for head in range(keys.heads):
+                base = (at * keys.heads + head) * channels
+                for s in range(per_head):
+                    panel = (head * per_head + s) * channels * NARROW
+                    row = chunk * rows + (head * per_head + s) * NARROW
+                    end = row + NARROW
+                    state = State(
+                        m[row:end], l[row:end], acc[row * padded : end * padded], scores, factors,
+                        values,
+                    )  # fmt: skip
+                    _decode_step(
+                        path, panels[panel : panel + channels * NARROW], keys, base, at, n, hidden,
+                        min(NARROW, group - s * NARROW), ahead, padded, state,
                     )  # fmt: skip
 
 
 @jit_inner
-def _merge(sinks: Any, m: Any, l: Any, acc: Any, out: Any) -> None:
+def _decode_step(
+    path: Any, panel: Any, keys: Keys, base: int, at: int, n: int, hidden: bool, heads: int,
+    ahead: int, padded: int, state: State
+) -> None:  # fmt: skip
+    """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of a set of ``heads`` lanes.
+
+    Args:
+        panel: their queries over √C, (C, 8) flat.
+        base: where the first key lies, and its value.
+        ahead: how many elements further those of the next block lie.
+    """
+    stride, scores = keys.heads * keys.channels, state.scores
+    for j in range(0, n, TOGETHER):
+        of, some = base + j * stride, min(TOGETHER, n - j)
+        _ask(keys.k, of + ahead, some, stride, keys.channels)
+        tile_8(
+            path, some, keys.k, of, stride, 1, panel, 0, NARROW, keys.channels,
+            scores, j * NARROW, NARROW, False,
+        )  # fmt: skip
+    if hidden:
+        for j in range(n):
+            distance = keys.q_positions[0] - keys.k_positions[at + j]
+            if distance < 0 or distance >= keys.window:
+                fill(scores[j * NARROW : (j + 1) * NARROW], MASKED)
+    online_softmax_lanes(scores, n, state.m, state.l, state.factors)
+    for g in range(heads):
+        if state.factors[g] != np.float32(1.0):
+            row = state.acc[g * padded : (g + 1) * padded]
+            for c in range(row.size):
+                row[c] *= state.factors[g]
+    values, v_at, v_stride = keys.v, base, stride
+    if state.values.size:
+        for j in range(n):
+            value = keys.v[base + j * stride : base + j * stride + keys.channels]
+            copy(value, state.values[j * padded : j * padded + keys.channels])
+        values, v_at, v_stride = state.values, 0, padded
+    some = (n * NARROW + padded - 1) // padded  # keys for each 8 channels
+    for c in range(0, padded, NARROW):
+        j = c // NARROW * some
+        _ask(keys.v, base + j * stride + ahead, min(some, n - j), stride, keys.channels)
+        tile_8(
+            path, heads, scores, 0, 1, NARROW, values, v_at + c, v_stride, n,
+            state.acc, c, padded, True,
+        )  # fmt: skip
+
+
+@jit_inner
+def _ask(array: Any, first: int, count: int, stride: int, size: int) -> None:
+    """Ask for the cache lines of ``count`` rows of ``size`` floats, into the second cache."""
+    for i in range(count):
+        for c in range(0, size, 16):
+            prefetch_later(array, first + i * stride + c)
+
+
+@jit_inner
+def _merge(sinks: Any, group: int, sets: int, m: Any, l: Any, acc: Any, out: Any) -> None:
     """Fold the sums of all chunks, in order, and the sink into the result ``out`` (H·C)."""
     heads = sinks.size
-    channels = out.size // heads
-    padded = (channels + WIDEST - 1) // WIDEST * WIDEST
+    channels, lanes = out.size // heads, sets * NARROW
+    padded = (channels + NARROW - 1) // NARROW * NARROW
     for h in range(heads):
         most = widen(sinks[h])
         total = np.float32(1.0 if most < np.inf else np.nan)
         result = out[h * channels : (h + 1) * channels]
         fill(result, np.float32(0.0))
-        for row in range(h, m.size, heads):
+        for row in range(h // group * lanes + h % group, m.size, heads // group * lanes):
             if l[row] == 0:  # nothing was visible; where scores were NaN the total is NaN
                 continue
             after = most if most > m[row] else m[row]

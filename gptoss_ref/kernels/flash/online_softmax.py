@@ -27,7 +27,7 @@ from gptoss_ref.kernels.runtime.jit import LEAF
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i32, index
 from gptoss_ref.kernels.runtime.scalar import EXP_COEFFICIENTS, exp
 
-LANES = 16
+LANES, HALF = 16, 8
 MASKED = np.float32(-np.inf)
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
@@ -37,11 +37,11 @@ _SMALLEST = -87.33654
 
 
 def online_softmax(
-    scores: Any, stride: int, rows: int, n: int, m: Any, l: Any, acc: Any, width: int, row_at: int
+    scores: Any, stride: int, rows: int, n: int, m: Any, l: Any, acc: Any, width: int
 ) -> None:  # fmt: skip
     """One block of ``n`` keys onto the sums of ``rows`` rows, but for its values.
 
-    With m' the largest of m[row_at + r] and the row's scores: scores[r · stride + j] becomes
+    With m' the largest of m[r] and the row's scores: scores[r · stride + j] becomes
     e^(score − m'); l and the row of ``acc`` are multiplied by e^(m − m'), and the weights added to
     l; m becomes m'. All −∞: weights are 0. NaN among them makes l NaN, and leaves m to the others.
 
@@ -49,8 +49,8 @@ def online_softmax(
         stride: of the rows of scores, a multiple of 16; what is beyond ``n`` may be overwritten.
         width: of the rows of ``acc``, a multiple of 16.
     """
-    for row in range(row_at, row_at + rows):
-        some = scores[(row - row_at) * stride : (row - row_at) * stride + n]
+    for row in range(rows):
+        some = scores[row * stride : row * stride + n]
         most = m[row]
         for score in some:
             most = score if score > most else most
@@ -70,10 +70,8 @@ def _online_softmax(*arguments: Any) -> Any:
     if config.BOUNDSCHECK:
         return online_softmax
 
-    # fmt: off
-    def vectors(scores, stride, rows, n, m, l, acc, width, row_at):  # type: ignore[no-untyped-def]
-        _vectors(scores, stride, rows, n, m, l, acc, width, row_at)
-    # fmt: on
+    def vectors(scores, stride, rows, n, m, l, acc, width):  # type: ignore[no-untyped-def]
+        _vectors(scores, stride, rows, n, m, l, acc, width)
 
     return vectors
 
@@ -114,16 +112,15 @@ def _in_all_lanes(builder: Any, combine: Any, a: Value) -> Value:
 @intrinsic
 def _vectors(
     typing_context: Any, scores: Any, stride: Any, rows: Any, n: Any, m: Any, l: Any, acc: Any,
-    width: Any, row_at: Any
+    width: Any
 ) -> Any:  # fmt: skip
     """:func:`online_softmax`; lanes beyond ``n`` count as −∞."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        scores_, stride_, rows_, n_, m_, l_, acc_, width_, row_at_ = args
+        scores_, stride_, rows_, n_, m_, l_, acc_, width_ = args
         type_ = vec.vector(f32, LANES)
         values = vec.data(context, builder, scores, scores_)
-        tops = builder.gep(vec.data(context, builder, m, m_), [row_at_])
-        totals = builder.gep(vec.data(context, builder, l, l_), [row_at_])
+        tops, totals = (vec.data(context, builder, *each) for each in ((m, m_), (l, l_)))
         results = vec.data(context, builder, acc, acc_)
         steps = builder.udiv(builder.add(n_, index(LANES - 1)), index(LANES))
         numbers = vec.constant(i32, list(range(LANES)))
@@ -162,7 +159,7 @@ def _vectors(
             vec.store(builder, builder.fadd(old, builder.extract_element(sum_, first)), totals, row)
             changed = builder.fcmp_unordered("!=", builder.extract_element(factor, first), f32(1.0))
             with builder.if_then(changed):
-                line = builder.gep(results, [builder.mul(builder.add(row_at_, row), width_)])
+                line = builder.gep(results, [builder.mul(row, width_)])
                 with cgutils.for_range(builder, builder.udiv(width_, index(LANES))) as loop:
                     at = builder.mul(loop.index, index(LANES))
                     scaled = builder.fmul(vec.load(builder, line, at, type_), factor)
@@ -170,4 +167,75 @@ def _vectors(
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(scores, i, i, i, m, l, acc, i, i), generate
+    return types.void(scores, i, i, i, m, l, acc, i), generate
+
+
+def online_softmax_lanes(scores: Any, n: int, m: Any, l: Any, factors: Any) -> None:
+    """The same where the rows are the 8 lanes of ``scores`` (n, 8), flat; but for ``acc``.
+
+    Args:
+        scores: row ``n`` may be overwritten, if n is odd.
+        factors: become e^(m − m') of each lane.
+    """
+    for lane in range(HALF):
+        most = m[lane]
+        for score in scores[lane : n * HALF : HALF]:
+            most = score if score > most else most
+        base = np.float32(0.0) if most == MASKED else most
+        factors[lane], total = exp(np.float32(m[lane] - base)), np.float32(0.0)
+        for j in range(lane, n * HALF, HALF):
+            scores[j] = exp(np.float32(scores[j] - base))
+            total += scores[j]
+        m[lane], l[lane] = most, l[lane] * factors[lane] + total
+
+
+@overload(online_softmax_lanes, **LEAF)
+def _online_softmax_lanes(*arguments: Any) -> Any:
+    if config.BOUNDSCHECK:
+        return online_softmax_lanes
+
+    def vectors(scores, n, m, l, factors):  # type: ignore[no-untyped-def]
+        for j in range(n * HALF, (n + 1) // 2 * LANES):
+            scores[j] = MASKED
+        _lanes(scores, (n + 1) // 2, m, l, factors)
+
+    return vectors
+
+
+@intrinsic
+def _lanes(typing_context: Any, scores: Any, steps: Any, m: Any, l: Any, factors: Any) -> Any:
+    """:func:`online_softmax_lanes`, two keys a vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, tops, totals, to = (
+            vec.data(context, builder, array, args[i])
+            for i, array in ((0, scores), (2, m), (3, l), (4, factors))
+        )
+        type_, half = vec.vector(f32, LANES), vec.vector(f32, HALF)
+        zero, twice, once = index(0), [*range(HALF), *range(HALF)], range(HALF)
+        across = [lane ^ HALF for lane in range(LANES)]
+        state = vec.Accumulators(builder, 1, 2, type_)  # the largest, the sum
+        before = vec.shuffle(builder, vec.load(builder, tops, zero, half), twice)
+        state[0, 0] = before
+        with cgutils.for_range(builder, args[1]) as loop:
+            score = vec.load(builder, values, builder.mul(loop.index, index(LANES)), type_)
+            state[0, 0] = _larger(builder, score, state[0, 0])
+        most = _larger(builder, state[0, 0], vec.shuffle(builder, state[0, 0], across))
+        masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
+        base = builder.select(masked, _constant(0.0), most)
+        with cgutils.for_range(builder, args[1]) as loop:
+            at = builder.mul(loop.index, index(LANES))
+            weight = _exp(builder, builder.fsub(vec.load(builder, values, at, type_), base))
+            vec.store(builder, weight, values, at)
+            state[0, 1] = builder.fadd(state[0, 1], weight)
+        sum_ = builder.fadd(state[0, 1], vec.shuffle(builder, state[0, 1], across))
+        factor = vec.shuffle(builder, _exp(builder, builder.fsub(before, base)), once)
+        total = builder.fmul(vec.load(builder, totals, zero, half), factor)
+        total = builder.fadd(total, vec.shuffle(builder, sum_, once))
+        for vector, pointer in (
+            (vec.shuffle(builder, most, once), tops), (total, totals), (factor, to)
+        ):  # fmt: skip
+            vec.store(builder, vector, pointer, zero)
+        return context.get_dummy_value()
+
+    return types.void(scores, types.intp, m, l, factors), generate

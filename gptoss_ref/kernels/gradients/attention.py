@@ -18,7 +18,7 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.gradients.products import padded
-from gptoss_ref.kernels.matmul.register_tile import across, pack, panel_width, tile
+from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
 from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values
 from gptoss_ref.kernels.runtime.buffers import fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path
@@ -140,7 +140,8 @@ def _attention_tasks(
     of: _Given, d_q: Any, d_k: Any, d_v: Any, d_sinks: Any, start: int, stop: int
 ) -> None:
     kv_heads, channels = of.k.shape[1], of.k.shape[2]
-    group, stride, width = of.q.shape[1] // kv_heads, padded(channels), panel_width(of.path)
+    path, width = of.path, panel_width(of.path)
+    group, stride = of.q.shape[1] // kv_heads, padded(channels)
     for task in range(start, stop):
         row, head = task // kv_heads, task % kv_heads
         q_begin, q_end, k_begin, k_end = of.bounds[row]
@@ -171,11 +172,11 @@ def _attention_tasks(
             _queries(of, t, count, head * group, group, stride, q, d)
             for j in range(low, high, width):
                 tile(
-                    of.path, rows, q, 0, stride, k_panels, j * stride, width, stride, 0, scores,
+                    of.path, rows, q, 0, stride, 1, k_panels, j * stride, width, stride, scores,
                     j - low, seen, False,
                 )  # fmt: skip
                 tile(
-                    of.path, rows, d, 0, stride, v_panels, j * stride, width, stride, 0, d_scores,
+                    of.path, rows, d, 0, stride, 1, v_panels, j * stride, width, stride, d_scores,
                     j - low, seen, False,
                 )  # fmt: skip
             for r in range(rows):
@@ -186,12 +187,14 @@ def _attention_tasks(
                 )  # fmt: skip
             for c in range(0, stride, width):
                 tile(
-                    of.path, rows, d_scores, 0, seen, k, low * stride + c, stride, seen, 0, found,
+                    of.path, rows, d_scores, 0, seen, 1, k, low * stride + c, stride, seen, found,
                     c, stride, False,
                 )  # fmt: skip
                 at = low * stride + c
-                across(of.path, seen, d_scores, 0, seen, q, c, stride, rows, d_k_, at, stride, True)
-                across(of.path, seen, scores, 0, seen, d, c, stride, rows, d_v_, at, stride, True)
+                tile(
+                    of.path, seen, d_scores, 0, 1, seen, q, c, stride, rows, d_k_, at, stride, True
+                )
+                tile(of.path, seen, scores, 0, 1, seen, d, c, stride, rows, d_v_, at, stride, True)
             for r in range(rows):
                 i, h = r // group, head * group + r % group
                 for c in range(channels):

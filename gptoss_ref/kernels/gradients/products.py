@@ -31,7 +31,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     decode_values,
     half_scale,
 )
-from gptoss_ref.kernels.matmul.register_tile import across, pack, panel_width, tile
+from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
@@ -154,7 +154,7 @@ def by_rows(
                     fetch(weight, first + j + r, inputs, k, decoded[r * depth : (r + 1) * depth])
                 pack(path, decoded, 0, depth, rows, depth, 0, panel)
                 tile(
-                    path, count, x, x_at + k, x_stride, panel, 0, width, depth, 0, out, j,
+                    path, count, x, x_at + k, x_stride, 1, panel, 0, width, depth, out, j,
                     out_stride, k > 0,
                 )  # fmt: skip
 
@@ -174,7 +174,7 @@ def by_columns(
                 columns(weight, first + j, depth, inputs, k, panel)
                 for l in range(0, WIDTH, width):
                     tile(
-                        path, count, x, x_at + j, x_stride, panel, l, WIDTH, depth, 0, out, k + l,
+                        path, count, x, x_at + j, x_stride, 1, panel, l, WIDTH, depth, out, k + l,
                         out_stride, j > 0,
                     )  # fmt: skip
 
@@ -204,12 +204,12 @@ def outer(
             for l in range(0, wide, width):
                 to = out_at + j * out_stride + k + l
                 if l + width <= wide:
-                    across(
-                        path, some, near, 0, SOME, panel, l, WIDTH, count, out, to,
+                    tile(
+                        path, some, near, 0, 1, SOME, panel, l, WIDTH, count, out, to,
                         out_stride, add,
                     )  # fmt: skip
                     continue
-                across(path, some, near, 0, SOME, panel, l, WIDTH, count, edge, 0, width, False)
+                tile(path, some, near, 0, 1, SOME, panel, l, WIDTH, count, edge, 0, width, False)
                 for r in range(some):
                     found = edge[r * width : r * width + wide - l]
                     _put(found, out[to + r * out_stride : to + r * out_stride + wide - l], add)

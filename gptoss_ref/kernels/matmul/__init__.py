@@ -1,23 +1,23 @@
 """Products of stored weights with activations: y (T, N) = x (T, M) times W (N, M) transposed.
 
 Which file computes what; the number behind it is the rate of one thread in GFLOP/s, two numbers
-those of 16 and of 512 tokens. M = 2880, N = 512, on an AMD Zen 4 with that path forced, where
-NumPy's product of weights that are float32 already has 38, 42, 101 for 1, 16, 512 tokens. AMX was
-measured on another machine, as a multiple of NumPy's product (docs/performance.md, which has all
-cells as ``python -m benches.paths`` printed them).
+those of 16 and of 512 tokens: M = 2880, N = 512, on an AMD Zen 4 with that path forced, where the
+NumPy layer has 36, 42, 99 for 1, 16, 512 tokens with float32 weights. ``python -m benches.paths``
+wrote them into docs/performance.md. AMX was measured on another machine, as a multiple of NumPy's
+product.
 
 =============  ===================  ====================  ====================  ==================
 weights,       plain                AVX2                  AVX-512               AMX
 tokens
 =============  ===================  ====================  ====================  ==================
-bfloat16, 1    gemv, 24             gemv, 34              gemv, 32              as AVX-512
-bfloat16, 2 …  gemm, 82 and 111     gemm, 82 and 111      gemm, 79 and 108      amx, 2.2 ×
-float32, 1     gemv, 22             gemv, 21              gemv, 22              as AVX-512
-float32, 2 …   gemm, 77 and 110     gemm, 77 and 109      gemm, 72 and 108      as AVX-512
-MXFP4, 1       mxfp4_float, 9       mxfp4_gemv_int8, 32   mxfp4_gemv_int8, 35   as AVX-512
-MXFP4, 2 … 4   mxfp4_float, 13      mxfp4_gemv_int8, 39   mxfp4_gemv_int8, 52   as AVX-512
+bfloat16, 1    gemv, 33             gemv, 33              gemv, 33              as AVX-512
+bfloat16, 2 …  gemm, 82 and 108     gemm, 82 and 110      gemm, 81 and 110      amx, 2.2 ×
+float32, 1     gemv, 28             gemv, 28              gemv, 28              as AVX-512
+float32, 2 …   gemm, 78 and 108     gemm, 78 and 108      gemm, 77 and 108      as AVX-512
+MXFP4, 1       mxfp4_float, 9       mxfp4_gemv_int8, 39   mxfp4_gemv_int8, 52   as AVX-512
+MXFP4, 2 … 4   mxfp4_float, 21      mxfp4_gemv_int8, 43   mxfp4_gemv_int8, 54   as AVX-512
 MXFP4, 5 …     mxfp4_float,         mxfp4_gemm_int16,     mxfp4_gemm_int16,     mxfp4_gemm_amx,
-               49 and 83            109 and 128           107 and 135           1.4 ×
+               56 and 104           114 and 130           114 and 135           1.4 ×
 =============  ===================  ====================  ====================  ==================
 
 Bounds, as relative L2 of float64 at the released sizes: 1e-6 for all but ``mxfp4_gemm_int16``,

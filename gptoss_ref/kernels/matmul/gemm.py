@@ -123,12 +123,12 @@ def _gemm_part(
             of, to = t * inputs + k, t * outputs + first
             if rows == width:
                 tile(
-                    path, count, x_flat, of, inputs, panel, 0, width, depth, 0,
+                    path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
                     y_flat, to, outputs, True,
                 )  # fmt: skip
                 continue
             tile(
-                path, count, x_flat, of, inputs, panel, 0, width, depth, 0,
+                path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
                 edge, 0, width, False,
             )  # fmt: skip
             for m in range(count):

@@ -102,6 +102,6 @@ def multiply_floats(
                 decode_row(stored, start, some, decoded[r * depth : (r + 1) * depth])
             pack(path, decoded, 0, depth, n, depth, 0, panel)
             tile(
-                path, count, x, x_at, x_stride, panel, 0, width, depth, 0, sums, first, ROWS, True
+                path, count, x, x_at, x_stride, 1, panel, 0, width, depth, sums, first, ROWS, True
             )  # fmt: skip
     return True

@@ -9,10 +9,10 @@ leaf        computes
 ==========  ========================================================================================
 ``pack``    a panel from rows that are stored one after the other: a transposition by shuffles
 ``tile``    out[m, l] = Σ_k x[m, k] · panel[k, l] for some m: each load serves m or L products
-``across``  out[m, l] = Σ_k x[k, m] · panel[k, l]: the same with x stored the other way
+``tile_8``  the same with a panel of 8 rows on every path: the query heads that share a key
 ==========  ========================================================================================
 
-They are written as vectors of 16 lanes without an instruction of any one CPU: LLVM splits them
+They are written as vectors of 16 (8) lanes without an instruction of any one CPU: LLVM splits them
 into what there is, NEON's four lanes too. Paths differ only in how many sums its registers
 hold. The Python functions are what runs under ``NUMBA_DISABLE_JIT=1`` and ``NUMBA_BOUNDSCHECK=1``.
 
@@ -40,6 +40,8 @@ from gptoss_ref.kernels.runtime.llvm_ir import f32, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import widen
 
 LANES = 16
+NARROW = 8
+"""Rows of the panels of :func:`tile_8`."""
 WIDEST = 32
 """The largest L of all paths."""
 
@@ -77,47 +79,35 @@ def pack(
             panel[k * width + l] = widen(w[start + k])
 
 
-def tile(
-    path: Any, count: int, x: Any, x_at: int, x_stride: int, panel: Any, panel_at: int,
-    panel_stride: int, depth: int, ahead: int, out: Any, out_at: int, out_stride: int, add: bool
-) -> None:  # fmt: skip
-    """out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; ``add``: onto what is there.
+def _in_python(width: int) -> Any:
+    """:func:`tile` with panels of that width, by the definition."""
 
-    The panel's cache lines ``ahead`` elements further are asked for, if that is not zero.
-    What is there is added last: a long sum cut into pieces rounds less than one in sequence. All
-    arrays are flat; ``*_at`` is where the first element lies, ``*_stride`` the distance of rows.
-    """
-    width = 16
-    sums = np.empty(width, np.float32)
-    for m in range(count):
-        to, of = out_at + m * out_stride, x_at + m * x_stride
-        for l in range(width):
-            sums[l] = np.float32(0.0)
-        for k in range(depth):
-            factor, row = x[of + k], panel_at + k * panel_stride
+    # fmt: off
+    def tile(path, count, x, x_at, x_stride, x_step, panel, panel_at,  # type: ignore[no-untyped-def]
+             panel_stride, depth, out, out_at, out_stride, add):
+        sums = np.empty(width, np.float32)
+        for m in range(count):
+            to, of = out_at + m * out_stride, x_at + m * x_stride
             for l in range(width):
-                sums[l] += factor * panel[row + l]
-        for l in range(width):
-            out[to + l] = out[to + l] + sums[l] if add else sums[l]
-
-
-def across(
-    path: Any, count: int, x: Any, x_at: int, x_stride: int, panel: Any, panel_at: int,
-    panel_stride: int, depth: int, out: Any, out_at: int, out_stride: int, add: bool
-) -> None:  # fmt: skip
-    """out[m, l] = Σ_k x[k, m] · panel[k, l] for m < count, l < L; ``add``: onto what is there."""
-    width = 16
-    sums = np.empty(width, np.float32)
-    for m in range(count):
-        to = out_at + m * out_stride
-        for l in range(width):
-            sums[l] = np.float32(0.0)
-        for k in range(depth):
-            factor, row = x[x_at + k * x_stride + m], panel_at + k * panel_stride
+                sums[l] = np.float32(0.0)
+            for k in range(depth):
+                factor, row = x[of + k * x_step], panel_at + k * panel_stride
+                for l in range(width):
+                    sums[l] += factor * panel[row + l]
             for l in range(width):
-                sums[l] += factor * panel[row + l]
-        for l in range(width):
-            out[to + l] = out[to + l] + sums[l] if add else sums[l]
+                out[to + l] = out[to + l] + sums[l] if add else sums[l]
+    # fmt: on
+
+    return tile
+
+
+tile, tile_8 = _in_python(LANES), _in_python(NARROW)
+"""out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; ``add``: onto what is there.
+
+What is there is added last: a long sum cut into pieces rounds less than one in sequence. All arrays
+are flat; ``*_at`` is where the first element lies, ``*_stride`` the distance of rows, ``x_step``
+that of the k of a row.
+"""
 
 
 @overload(panel_width, **LEAF)
@@ -148,72 +138,45 @@ def _pack(path: Any, *others: Any) -> Any:
 
 @overload(tile, **LEAF)
 def _tile(path: Any, *others: Any) -> Any:
-    if config.BOUNDSCHECK:
-        return tile
-    width, four = _shape(path)
-    most, many, some, _ = four
-    tile_most, tile_many, tile_some, tile_one = (_tile_of(m, width // LANES) for m in four)
+    width, rows = _shape(path)
+    return tile if config.BOUNDSCHECK else _by_rows(rows, width // LANES, LANES)
+
+
+@overload(tile_8, **LEAF)
+def _tile_8(path: Any, *others: Any) -> Any:
+    return tile_8 if config.BOUNDSCHECK else _by_rows((12, 8, 4, 1), 1, NARROW)
+
+
+def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
+    """:func:`tile`, so many rows of x at once as there are: of four numbers the largest."""
+    most, many, some, _ = rows
+    tile_most, tile_many, tile_some, tile_one = (_tile_of(m, vectors, lanes) for m in rows)
 
     # fmt: off
-    def vectors(path, count, x, x_at, x_stride, panel, panel_at,  # type: ignore[no-untyped-def]
-                panel_stride, depth, ahead, out, out_at, out_stride, add):
+    def vectors_(path, count, x, x_at, x_stride, x_step,  # type: ignore[no-untyped-def]
+                 panel, panel_at, panel_stride, depth, out, out_at, out_stride, add):
         m = 0
         while m < count:
             of, to, rest = x_at + m * x_stride, out_at + m * out_stride, count - m
             if rest >= most:
-                tile_most(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
+                tile_most(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
                           out, to, out_stride, add)
                 m += most
             elif rest >= many:
-                tile_many(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
+                tile_many(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
                           out, to, out_stride, add)
                 m += many
             elif rest >= some:
-                tile_some(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
+                tile_some(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
                           out, to, out_stride, add)
                 m += some
             else:
-                tile_one(x, of, x_stride, panel, panel_at, panel_stride, depth, ahead,
+                tile_one(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
                          out, to, out_stride, add)
                 m += 1
     # fmt: on
 
-    return vectors
-
-
-@overload(across, **LEAF)
-def _across(path: Any, *others: Any) -> Any:
-    if config.BOUNDSCHECK:
-        return across
-    width, four = _shape(path)
-    most, many, some, _ = four
-    tile_most, tile_many, tile_some, tile_one = (_tile_of(m, width // LANES, True) for m in four)
-
-    # fmt: off
-    def vectors(path, count, x, x_at, x_stride, panel, panel_at,  # type: ignore[no-untyped-def]
-                panel_stride, depth, out, out_at, out_stride, add):
-        m = 0
-        while m < count:
-            of, to, rest = x_at + m, out_at + m * out_stride, count - m
-            if rest >= most:
-                tile_most(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
-                          out, to, out_stride, add)
-                m += most
-            elif rest >= many:
-                tile_many(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
-                          out, to, out_stride, add)
-                m += many
-            elif rest >= some:
-                tile_some(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
-                          out, to, out_stride, add)
-                m += some
-            else:
-                tile_one(x, of, x_stride, panel, panel_at, panel_stride, depth, 0,
-                         out, to, out_stride, add)
-                m += 1
-    # fmt: on
-
-    return vectors
+    return vectors_
 
 
 def _widened(builder: Any, raw: Any) -> Any:
@@ -255,61 +218,47 @@ def _vector_pack(
     return types.void(w, n, n, n, n, n, panel, n, n), generate
 
 
-def _tile_of(tokens: int, vectors: int, across: bool = False) -> Any:
-    """The panel product of ``tokens`` rows of x with a panel of ``vectors`` · 16 columns.
-
-    ``across``: of columns of x.
-    """
+def _tile_of(tokens: int, vectors: int, lanes: int) -> Any:
+    """The product of ``tokens`` rows of x with a panel of ``vectors`` · ``lanes`` columns."""
 
     @intrinsic
     def tile_of(
-        typing_context: Any, x: Any, x_at: Any, x_stride: Any, panel: Any, panel_at: Any,
-        panel_stride: Any, depth: Any, ahead: Any, out: Any, out_at: Any, out_stride: Any, add: Any
+        typing_context: Any, x: Any, x_at: Any, x_stride: Any, x_step: Any, panel: Any,
+        panel_at: Any, panel_stride: Any, depth: Any, out: Any, out_at: Any, out_stride: Any,
+        add: Any
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _, x_at_, x_stride_, _, panel_at_, panel_stride_, depth_, ahead_ = args[:8]
-            _, to, out_stride_, add_ = args[8:]
-            x_ = vec.data(context, builder, x, args[0])
-            panel_ = builder.gep(vec.data(context, builder, panel, args[3]), [panel_at_])
-            out_ = vec.data(context, builder, out, args[8])
-            type_ = vec.vector(f32, LANES)
+            x_, panel_, out_ = (
+                builder.gep(vec.data(context, builder, array, args[i]), [args[i + 1]])
+                for i, array in ((0, x), (4, panel), (8, out))
+            )
+            x_stride_, x_step_, panel_stride_, depth_ = (args[i] for i in (2, 3, 6, 7))
+            type_ = vec.vector(f32, lanes)
             sums = vec.Accumulators(builder, tokens, vectors, type_)
-            x_row, x_column = (index(1), x_stride_) if across else (x_stride_, index(1))
-            rows = [
-                builder.gep(x_, [builder.add(x_at_, builder.mul(x_row, index(m)))])
-                for m in range(tokens)
-            ]
-            places = [
-                [
-                    builder.add(
-                        builder.add(to, builder.mul(out_stride_, index(m))), index(v * LANES)
-                    )
-                    for v in range(vectors)
-                ]
-                for m in range(tokens)
-            ]
+            columns = [index(v * lanes) for v in range(vectors)]
+            rows, results = (
+                [builder.gep(first, [builder.mul(stride, index(m))]) for m in range(tokens)]
+                for first, stride in ((x_, x_stride_), (out_, args[10]))
+            )
             with cgutils.for_range(builder, depth_) as loop:
-                at = builder.mul(loop.index, panel_stride_)
-                places_ = [builder.add(at, index(v * LANES)) for v in range(vectors)]
-                columns = [vec.load(builder, panel_, place, type_) for place in places_]
-                for place in places_:
-                    vec.prefetch(builder, panel_, builder.add(place, ahead_), 0, keep=2)
-                k = builder.mul(loop.index, x_column)
+                at = builder.gep(panel_, [builder.mul(loop.index, panel_stride_)])
+                loaded = [vec.load(builder, at, column, type_) for column in columns]
+                k = builder.mul(loop.index, x_step_)
                 for m in range(tokens):
-                    factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), LANES)
+                    factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), lanes)
                     for v in range(vectors):
-                        sums[m, v] = vec.multiply_add(builder, factor, columns[v], sums[m, v])
-            with builder.if_then(builder.icmp_unsigned("!=", add_, add_.type(0))):
+                        sums[m, v] = vec.multiply_add(builder, factor, loaded[v], sums[m, v])
+            with builder.if_then(builder.icmp_unsigned("!=", args[11], args[11].type(0))):
                 for m in range(tokens):
                     for v in range(vectors):
-                        before = vec.load(builder, out_, places[m][v], type_)
+                        before = vec.load(builder, results[m], columns[v], type_)
                         sums[m, v] = builder.fadd(before, sums[m, v])
             for m in range(tokens):
                 for v in range(vectors):
-                    vec.store(builder, sums[m, v], out_, places[m][v])
+                    vec.store(builder, sums[m, v], results[m], columns[v])
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(x, n, n, panel, n, n, n, n, out, n, n, types.boolean), generate
+        return types.void(x, n, n, n, panel, n, n, n, out, n, n, types.boolean), generate
 
     return tile_of

@@ -14,6 +14,7 @@ kernel rounded otherwise when they were recorded.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -123,7 +124,10 @@ class _Noise:
 
     def rmsnorm(self, right: Any, at: OpContext, x: Array, scale: Array) -> Array:
         y = right(at, x, scale)
-        return self._off(y, 2 * np.abs(y))
+        # a sum of D squares may be off by some √D roundings, and with it the whole row
+        common = math.sqrt(x.shape[-1]) * self._random(y, 1)  # (T, 1)
+        noisy: Array = self._off(y, 2 * np.abs(y)) + self._small * common * y
+        return noisy
 
     def linear(self, right: Any, at: OpContext, x: Array, weight: Any, bias: Any) -> Array:
         y = right(at, x, weight, bias)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.integers import FORMS, Integers, in_integers
 from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
 from gptoss_ref.verify.noise.metrics import (
     Errors,
@@ -39,10 +40,10 @@ from gptoss_ref.verify.noise.noise_floor import level, runs_of, samples_of
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.routing_ties import Flip, chosen_by, flips, margin_of
 from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk, whole
-from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.graph import DISCRETE, EXPERT_PRODUCTS
 from gptoss_ref.verify.replay.ops import ModelOps
-from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, ONE_ROW, ROWS_WITHOUT_TIES
-from gptoss_ref.weights import ModelWeights
+from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, CANCELLED, ONE_ROW, ROWS_WITHOUT_TIES
+from gptoss_ref.weights import MXFP4, ModelWeights
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -70,6 +71,7 @@ class TapError:
         flips: rows whose choice of experts differs within its tie.
         extra: of logits, how alike they are as predictions.
         seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
+        integers: how the activations of a product were rounded to integers, which was allowed for.
     """
 
     tap: str
@@ -89,6 +91,7 @@ class TapError:
     flips: tuple[Flip, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
     seen: Mask = field(default_factory=lambda: np.empty(0, bool))
+    integers: Integers | None = None
 
     @property
     def _rows(self) -> Mask | slice:
@@ -155,10 +158,51 @@ def replay(
             other, seen = trace[node.tap], trace.observed(node.tap)
             local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             if 1 < local.excess < math.inf:
-                samples = _rough(weights, trace, ops, rounding, node.tap)
-                arrays = [*arrays, *samples]
+                asked_again = weights, trace, ops, rounding, node.tap
+                judged = inputs, arrays, other, rounding, tied, seen
+                local = _in_integers(asked_again, judged) or local
+            if 1 < local.excess < _beyond(node):
+                arrays = [*arrays, *_rough(*asked_again)]
                 local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             yield local
+
+
+def _beyond(node: Node) -> float:
+    """The excess from which on no noise in proportion to the terms will do, however they cancel.
+
+    It is asked for the products of experts only, which take long.
+    """
+    return CANCELLED if "expert_linear" in node.stage.ops else math.inf
+
+
+def _in_integers(
+    asked: tuple[ModelWeights, Trace, ModelOps, str, str],
+    judged: tuple[tuple[str, ...], Sequence[Array], Array, str, Mask, Mask],
+) -> TapError | None:
+    """A product of experts, judged as one of integers; None: it is not that.
+
+    The noise floor is that of the plain product: the change that the integers make is taken off.
+
+    Args:
+        asked: arguments of :func:`_rough`.
+        judged: the further arguments of :func:`judge`.
+    """
+    weights, trace, ops, rounding, tap = asked
+    block, stage = split(tap)
+    if stage not in EXPERT_PRODUCTS or rounding != "float32" or block is None:
+        return None
+    if not isinstance(weights.blocks[block].mlp.mlp1_weight, MXFP4):
+        return None
+    inputs, arrays, other, _, tied, seen = judged
+    for form in FORMS:
+        run = in_integers(ops, form), FLOAT64
+        ((_, (values,)),) = walk(weights, trace.config, [run], trace.tokens, trace, [tap])
+        with np.errstate(invalid="ignore"):
+            plain = other - (values - arrays[0])
+        local = judge(tap, inputs, arrays, plain, rounding, tied, seen)
+        if local.excess <= 1:
+            return replace(local, integers=form)
+    return None
 
 
 def _rough(

@@ -1,1 +1,1 @@
-"""What somebody's implementation computed: adapters, arrays, and what a server shows."""
+"""Adapters that turn arrays, live models and servers into traces or observations."""

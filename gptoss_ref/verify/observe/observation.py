@@ -1,8 +1,8 @@
-"""What a server shows of a model: some log-probabilities at some positions, and no more.
+"""Observation of a server: log-probabilities of some tokens at some positions.
 
-An HTTP endpoint gives neither logits nor intermediate values, only the natural logarithms of the
-likeliest next tokens' probabilities, perhaps not at every position. That is enough to compare with
-this package's own log-probabilities, token by token.
+An HTTP endpoint gives neither logits nor intermediate arrays, only the natural log-probabilities of
+the likeliest next tokens, and perhaps not at every position. That is enough to compare with this
+package's log-probabilities, token by token.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class LogprobObservation:
     """Log-probabilities of some next tokens at some positions of one prompt.
 
     Args:
-        tokens: (T,) all ids that were computed: the prompt and what was generated after it.
-        top: for each observed position the log-probabilities by token id. Position p speaks of
-            the token that follows ``tokens[p]``.
+        tokens: (T,) all ids: the prompt and the generated tokens.
+        top: for each observed position the log-probabilities by token id. Those of position p are
+            for the token after ``tokens[p]``.
         vocab_size: V.
-        producer: who computed this, in words.
+        producer: the program that computed them, in words.
         left_out: what could not be observed and why, one sentence each.
-        rounding: in what the engine computes: float64, float32, bfloat16 or float16.
-        resolution: nats to which the numbers are exact as they are printed.
+        rounding: number format of the engine: float64, float32, bfloat16 or float16.
+        resolution: precision of the printed numbers, in nats.
 
     Attributes:
         tokens: (T,) int64.
         positions: (P,) int64, ascending.
         top: P mappings from token id to log-probability.
-        rows, ids, values: (N,) each, all observed numbers in a row: ``values[i]`` is the
-            log-probability of token ``ids[i]`` after ``tokens[rows[i]]``.
+        rows, ids, values: (N,) each, all observed numbers: ``values[i]`` is the log-probability of
+            token ``ids[i]`` after ``tokens[rows[i]]``.
 
     Raises:
-        TraceError: nothing was observed, or a position, an id or a number is impossible.
+        TraceError: nothing was observed, or a position, an id or a number is invalid.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class LogprobObservation:
                 raise TraceError(
                     f"{self.producer} shows a {name} {wrong[0]}: expected 0 to {vocab_size - 1}"
                 )
-        # Rounding may leave a certain token a little above 0; −∞ is a token that cannot come.
+        # Rounding may give slightly more than 0 for a probability of 1; −∞ is a probability of 0.
         if np.isneginf(self.values).all():
             raise TraceError(
-                f"{self.producer} gives every token it shows the probability 0: nothing to judge by"
+                f"{self.producer} gives all its tokens the probability 0: nothing to judge by"
             )
         bad = np.flatnonzero(np.isnan(self.values) | (self.values > 1e-3))
         if bad.size:
@@ -118,11 +118,11 @@ class LogprobObservation:
         )
 
     def differences(self, logits: Array) -> NDArray[np.float64]:
-        """Observed less own log-probabilities (N,), in nats, for logits (T, V) of ``tokens``."""
+        """Observed minus own log-probabilities (N,) in nats, for own logits (T, V)."""
         return self.values - log_probabilities(logits, self.rows, self.ids)
 
     def agreement(self, logits: Array) -> Agreement:
-        """How far the observation lies from the log-probabilities of logits (T, V)."""
+        """The Agreement of the observation with the log-probabilities of logits (T, V)."""
         finite = np.isfinite(self.values)
         off = np.abs(self.differences(logits)[finite])
         same = 0
@@ -139,12 +139,12 @@ class LogprobObservation:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an observation lies from a model.
+    """The agreement of an observation with a model.
 
     Attributes:
         rms: root mean square difference of the log-probabilities, in nats.
         largest: the largest difference, in nats.
-        top1: share of positions where the likeliest of the observed tokens is the same.
+        top1: share of positions with the same likeliest token among the observed ones.
     """
 
     rms: float

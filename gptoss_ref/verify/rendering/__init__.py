@@ -1,10 +1,10 @@
-"""Is a rendering right, and if not, which rule of Harmony does it break?
+"""Check renderings of conversations, and find the rule of Harmony that a wrong one breaks.
 
-A conversation (conversation.py) is rendered by rules (rules.py) into pieces (pieces.py). A bug
-(bug.py; the catalogue is bugs_*.py) exchanges one rule. The search
-(explain.py) finds the bugs that turn the right rendering into the observed one, and report.py says
-so. Renderings come from a text or ids (check.py), a chat template (template.py) or a server
-(server.py); conversations.py holds those that a template or a server is asked for.
+Rules (rules.py) render a conversation (conversation.py) into pieces (pieces.py). A bug (bug.py; the
+catalogue is bugs_*.py) replaces one rule. The search (explain.py) finds the bugs that turn the
+right rendering into the observed one; report.py reports them. Renderings come from a text or ids
+(check.py), a chat template (template.py) or a server (server.py); conversations.py holds the
+conversations that templates and servers have to render.
 """
 
 from gptoss_ref.verify.rendering.bug import RenderingBug

@@ -1,4 +1,4 @@
-"""What a rendering bug is: one rule of the renderer replaced by a wrong one, with its story."""
+"""The record of a rendering bug: a wrong rule of the renderer, with a description."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Change = Callable[[Rules], Rules]
 
 @dataclass(frozen=True)
 class RenderingBug:
-    """A small, named, wrong version of the renderer.
+    """A known bug: a wrong version of one rule of the renderer.
 
     Attributes:
         name: such as ``"channels-line-missing"``.
         rule: the rule that it replaces, a field of :class:`Rules`.
-        summary: one sentence: what is wrong.
-        consequence: what that does to the model.
-        changes: the rules with this bug, given the rules without it; forms of it by label, the
-            usual one first.
-        reports: public reports, as ``repository#number``; empty: none was found.
-        form: a departure that is not wrong: the format allows it, or OpenAI's own renderers differ.
-        needs_ids: it changes tokens but not the text.
+        summary: what is wrong, in one sentence.
+        consequence: its effect on the model.
+        changes: functions from the rules without this bug to those with it, by form; the usual
+            form comes first.
+        reports: public reports, as ``repository#number``; empty if none is known.
+        form: a difference that is not wrong: the format allows it, or OpenAI's renderers differ.
+        needs_ids: it changes the tokens but not the text.
     """
 
     name: str
@@ -59,10 +59,10 @@ def bug(
     needs_ids: bool = False,
     variants: dict[str, dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Put a function into the catalogue; its docstring is the summary.
+    """Add a function to the catalogue; its docstring is the summary.
 
-    The function replaces ``rule``: it gets the right rule first, and then what that takes. Each
-    entry of ``variants`` is a further form: arguments by name for the function.
+    The function replaces ``rule``: its first argument is the right rule, the others are those of
+    the rule. Each entry of ``variants`` is another form: keyword arguments for the function.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

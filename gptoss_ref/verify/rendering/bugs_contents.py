@@ -21,8 +21,7 @@ def _json(text: str, ascii_only: bool = False) -> str:
 @bug(
     "special-text-turned-special",
     "content",
-    "Whoever writes to the model, or whose page it reads, can end the message and speak as the "
-    "system.",
+    "A user, or a page that the model reads, can end the message and speak as the system.",
     "ggml-org/llama.cpp#17607 OWASP/AISVS#930 huggingface/transformers#47853",
     needs_ids=True,
 )
@@ -53,19 +52,19 @@ def _(right: Content, message: Message, text: str, end_only: bool = False) -> li
     variants={"ASCII only": {"ascii_only": True}},
 )
 def _(right: Content, message: Message, text: str, ascii_only: bool = False) -> list[Piece]:
-    """A tool's result, a text, is written as JSON once more: in quotes, with escapes."""
+    """A tool's result, a text, is encoded as JSON again: in quotes, with escapes."""
     return right(message, _json(text, ascii_only) if message.role == "tool" else text)
 
 
 @bug(
     "arguments-quoted",
     "content",
-    "The model reads escaped JSON within JSON, and writes its next call so.",
+    "The model reads escaped JSON within JSON, and writes its next call in the same way.",
     "ggml-org/llama.cpp#19553 ai-dynamo/dynamo#4161",
     variants={"ASCII only": {"ascii_only": True}},
 )
 def _(right: Content, message: Message, text: str, ascii_only: bool = False) -> list[Piece]:
-    """A call's arguments, a JSON text, are written as JSON once more: in quotes, with escapes."""
+    """A call's arguments, a JSON text, are encoded as JSON again: in quotes, with escapes."""
     return right(message, _json(text, ascii_only) if is_call(message) else text)
 
 
@@ -79,7 +78,7 @@ def _loads(text: str) -> Any:
 @bug(
     "arguments-rewritten",
     "content",
-    "What stands in the history is not what the model wrote: caches miss, nothing else is known.",
+    "The history differs from what the model wrote: caches miss; no other effect is known.",
     form=True,
     variants={
         "ASCII only": {"options": {"ensure_ascii": True}},

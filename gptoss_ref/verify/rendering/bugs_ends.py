@@ -1,4 +1,4 @@
-"""Bugs in the ends of messages, in the prompt for the reply, and in the whole."""
+"""Bugs at the ends of messages, in the prompt for the reply, and in the whole rendering."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _(right: Stop, message: Message, is_last: bool) -> list[Piece]:
 @bug(
     "end-missing",
     "stop",
-    "The next message begins within the one before.",
+    "The next message begins within the previous one.",
     "ggml-org/llama.cpp#15110",
     variants={"of the assistant's messages": {"role": "assistant"}},
 )
@@ -42,10 +42,10 @@ def _(right: Stop, message: Message, is_last: bool, role: str = "") -> list[Piec
 @bug(
     "call-ended-by-end",
     "stop",
-    "The model learns to end calls with `<|end|>`, where servers do not stop.",
+    "The model learns to end calls with `<|end|>`, at which servers do not stop.",
 )
 def _(right: Stop, message: Message, is_last: bool) -> list[Piece]:
-    """Calls end with `<|end|>` and not with `<|call|>`."""
+    """Calls end with `<|end|>` instead of `<|call|>`."""
     return [Mark("end")] if is_call(message) else right(message, is_last)
 
 
@@ -62,7 +62,7 @@ def _(right: Stop, message: Message, is_last: bool) -> list[Piece]:
 @bug(
     "generation-prompt-missing",
     "prompt",
-    "The model is free to go on as the user, and often does.",
+    "The model may continue as the user, and often does.",
 )
 def _(right: Prompt, role: str) -> list[Piece]:
     """`<|start|>assistant` is missing at the end of the prompt."""
@@ -72,7 +72,7 @@ def _(right: Prompt, role: str) -> list[Piece]:
 @bug(
     "generation-prompt-with-channel",
     "prompt",
-    "The model can no longer choose: it does not think, or cannot call a tool.",
+    "The model can no longer choose the channel: it skips the analysis, or cannot call a tool.",
     variants={
         "analysis": {"channel": "analysis"},
         "with no message mark": {"marked": False},
@@ -82,7 +82,7 @@ def _(right: Prompt, role: str) -> list[Piece]:
 def _(
     right: Prompt, role: str, channel: str = "final", marked: bool = True, thought: bool = False
 ) -> list[Piece]:
-    """The prompt goes on behind `<|start|>assistant`, with a channel."""
+    """The prompt continues after `<|start|>assistant`, with a channel."""
     opened: list[Piece] = [Mark("channel"), channel, *([Mark("message")] if marked else [])]
     empty: list[Piece] = [Mark("channel"), "analysis", Mark("message"), Mark("end")]
     return [*right(role), *([*empty, *right(role)] if thought else []), *opened]
@@ -101,10 +101,10 @@ def _(right: Prompt, role: str) -> list[Piece]:
 @bug(
     "generation-prompt-doubled",
     "prompt",
-    "The model is opened a message within a header.",
+    "A message begins within a header.",
 )
 def _(right: Prompt, role: str) -> list[Piece]:
-    """`<|start|>assistant` stands twice at the end of the prompt."""
+    """`<|start|>assistant` occurs twice at the end of the prompt."""
     return [*right(role), *right(role)]
 
 
@@ -118,14 +118,14 @@ def _(right: Prompt, role: str) -> list[Piece]:
 def _(
     right: Whole, pieces: Pieces, messages: Messages, name: str = "startoftext"
 ) -> Sequence[Piece]:
-    """A token that marks the beginning, `<|startoftext|>`, was put before the prompt."""
+    """The prompt begins with a beginning-of-text token, `<|startoftext|>`."""
     return [Mark(name), *right(pieces, messages)]
 
 
 @bug(
     "newline-at-the-end",
     "whole",
-    "The model goes on behind a newline, where a header never has one.",
+    "The model continues after a newline, but headers have none.",
 )
 def _(right: Whole, pieces: Pieces, messages: Messages) -> Sequence[Piece]:
     """The prompt ends with a newline."""

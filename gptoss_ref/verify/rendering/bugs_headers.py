@@ -1,4 +1,4 @@
-"""Bugs in the headers of messages: role, recipient, channel, constraint."""
+"""Bugs in the headers of messages: role, recipient, channel and content type."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Header = Callable[[Message], list[Piece]]
 @bug(
     "preamble-as-analysis",
     "header",
-    "What the user was told becomes a thought.",
+    "Text for the user becomes analysis.",
     "huggingface/trl#5109 thinking-machines-lab/tinker-cookbook#949",
     variants={"as final": {"to": "final"}},
 )
 def _(right: Header, message: Message, to: str = "analysis") -> list[Piece]:
-    """The text beside a tool call goes to the analysis channel, not to commentary."""
+    """The text beside a tool call goes to the analysis channel instead of commentary."""
     return right(replace(message, channel=to) if is_preamble(message) else message)
 
 
 @bug(
     "recipient-after-channel",
     "header",
-    "None that is known: models write it so themselves, openai-harmony renders it before.",
+    "No effect is known: models write it this way; openai-harmony renders it before the channel.",
     "openai/harmony#49 openai/harmony#81 vllm-project/vllm#51020",
     form=True,
 )
 def _(right: Header, message: Message) -> list[Piece]:
-    """A call's recipient stands behind the channel and not before it."""
+    """A call's recipient is after the channel instead of before it."""
     if not is_call(message) or message.channel is None:
         return right(message)
     moved = right(replace(message, recipient=None))
@@ -47,7 +47,7 @@ def _(right: Header, message: Message) -> list[Piece]:
 @bug(
     "constrain-missing",
     "header",
-    "None that is known: the released chat template writes it so, models write the token.",
+    "No effect is known: the released chat template writes it this way; models write the token.",
     "vllm-project/vllm#28729",
     form=True,
 )
@@ -60,7 +60,7 @@ def _(right: Header, message: Message) -> list[Piece]:
 @bug(
     "content-type-missing",
     "header",
-    "Calls in the history lack the format that the model is to write.",
+    "Calls in the history lack the format that the model should write.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
     """A call's format is missing from its header."""
@@ -83,10 +83,10 @@ def _(right: Header, message: Message) -> list[Piece]:
 @bug(
     "blank-before-constrain-missing",
     "header",
-    "A header that models do write, but no training prompt held.",
+    "Models write such headers, but no training prompt had one.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
-    """There is no blank before `<|constrain|>`."""
+    """There is no space before `<|constrain|>`."""
     out = right(message)
     if Mark("constrain") in out:
         at = out.index(Mark("constrain")) - 1
@@ -101,7 +101,7 @@ def _(right: Header, message: Message) -> list[Piece]:
     variants={"function. for functions.": {"prefix": "function."}},
 )
 def _(right: Header, message: Message, prefix: str = "") -> list[Piece]:
-    """A call is addressed to `f` and not to `functions.f`."""
+    """A call is addressed to `f` instead of `functions.f`."""
     recipient = message.recipient or ""
     if not is_call(message) or not recipient.startswith("functions."):
         return right(message)
@@ -111,10 +111,10 @@ def _(right: Header, message: Message, prefix: str = "") -> list[Piece]:
 @bug(
     "call-without-recipient",
     "header",
-    "A call in the history is talk: nobody is called.",
+    "A call in the history looks like text: no tool is called.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
-    """A call's header does not say whom it is for."""
+    """A call's header has no recipient."""
     return right(replace(message, recipient=None)) if is_call(message) else right(message)
 
 
@@ -124,7 +124,7 @@ def _(right: Header, message: Message) -> list[Piece]:
     "Calls to functions belong to commentary; parsers look for them there.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
-    """Calls to functions stand on the analysis channel."""
+    """Calls to functions are in the analysis channel."""
     if is_call(message) and message.channel == "commentary":
         return right(replace(message, channel="analysis"))
     return right(message)
@@ -141,7 +141,7 @@ def _(right: Header, message: Message) -> list[Piece]:
     },
 )
 def _(right: Header, message: Message, name: str = "tool", bare: bool = False) -> list[Piece]:
-    """A tool's result has the role `tool` where the tool's name belongs."""
+    """A tool's result has the role `tool` instead of the tool's name."""
     if message.role != "tool":
         return right(message)
     own = (message.name or "").removeprefix("functions.")
@@ -151,7 +151,7 @@ def _(right: Header, message: Message, name: str = "tool", bare: bool = False) -
 @bug(
     "result-as-user",
     "header",
-    "The tool's words are taken for the user's.",
+    "The model takes the tool's result for the user's words.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
     """A tool's result is rendered as a message of the user."""
@@ -205,7 +205,7 @@ def _(right: Header, message: Message) -> list[Piece]:
 @bug(
     "start-doubled",
     "header",
-    "A header within a header: the model takes the role for a text.",
+    "A header is inside a header: the model takes the role for text.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
     """Messages of the assistant begin with `<|start|>assistant` twice."""

@@ -1,4 +1,4 @@
-"""Bugs in which messages of the conversation are rendered, and in what order."""
+"""Bugs in the choice and order of the messages that are rendered."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ History = Callable[[Messages], list[Message]]
 
 
 def is_call(message: Message) -> bool:
-    """Whether a message is the assistant's call of a tool."""
+    """Whether a message is a tool call of the assistant."""
     return message.role == "assistant" and message.recipient is not None
 
 
 @bug(
     "history-of-openai-harmony",
     "history",
-    "Thoughts behind earlier answers stay while a tool call is open: a longer prompt, unlike the "
-    "one that docs/format.md describes.",
+    "Analysis of earlier answers stays while a tool call is open: the prompt is longer than the "
+    "one in docs/format.md.",
     "vllm-project/vllm#45048",
     form=True,
 )
@@ -36,7 +36,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "analysis-kept",
     "history",
-    "Old thoughts fill the context, and the model goes on from them.",
+    "Old analysis fills the context, and the model continues from it.",
     "vllm-project/vllm#45048",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -47,11 +47,11 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "analysis-of-calls-kept",
     "history",
-    "Old thoughts fill the context; those behind the answers are dropped, those behind calls not.",
+    "Old analysis fills the context: that before answers is dropped, but not that before calls.",
     "huggingface/trl#5109",
 )
 def _(right: History, messages: Messages) -> list[Message]:
-    """Of a turn that is answered, the analysis that led to a call stays."""
+    """In an answered turn, the analysis that led to a call stays."""
     kept = right(messages)
     thoughts = [m for m, after in pairwise(messages) if m.channel == "analysis" and is_call(after)]
     return [m for m in messages if m in kept or m in thoughts]
@@ -60,7 +60,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "analysis-dropped-in-a-turn",
     "history",
-    "The model forgets why it called a tool, and begins to think anew after each result.",
+    "The model forgets why it called a tool, and starts its analysis again after each result.",
     "vllm-project/vllm#27653 vllm-project/vllm#35907 ggml-org/llama.cpp#15181",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -71,7 +71,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "preamble-lost",
     "history",
-    "What the model told the user before it called a tool is forgotten.",
+    "The model forgets what it told the user before it called a tool.",
 )
 def _(right: History, messages: Messages) -> list[Message]:
     """The text beside a tool call is dropped."""
@@ -89,22 +89,22 @@ def is_preamble(message: Message) -> bool:
 @bug(
     "preamble-dropped-as-analysis",
     "history",
-    "What the user was told becomes a thought, and is dropped with the thoughts.",
+    "Text for the user becomes analysis, and is dropped with it.",
     "huggingface/trl#5109",
 )
 def _(right: History, messages: Messages) -> list[Message]:
-    """The text beside a tool call goes to the analysis channel, and is dropped as such."""
+    """The text beside a tool call goes to the analysis channel, and is dropped with it."""
     return right([replace(m, channel="analysis") if is_preamble(m) else m for m in messages])
 
 
 @bug(
     "second-call-lost",
     "history",
-    "The result of the second call answers a question that nobody asked.",
+    "The result of the second call has no call.",
     "ggml-org/llama.cpp#19814 huggingface/trl#5109",
 )
 def _(right: History, messages: Messages) -> list[Message]:
-    """Of several tool calls of one message only the first is rendered."""
+    """If a message has several tool calls, only the first is rendered."""
     kept = right(messages)
     return [m for n, m in enumerate(kept) if not (is_call(m) and n and is_call(kept[n - 1]))]
 
@@ -112,7 +112,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "calls-lost",
     "history",
-    "Results stand there without their calls.",
+    "Results have no calls.",
     "waybarrios/vllm-mlx#581",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -149,7 +149,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "messages-without-text-dropped",
     "history",
-    "Empty results and answers vanish, and calls stand without results.",
+    "Empty results and answers are missing, and calls have no results.",
 )
 def _(right: History, messages: Messages) -> list[Message]:
     """A message whose text is empty is left out."""

@@ -30,7 +30,7 @@ def developer_content(message: Message) -> DeveloperContent | None:
 @bug(
     "system-message-missing",
     "history",
-    "The model is not told its channels, effort and date, which it saw in every training prompt.",
+    "Channels, effort and date are missing, which every training prompt had.",
     "hiyouga/LlamaFactory#8875",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -41,11 +41,11 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "system-message-replaced",
     "history",
-    "The caller's words get the rank of the system message, and channels and effort are lost.",
+    "The instructions get the rank of the system message, and channels and effort are lost.",
     variants={"with the heading": {"heading": True}},
 )
 def _(right: History, messages: Messages, heading: bool = False) -> list[Message]:
-    """The caller's instructions stand as the system message, in place of the model's own."""
+    """The caller's instructions replace the model's system message."""
     kept = right(messages)
     told = next((m for m in kept if (c := developer_content(m)) and c.instructions), None)
     if told is None:
@@ -64,13 +64,13 @@ def _(right: History, messages: Messages, heading: bool = False) -> list[Message
 @bug(
     "instructions-in-system-message",
     "history",
-    "The model ranks system above developer: the caller's words get a rank they never had in "
-    "training, behind words that it knows by heart.",
+    "The model ranks system above developer: the instructions get a rank that they never had in "
+    "training, after a text that the model knows by heart.",
     "vllm-project/vllm#44330 vllm-project/vllm#23386",
     variants={"at the end": {"at_end": True}},
 )
 def _(right: History, messages: Messages, at_end: bool = False) -> list[Message]:
-    """The caller's instructions are merged into the system message, behind its first sentence."""
+    """The caller's instructions are merged into the system message, after its first sentence."""
     kept = right(messages)
     told = next((m for m in kept if (c := developer_content(m)) and c.instructions), None)
     system = next((m for m in kept if m.role == "system"), None)
@@ -96,14 +96,14 @@ def _(right: History, messages: Messages, at_end: bool = False) -> list[Message]
     "vllm-project/vllm#30247 vllm-project/vllm#23975 vllm-project/vllm#42003",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """The model's identity is the default one although the caller gave another."""
+    """The model's identity is the default one, although the caller gave another."""
     return right(replace(content, model_identity=SystemContent().model_identity), functions)
 
 
 @bug(
     "identity-missing",
     "system",
-    "A line of the prompt that every training example had is not there.",
+    "The prompt lacks a line that every training example had.",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
     """The first sentence, which says who the model is, is missing."""
@@ -113,7 +113,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "cutoff-missing",
     "system",
-    "The model does not know up to when its knowledge goes.",
+    "The model does not know the date at which its knowledge ends.",
     "tenstorrent/tt-inference-server#4143",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
@@ -124,8 +124,8 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "date-missing",
     "system",
-    "The model guesses the year, usually that of its training. The format allows it: "
-    "openai-harmony writes the line only if it is given a date.",
+    "The model guesses the year, usually that of its training. The format allows this: "
+    "openai-harmony writes the line only if it gets a date.",
     "hiyouga/LlamaFactory#8875 tenstorrent/tt-inference-server#4143",
     form=True,
 )
@@ -137,7 +137,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "effort-missing",
     "system",
-    "The model reasons as it happens to.",
+    "The reasoning effort is undefined.",
     "tenstorrent/tt-inference-server#4143",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
@@ -148,22 +148,22 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "effort-ignored",
     "system",
-    "High effort cannot be had, and low effort costs what medium does.",
+    "High effort has no effect, and low effort costs as much as medium.",
     "ollama/ollama#12589",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """The effort is medium whatever was asked for."""
+    """The effort is always medium, whatever the request asks for."""
     return right(replace(content, reasoning_effort="medium"), functions)
 
 
 @bug(
     "effort-in-small-letters",
     "system",
-    "The line is not the one that the model was trained on, and may be passed over.",
+    "The line is not the one that the model was trained on, and the model may ignore it.",
     "ggml-org/llama.cpp#15110",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """The line reads "reasoning: …" for "Reasoning: …"."""
+    """The line reads "reasoning: …" instead of "Reasoning: …"."""
     return right(content, functions).replace("\nReasoning: ", "\nreasoning: ")
 
 
@@ -173,7 +173,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
     "The line is not the one that the model was trained on.",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """The effort has a capital: "Reasoning: High"."""
+    """The effort begins with a capital letter: "Reasoning: High"."""
     text = right(content, functions)
     return re.sub(r"\nReasoning: (\w)", lambda m: f"\nReasoning: {m[1].upper()}", text)
 
@@ -181,7 +181,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "channels-line-missing",
     "system",
-    "The model leaves channels out of its headers, or thinks aloud in its answer.",
+    "The model leaves channels out of its headers, or writes its analysis into the answer.",
     "tenstorrent/tt-inference-server#4143",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
@@ -192,7 +192,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "commentary-not-valid",
     "system",
-    "Without the channel of tool calls, calls go to the wrong channel or are not made.",
+    "Without the channel for tool calls, calls go to the wrong channel or are missing.",
     "vllm-project/vllm#23167 vllm-project/vllm#23386",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
@@ -214,10 +214,10 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "calls-sentence-missing",
     "system",
-    "Calls go to the analysis channel, where parsers do not look for them.",
+    "Calls go to the analysis channel, in which parsers do not expect them.",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """There are functions, but not the sentence that their calls go to the commentary channel."""
+    """Although there are functions, the sentence on their calls (commentary channel) is missing."""
     return right(content, False)
 
 
@@ -228,7 +228,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
     "ggml-org/llama.cpp#15110",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """The sentence on calls to functions is there without functions."""
+    """Although there are no functions, there is the sentence on their calls."""
     text = right(content, functions)
     return text + _CALLS if content.channels and not functions else text
 
@@ -236,17 +236,17 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "blank-lines-missing",
     "system",
-    "Sections run into each other, as in no training prompt.",
+    "Sections are not separated, unlike in training prompts.",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """The sections of the system message follow each other without an empty line."""
+    """There is no empty line between the sections of the system message."""
     return right(content, functions).replace("\n\n", "\n")
 
 
 @bug(
     "built-in-tools-missing",
     "system",
-    "The model cannot browse or run Python, or calls what it was not told of.",
+    "The model cannot browse or run Python, or calls tools that the prompt does not describe.",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
     """The built-in tools (browser, python) are missing from the system message."""
@@ -259,7 +259,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
 @bug(
     "instructions-lost",
     "history",
-    "What the caller asked for never reaches the model.",
+    "The model never sees the caller's instructions.",
     "sgl-project/sglang#40082",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -279,7 +279,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "later-instructions-lost",
     "history",
-    "What the caller added in the middle of the conversation never reaches the model.",
+    "The model never sees instructions that were added later in the conversation.",
     "raullenchai/Rapid-MLX#1765 lmstudio-ai/lmstudio-bug-tracker#2264",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -292,7 +292,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "later-instructions-merged",
     "history",
-    "What was said later is told as if it had been known from the beginning.",
+    "Later instructions look as if they had been given at the beginning.",
     "raullenchai/Rapid-MLX#1769 lmstudio-ai/lmstudio-bug-tracker#2264",
     variants={"with one newline": {"between": "\n"}},
 )
@@ -312,7 +312,7 @@ def _(right: History, messages: Messages, between: str = "\n\n") -> list[Message
 @bug(
     "instructions-heading-missing",
     "developer",
-    "The model sees bare words where it was trained on a section.",
+    "The model was trained on a section with a heading, and sees a text without it.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
     """The heading "# Instructions" is missing from the developer message."""
@@ -322,11 +322,11 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "developer-message-as-system",
     "header",
-    "The caller's words get the rank of the system message.",
+    "The instructions get the rank of the system message.",
     "vllm-project/vllm#44330",
 )
 def _(right: Callable[[Message], list[Piece]], message: Message) -> list[Piece]:
-    """The developer message stands under the role system."""
+    """The developer message has the role system."""
     pieces = right(message)
     return [Mark("start"), "system", *pieces[2:]] if message.role == "developer" else pieces
 
@@ -334,11 +334,11 @@ def _(right: Callable[[Message], list[Piece]], message: Message) -> list[Piece]:
 @bug(
     "empty-developer-message",
     "history",
-    "A message that says nothing takes the place where instructions and tools stand.",
+    "An empty message takes the place of instructions and tools.",
     "vllm-project/vllm#44330",
 )
 def _(right: History, messages: Messages) -> list[Message]:
-    """There is a developer message although there are neither instructions nor tools."""
+    """Although there are neither instructions nor tools, there is a developer message."""
     kept = right(messages)
     if any(m.role == "developer" for m in kept):
         return kept

@@ -1,4 +1,4 @@
-"""Bugs in how tools are described."""
+"""Bugs in the descriptions of tools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def each_tool(content: DeveloperContent, change: Callable[[Tool], Tool]) -> Deve
 
 
 def each_schema(schema: Schema, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Schema:
-    """The same schema with every object in it that is a schema changed, the inner ones first."""
+    """The same schema with every schema object in it changed, inner ones first."""
     if not isinstance(schema, Mapping):
         return schema
     out = dict(schema)
@@ -58,7 +58,7 @@ def _without(*keys: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @bug(
     "tools-missing",
     "developer",
-    "The model does not know the tools, and makes calls up or makes none.",
+    "The model does not know the tools: it invents calls or makes none.",
     "vinhnx/VTCode#318 vinhnx/VTCode#312",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
@@ -80,7 +80,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 def _(
     right: Developer, content: DeveloperContent, indent: int | None = None, wrapped: bool = False
 ) -> str:
-    """The functions are described as JSON schemas and not as TypeScript."""
+    """The functions are described as JSON schemas instead of TypeScript."""
     if not content.tools:
         return right(content)
     tools: list[Any] = [
@@ -98,7 +98,7 @@ def _(
 @bug(
     "tools-heading-missing",
     "developer",
-    "The model sees types where it was trained on a section.",
+    "The model was trained on a section with headings, and sees types without them.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
     """The headings "# Tools" and "## functions" are missing."""
@@ -108,10 +108,10 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "tools-namespace-missing",
     "developer",
-    "The model calls `f` for `functions.f`, and the call is not recognised.",
+    "The model calls `f` instead of `functions.f`, and the call is not recognised.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """The types of the functions stand alone, without `namespace functions { … }`."""
+    """The types of the functions are not in `namespace functions { … }`."""
     text = right(content).replace("namespace functions {\n\n", "")
     return text.replace("\n\n} // namespace functions", "")
 
@@ -119,20 +119,20 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "tool-descriptions-missing",
     "developer",
-    "The model has to guess from the name what a tool does.",
+    "The model has to guess the purpose of a tool from its name.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """What a function does is left out."""
+    """The description of a function is missing."""
     return right(each_tool(content, lambda tool: replace(tool, description="")))
 
 
 @bug(
     "parameter-descriptions-missing",
     "developer",
-    "The model has to guess from their names what parameters mean.",
+    "The model has to guess the meaning of parameters from their names.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """What a parameter means is left out."""
+    """The description of a parameter is missing."""
     return right(in_schemas(content, _without("description", "title")))
 
 
@@ -142,7 +142,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "The further lines of a description look like code.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """Of a function's description with several lines only the first begins with `// `."""
+    """If a function's description has several lines, only the first begins with `// `."""
     text = right(content)
     for space in content.tools:
         for tool in space.tools:
@@ -159,7 +159,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "Lists and examples in a description run together.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """Newlines in a function's description become blanks."""
+    """Newlines in a function's description become spaces."""
     return right(
         each_tool(content, lambda t: replace(t, description=t.description.replace("\n", " ")))
     )
@@ -168,7 +168,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "optional-marks-missing",
     "developer",
-    "The model makes up values for parameters that it may leave out.",
+    "The model invents values for optional parameters.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
     """Optional parameters lack their `?`."""
@@ -183,7 +183,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "required-marked-optional",
     "developer",
-    "The model leaves out parameters that the tool needs.",
+    "The model leaves out required parameters.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
     """Required parameters have a `?`."""
@@ -193,7 +193,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "enum-lost",
     "developer",
-    "The model makes values up that the tool refuses.",
+    "The model invents values that the tool refuses.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
     """A parameter with an enum is a plain string."""
@@ -206,7 +206,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "The values no longer constrain the type that the model reads.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """The values of an enum stand in a comment above a plain string."""
+    """The values of an enum are in a comment above a plain string."""
 
     def commented(schema: dict[str, Any]) -> dict[str, Any]:
         values = schema.get("enum")
@@ -222,7 +222,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "default-missing",
     "developer",
-    "The model does not know what happens when it leaves a parameter out.",
+    "The model does not know what happens if it leaves a parameter out.",
     "brightwave-inc/tidebreak#1088",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
@@ -233,7 +233,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "default-without-quotes",
     "developer",
-    "Texts and numbers look alike.",
+    "The model cannot distinguish texts from numbers.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
     """Default values that are texts have no quotes."""
@@ -243,18 +243,18 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "default-of-enum-quoted",
     "developer",
-    "A character more than in training; harmless as far as known.",
+    "One more character than in training; harmless as far as known.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """The default value of an enum stands in quotes."""
+    """The default value of an enum is in quotes."""
     return re.sub(r'(" \| "[^\n]*, // default: )(?!")([^\n]+)', r'\1"\2"', right(content))
 
 
 @bug(
     "comma-behind-default",
     "developer",
-    "A comma that belongs to the type stands in the comment as well; harmless as far as known.",
+    "The comma after the type is also in the comment; harmless as far as known.",
     form=True,
     variants={"except behind that of an enum": {"enums": False}},
 )
@@ -267,18 +267,18 @@ def _(right: Developer, content: DeveloperContent, enums: bool = True) -> str:
 @bug(
     "last-comma-missing",
     "developer",
-    "A character less than in training; harmless as far as known.",
+    "One character less than in training; harmless as far as known.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """The last parameter of a function has no comma behind it."""
+    """The last parameter of a function has no comma after it."""
     return right(content).replace(",\n}) => any", "\n}) => any")
 
 
 @bug(
     "blank-lines-before-tools",
     "developer",
-    "Two newlines stand before the section of tools where no instructions stand.",
+    "Without instructions, there are two newlines before the section of tools.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:
@@ -290,11 +290,11 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "properties-sorted",
     "developer",
-    "The order that the author meant is lost, and with it what the model reads first.",
+    "The author's order is lost, and the model reads other parameters first.",
     "ollama/ollama#12244",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """Parameters stand in alphabetical order and not in that of the schema."""
+    """Parameters are in alphabetical order instead of that of the schema."""
 
     def ordered(schema: dict[str, Any]) -> dict[str, Any]:
         names = schema.get("properties")
@@ -310,7 +310,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "ollama/ollama#12244 alibaba/open-code-review#721",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """Functions stand in alphabetical order and not in the caller's."""
+    """Functions are in alphabetical order instead of the caller's."""
     spaces = [replace(s, tools=sorted(s.tools, key=lambda t: t.name)) for s in content.tools]
     return right(replace(content, tools=tuple(spaces)))
 
@@ -333,20 +333,20 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "huggingface/transformers#31100 mistralai/mistral-common#311",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """`<`, `>` and `&` are written as HTML writes them."""
+    """`<`, `>` and `&` are escaped as in HTML."""
     return html.escape(right(content), quote=False).replace("=&gt; any", "=> any")
 
 
 @bug(
     "array-items-lost",
     "developer",
-    "The model does not know what to put into a list.",
+    "The model does not know the type of a list's items.",
     variants={"of objects only": {"objects": True}, "as Array<any>": {"written": "Array<any>"}},
 )
 def _(
     right: Developer, content: DeveloperContent, objects: bool = False, written: str = "any[]"
 ) -> str:
-    """What an array holds is left out: it is `any[]`."""
+    """The type of an array's items is missing: it is `any[]`."""
 
     def lost(schema: dict[str, Any]) -> dict[str, Any]:
         if schema.get("type") != "array" or "items" not in schema:
@@ -367,7 +367,7 @@ def _(
     "TypeScript has no such type, and no training prompt had it.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """A parameter of type integer is written `integer` and not `number`."""
+    """A parameter of type integer is written `integer` instead of `number`."""
 
     def kept(schema: dict[str, Any]) -> dict[str, Any]:
         # in a list of types a name stands as it is written
@@ -379,8 +379,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "empty-parameters-as-none",
     "developer",
-    "The type of a function without parameters is not the one of training; harmless as far as "
-    "known.",
+    "The type of a function without parameters differs from training; harmless as far as known.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:
@@ -391,10 +390,10 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "tools-in-system-message",
     "whole",
-    "The functions stand where built-in tools stand, and get their rank.",
+    "The functions are in the place of built-in tools, and have their rank.",
 )
 def _(right: Callable[..., Any], pieces: Any, messages: Any) -> Any:
-    """The functions are described in the system message and not in the developer message."""
+    """The functions are described in the system message instead of the developer message."""
     functions = [
         space
         for message in messages

@@ -1,4 +1,4 @@
-"""The catalogue: what others got wrong in public, each as one rule of the renderer replaced."""
+"""The catalogue of rendering bugs; most of them are publicly reported."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _MODULES = (
     bugs_ends,
     bugs_opening,
     bugs_tools,
-)  # each fills the catalogue when it is imported
+)  # importing a module adds its bugs to the catalogue
 
 BUGS: tuple[RenderingBug, ...] = tuple(
     one for module in _MODULES for one in bug.CATALOGUE[module.__name__]
 )
-"""Every rendering bug, and the forms that are not wrong."""
+"""All rendering bugs, including forms that are not wrong."""
 
 _BY_NAME = {one.name: one for one in BUGS}
 
 
 def rendering_bug(name: str) -> RenderingBug:
-    """The rendering bug of that name.
+    """The rendering bug with that name.
 
     Raises:
-        GptOssError: there is none; the message suggests the nearest.
+        GptOssError: it is unknown; the message suggests the nearest name.
 
     >>> rendering_bug("return-in-history").rule
     'stop'
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)
-        raise GptOssError(f"there is no rendering bug {name!r}: did you mean {near[0]!r}?")
+        raise GptOssError(f"unknown rendering bug {name!r}: did you mean {near[0]!r}?")
     return _BY_NAME[name]

@@ -14,7 +14,7 @@ from gptoss_ref.verify.rendering.pieces import from_ids, from_text, text_of, to_
 from gptoss_ref.verify.rendering.report import RenderingReport, judge
 
 MAX_RENDERED = 4 << 20
-"""Characters of a rendering, or tokens, that are looked at."""
+"""Largest size of a rendering, in characters or tokens."""
 
 _DATE = re.compile(r"^Current date: (\d{4}-\d\d-\d\d)\n", re.MULTILINE)
 _TODAY = "2026-01-01"
@@ -28,7 +28,7 @@ def harmony(
     training: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> RenderingReport:
-    """Name the bug in somebody's rendering of a conversation.
+    """Find the bugs in a rendering of a conversation.
 
     >>> from gptoss_ref.verify import harmony
     >>> said = {"messages": [{"role": "user", "content": "Hello"}], "date": "2025-06-28"}
@@ -37,21 +37,21 @@ def harmony(
     'chatml'
 
     Args:
-        conversation: messages of :mod:`gptoss_ref.chat`, or plain data: what chat APIs take
-            (``messages``, ``tools``, ``reasoning_effort``), or messages as openai-harmony writes
-            them.
-        rendered: the text of the prompt, special tokens spelt out, or its token ids. Ids say more:
-            in a text, ``<|end|>`` in a user's words cannot be told from the token.
-        next_role: whose message the rendering should open at its end; None: nobody's.
+        conversation: messages of :mod:`gptoss_ref.chat`, or plain data: a request of a chat API
+            (``messages``, ``tools``, ``reasoning_effort``), or messages in the format of
+            openai-harmony.
+        rendered: the text of the prompt with special tokens spelt out, or its token ids. Ids are
+            better: in a text, the words ``<|end|>`` of a user look like the token.
+        next_role: role of the message that the rendering should open at its end; None: none.
         training: whether it is a training example, whose last answer ends with ``<|return|>``.
         tokenizer: of the ids; None: that of the released models.
 
     Returns:
-        A report with ``causes``, each with a ``name``; empty when nothing is wrong.
+        A report with ``causes``, each with a ``name``; empty if nothing is wrong.
 
     Raises:
-        HarmonyError: a conversation that cannot be, or a rendering of more than 4 Mi characters.
-        TokenError: an id that no token has.
+        HarmonyError: an invalid conversation, or a rendering of more than 4 Mi characters.
+        TokenError: an unknown token id.
     """
     said = as_conversation(conversation)
     case, notes = case_of(said, rendered, next_role=next_role, training=training, with_=tokenizer)
@@ -66,11 +66,11 @@ def case_of(
     training: bool = False,
     with_: Tokenizer | None = None,
 ) -> tuple[Case, list[str]]:
-    """A case for the search, and what is to be said about its tokens.
+    """A case for the search, and notes on its tokens.
 
     Raises:
-        HarmonyError: a rendering that is too long.
-        TokenError: an id that no token has.
+        HarmonyError: the rendering is too long.
+        TokenError: an unknown token id.
     """
     notes: list[str] = []
     if isinstance(rendered, str):
@@ -83,7 +83,7 @@ def case_of(
         observed = from_ids(ids, tokenizer) if size <= MAX_RENDERED else ()
         if observed and to_ids(observed, tokenizer) != ids and not _piecewise(ids, tokenizer):
             notes.append(
-                f"{conversation.title}: the same text has other tokens by the merges of "
+                f"{conversation.title}: the same text has other tokens with the merges of "
                 f"{tokenizer.name}"
             )
     if size > MAX_RENDERED:
@@ -94,7 +94,7 @@ def case_of(
 
 
 def _piecewise(ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether each text is made of pieces that were encoded one by one, as headers are."""
+    """Whether the texts consist of separately encoded pieces, as headers do."""
     run: list[int] = []
     for token in [*ids, tokenizer.special_id("end")]:
         if not tokenizer.is_special(token):

@@ -1,10 +1,11 @@
-"""Conversations as JSON: the messages of chat APIs, or Harmony's own.
+"""Conversations as JSON, in the format of chat APIs or in Harmony's format.
 
-*Chat* is what ``/v1/chat/completions`` takes: an object with ``messages`` and ``tools``, or a list
-of messages. Its system and developer messages are the developer's instructions in Harmony, and the
-system message is the default one. *Harmony* is what openai-harmony writes: messages with channel,
-recipient and content type, rendered as they stand. A conversation is Harmony if one of its messages
-has a field that only Harmony knows; ``"format": "chat"`` or ``"harmony"`` settles it.
+*chat* is the format of ``/v1/chat/completions``: an object with ``messages`` and ``tools``, or a
+list of messages. Its system and developer messages become the developer's instructions in Harmony,
+and the system message is the default one. *harmony* is the format of openai-harmony: messages with
+channel, recipient and content type, which are rendered unchanged. A conversation is in Harmony's
+format if one of its messages has a field that only Harmony has; ``"format": "chat"`` or
+``"harmony"`` states the format.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gptoss_ref.chat.tools import Tool, ToolNamespace, browser, python
 from gptoss_ref.errors import HarmonyError
 
 MAX_BYTES = 16 << 20
-"""No larger file of a conversation is read."""
+"""Largest size of a conversation's file in bytes."""
 
 _HARMONY_KEYS = {"channel", "recipient", "content_type"}
 _CHAT_KEYS = {
@@ -36,7 +37,7 @@ _CHAT_KEYS = {
 _TOP_KEYS = {
     *("messages", "tools", "reasoning_effort", "model_identity", "builtin_tools", "date"),
     *("format", "id", "title", "model", "conversation_start_date"),
-    # of a whole request: no prompt shows them
+    # fields of a request that prompts leave out
     *("temperature", "top_p", "seed", "n", "stop", "stream", "stream_options", "user", "store"),
     *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "logprobs", "top_logprobs", "parallel_tool_calls"),
@@ -49,10 +50,10 @@ class Conversation:
     """A conversation, ready to be rendered.
 
     Attributes:
-        messages: in Harmony.
-        chat: the same as chat APIs take it, or None if it is Harmony's own.
-        date: what the system message says; None: in a chat, whatever the other side's clock says.
-        title: what it is about, for reports.
+        messages: the Harmony messages.
+        chat: the conversation in the format of chat APIs; None if it is in Harmony's format.
+        date: the date in the system message; None: for a chat, any date is accepted.
+        title: a description for reports.
     """
 
     messages: tuple[Message, ...]
@@ -61,7 +62,7 @@ class Conversation:
     title: str = "conversation"
 
     def on(self, date: str | None) -> tuple[Message, ...]:
-        """The messages with another date in the system message, if that gives none itself."""
+        """The messages with this date in the system message, unless it has a date."""
         if self.chat is None or self.date is not None:
             return self.messages
         first = self.messages[0]
@@ -71,7 +72,7 @@ class Conversation:
         return (first.with_content(dated), *self.messages[1:])
 
     def undated(self) -> Conversation:
-        """For a template or a server: it cannot be told the date, so the one it writes is right."""
+        """The conversation without a date, for templates and servers, which use their own clock."""
         return self if self.chat is None else replace(self, date=None)
 
 
@@ -79,7 +80,7 @@ def as_conversation(value: Any, title: str = "conversation") -> Conversation:
     """A conversation from messages of this package, or from plain data.
 
     Raises:
-        HarmonyError: it is none; the message names the field.
+        HarmonyError: it is not a conversation; the message names the field.
     """
     if isinstance(value, Conversation):
         return value
@@ -94,7 +95,7 @@ def read_conversation(path: str | Path) -> Conversation:
     """The conversation in a JSON file; `-` is the standard input.
 
     Raises:
-        HarmonyError: the file cannot be read, is too large, is no JSON, or holds no conversation.
+        HarmonyError: the file cannot be read, is too large, or is not JSON with a conversation.
     """
     where = Path(path)
     try:
@@ -121,12 +122,12 @@ def conversation_from_data(data: Any, title: str = "conversation") -> Conversati
     """A conversation from plain data: see the module's docstring.
 
     Raises:
-        HarmonyError: no messages, an unknown field or role, or a message that cannot be.
+        HarmonyError: no messages, an unknown field or role, or an invalid message.
     """
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
         data = {"messages": data}
     if not isinstance(data, Mapping) or not isinstance(data.get("messages"), (list, tuple)):
-        raise HarmonyError("conversation: expected a list of messages, or an object that has them")
+        raise HarmonyError("conversation: expected a list of messages, or an object with messages")
     messages = data["messages"]
     if not messages:
         raise HarmonyError("conversation: expected at least one message")
@@ -281,7 +282,7 @@ def _built_in(names: Iterable[Any]) -> tuple[ToolNamespace, ...]:
 
 
 def _text(message: Mapping[str, Any], number: int, key: str = "content") -> str:
-    """The text of a content: a text, nothing, or a list of text parts."""
+    """The text of a content, which is a text, null, or a list of text parts."""
     content = message.get(key)
     if content is None:
         return ""
@@ -328,7 +329,7 @@ def _assistant(
 def _result(
     message: Mapping[str, Any], number: int, names: dict[str, str], pending: list[str]
 ) -> Message:
-    """A tool's answer, under the name of the call that its id, or its place, points to."""
+    """A tool's result, with the name from the call with its id, or from the open call."""
     key = message.get("tool_call_id")
     if key is not None and key not in names:
         raise HarmonyError(f"message {number}: tool_call_id {key!r}: no call before it has that id")
@@ -338,7 +339,7 @@ def _result(
     if name is None and len(pending) == 1:
         name = pending[0]
     if name is None:
-        raise HarmonyError(f"message {number}: tool result without tool_call_id: whose is it?")
+        raise HarmonyError(f"message {number}: tool result without tool_call_id: expected one")
     if name in pending:
         pending.remove(name)
     return Message.tool(name, _text(message, number))

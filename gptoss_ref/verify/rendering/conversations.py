@@ -1,6 +1,6 @@
-"""The conversations that a template or a server is asked to render.
+"""The conversations that a template or a server has to render.
 
-Together they show every bug of the catalogue; the tests hold them to it.
+Together they show every bug of the catalogue, which the tests check.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ CONVERSATIONS: tuple[dict[str, Any], ...] = (
         "messages": [{"role": "user", "content": "Who are you?"}],
     },
 )
-"""In the form of chat APIs; built-in tools and the identity are for those who take them."""
+"""Conversations in the format of chat APIs; some use built-in tools or the identity."""
 
 
 @cache

@@ -1,9 +1,9 @@
-"""Which bugs of the catalogue turn the right renderings into the observed ones.
+"""Search for the bugs of the catalogue that turn the right renderings into the observed ones.
 
-The search adds the bug that brings the renderings nearest, until they are equal or none helps, and
-takes those back that were not needed. A bug is accused only where this is more than likeness: a
-rendering in which it acts is explained to the last token, or everything that it changes is found in
-the observation, with what stands before and behind it.
+The search repeatedly adds the bug that reduces the distance most, until the renderings are equal or
+no bug helps, and then removes bugs that are not needed. A bug is reported only with evidence: a
+rendering that it changes is explained to the last token, or everything that it changes occurs in
+the observation, together with the text before and after it.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from gptoss_ref.verify.rendering.pieces import (
 from gptoss_ref.verify.rendering.rules import SPECIFICATION, Rules
 
 Chosen = tuple[tuple[RenderingBug, str], ...]
-"""Bugs, each with its form, in the order in which they are applied."""
+"""Bugs and their forms, in the order in which they are applied."""
 
 MOST = 16
-"""No more bugs than this are looked for at once."""
+"""Largest number of bugs that the search combines."""
 
 _WORD = re.compile(r"\w+|\s|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A conversation and what somebody made of it.
+    """A conversation and an observed rendering of it.
 
     Attributes:
         title: for reports.
         messages: the conversation.
         observed: the rendering.
-        spelt: it came as a text, in which what spells a special token cannot be told from it.
-        next_role: whose message it should open at the end; None: nobody's.
+        spelt: it is a text, in which a spelt special token looks like the token itself.
+        next_role: role of the message that it should open at the end; None: none.
         training: whether a last answer should end with ``<|return|>``.
     """
 
@@ -58,7 +58,7 @@ class Case:
     training: bool = False
 
     def rendered(self, rules: Rules = SPECIFICATION) -> Pieces:
-        """What ``rules`` make of the conversation, as far as the observation could tell."""
+        """The rendering by ``rules``, in the form of the observation (text or tokens)."""
         made = rules.render(self.messages, self.next_role, training=self.training)
         return from_text(text_of(made)) if self.spelt else joined(made)
 
@@ -69,7 +69,7 @@ def apply(chosen: Chosen) -> Rules:
 
 
 def distance(ours: Pieces, theirs: Pieces) -> int:
-    """Words and marks that are in one of two renderings and not in the other."""
+    """Number of words and marks that are in only one of two renderings."""
     if ours == theirs:
         return 0
     total = 0
@@ -81,7 +81,7 @@ def distance(ours: Pieces, theirs: Pieces) -> int:
 
 
 def _middles(a: list[Piece], b: list[Piece]) -> tuple[list[Piece], list[Piece]]:
-    """Both without what they begin and end with alike."""
+    """Both lists without their common beginning and end."""
     size = min(len(a), len(b))
     start = next((n for n in range(size) if a[n] != b[n]), size)
     size -= start
@@ -108,9 +108,9 @@ class Search:
     """The search over the catalogue for some cases.
 
     Args:
-        cases: all that is observed.
+        cases: all observed renderings.
         bugs: the catalogue, or a part of it.
-        made: what earlier searches over the same conversations have rendered.
+        made: renderings from earlier searches over the same conversations.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Search:
         return self._made[key]
 
     def distances(self, chosen: Chosen) -> list[int]:
-        """How far each case is from its observation under these bugs."""
+        """The distance of each case from its observation under these bugs."""
         out = []
         for number, made in enumerate(self.renderings(chosen)):
             key = (number, made)
@@ -145,7 +145,7 @@ class Search:
         return out
 
     def run(self) -> Chosen:
-        """The bugs that bring the renderings nearest, the needless ones left out."""
+        """The bugs that bring the renderings nearest to those observed, needless ones removed."""
         chosen: Chosen = ()
         left = sum(self.distances(chosen))
         while left and len(chosen) < MOST:
@@ -156,7 +156,7 @@ class Search:
         return self._needed(chosen, left)
 
     def _next(self, chosen: Chosen, left: int) -> Chosen | None:
-        """One bug more: the best one; where none helps alone, the best two."""
+        """Add the best bug or, if no single bug helps, the best two."""
         best = self._best(self._one_more(chosen), left)
         if best is None and len(chosen) < 2:
             several = ((*one, *two[len(chosen) :]) for one, two in self._pairs(chosen))
@@ -170,7 +170,7 @@ class Search:
             distances = self.distances(one)
             if sum(distances) >= left:
                 continue
-            # of two that do the same, the one that is not wrong
+            # of two equal ones, take the one that is not wrong
             own = (sum(distances), -distances.count(0), not one[-1][0].form)
             if mark is None or own < mark:
                 best, mark = one, own
@@ -188,7 +188,7 @@ class Search:
                     yield one
 
     def _pairs(self, chosen: Chosen) -> Iterator[tuple[Chosen, Chosen]]:
-        """Pairs of those that leave the renderings no farther than half as much again."""
+        """Pairs of bugs that each increase the distance by at most half."""
         left = sum(self.distances(chosen))
         near = [one for one in self._one_more(chosen) if sum(self.distances(one)) <= 1.5 * left]
         near.sort(key=lambda one: sum(self.distances(one)))
@@ -207,7 +207,7 @@ class Search:
     # --- what is certain --------------------------------------------------------------------------
 
     def evidence(self, chosen: Chosen, one: tuple[RenderingBug, str]) -> tuple[list[int], bool]:
-        """The cases in which a bug acts, and whether they bear it out."""
+        """The cases that a bug changes, and whether they are evidence for it."""
         without = self.renderings(tuple(other for other in chosen if other != one))
         with_it = self.renderings(chosen)
         acts = [n for n, made in enumerate(with_it) if made != without[n]]
@@ -219,7 +219,7 @@ class Search:
         )
 
     def alike(self, chosen: Chosen, one: tuple[RenderingBug, str]) -> tuple[str, ...]:
-        """Other bugs that would do in place of this one on these cases."""
+        """Other bugs that explain these cases equally well."""
         at, made = chosen.index(one), self.renderings(chosen)
         out = []
         for bug in self.bugs:
@@ -234,7 +234,7 @@ class Search:
 
 
 def _found(before: Pieces, after: Pieces, observed: Pieces) -> bool:
-    """Whether all that a bug changes stands so in the observation, with one line around it."""
+    """Whether the observation contains everything that a bug changes, with one line around it."""
     a, b, seen = lines(before), lines(after), lines(observed)
     for tag, _, _, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag != "equal" and not _contains(seen, b[max(k - 1, 0) : m + 1]):

@@ -1,8 +1,8 @@
 """A rendering as pieces: special tokens and the texts between them.
 
-A prompt is compared neither as one text (`<|end|>` in a user's message would look like the end of
-it) nor as token ids (two tokenizations of one text would look like two texts), but as a sequence of
-:class:`Mark` (a special token) and ``str`` (what stands between two of them).
+Prompts are compared as sequences of :class:`Mark` (a special token) and ``str`` (the text between
+two of them). As one text, `<|end|>` in a user's message would look like the token; as token ids,
+two tokenizations of the same text would look like a difference.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def joined(pieces: Iterable[Piece]) -> Pieces:
 
 
 def text_of(pieces: Iterable[Piece]) -> str:
-    """The text, special tokens spelt out."""
+    """The text, with special tokens spelt out."""
     return "".join(map(str, pieces))
 
 
 def from_text(text: str) -> Pieces:
-    """The pieces of a rendered text, in which everything that spells a special token is one."""
+    """The pieces of a rendered text; every spelt special token counts as the token."""
     out: list[Piece] = []
     for number, part in enumerate(_MARK.split(text)):
         out.append(Mark(part) if number % 2 else part)
@@ -60,7 +60,7 @@ def from_text(text: str) -> Pieces:
 
 
 def from_ids(ids: Iterable[int], tokenizer: Tokenizer) -> Pieces:
-    """The pieces of token ids. TokenError for an id that no token has."""
+    """The pieces of token ids. TokenError for an unknown id."""
     out: list[Piece] = []
     run: list[int] = []
     for token in ids:
@@ -73,7 +73,7 @@ def from_ids(ids: Iterable[int], tokenizer: Tokenizer) -> Pieces:
 
 
 def to_ids(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[int]:
-    """Token ids, each text encoded by itself. TokenError for a mark that is no special token."""
+    """Token ids, each text encoded separately. TokenError for an unknown mark."""
     ids: list[int] = []
     for piece in pieces:
         if isinstance(piece, Mark):
@@ -84,7 +84,7 @@ def to_ids(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[int]:
 
 
 def lines(pieces: Sequence[Piece]) -> list[Piece]:
-    """Marks, and texts cut behind each newline."""
+    """The pieces, with texts split after each newline."""
     out: list[Piece] = []
     for piece in pieces:
         out += [piece] if isinstance(piece, Mark) else piece.splitlines(keepends=True)

@@ -13,13 +13,13 @@ from gptoss_ref.verify.rendering.pieces import Mark, Pieces, lines
 
 @dataclass(frozen=True)
 class RenderingCause:
-    """A bug of the catalogue that the renderings show.
+    """A bug of the catalogue that was found in the renderings.
 
     Attributes:
         bug: the entry of the catalogue.
-        variant: which form of it, where it is not the usual one.
-        cases: titles of the conversations in which it acts.
-        alternatives: names of others that these conversations cannot tell from it.
+        variant: its form, if it is not the usual one.
+        cases: titles of the conversations that it changes.
+        alternatives: names of other bugs that these conversations cannot distinguish from it.
     """
 
     bug: RenderingBug
@@ -29,12 +29,12 @@ class RenderingCause:
 
     @property
     def name(self) -> str:
-        """Of the bug, e.g. ``"return-in-history"``."""
+        """The name of the bug, e.g. ``"return-in-history"``."""
         return self.bug.name
 
     @property
     def summary(self) -> str:
-        """One sentence: what is wrong."""
+        """What is wrong, in one sentence."""
         return self.bug.summary
 
     def lines(self) -> list[str]:
@@ -44,7 +44,7 @@ class RenderingCause:
         more = f" and {len(self.cases) - 1} more" if len(self.cases) > 1 else ""
         out.append(f"  seen in: {self.cases[0]}{more}")
         if self.alternatives:
-            out.append(f"  cannot be told here from {', '.join(self.alternatives)}")
+            out.append(f"  cannot be distinguished here from {', '.join(self.alternatives)}")
         if self.bug.reports:
             out.append(f"  reported before: {', '.join(self.bug.reports)}")
         return out
@@ -68,9 +68,9 @@ class UnexplainedRendering:
 
     Attributes:
         case: title of the conversation.
-        expected: what stands there in the right rendering, as text.
-        found: what was observed there.
-        before: the end of what comes before it.
+        expected: the text of the right rendering there.
+        found: the observed text there.
+        before: the end of the text before it.
     """
 
     case: str
@@ -89,16 +89,16 @@ class UnexplainedRendering:
 
 @dataclass(frozen=True)
 class RenderingReport:
-    """What a check of renderings found.
+    """The result of a check of renderings.
 
     Attributes:
-        cases: how many conversations were rendered.
-        equal: how many of them rightly.
+        cases: number of conversations that were rendered.
+        equal: number of correct renderings.
         causes: bugs that explain the others.
-        forms: departures that are not wrong: see ``RenderingBug.form``.
+        forms: differences that are not wrong: see ``RenderingBug.form``.
         unexplained: differences that no known bug explains.
-        refused: conversations that the other side would not render, with its words.
-        notes: what else is to be said.
+        refused: conversations that were not rendered, with the error message.
+        notes: further remarks.
     """
 
     cases: int
@@ -111,7 +111,7 @@ class RenderingReport:
 
     @property
     def ok(self) -> bool:
-        """Whether something could be judged, and nothing of it is wrong."""
+        """Whether at least one rendering was judged, and nothing is wrong."""
         return self.cases > 0 and not self.causes and not self.unexplained
 
     @property
@@ -126,7 +126,7 @@ class RenderingReport:
         if self.unexplained:
             parts.append(f"{len(self.unexplained)} differ in ways that no known bug explains")
         if not parts and self.equal < self.cases:
-            parts.append("the others differ in what is not wrong")
+            parts.append("the others differ, but are not wrong")
         return "; ".join([of, *parts]) + "."
 
     def to_json(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class RenderingReport:
         parts = (
             ("Wrong", [line for cause in self.causes for line in cause.lines()]),
             ("Not explained", [line for one in self.unexplained for line in one.lines()]),
-            ("Otherwise, but not wrong", [line for form in self.forms for line in form.lines()]),
+            ("Different, but not wrong", [line for form in self.forms for line in form.lines()]),
             ("Refused", [f"{case}: {reason}" for case, reason in self.refused]),
             ("Notes", list(self.notes)),
         )
@@ -168,7 +168,7 @@ def judge(
     notes: Sequence[str] = (),
     search: Search | None = None,
 ) -> RenderingReport:
-    """Compare renderings with the right ones, and explain what differs."""
+    """Compare renderings with the right ones, and explain the differences."""
     search = search or Search(cases)
     chosen = search.run() if cases else ()
     causes: list[RenderingCause] = []

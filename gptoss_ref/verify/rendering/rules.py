@@ -1,7 +1,7 @@
-"""The rules of the renderer, one by one, so that each can be replaced.
+"""The rules of the renderer as separate functions, so that each can be replaced.
 
-``SPECIFICATION`` holds the rules of :mod:`gptoss_ref.chat.render`, cut at the special tokens;
-nothing is written a second time here. A bug of the catalogue exchanges one of them.
+``SPECIFICATION`` holds the rules, which call :mod:`gptoss_ref.chat.render` and split its result at
+the special tokens. A bug of the catalogue replaces one of them.
 """
 
 from __future__ import annotations
@@ -60,17 +60,18 @@ def _whole(pieces: Pieces, messages: Messages) -> Sequence[Piece]:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a renderer does.
+    """The functions of a renderer.
 
     Attributes:
-        history: which messages are rendered, of all there are.
-        system: the text of a system message, and whether the conversation has functions.
-        developer: the text of a developer message.
-        content: what a text of a message becomes.
-        header: a message up to and with ``<|message|>``.
-        stop: what ends a message, and whether it is the last.
-        prompt: what opens the message to be generated, of its role.
-        whole: the rendering in the end, and all the messages.
+        history: chooses the messages that are rendered.
+        system: renders the contents of a system message; its second argument says whether the
+            conversation has functions.
+        developer: renders the contents of a developer message.
+        content: renders a text of a message.
+        header: renders a message up to and including ``<|message|>``.
+        stop: renders the end of a message; its second argument says whether it is the last one.
+        prompt: renders the beginning of the message to generate, from its role.
+        whole: changes the whole rendering at the end; it also gets all messages.
     """
 
     history: Callable[[Messages], list[Message]] = _history
@@ -88,9 +89,9 @@ class Rules:
         """The rendering of a conversation.
 
         Args:
-            messages: all of it.
-            next_role: whose message is opened at the end; None: nobody's.
-            training: whether a last answer of the assistant keeps its ``<|return|>``.
+            messages: the conversation.
+            next_role: role of the message that is opened at the end; None: none.
+            training: whether a last answer of the assistant ends with ``<|return|>``.
         """
         functions = any(
             space.name == "functions" and space.tools

@@ -1,8 +1,8 @@
-"""Check how a server renders conversations: its prompt, without a word from the model.
+"""Check how a server renders conversations, by its prompts alone.
 
-Asked in this order: llama.cpp's ``/apply-template`` and ``/tokenize``; ``/tokenize`` with messages,
-as vLLM and SGLang have it; ``/v1/chat/completions`` with the token ids or the log-probabilities of
-the prompt in its answer.
+It tries in this order: ``/apply-template`` and ``/tokenize`` of llama.cpp; ``/tokenize`` with
+messages, as in vLLM and SGLang; ``/v1/chat/completions`` with the token ids or the
+log-probabilities of the prompt in the answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Rendered = str | list[int]
 START = 200006
 """The id of ``<|start|>`` in the released tokenizer."""
 
-_HINT = " (a model with a vocabulary of its own needs --tokenizer FOLDER)"
+_HINT = " (a model with another vocabulary needs --tokenizer FOLDER)"
 
 
 class Server:
@@ -35,12 +35,12 @@ class Server:
 
     Args:
         url: with or without ``/v1`` at its end.
-        model: the name under which it has the model; None takes the first that it lists.
+        model: the model's name on the server; None takes the first one that it lists.
         timeout: seconds for each answer.
         api_key: sent as a bearer token.
 
     Raises:
-        EndpointError: no address, or no server there.
+        EndpointError: the address is invalid, or there is no server.
     """
 
     def __init__(
@@ -67,16 +67,16 @@ class Server:
         return name if isinstance(name, str) else None
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Answer:
-        """One answer. EndpointError if it leads elsewhere, is forbidden, or is none."""
+        """One answer. EndpointError if there is none, or it is a redirect or forbidden."""
         answer = request(self.url + path, body, timeout=self.timeout, api_key=self.api_key)
         if 300 <= answer.status < 400:
-            raise EndpointError(f"{self.url}{path}: leads elsewhere (HTTP {answer.status})")
+            raise EndpointError(f"{self.url}{path}: redirects elsewhere (HTTP {answer.status})")
         if answer.status in (401, 403):
             raise EndpointError(f"{self.url}{path}: {answer.complaint()}")
         return answer
 
     def named(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A request's body, with the model's name."""
+        """A request's body with the model's name."""
         return body if self.model is None else {"model": self.model, **body}
 
 
@@ -89,20 +89,20 @@ def check_server(
     timeout: float = 60.0,
     api_key: str | None = None,
 ) -> RenderingReport:
-    """Name the bugs in how a server renders conversations.
+    """Find the bugs in a server's renderings of conversations.
 
     Args:
         url: of the server, with or without ``/v1``.
-        conversations: what it has to render; None: those of this package, without built-in tools.
+        conversations: the conversations; None: those of this package, without built-in tools.
         tokenizer: of its ids; None: that of the released models.
-        model: its name there; None takes the first that the server lists.
+        model: the model's name on the server; None takes the first one that it lists.
         timeout: seconds for each answer.
         api_key: sent as a bearer token.
 
     Raises:
-        EndpointError: the server is down, slow, leads elsewhere, answers garbage, or shows its
-            prompt in none of the ways that are known.
-        HarmonyError: a conversation that is Harmony's own.
+        EndpointError: the server is down, too slow, redirects, gives an invalid answer, or has no
+            known way to show its prompts.
+        HarmonyError: a conversation is in Harmony's format instead of that of chat APIs.
     """
     with_ = tokenizer or o200k_harmony()
     if conversations is None:
@@ -134,11 +134,11 @@ def body_of(conversation: Conversation) -> dict[str, Any]:
     """The conversation as a request.
 
     Raises:
-        HarmonyError: the conversation is in Harmony's own form.
+        HarmonyError: the conversation is in Harmony's format.
     """
     if conversation.chat is None:
         raise HarmonyError(
-            f"{conversation.title}: is in Harmony's own form; a server takes that of chat APIs"
+            f"{conversation.title}: is in Harmony's format; expected the format of chat APIs"
         )
     chat = copy.deepcopy(dict(conversation.chat))
     body: dict[str, Any] = {"messages": chat["messages"]}
@@ -157,25 +157,25 @@ Way = Callable[[Server, dict[str, Any]], Rendered | Answer]
 
 
 def _way(server: Server, body: dict[str, Any]) -> tuple[Way, str]:
-    """How this server shows its prompt."""
+    """The way in which this server shows its prompts, with a note on it."""
     said = []
     for way, words in (
-        (_apply_template, "The prompts are those of /apply-template and /tokenize."),
-        (_tokenize, "The prompts are those of /tokenize with messages."),
-        (_echo, "The prompts are those that the answers of /v1/chat/completions repeat."),
+        (_apply_template, "The prompts come from /apply-template and /tokenize."),
+        (_tokenize, "The prompts come from /tokenize with messages."),
+        (_echo, "The prompts come from the answers of /v1/chat/completions."),
     ):
         answer = way(server, body)
         if not isinstance(answer, Answer):
             return way, words
         said.append(answer.complaint())
     raise EndpointError(
-        f"{server.url} shows its prompts neither by /apply-template ({said[0]}) nor by /tokenize "
-        f"({said[1]}) nor in its chat completions ({said[2]})"
+        f"{server.url} does not show its prompts: /apply-template: {said[0]}; /tokenize: "
+        f"{said[1]}; chat completions: {said[2]}"
     )
 
 
 def _apply_template(server: Server, body: dict[str, Any]) -> Rendered | Answer:
-    """llama.cpp: the text, and its tokens if it can be told them."""
+    """llama.cpp: the text, and its tokens if the server gives them."""
     answer = server.ask("/apply-template", body)
     if not answer.ok:
         return answer
@@ -194,7 +194,7 @@ def _tokenize(server: Server, body: dict[str, Any]) -> Rendered | Answer:
     """vLLM, SGLang: the ids."""
     answer = server.ask("/tokenize", server.named({**body, "add_generation_prompt": True}))
     if answer.ok and isinstance(answer.value, dict) and not answer.value.get("tokens"):
-        return Answer(404, answer.value, "no tokens")  # llama.cpp, which asks for a content
+        return Answer(404, answer.value, "no tokens")  # llama.cpp, which expects a content
     return _ids(server, "/tokenize", answer) if answer.ok else answer
 
 
@@ -210,13 +210,13 @@ def _echo(server: Server, body: dict[str, Any]) -> Rendered | Answer:
         return _ids(server, "/v1/chat/completions", Answer(200, {"tokens": ids}, ""))
     rows = value.get("prompt_logprobs")
     if not isinstance(rows, list) or len(rows) < 2:
-        return Answer(404, None, "the answer holds no token of the prompt")
+        return Answer(404, None, "the answer does not contain the prompt's tokens")
     found = []
     for row in rows[1:]:
         if not isinstance(row, dict) or not row or not all(map(str.isdecimal, row)):
             raise EndpointError(f"{server.url}: prompt_logprobs: expected tokens by id")
-        found.append(int(next(iter(row))))  # the prompt's own token comes first
-    # the first has no log-probability; that it is <|start|> is all that can be supposed
+        found.append(int(next(iter(row))))  # the prompt's token comes first
+    # the first token has no log-probability; it is assumed to be <|start|>
     return [START, *found]
 
 

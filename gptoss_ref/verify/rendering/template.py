@@ -1,7 +1,7 @@
 """Check a chat template, or the folder of a transformers tokenizer.
 
-The template is somebody's program: it runs in jinja2's sandbox, in a process of its own, with
-limits on time, memory and output (template_worker.py). Needs jinja2 (extra: verify).
+A template is an untrusted program: it runs in jinja2's sandbox, in a separate process with limits
+on time, memory and output (template_worker.py). Needs jinja2 (extra: verify).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gptoss_ref.verify.rendering.explain import Case
 from gptoss_ref.verify.rendering.report import RenderingReport, judge
 
 DATE = "2026-01-02"
-"""What the template's clock says."""
+"""The date that the template gets."""
 
 SECONDS = 20
-"""A template gets no more time for all conversations together."""
+"""Time limit in seconds for all conversations together."""
 
 MEGABYTES = 1024
 CHARACTERS = 1 << 20
@@ -45,20 +45,20 @@ def check_template(
     tokenizer: Tokenizer | None = None,
     seconds: float = SECONDS,
 ) -> RenderingReport:
-    """Name the bugs of a Jinja chat template.
+    """Find the bugs of a Jinja chat template.
 
     Args:
         template: its text.
-        conversations: what it has to render; None: those of this package. They are handed over as
-            transformers does it: arguments of calls as objects. Whether the template can also take
-            them as text, as chat APIs and servers have them, is tried besides, and noted.
-        tokenizer: of the model, to look at token ids as well: its special tokens are recognised
-            in texts, as transformers' tokenizers do.
-        seconds: for everything.
+        conversations: the conversations to render; None: those of this package. As in transformers,
+            the template gets the arguments of calls as objects. The check also tries arguments as
+            text, as chat APIs and servers give them, and notes differences.
+        tokenizer: of the model, to check token ids as well: special tokens in texts are recognised,
+            as in transformers' tokenizers.
+        seconds: time limit for everything.
 
     Raises:
-        HarmonyError: no template, one that does unsafe things, takes too long or writes too much;
-            a conversation that is Harmony's own.
+        HarmonyError: the template is invalid or unsafe, takes too long or writes too much; or a
+            conversation is in Harmony's format instead of that of chat APIs.
         GptOssError: jinja2 is not installed.
     """
     said = check_conversations() if conversations is None else tuple(conversations)
@@ -72,7 +72,7 @@ def check_template(
         for cause in judge(texts).causes:
             if cause.name not in names:
                 notes.append(
-                    f"Given a call's arguments as text, as chat APIs have them: {cause.name}: "
+                    f"If a call's arguments are text, as in chat APIs: {cause.name}: "
                     f"{cause.summary}"
                 )
     return judge(cases, refused, notes)
@@ -81,10 +81,10 @@ def check_template(
 def check_template_file(
     path: str | Path, conversations: Sequence[Conversation] | None = None
 ) -> RenderingReport:
-    """:func:`check_template` of a file.
+    """:func:`check_template` for a file.
 
     Raises:
-        HarmonyError: the file cannot be read or is too large; and what `check_template` raises.
+        HarmonyError: the file cannot be read or is too large; also the errors of `check_template`.
     """
     return check_template(_read(Path(path)), conversations)
 
@@ -92,10 +92,10 @@ def check_template_file(
 def check_tokenizer_folder(
     folder: str | Path, conversations: Sequence[Conversation] | None = None
 ) -> RenderingReport:
-    """:func:`check_template` of a tokenizer as transformers saves it, with its token ids.
+    """:func:`check_template` for the folder of a transformers tokenizer, with its token ids.
 
     Raises:
-        HarmonyError: the folder has no chat template; and what `check_template` raises.
+        HarmonyError: the folder has no chat template; also the errors of `check_template`.
         TokenError: its ``tokenizer.json`` cannot be read.
     """
     where = Path(folder)
@@ -109,7 +109,7 @@ def check_tokenizer_folder(
             told: Any = json.loads(_read(config)).get("chat_template")
         except (ValueError, AttributeError) as error:
             raise HarmonyError(f"{config}: not a tokenizer's configuration: {error}") from None
-        if isinstance(told, list):  # several by name
+        if isinstance(told, list):  # several named templates
             named = {one.get("name"): one.get("template") for one in told}
             told = named.get("default") or next(iter(named.values()), None)
         if isinstance(told, str):
@@ -141,7 +141,7 @@ def _cases(
     tokenizer: Tokenizer | None,
     seconds: float,
 ) -> tuple[list[Case], list[tuple[str, str]], list[str]]:
-    """The renderings, and those that the template refuses."""
+    """The renderings, and the conversations that the template refuses."""
     answers = render_template(template, [variables(one, objects) for one in said], seconds=seconds)
     cases: list[Case] = []
     refused, notes = [], []
@@ -159,19 +159,19 @@ def _cases(
 
 
 def variables(conversation: Conversation, objects: bool) -> dict[str, Any]:
-    """What a template is called with.
+    """The variables of a template.
 
     Raises:
-        HarmonyError: the conversation is in Harmony's own form.
+        HarmonyError: the conversation is in Harmony's format.
     """
     if conversation.chat is None:
         raise HarmonyError(
-            f"{conversation.title}: is in Harmony's own form; a template takes that of chat APIs"
+            f"{conversation.title}: is in Harmony's format; expected the format of chat APIs"
         )
     data: dict[str, Any] = copy.deepcopy(dict(conversation.chat))
     for message in data["messages"]:
         for key in ("reasoning_content", "reasoning"):
-            if key in message:  # the released template's name for it; others read the first
+            if key in message:  # the released template's name; others read reasoning_content
                 message.setdefault("thinking", message[key])
         if message.get("content", "") is None:
             message["content"] = ""
@@ -209,7 +209,7 @@ def render_template(
         "megabytes": MEGABYTES,
         "characters": CHARACTERS,
     }
-    late = HarmonyError(f"the template was not done after {seconds:g} seconds: does it loop?")
+    late = HarmonyError(f"the template takes more than {seconds:g} seconds: does it loop?")
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(_WORKER)],
@@ -223,9 +223,9 @@ def render_template(
     answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
     for answer in answers:
         if "broken" in answer:
-            raise HarmonyError(f"the template cannot be read: {answer['broken']}")
+            raise HarmonyError(f"the template is invalid: {answer['broken']}")
         if "unsafe" in answer:
-            raise HarmonyError(f"the template does what it must not: {answer['unsafe']}")
+            raise HarmonyError(f"the template is unsafe: {answer['unsafe']}")
         if "large" in answer:
             raise HarmonyError(f"the template writes more than {CHARACTERS} characters")
         if "memory" in answer:
@@ -234,5 +234,5 @@ def render_template(
         if done.returncode < 0:
             raise late
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise HarmonyError(f"the template ended the renderer: {(words or ['no word'])[-1][:200]}")
+        raise HarmonyError(f"the renderer crashed: {(words or ['no message'])[-1][:200]}")
     return answers

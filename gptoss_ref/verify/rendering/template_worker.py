@@ -1,7 +1,8 @@
-"""Render a chat template, alone in a process that can do nothing else.
+"""Worker process that renders a chat template in a sandbox.
 
-Started by template.py with a job on standard input: the template, the variables of each rendering,
-the date and the limits. Writes one JSON line for each. It imports nothing of this package.
+template.py starts it with a job on standard input: the template, the variables of each rendering,
+the date and the limits. It writes one JSON line for each rendering. It imports nothing of this
+package.
 
 The environment is that of transformers' ``apply_chat_template``: jinja2's immutable sandbox,
 ``trim_blocks``, ``lstrip_blocks``, loop controls, ``tojson`` without escapes, ``raise_exception``
@@ -16,10 +17,10 @@ from typing import Any, NoReturn
 
 
 def limit(seconds: int, megabytes: int) -> None:
-    """No more CPU time and memory than this, and no file written."""
+    """Limit CPU time and memory, and forbid writing files."""
     try:
         import resource
-    except ImportError:  # Windows: the parent's clock still ends it
+    except ImportError:  # Windows: only the parent's time limit remains
         return
     for what, most in (
         (resource.RLIMIT_CPU, seconds),
@@ -74,7 +75,7 @@ def main() -> None:
     limit(job["seconds"], job["megabytes"])
     try:
         template = sandbox.from_string(job["template"])
-    except MemoryError:  # jinja2 computes constants as it reads
+    except MemoryError:  # jinja2 evaluates constants while it compiles
         print(json.dumps({"memory": True}))
         return
     except (TemplateSyntaxError, RecursionError) as error:

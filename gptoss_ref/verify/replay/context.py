@@ -12,7 +12,8 @@ from gptoss_ref.numerics import Array, Policy
 from gptoss_ref.verify.replay.ops import ModelOps, OpContext, expert_linear, expert_matrix
 from gptoss_ref.weights import BlockWeights, ExpertMatrix, ModelWeights
 
-_DENSE_BYTES = 1 << 28  # decoded expert matrices kept for the other runs of the same block
+Decoded = dict[tuple[Callable[..., Array], int, object], Array]
+"""One expert's matrix as several runs decode it: by rule, stored matrices and dtype."""
 
 
 class BlockContext:
@@ -26,12 +27,12 @@ class BlockContext:
         tokens: Array,
         weights: ModelWeights,
         layer: int | None,
-        decoded: Decoded,
+        experts: frozenset[int] | None = None,
     ) -> None:
         self.config, self.policy, self.ops = config, policy, ops
         self.tokens, self.layer = tokens, layer
         self.positions = np.arange(len(tokens))  # (T,)
-        self._weights, self._decoded = weights, decoded
+        self._weights, self.experts = weights, experts
 
     def at(self, tap: str, expert: int | None = None) -> OpContext:
         return OpContext(self.config, self.policy, tap, self.layer, expert)
@@ -53,33 +54,20 @@ class BlockContext:
         at = self.at("attn.q_rope")
         return self.ops.rope_tables(at, self.positions, *self.ops.yarn(at))
 
-    def matrix(self, tap: str, stored: ExpertMatrix, expert: int) -> ExpertMatrix:
+    def matrix(self, tap: str, stored: ExpertMatrix, expert: int, decoded: Decoded) -> ExpertMatrix:
         """One expert's matrix (N, M) out of ``stored`` (E, N, M).
 
         As values; but as it is stored where nothing differs from the specification, whose product
         decodes a few rows at a time: what is in the cache is not read from memory again.
+
+        Args:
+            decoded: this expert's matrix as other runs have decoded it, for those that agree.
         """
         ops, at = self.ops, self.at(tap, expert)
-        if (ops.expert_matrix, ops.expert_linear) == (expert_matrix, expert_linear):
-            return stored[expert]
-        return self._decoded.get(ops.expert_matrix, at, stored)
-
-
-class Decoded:
-    """Expert matrices decoded for one block, kept up to a limit for its other runs."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._kept: dict[object, tuple[ExpertMatrix, Array]] = {}
-
-    def get(self, op: Callable[..., Array], at: OpContext, stored: ExpertMatrix) -> Array:
-        """Values of expert ``at.expert`` of ``stored`` by ``op``."""
-        assert at.expert is not None
-        key = (op, id(stored), at.tap, at.expert, at.policy.dtype)
-        if key not in self._kept:
-            values = op(at, stored[at.expert])
-            if self._bytes + values.nbytes > _DENSE_BYTES:
-                return values
-            self._bytes += values.nbytes
-            self._kept[key] = stored, values  # holding ``stored`` keeps its id its own
-        return self._kept[key][1]
+        op = ops.expert_matrix
+        key = (op, id(stored), at.policy.dtype)  # the sites hold ``stored``: its id is its own
+        if key not in decoded:
+            if (op, ops.expert_linear) == (expert_matrix, expert_linear):
+                return stored[expert]
+            decoded[key] = op(at, stored[expert])
+        return decoded[key]

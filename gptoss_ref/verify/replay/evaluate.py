@@ -19,7 +19,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import FLOAT64, Array, Policy
 from gptoss_ref.tracing.taps import axes
-from gptoss_ref.verify.replay.context import BlockContext, Decoded
+from gptoss_ref.verify.replay.context import BlockContext
 from gptoss_ref.verify.replay.graph import (
     BLOCK,
     DISCRETE,
@@ -161,10 +161,11 @@ def predict_each(
     tokens: Array,
     given: Mapping[str, Array],
     wanted: Iterable[str],
+    experts: frozenset[int] | None = None,
 ) -> list[dict[str, Array]]:
     """:func:`predict` of ``tokens`` (T,) for each of several runs."""
     found: list[dict[str, Array]] = [{} for _ in runs]
-    for tap, arrays in walk(weights, config, runs, tokens, given, wanted):
+    for tap, arrays in walk(weights, config, runs, tokens, given, wanted, experts):
         for results, values in zip(found, arrays, strict=True):
             results[tap] = values
     return found
@@ -177,11 +178,15 @@ def walk(
     tokens: Array,
     given: Mapping[str, Array],
     wanted: Iterable[str],
+    experts: frozenset[int] | None = None,
 ) -> Iterator[tuple[str, list[Array]]]:
     """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
 
     The runs go side by side, so that each block's weights are met once. Nothing is held longer
     than the stages that follow need it; arguments and errors as for :func:`predict`.
+
+    Args:
+        experts: the only ones whose products are computed, the others' are NaN; None: all.
     """
     wanted, known = frozenset(wanted), whole(given)
     path = needed(config, given, wanted)
@@ -192,23 +197,24 @@ def walk(
     sites: list[BlockContext] = []
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
-            decoded = Decoded()  # the last block's matrices go with its sites
             sites = [
-                BlockContext(config, policy, ops, tokens, weights, node.layer, decoded)
+                BlockContext(config, policy, ops, tokens, weights, node.layer, experts)
                 for ops, policy in runs
             ]
-        out = []
-        for site, values in zip(sites, live, strict=True):
-            at_hand = {
+        at_hand = [
+            {
                 name: lent.get(tap, site.policy) if tap in known else values[tap]
                 for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
             }
-            with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
-                out.append(node.stage.compute(site, at_hand))
-            if node.tap not in known and last_use.get(node.tap, -1) > i:
-                values[node.tap] = out[-1]
+            for site, values in zip(sites, live, strict=True)
+        ]
+        with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
+            out = node.stage.compute(sites, at_hand)
+        if node.tap not in known and last_use.get(node.tap, -1) > i:
+            for computed, values in zip(out, live, strict=True):
+                values[node.tap] = computed
                 if node.tap in given:
-                    values[node.tap] = _patched(out[-1], node.tap, given)
+                    values[node.tap] = _patched(computed, node.tap, given)
         del at_hand
         for tap in node.inputs:
             if last_use[tap] == i:

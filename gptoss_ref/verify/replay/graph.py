@@ -6,14 +6,13 @@ computed, and from whose values, by :mod:`gptoss_ref.verify.replay.evaluate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.replay.context import BlockContext
-from gptoss_ref.weights import ExpertMatrix
+from gptoss_ref.verify.replay.context import BlockContext, Decoded
 
 STREAM = "stream"
 """Input of a stage: the residual stream as it enters the block."""
@@ -24,6 +23,10 @@ TILE_SCORES = 1 << 24
 Values = Mapping[str, Array]
 """Arrays by tap point."""
 
+Compute = Callable[[BlockContext, Values], Array]
+ComputeAll = Callable[[Sequence[BlockContext], Sequence[Values]], list[Array]]
+"""A stage of one run, and of several."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -33,13 +36,13 @@ class Stage:
         name: of the tap point, without its block.
         inputs: tap points of the same block, or STREAM.
         ops: names of the fields of :class:`~gptoss_ref.verify.replay.ops.ModelOps` that it uses.
-        compute: from its site and the values of its inputs.
+        compute: from the sites of several runs, and the values of its inputs in each.
     """
 
     name: str
     inputs: tuple[str, ...]
     ops: frozenset[str]
-    compute: Callable[[BlockContext, Values], Array]
+    compute: ComputeAll
 
 
 def _embedding(site: BlockContext, _: Values) -> Array:
@@ -127,32 +130,53 @@ def _expert_weights(site: BlockContext, values: Values) -> Array:
     return site.ops.expert_weights(site.at("mlp.expert_weights"), logits, indices)
 
 
-def _gate_up(site: BlockContext, values: Values) -> Array:
-    mlp, indices = site.block.mlp, values["mlp.expert_indices"]
-    x = np.broadcast_to(values["mlp.norm"][:, None], (*indices.shape, site.config.hidden_size))
-    return _by_expert(site, "mlp.gate_up", x, indices, mlp.mlp1_weight, mlp.mlp1_bias)
+def _gate_up(sites: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
+    rows = [(v["mlp.norm"], v["mlp.expert_indices"].shape) for v in values]
+    x = [np.broadcast_to(y[:, None], (*shape, y.shape[1])) for y, shape in rows]  # (T, A, D) each
+    return _by_expert("mlp.gate_up", "mlp1", sites, x, values)
 
 
 def _swiglu(site: BlockContext, values: Values) -> Array:
     return site.ops.swiglu(site.at("mlp.swiglu"), values["mlp.gate_up"])
 
 
-def _expert_out(site: BlockContext, values: Values) -> Array:
-    mlp, indices, x = site.block.mlp, values["mlp.expert_indices"], values["mlp.swiglu"]
-    return _by_expert(site, "mlp.expert_out", x, indices, mlp.mlp2_weight, mlp.mlp2_bias)
+def _expert_out(sites: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
+    return _by_expert("mlp.expert_out", "mlp2", sites, [v["mlp.swiglu"] for v in values], values)
 
 
 def _by_expert(
-    site: BlockContext, tap: str, x: Array, indices: Array, matrices: ExpertMatrix, biases: Array
-) -> Array:
-    """Each chosen expert's matrix times its rows of ``x`` (T, A, M), plus its bias: (T, A, N)."""
-    out = np.empty((*indices.shape, matrices.shape[-2]), site.policy.dtype)
-    for expert in np.unique(indices).tolist():
-        rows = indices == expert  # (T, A)
-        matrix = site.matrix(tap, matrices, expert)
-        out[rows] = site.ops.expert_linear(
-            site.at(tap, expert), np.ascontiguousarray(x[rows]), matrix, biases[expert]
-        )
+    tap: str,
+    name: str,
+    sites: Sequence[BlockContext],
+    inputs: Sequence[Array],
+    values: Sequence[Values],
+) -> list[Array]:
+    """Each chosen expert's matrix times its rows of ``inputs`` (T, A, M), plus its bias: (T, A, N).
+
+    One expert after the other, with all runs: its matrix is decoded once for those that agree on
+    how. Rows of experts that are not asked for are NaN.
+    """
+    chosen = [v["mlp.expert_indices"] for v in values]
+    mlps = [site.block.mlp for site in sites]
+    stored = [getattr(mlp, f"{name}_weight") for mlp in mlps]
+    biases = [getattr(mlp, f"{name}_bias") for mlp in mlps]
+    out = [
+        np.full((*x.shape[:-1], matrices.shape[-2]), np.nan, site.policy.dtype)
+        for site, x, matrices in zip(sites, inputs, stored, strict=True)
+    ]
+    asked = sites[0].experts
+    for expert in np.unique(np.concatenate([indices.ravel() for indices in chosen])).tolist():
+        if asked is not None and expert not in asked:
+            continue
+        decoded: Decoded = {}
+        for i, site in enumerate(sites):
+            rows = chosen[i] == expert  # (T, A)
+            if rows.any():
+                matrix = site.matrix(tap, stored[i], expert, decoded)
+                at = site.at(tap, expert)
+                out[i][rows] = site.ops.expert_linear(
+                    at, inputs[i][rows], matrix, biases[i][expert]
+                )
     return out
 
 
@@ -175,10 +199,26 @@ def _logits(site: BlockContext, values: Values) -> Array:
     return site.ops.linear(site.at("logits"), values["norm"], site.ends.unembedding, None)
 
 
+def _one_by_one(compute: Compute) -> ComputeAll:
+    """Several runs of a stage, one after the other."""
+
+    def compute_all(sites: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
+        return [compute(site, own) for site, own in zip(sites, values, strict=True)]
+
+    return compute_all
+
+
 def _stage(
-    name: str, inputs: str, ops: str, compute: Callable[[BlockContext, Values], Array]
+    name: str,
+    inputs: str,
+    ops: str,
+    compute: Compute | None = None,
+    *,
+    together: ComputeAll | None = None,
 ) -> tuple[str, Stage]:
-    return name, Stage(name, tuple(inputs.split()), frozenset(ops.split()), compute)
+    every = together if compute is None else _one_by_one(compute)
+    assert every is not None
+    return name, Stage(name, tuple(inputs.split()), frozenset(ops.split()), every)
 
 
 BLOCK: dict[str, Stage] = dict(
@@ -216,14 +256,14 @@ BLOCK: dict[str, Stage] = dict(
             "mlp.gate_up",
             "mlp.norm mlp.expert_indices",
             "block_weights expert_matrix expert_linear",
-            _gate_up,
+            together=_gate_up,
         ),
         _stage("mlp.swiglu", "mlp.gate_up", "swiglu", _swiglu),
         _stage(
             "mlp.expert_out",
             "mlp.swiglu mlp.expert_indices",
             "block_weights expert_matrix expert_linear",
-            _expert_out,
+            together=_expert_out,
         ),
         _stage(
             "mlp.out",
@@ -240,11 +280,11 @@ MIX_FROM_WEIGHTS = Stage(
     "attn.mix",
     ("attn.weights", "attn.v"),
     frozenset(("window", "attention_mix")),
-    _mix_from_weights,
+    _one_by_one(_mix_from_weights),
 )
 """Takes the place of the stage ``attn.mix`` where the attention weights are given."""
 
-FIRST = Stage("embedding", (), frozenset(("end_weights", "embedding")), _embedding)
+_, FIRST = _stage("embedding", "", "end_weights embedding", _embedding)
 LAST: dict[str, Stage] = dict(
     (
         _stage("norm", STREAM, "end_weights rmsnorm", _norm),
@@ -256,3 +296,6 @@ DISCRETE = frozenset(("mlp.expert_indices",))
 
 BY_CHOICE = ("mlp.expert_weights", "mlp.gate_up", "mlp.swiglu", "mlp.expert_out")
 """Stages with an axis A, whose order is that of the experts chosen."""
+
+EXPERT_PRODUCTS = ("mlp.gate_up", "mlp.expert_out")
+"""Stages that multiply with the experts' matrices."""

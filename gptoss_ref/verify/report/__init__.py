@@ -1,1 +1,1 @@
-"""What is said of it: rows, verdicts, text, JSON and HTML."""
+"""Reports: rows, causes and verdicts, as text, JSON and HTML."""

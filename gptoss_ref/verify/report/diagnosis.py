@@ -1,4 +1,4 @@
-"""What a diagnosis found: a report of the local replay, and the bugs that explain it."""
+"""The result of a diagnosis: a report of the replay, and the bugs that explain it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from gptoss_ref.verify.report.report import Report, Section, plain
 
 @dataclass(frozen=True)
 class Cause:
-    """A known bug that the other's numbers show.
+    """A known bug that was found in the observed numbers.
 
     Attributes:
         name: of the mutant in the catalogue, e.g. ``"window-plus-one"``.
-        variant: which form of it, where it is not the usual one.
-        stage: the tap point, without its block, whose numbers it changes first.
+        variant: its form, if it is not the usual one.
+        stage: the stage (a tap point without its block) that it changes first.
         tap: the tap point where it was found.
-        blocks: the blocks that have it; None: all that can.
-        sites: the tap points that have it, where it is narrower than that.
-        value, interval: of a number that is wrong, what it is, and between what values the numbers
-            fix it.
+        blocks: the blocks that have it; None: all blocks that can have it.
+        sites: the tap points that have it, if not all of these blocks' have it.
+        value, interval: for a wrong constant, its fitted value, and the interval in which the value
+            explains the numbers.
         summary, consequence, reports: of the mutant.
-        error_before, error_after: at that tap point, in multiples of what rounding explains, by the
-            specification and with this bug.
-        alternatives: names of other mutants that this input cannot tell from it.
+        error_before, error_after: the error at ``tap`` without and with this bug, in multiples of
+            what rounding explains.
+        alternatives: names of other mutants that this input cannot distinguish from it.
         confidence: between 0 and 1; shared with the alternatives.
-        share: of the values that differ, how many side with the bug; only for a bug that changes
-            less than rounding may.
+        share: for a bug with an effect smaller than rounding: the share of the values that are
+            rounded differently and agree with the bug.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Cause:
 
     @property
     def narrow(self) -> bool:
-        """Whether it is in one form of several, or in some places only."""
+        """Whether it has a special form, or is in some blocks or sites only."""
         return self.variant is not None or self.blocks is not None or self.sites is not None
 
     @property
     def title(self) -> str:
-        """The name, with its form and its places."""
+        """The name, with its form and its blocks or sites."""
         form = "" if self.variant is None else f" ({self.variant})"
         if self.sites is not None:
             return f"{self.name}{form} at {' and '.join(self.sites)}"
@@ -78,14 +78,14 @@ class Cause:
             )
         else:
             lines.append(
-                f"  found at {self.tap}: smaller than what rounding explains, but {self.share:.1%} "
-                "of the values that it rounds otherwise are rounded as with it"
+                f"  found at {self.tap}: smaller than rounding, but of the values that round "
+                f"differently with this bug, {self.share:.1%} agree with it"
             )
         if self.interval is not None and self.interval[0] < self.interval[1]:
             low, high = self.interval
-            lines.append(f"  fitted to the numbers, which fix it between {low:.6g} and {high:.6g}")
+            lines.append(f"  fitted value; the numbers allow {low:.6g} to {high:.6g}")
         if self.alternatives:
-            lines.append(f"  cannot be told on this input from {', '.join(self.alternatives)}")
+            lines.append(f"  this input cannot distinguish it from {', '.join(self.alternatives)}")
         if self.reports:
             lines.append(f"  reported before: {', '.join(self.reports)}")
         return lines
@@ -93,16 +93,17 @@ class Cause:
 
 @dataclass(frozen=True)
 class Unexplained:
-    """Divergences that none of the known bugs explains.
+    """Divergences at one stage that no known bug explains.
 
     Attributes:
-        tap: the first of them, and ...
-        taps: ... all of the same stage.
-        error: there, in multiples of what rounding explains.
-        where: which tokens, heads or experts are hit, in words.
-        nearest: the mutant that comes nearest; None: none makes it better.
-        remaining: what is left of the error with it.
-        hints: what the error looks like, and which tap point to bring next, in words.
+        tap: the first tap point that diverges.
+        taps: all tap points of this stage that diverge.
+        error: the error at ``tap``, in multiples of what rounding explains.
+        where: the affected tokens, heads or experts, in words.
+        nearest: the mutant that leaves the smallest error, or several with ``and``; None if none
+            reduces it.
+        remaining: the error that it leaves.
+        hints: properties of the error, and the tap point to observe next, in words.
     """
 
     tap: str
@@ -119,7 +120,9 @@ class Unexplained:
         lines = [f"{self.tap}{others}: off by {in_words(self.error)}; {self.where}"]
         if self.nearest is not None and self.remaining is not None:
             left = in_words(self.remaining)
-            lines.append(f"  {self.nearest} comes nearest; with it the numbers are off by {left}")
+            come, them = ("come", "them") if " and " in self.nearest else ("comes", "it")
+            said = f"{self.nearest} {come} nearest; with {them} the numbers are off by {left}"
+            lines.append(f"  {said}")
         return [*lines, *(f"  {hint}" for hint in self.hints)]
 
 
@@ -128,12 +131,12 @@ class Diagnosis(Report):
     """A report of a local replay, with the bugs that explain it.
 
     Attributes:
-        causes: the bugs found, in the order of computation; of logits alone, ranked by how well
-            each by itself explains them.
+        causes: the bugs found, in order of computation; from logits alone, ranked by how well each
+            of them explains the logits.
         unexplained: divergences that no known bug explains.
-        rewritings: what is computed otherwise but comes to the same, in words.
-        mistakes: what was done to the arrays when they were recorded, in sentences; looked for
-            before any bug.
+        rewritings: arrays that are computed differently with the same result, in words.
+        mistakes: mistakes in the recording of the arrays, in sentences; the diagnosis looks for
+            them before any bug.
     """
 
     command: ClassVar[str] = "diagnose"
@@ -146,7 +149,7 @@ class Diagnosis(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether something could be judged, and nothing of it is wrong."""
+        """Whether at least one row was judged, and nothing is wrong."""
         wrong = self.causes or self.unexplained or self.mistakes
         return not wrong and super().ok
 
@@ -174,13 +177,13 @@ class Diagnosis(Report):
     def sections(self) -> Sequence[Section]:
         """Causes, what is unexplained, and rewritings."""
         parts = (
-            ("Recorded otherwise than the model computes it", list(self.mistakes)),
+            ("Mistakes in the recording of the arrays", list(self.mistakes)),
             ("Causes", [line for cause in self.causes for line in cause.lines()]),
             (
                 "None of the known bugs explains this",
                 [line for unexplained in self.unexplained for line in unexplained.lines()],
             ),
-            ("Computed otherwise, which comes to the same", list(self.rewritings)),
+            ("Computed differently, with the same result", list(self.rewritings)),
         )
         return [Section(title, tuple(lines)) for title, lines in parts if lines]
 
@@ -196,7 +199,7 @@ class Diagnosis(Report):
 
 
 def in_words(excess: float) -> str:
-    """An error in multiples of what rounding explains, for a reader who meets it once."""
+    """An error in multiples of what rounding explains, in words."""
     if excess <= 1:
         return "no more than rounding explains"
     if excess < 100:

@@ -1,7 +1,7 @@
-"""A comparison as one self-contained HTML page: the error at every tap point, drawn and tabled.
+"""A report as one self-contained HTML page: a plot and tables of the errors at all tap points.
 
-No script, font or file from elsewhere; light or dark as the reader's system is; wide plots scroll
-sideways on a narrow screen.
+It loads no script, font or other file, follows the light or dark mode of the system, and wide plots
+scroll sideways on a narrow screen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gptoss_ref.verify.report.report import WRONG, Report, Row
 from gptoss_ref.verify.report.text import FLIPS_SHOWN, kinds, number, predicted_by, prediction
 
 STEP, LEFT, TOP, PLOT, BOTTOM = 9, 44, 12, 220, 34  # pixels
-ZERO = 1e-20  # an error of nothing is drawn at the bottom
+ZERO = 1e-20  # an error of 0 is drawn at the bottom
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #667085; --line: #d8dde6;
@@ -63,7 +63,7 @@ def page(report: Report) -> str:
             "<h2>Error at every tap point</h2>",
             f'<div class="scroll">{_plot(report.rows)}</div>',
             '<p class="soft">Relative L2 error, logarithmic. Dashed: what rounding explains. '
-            "Filled red: the first divergence; ringed red: what follows it.</p>",
+            "Filled red: a divergence; red ring: a row that follows one.</p>",
             "<h2>Tap points</h2>",
             *_tables(report.rows),
             *_rest(report),
@@ -95,7 +95,7 @@ def _causes(report: Report) -> Iterator[str]:
 
 
 def _plot(rows: Sequence[Row]) -> str:
-    """An SVG: one dot a tap point, in order of computation."""
+    """An SVG with one dot per tap point, in order of computation."""
     drawn = [row for row in rows if not row.name.endswith("expert_indices")]
     values = [x for row in drawn for x in (row.rel_l2, row.allowed) if 0 < x < math.inf]
     low = math.floor(math.log10(min(values, default=1e-8)))
@@ -134,7 +134,7 @@ def _plot(rows: Sequence[Row]) -> str:
 
 
 def _tables(rows: Sequence[Row]) -> Iterator[str]:
-    """A table a block, folded unless the first divergence is in it."""
+    """A table for each block, folded unless the first divergence is in it."""
     for block, group in groupby(rows, key=lambda row: split(row.name)[0]):
         inside = list(group)
         wrong = any(row.verdict in WRONG for row in inside)

@@ -1,7 +1,7 @@
-"""What a comparison found: rows by tap point, routing ties, and the sentence that sums them up.
+"""The result of a comparison: rows by tap point, routing ties, and the verdict.
 
-A report prints as text, as JSON and as a self-contained HTML page. Who knows more than the errors,
-such as their cause, subclasses :class:`Report` and adds sections (:class:`Section`).
+A report can be written as text, as JSON and as a self-contained HTML page. Subclasses of
+:class:`Report` add sections (:class:`Section`), such as the causes of errors.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class Row:
     Attributes:
         name: of the tap point.
         shape: of both arrays.
-        dtypes: what the arrays are stored as, the reference's first.
-        max_abs: largest absolute difference; of expert indices, the largest routing margin.
-        rel_l2: L2 norm of the difference over that of the reference; of expert indices, the share
+        dtypes: the stored dtypes of the arrays, the reference's first.
+        max_abs: largest absolute difference; for expert indices, the largest routing margin.
+        rel_l2: L2 norm of the difference over that of the reference; for expert indices, the share
             of tokens whose set of experts differs.
         cosine: of the angle between the two arrays.
         rounding_units: ``rel_l2`` in units of the rounding (its unit roundoff).
-        allowed: how much of ``rel_l2`` rounding explains.
-        excess: the largest error over what rounding explains, of the array or of any token; above
-            1 it diverges. NaN if nothing was judged.
-        verdict: ``ok``; ``diverges`` and ``nan`` (NaN or infinite in one trace only) where
-            something is wrong; ``hidden`` where a bug shows that changes less than rounding may;
-            ``rewritten`` where the numbers differ and all that is computed from them agrees;
-            ``follows`` after the first that is wrong, or where every token follows a tie; ``tie``
-            for routes that rounding may turn; ``unjudged`` where no noise floor reaches.
-        note: what there is to say, in words.
-        first_token: of the tokens whose error rounding does not explain.
-        extra: further numbers: of logits ``kl_mean``, ``kl_max``, ``top1`` and ``top5``.
+        allowed: the largest ``rel_l2`` that rounding explains.
+        excess: the largest ratio of an error to its allowance, for the array and for each token;
+            above 1 the row diverges. NaN if nothing was judged.
+        verdict: ``ok``; wrong: ``diverges``, ``nan`` (NaN or infinite in one trace only) or
+            ``hidden`` (a bug was found whose effect is smaller than rounding); not wrong:
+            ``rewritten`` (the values differ, but everything computed from them agrees),
+            ``follows`` (after the first wrong row, or after ties for every token), ``tie`` (only
+            the experts of ties differ), ``unjudged`` (there is no noise floor).
+        note: an explanation in words.
+        first_token: the first token whose error rounding does not explain.
+        extra: further numbers: for logits ``kl_mean``, ``kl_max``, ``top1`` and ``top5``.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A further part of a report: a title and lines of text."""
+    """An additional part of a report: a title and lines of text."""
 
     title: str
     lines: tuple[str, ...]
@@ -77,20 +77,20 @@ class Report:
     """Two traces of the same model and prompt, compared.
 
     Attributes:
-        ref, other: who made the traces.
+        ref, other: the producers of the traces.
         rounding: of the other trace.
-        yardstick: in words, where the allowed errors come from.
-        tokens: how many.
-        taps: how many tap points the model has.
+        yardstick: the source of the allowed errors, in words.
+        tokens: number of tokens.
+        taps: number of tap points of the model.
         rows: the tap points that both traces hold, in order of computation.
-        missing: the tap points that one of them lacks.
-        flips: tokens routed differently within their margin.
-        notes: what else was left out or done otherwise.
+        missing: the tap points that only one of them holds.
+        flips: tokens with other experts because of a tie.
+        notes: further remarks, for instance on arrays that were left out.
     """
 
     command: ClassVar[str] = "compare"
     local: ClassVar[bool] = False
-    """Whether a row judges its stage alone, from the other's own inputs of it."""
+    """Whether a row judges one stage alone, computed from the other trace's inputs of it."""
 
     ref: str
     other: str
@@ -105,17 +105,17 @@ class Report:
 
     @property
     def first_divergence(self) -> Row | None:
-        """The first tap point where something is wrong."""
+        """The first row with a wrong verdict; None if there is none."""
         return next((row for row in self.rows if row.verdict in WRONG), None)
 
     @property
     def ok(self) -> bool:
-        """Whether something could be judged, and none of it diverges."""
+        """Whether at least one row was judged, and none is wrong."""
         return self.judged > 0 and self.first_divergence is None
 
     @property
     def judged(self) -> int:
-        """Tap points that could be judged."""
+        """Number of tap points that were judged."""
         return sum(row.verdict in ("ok", "tie", "rewritten", *WRONG) for row in self.rows)
 
     @property
@@ -137,7 +137,7 @@ class Report:
         return f"First divergence: {row.name}. {row.note[:1].upper()}{row.note[1:]}."
 
     def sections(self) -> Sequence[Section]:
-        """Further parts, printed after the table; a subclass may add some."""
+        """Additional parts after the table; subclasses may add some."""
         return ()
 
     def to_json(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Report:
         """The report as a self-contained page, which is also written to ``path`` if given.
 
         Raises:
-            GptOssError: the file cannot be written; one that was there is kept.
+            GptOssError: the file cannot be written; an existing file is then kept.
         """
         from gptoss_ref.verify.report.html import page
 
@@ -185,7 +185,7 @@ class Report:
 
 
 def plain(value: Any) -> Any:
-    """The same in types that JSON has."""
+    """The value converted to types that JSON has."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

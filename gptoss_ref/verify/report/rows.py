@@ -1,4 +1,4 @@
-"""The lines of a comparison: from errors and what rounding explains to a verdict in words."""
+"""The rows of a report: verdicts from errors and their allowances."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Place:
-    """What a row says of its tap point before anything is judged."""
+    """The fields of a row that need no judgement."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,14 +41,14 @@ def float_row(
     """The row of a tap point that holds floats.
 
     Args:
-        level: the noise floor; None: there is none that tells right from wrong here.
-        aside: (T,) tokens that are not judged.
-        why: they are not, in words.
+        level: the noise floor; None if there is none for this tap point.
+        aside: (T,) mask of the tokens that are not judged.
+        why: the reason, in words.
     """
     free = ~aside
     seen = errors.of(free) if free.any() else errors
     allowed, excess, verdict, first = math.nan, math.nan, "unjudged", None
-    note = "cannot be judged without the model: what it is computed from is missing or too far off"
+    note = "cannot be judged without the model: its inputs are missing or too far off"
     broken = int(errors.broken.sum())
     if broken:
         verdict, excess = "nan", math.inf
@@ -75,7 +75,7 @@ def float_row(
             first = int(np.argmax(over)) if over.any() else None
             worst = int(np.argmax(rows / bound))
             error, explained = (rows[worst], bound[worst]) if over.any() else (whole, allowed)
-            note = f"relative error {error:.2g} where rounding explains {explained:.2g}"
+            note = f"relative error {error:.2g}, but rounding explains only {explained:.2g}"
             note += _where(over)
     if aside.any() and free.any() and verdict == "ok":
         note = f"{int(aside.sum())} of {len(aside)} tokens left out: {why}"
@@ -97,7 +97,7 @@ def float_row(
 
 
 def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
-    """The row of expert indices: their sets, and the margins where they differ."""
+    """The row of expert indices: the sets of experts, and the margins of those that differ."""
     wrong = choice.wrong & ~aside
     differs = int(choice.differs.sum())
     share = differs / len(aside)
@@ -111,7 +111,7 @@ def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
         if own:
             note = f"{own} tokens go to experts that are not the largest of OTHER's own logits"
         else:
-            note = f"experts that rounding does not explain, by a margin of {margin:.2g}"
+            note = f"other experts that rounding does not explain: the margin is {margin:.2g}"
         note += _where(wrong)
     elif differs:
         note = f"{differs} of {len(aside)} tokens go to other experts, within {margin:.2g} of a tie"
@@ -135,11 +135,11 @@ def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
 
 
 def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
-    """The rows with what follows from one another: rewritings, and what follows the first error.
+    """The rows with the verdicts ``rewritten`` and ``follows``, which depend on other rows.
 
-    A tap point that differs while all that is computed from it agrees is not wrong: its producer
-    keeps it in another form, or recorded something else under its name. An error that merely fades
-    on the way is one all the same: of what agrees, only :data:`FADED` of it may be left.
+    A tap point that differs is rewritten, not wrong, if everything computed from it agrees: its
+    producer keeps it in another form, or recorded another array under its name. An error that only
+    becomes smaller is still an error: at most :data:`FADED` of it may remain in rows that agree.
     """
     found = {row.name: row for row in rows}
     verdicts = {row.name: row.verdict for row in rows}
@@ -157,7 +157,7 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
         if row.verdict == "diverges" and used and all(agrees(user, row) for user in used):
             verdicts[row.name] = "rewritten"
             rewritten.add(split(row.name)[1])
-    for row in rows:  # what is rewritten in one block is so in the others, where less can be told
+    for row in rows:  # a rewriting in one block also holds in the others
         harmless = all(verdicts[user] not in WRONG for user in nearest[row.name])
         if verdicts[row.name] == "diverges" and split(row.name)[1] in rewritten and harmless:
             verdicts[row.name] = "rewritten"
@@ -166,7 +166,7 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
     for row in rows:
         verdict = verdicts[row.name]
         if verdict == "rewritten":
-            note = f"{row.note}; but all that is computed from it agrees"
+            note = f"{row.note}; but everything computed from it agrees"
             row = replace(row, verdict=_verdict(verdict), note=note)
         elif verdict in WRONG and broken:
             row = replace(row, verdict="follows")
@@ -176,9 +176,9 @@ def settle(rows: Sequence[Row], config: ModelConfig) -> list[Row]:
 
 
 def _nearest_users(config: ModelConfig, compared: Container[str]) -> dict[str, list[str]]:
-    """By tap point, the compared ones that are computed from it without another between."""
+    """By tap point, the compared tap points computed from it without another one in between."""
     found: dict[str, dict[str, None]] = {}
-    for node in reversed(nodes(config)):  # so that who uses a tap point comes before it
+    for node in reversed(nodes(config)):  # so that users of a tap point come before it
         users = found.setdefault(node.tap, {})
         passed_on = {node.tap: None} if node.tap in compared else users
         for tap in node.inputs:
@@ -187,7 +187,7 @@ def _nearest_users(config: ModelConfig, compared: Container[str]) -> dict[str, l
 
 
 def _where(over: Mask) -> str:
-    """Which tokens: ``, from token 128 on``."""
+    """The tokens of a mask in words: ``, from token 128 on``."""
     count = int(over.sum())
     if not count or count == len(over):
         return ""

@@ -1,4 +1,4 @@
-"""A comparison for a terminal: what is wrong at a glance, healthy blocks on one line each."""
+"""A report for a terminal: wrong rows in full, blocks without errors on one line each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HEADINGS = ("tap point", "rel. L2", "allowed", "max abs", "roundings")
 
 @dataclass(frozen=True)
 class Line:
-    """One line and how a terminal with colours shows it."""
+    """One line of text and its style on a colour terminal."""
 
     text: str
     style: Style = ""
 
 
 def lines(report: Report, *, verbose: bool = False) -> Iterator[Line]:
-    """The report; ``verbose`` lists every tap point, else a block that is well takes one line."""
+    """The lines of a report; unless ``verbose``, a block without errors takes one line."""
     styles: dict[str, Style] = {"No divergence": "bold green", "No verdict": "yellow"}
     yield Line(report.verdict, styles.get(report.outcome, "bold red"))
     yield Line("")
@@ -103,14 +103,14 @@ def _predictions(report: Report) -> Iterator[Line]:
 
 
 def predicted_by(report: Report) -> str:
-    """Whose predictions the row of the logits is about: those of the whole model, if it can be."""
+    """What the predictions of the logits' row are computed from: the whole model, if possible."""
     if report.local and any(row.name == "norm" for row in report.rows):
         return "predictions of the unembedding alone, from the other's own final norm"
     return "predictions"
 
 
 def prediction(row: Row) -> str:
-    """What the row of the logits says of two models' predictions."""
+    """The agreement of two models' predictions, from the row of the logits, in words."""
     e = row.extra
     return (
         f"same first choice for {e['top1']:.1%} of tokens, {e['top5']:.1%} of the top five in "
@@ -150,7 +150,7 @@ def _cells(values: Iterable[str]) -> str:
 
 
 def kinds(missing: Sequence[str]) -> str:
-    """Names of tap points, those of all blocks together."""
+    """Names of tap points, with one entry for each stage of the blocks."""
     kinds: dict[str, int] = {}
     for name in missing:
         block, stage = split(name)

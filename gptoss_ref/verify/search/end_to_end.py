@@ -9,20 +9,41 @@ their quartiles, in which outliers have little weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
 from gptoss_ref.verify.noise.rounding import dithered
 from gptoss_ref.verify.progress import Progress, Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
-from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue
-from gptoss_ref.verify.thresholds import ALIKE, COMBINED, GAIN, NOT_FINITE, SAMPLES, SHORTLIST, WINS
+from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue, changes
+from gptoss_ref.verify.search.estimate import candidate as valued
+from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
+from gptoss_ref.verify.thresholds import (
+    ALIKE,
+    ALONG,
+    COMBINED,
+    COMPARED,
+    FAR_OFF,
+    FITTED,
+    GAIN,
+    MOST_AT_ONCE,
+    NO_DOUBT,
+    NOT_FINITE,
+    PREDICTED,
+    SAMPLES,
+    SHORTLIST,
+    TURNED,
+    WINS,
+)
 from gptoss_ref.weights import ModelWeights
 
 Floats = NDArray[np.float64]
@@ -62,6 +83,14 @@ class Target:
             error = error / np.where(usual > 0, usual, 1.0)
         return np.minimum(error, NOT_FINITE)
 
+    def turned(self, seen: Floats) -> float:
+        """The mean logarithm of the sines of the angles between the rows of both."""
+        a, b = (np.nan_to_num(x, posinf=0, neginf=0) for x in (seen, self.observed))
+        across, own, other = (np.einsum("ij,ij->i", *x) for x in ((a, b), (a, a), (b, b)))
+        cosines = across / np.sqrt(np.maximum(own * other, 1e-300))
+        sines = np.where(cosines > 0, np.sqrt(np.maximum(1 - cosines**2, 0)), 1.0)
+        return float(np.mean(np.log(sines + self.floor)))
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -77,9 +106,11 @@ class Standing:
             NaN: not measured.
         allowed: (3,) quartiles of the errors that rounding explains.
         broken: rows that are NaN or infinite in one of the two only, and not by rounding.
+        turned: mean logarithm of the sine of the angle between its rows and the observed ones,
+            which is 0 for outputs that have nothing to do with these, however small they are.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: Option
     error: Floats
     score: float
     rounded: Floats = field(default_factory=lambda: np.empty(0))
@@ -87,10 +118,56 @@ class Standing:
     excess: float = np.nan
     allowed: Floats = field(default_factory=lambda: np.full(3, np.nan))
     broken: int = 0
+    turned: float = 0.0
+
+
+Option = tuple[Candidate, ...]
+"""Bugs at once, applied one after the other."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Options that were run beside a base, which may be the specification.
+
+    Attributes:
+        standings: of those that alter the outputs, the nearest first.
+        base, turned: the score of the base, and its angle to the outputs.
+        effects: by the last candidate of each, what it does to the outputs of the base.
+        difference: what the base leaves to be explained.
+    """
+
+    standings: list[Standing]
+    base: float
+    turned: float
+    effects: list[tuple[Candidate, Floats]]
+    difference: Floats
+
+    def fittable(self) -> list[Mutant]:
+        """Mutants with a parameter that move the outputs along the difference, or against it."""
+        size = float(np.linalg.norm(self.difference))
+        along: dict[str, tuple[float, Mutant]] = {}
+        for candidate, effect in self.effects:
+            length = float(np.linalg.norm(effect))
+            if candidate.mutant.parameter is None or not 0 < length * size < np.inf:
+                continue
+            cosine = abs(float(effect @ self.difference)) / (length * size)
+            known, _ = along.get(candidate.name, (0.0, None))
+            along[candidate.name] = max(known, cosine), candidate.mutant
+        found = sorted(along.values(), key=lambda pair: -pair[0])
+        return [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
+
+    def together(self, size: int, count: int) -> list[Option]:
+        """Sets of candidates whose effects come nearest to the difference when they add up."""
+        if not self.effects:
+            return []
+        candidates, effects = zip(*self.effects, strict=True)
+        names = [candidate.name for candidate in candidates]
+        sets = nearest_sets(np.array(effects), self.difference, names, size, count)
+        return [tuple(candidates[i] for i in some) for some in sets]
 
 
 class WholeModels:
-    """The search for one or two bugs in a model's outputs.
+    """The search for up to four bugs in a model's outputs.
 
     Attributes:
         target, rounding: what was observed of the other, and how it rounds.
@@ -99,6 +176,7 @@ class WholeModels:
         best: what explains the outputs, if anything does.
         stopped: whether what was observed is not the model's.
         alternatives: names that cannot be told from it.
+        interval: of a fitted constant: between what values it explains the outputs.
     """
 
     def __init__(
@@ -114,11 +192,13 @@ class WholeModels:
         self.target, self.rounding = target, rounding
         self._steps = Steps(progress)
         self._steps.say("running whole models")
+        self._plain: dict[Option, Floats] = {}  # what would be seen of each base, by a quick run
         self.stopped = False
         self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
         self.alternatives: tuple[str, ...] = ()
+        self.interval: tuple[float, float] | None = None
 
     def stop(self) -> None:
         """Look no further: what was observed is not the model's."""
@@ -139,31 +219,112 @@ class WholeModels:
     def _apart(self, seen: Array, observed: Array) -> Floats:
         return self.target.errors(self.target.see(seen), self.target.see(observed))
 
-    def run(self) -> None:
-        """Fill ``ranked``, ``best`` and ``alternatives``."""
+    def run(self, *, together: bool = True) -> None:
+        """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
         if self.stopped:
             self._steps.finish()
             return
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
         self._steps.expect(SHORTLIST)
-        singles = self._standings(options)
-        self.ranked = _forms(singles)
+        singles = self._tried(options)
+        self.ranked = _forms(singles.standings)
         self.best = self._elected(self.ranked)
-        if self.best is None and self.specification.excess > 1:
-            some = [s.candidates[0] for s in self.ranked[:COMBINED]]
-            pairs = [(a, b) for a in some for b in some if a is not b]
-            self._steps.expect(SHORTLIST)
-            standings = self._standings(pairs)
-            self.best = self._elected(standings)
-            if self.best is not None:
-                self.ranked = [*standings, *self.ranked]
+        if together and self.specification.excess > 1 and not self._sure:
+            self._fit(singles)
+        if together and self.best is None and self.specification.excess > 1:
+            self._combine(options, singles)
         if self.best is not None:
             own = {c.name for c in self.best.candidates}
             near = [s for s in self.ranked if abs(s.score - self.best.score) < np.log(ALIKE)]
             names = (c.name for s in near for c in s.candidates if c.name not in own)
             self.alternatives = tuple(dict.fromkeys(names))
         self._steps.finish()
+
+    @property
+    def _sure(self) -> bool:
+        """Whether what was found leaves so little that nothing else needs to be tried."""
+        return self.best is not None and self.best.excess <= NO_DOUBT
+
+    def _fit(self, singles: Tried) -> None:
+        """A constant of any value, which takes the place of a known bug if it comes nearer."""
+        mutants = singles.fittable()
+        if not mutants:
+            return
+        config, tokens = self._config, len(self._tokens)
+
+        def score(candidates: Sequence[Candidate]) -> list[float]:
+            tried = self._tried([(candidate,) for candidate in candidates])
+            by_value = {s.candidates[0].value: s.score for s in tried.standings}
+            return [by_value.get(candidate.value, tried.base) for candidate in candidates]
+
+        guesses = [g for m in mutants if (g := guess(m, config, tokens, score)) is not None]
+        if not guesses:
+            return
+        nearest = min((refined(g, score, COMPARED) for g in guesses), key=lambda g: g.distance)
+        fitted = self._tried([(refined(nearest, score).candidate,)]).standings
+        best = self._elected(fitted)
+        if best is None or (self.best is not None and best.score > self.best.score - GAIN):
+            return
+        self.ranked = [*fitted, *self.ranked]
+        self.best = self._rounded_off(best)
+
+    def _rounded_off(self, best: Standing) -> Standing:
+        """A fitted value with the fewest digits that the outputs allow, and between what limits."""
+        (found,) = best.candidates
+
+        def explains(other: Candidate) -> bool:
+            nearby = self._tried([(other,)]).standings
+            return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
+
+        self.interval = interval(found, self._config, len(self._tokens), explains)
+        assert found.value is not None
+        short = valued(found.mutant, shortest(found.value, *self.interval))
+        return replace(best, candidates=(short,))
+
+    def _combine(self, options: Sequence[Option], singles: Tried) -> None:
+        """Several bugs at once: added to the nearest set, and removed from it where they do harm.
+
+        Each time, the sets are run whose effects add up to what is left, and what the nearest set
+        so far leaves without one of its bugs; the best of these is what the next round begins with.
+        Best is what turns the outputs the right way: beside several gross bugs any bug that merely
+        makes them small, such as an embedding of zeros, comes nearer than one that is there.
+        """
+        base: Option = ()
+        around, reached = singles, singles.turned
+        nearest = [s.candidates[0] for s in sorted(self.ranked, key=_turned)[:COMBINED]]
+        sets: list[Option] = [*combinations(nearest, 1), *combinations(nearest, 2)]
+        while len(base) < MOST_AT_ONCE:
+            sets += [
+                (*base, *more) for more in around.together(MOST_AT_ONCE - len(base), PREDICTED)
+            ]
+            sets += [tuple(c for c in base if c is not left) for left in base if len(base) > 1]
+            sets += [some[::-1] for some in sets if _order_matters(some)]
+            self._steps.expect(SHORTLIST)
+            tried = self._tried(sets).standings
+            self.best = self._elected(tried)
+            self.ranked = sorted([*tried, *self.ranked], key=lambda s: s.score)
+            if self.best is not None:
+                self.best = self._pruned(self.best)
+                return
+            nearer = min(tried, key=lambda s: s.turned + TURNED * len(s.candidates), default=None)
+            if nearer is None or nearer.turned > reached - TURNED:
+                return
+            base, reached = nearer.candidates, nearer.turned
+            if len(base) == MOST_AT_ONCE:
+                return
+            taken, sets = {c.name for c in base}, []
+            around = self._tried([(*base, c) for (c,) in options if c.name not in taken], base)
+
+    def _pruned(self, found: Standing) -> Standing:
+        """The same without bugs that are not needed, or that better the outputs by chance only."""
+        for candidate in found.candidates:
+            fewer = tuple(c for c in found.candidates if c is not candidate)
+            if fewer:
+                without = self.measured(fewer)
+                if without.excess <= 1 or not self._wins(found.error, without.error):
+                    found = without
+        return found
 
     def _elected(self, standings: Sequence[Standing]) -> Standing | None:
         """The nearest one, if it explains the outputs and the specification does not as well.
@@ -175,6 +336,8 @@ class WholeModels:
         for standing in standings[:SHORTLIST]:
             if standing.score >= spec.score:
                 return None
+            if not spec.broken and usual_excess(standing.error, spec.allowed) > FAR_OFF:
+                continue
             if spec.excess <= 1 and not self._wins(standing.error, spec.error):
                 return None
             measured = self.measured(standing.candidates)
@@ -192,23 +355,36 @@ class WholeModels:
         gained = self._score(other) - self._score(error) > GAIN
         return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 
-    def _standings(self, options: Sequence[tuple[Candidate, ...]]) -> list[Standing]:
-        """The options that alter the outputs, by one quick run each, the nearest first."""
+    def _tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
+        """The options that alter the outputs of a base, by one quick run each, nearest first."""
         policy = FLOAT64 if self.rounding == "float64" else FLOAT32
-        (base,) = self._errors([(SPECIFICATION, policy)])
-        standings = []
+        if base not in self._plain:
+            (self._plain[base],) = self._seen([(_applied(base), policy)])
+        plain = self._plain[base]
+        error, standings = self.target.errors(plain), []
         starts = range(0, len(options), AT_ONCE)
         self._steps.expect(len(starts))
+        with np.errstate(invalid="ignore"):
+            difference = sketched(self.target.observed) - sketched(plain)  # (P, k)
+        effects = []
         for start in starts:
             some = options[start : start + AT_ONCE]
             runs = [(_applied(candidates), policy) for candidates in some]
-            for candidates, error in zip(some, self._errors(runs), strict=True):
-                if not np.array_equal(error, base):
-                    standings.append(Standing(candidates, error, self._score(error)))
+            for candidates, seen in zip(some, self._seen(runs), strict=True):
+                own = self.target.errors(seen)
+                if not np.array_equal(own, error):
+                    turned = self.target.turned(seen)
+                    standings.append(Standing(candidates, own, self._score(own), turned=turned))
+                    with np.errstate(invalid="ignore"):
+                        effect = sketched(seen) - sketched(plain)
+                    effects.append((candidates[-1], scaled(effect, difference)))
             self._steps.tick()
-        return sorted(standings, key=lambda s: s.score)
+        standings.sort(key=lambda s: s.score)
+        whole = scaled(difference, difference)
+        turned = self.target.turned(plain)
+        return Tried(standings, self._score(error), turned, effects, whole)
 
-    def measured(self, candidates: tuple[Candidate, ...]) -> Standing:
+    def measured(self, candidates: Option) -> Standing:
         """The same with a noise floor: exact, and against rounded runs of the same operations."""
         ops = _applied(candidates)
         imitated = "float32" if self.rounding == "float64" else self.rounding
@@ -226,9 +402,6 @@ class WholeModels:
         score, typical = self._score(error), float(allowed[1])
         return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
 
-    def _errors(self, runs: Sequence[Run]) -> list[Floats]:
-        return [self.target.errors(seen) for seen in self._seen(runs)]
-
     def _seen(self, runs: Sequence[Run]) -> list[Floats]:
         """What would be observed of each run."""
         asked = [self.target.tap]
@@ -245,11 +418,21 @@ def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
     return differs
 
 
-def _applied(candidates: Sequence[Candidate]) -> ModelOps:
+def _applied(candidates: Option) -> ModelOps:
     ops = SPECIFICATION
     for candidate in candidates:
         ops = candidate.apply(ops)
     return ops
+
+
+def _turned(standing: Standing) -> float:
+    return standing.turned
+
+
+def _order_matters(candidates: Option) -> bool:
+    """Whether two of the candidates change the same operation."""
+    ops = [changes(SPECIFICATION, c.apply(SPECIFICATION)) for c in candidates]
+    return sum(map(len, ops)) > len(frozenset[str]().union(*ops))
 
 
 def _forms(standings: Sequence[Standing]) -> list[Standing]:

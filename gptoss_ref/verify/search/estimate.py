@@ -48,16 +48,16 @@ def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Gue
     return _narrowed(mutant, low, high, score, GRID) if low < high else None
 
 
-def refined(first: Guess, score: Score) -> Candidate:
-    """The best value around a guess, as finely as float32 tells."""
+def refined(first: Guess, score: Score, rounds: int = ROUNDS) -> Guess:
+    """The best value around a guess, after some rounds, or as finely as float32 tells."""
     mutant, best = first.candidate.mutant, first
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         if not best.low < best.high or best.high - best.low < FINEST * best.high:
             break
         finer = _narrowed(mutant, best.low, best.high, score, FINE)
         best = min(finer, best, key=lambda g: g.distance)
         best = replace(best, low=finer.low, high=finer.high)
-    return best.candidate
+    return best
 
 
 def _narrowed(mutant: Mutant, low: float, high: float, score: Score, count: int) -> Guess:

@@ -59,6 +59,7 @@ class Explanation:
         local: the tap point under them.
         left, tokens: divergences of the whole trace under them, and tokens that diverge in these.
         distance: between the other's numbers and theirs, rounded alike, over all they change.
+        under: all these tap points under them.
     """
 
     candidates: Option
@@ -66,6 +67,7 @@ class Explanation:
     left: int = 0
     tokens: int = 0
     distance: float = 0.0
+    under: tuple[TapError, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:

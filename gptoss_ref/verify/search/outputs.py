@@ -290,6 +290,8 @@ def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:
                 error_after=best.excess,
                 alternatives=search.alternatives,
                 confidence=1 / (1 + len(search.alternatives)),
+                value=candidate.value,
+                interval=None if candidate.value is None else search.interval,
             )
         )
     return tuple(found)
@@ -306,7 +308,7 @@ def _unexplained(search: WholeModels) -> Unexplained:
         taps=(tap,),
         error=spec.excess,
         where=tokens_of(rows),
-        nearest=nearest.candidates[0].name if nearest is not None and nearer else None,
+        nearest=" and ".join(c.name for c in nearest.candidates) if nearest and nearer else None,
         remaining=remaining if nearer else None,
         hints=(BRING,),
     )

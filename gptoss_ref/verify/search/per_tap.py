@@ -30,7 +30,14 @@ from gptoss_ref.verify.search.mistakes import mistakes, other_ids
 from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
-from gptoss_ref.verify.thresholds import CLEARLY, EXCHANGED, JUDGED, REFINED, SURE
+from gptoss_ref.verify.thresholds import (
+    CLEARLY,
+    EXCHANGED,
+    JUDGED,
+    REFINED,
+    SURE,
+    WITHIN_REACH,
+)
 from gptoss_ref.weights import ModelWeights
 
 
@@ -278,8 +285,7 @@ class Search:
             (e.candidate,) for e in self.entries if e.ops & used and e.candidate.name not in taken
         ]
         base, singles = self._distances(tap, relevant)
-        nearer = [option for score, option in singles if score < base]
-        judged = self._judged(tap, nearer)
+        judged = self._judged(tap, _within_reach([pair for pair in singles if pair[0] < base]))
         return judged, [option for _, option in singles]
 
     def _fitted(self, tap: str, used: frozenset[str], taken: set[str]) -> list[Option]:
@@ -300,7 +306,7 @@ class Search:
             if name not in taken
         )
         nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
-        return [(refined(first, score),) for first in nearest[:REFINED]]
+        return [(refined(first, score).candidate,) for first in nearest[:REFINED]]
 
     def _fixed(self, step: Accepted, found: Candidate) -> Found:
         """What was found, with how sharply the numbers fix a fitted value."""
@@ -323,7 +329,7 @@ class Search:
     def _together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
         _, ordered = self._distances(tap, pairs(options))
-        return self._judged(tap, [option for _, option in ordered])
+        return self._judged(tap, _within_reach(ordered))
 
     def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
         """Take the best of what explains a tap point into the operations, if anything does."""
@@ -334,15 +340,21 @@ class Search:
         self._steps.expect(len(solved))
         best, alternatives = best_of(w for e in solved for w in self._weighed(e, taps))
         others = tuple(e for e in solved if e.names != best.names)
-        self._take(Accepted(tap, best, alternatives, others, self.ops))
+        under, best = best.under, replace(best, under=())
+        self._take(Accepted(tap, best, alternatives, others, self.ops), under)
         return True
 
-    def _take(self, step: Accepted) -> None:
+    def _take(self, step: Accepted, under: Iterable[TapError] = ()) -> None:
+        """Add what explains a divergence to the operations.
+
+        Args:
+            under: all tap points that it changes, if they have been replayed with it.
+        """
         step = replace(step, before=self.ops)
         self._accepted.append(step)
         self.ops = self._with(step.best.candidates)
-        for local in self._replayed(self.ops, self._affected(step.best.candidates)):
-            self.tap_errors[local.tap] = local
+        changed = under or self._replayed(self.ops, self._affected(step.best.candidates))
+        self.tap_errors |= {local.tap: local for local in changed}
 
     def _accept_otherwise(self, tap: str, *, together: bool = False) -> bool:
         """Explain a tap point after exchanging one of the explanations taken before.
@@ -400,14 +412,14 @@ class Search:
 
         Where it spoils some blocks, it is also weighed in the other ones alone.
         """
-        whole, under = self._on_trace(option, taps)
+        whole = self._on_trace(option, taps)
         weighed = [whole]
         if whole.left and len(option.candidates) == 1:
             (candidate,) = option.candidates
             diverging = frozenset(t for t in self._diverging() if t in taps)
             spoilt = {
                 local.tap
-                for local in under
+                for local in whole.under
                 if local.excess > 1 and self.tap_errors[local.tap].excess <= 1
             }
             blocks = {split(t)[0] for t in diverging} - {split(t)[0] for t in spoilt}
@@ -416,23 +428,21 @@ class Search:
             if spoilt and some and split(option.local.tap)[0] in some:
                 placed.append(candidate.within(some))
             if spoilt and self._rules_of(candidate) <= BY_TAP:
-                healed = {local.tap for local in under if local.excess <= 1} & diverging
+                healed = {local.tap for local in whole.under if local.excess <= 1} & diverging
                 placed.append(candidate.at(healed))
             forms = (Explanation((form,), option.local) for form in placed)
-            weighed += [self._on_trace(form, taps)[0] for form in forms]
+            weighed += [self._on_trace(form, taps) for form in forms]
         return weighed
 
-    def _on_trace(
-        self, option: Explanation, taps: frozenset[str]
-    ) -> tuple[Explanation, list[TapError]]:
+    def _on_trace(self, option: Explanation, taps: frozenset[str]) -> Explanation:
         """An explanation with what it leaves of the whole trace, and these tap points under it."""
-        under = list(self._replayed(self._with(option.candidates), taps))
+        under = tuple(self._replayed(self._with(option.candidates), taps))
         elsewhere = [t for t in self._diverging() if t not in taps]
         left = len(elsewhere) + sum(local.excess > 1 for local in under)
         tokens = sum(int(local.wrong_rows.sum()) for local in under)
         distance = float(np.sqrt(np.sum([local.distance**2 for local in under])))
         self._steps.tick()
-        return replace(option, left=left, tokens=tokens, distance=distance), under
+        return replace(option, left=left, tokens=tokens, distance=distance, under=under)
 
     # --- bugs too small for the noise floor ---
 
@@ -498,3 +508,8 @@ class Search:
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local
+
+
+def _within_reach(ordered: Sequence[tuple[float, Option]]) -> list[Option]:
+    """The options, nearest first, whose error may be rounding if the nearest one's is."""
+    return [option for score, option in ordered if score <= ordered[0][0] + WITHIN_REACH]

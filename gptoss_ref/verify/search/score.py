@@ -13,10 +13,11 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
 from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict_each
-from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.graph import DISCRETE, EXPERT_PRODUCTS
 from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE
 from gptoss_ref.verify.search.fit import Option
+from gptoss_ref.verify.thresholds import DECODED_VALUES, LEAST_EXPERTS
 from gptoss_ref.weights import ModelWeights
 
 Item = TypeVar("Item")
@@ -47,14 +48,14 @@ def distances(
         return 1.0, [(0.0, option) for option, _ in options]
     other, axis = trace[tap], axes(tap).index("T")
     policy = FLOAT64 if rounding == "float64" else FLOAT32
-    seen = trace.observed(tap)
+    seen, experts = trace.observed(tap), some_experts(weights, trace, tap)
     plain: Array | None = None
     base, altered = 0.0, []
     batches = list(_batches([((), ops), *options], AT_ONCE))
     steps.expect(len(batches))
     for some in batches:
         runs = [(changed, policy) for _, changed in some]
-        results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap])
+        results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap], experts)
         for (option, _), result in zip(some, results, strict=True):
             score = _score(measure_arrays(other, result[tap], axis).of(seen))
             if plain is None:
@@ -63,6 +64,23 @@ def distances(
                 altered.append((score, option))
         steps.tick()
     return base, sorted(altered, key=lambda pair: pair[0])
+
+
+def some_experts(weights: ModelWeights, trace: Trace, tap: str) -> frozenset[int] | None:
+    """The experts to look at where many candidates are run: of large matrices the busiest few.
+
+    None: all of them, as of small ones, and wherever it is not known who was chosen.
+    """
+    block, stage = split(tap)
+    chosen = f"block.{block}.mlp.expert_indices"
+    if stage not in EXPERT_PRODUCTS or block is None or chosen not in trace:
+        return None
+    matrices = weights.blocks[block].mlp.mlp1_weight.shape
+    count = max(LEAST_EXPERTS, DECODED_VALUES // (matrices[-2] * matrices[-1]))
+    if count >= matrices[0]:
+        return None
+    busiest = np.argsort(-np.bincount(trace[chosen].ravel(), minlength=matrices[0]), kind="stable")
+    return frozenset(busiest[:count].tolist())
 
 
 def _score(errors: Errors) -> float:

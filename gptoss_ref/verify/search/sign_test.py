@@ -25,6 +25,7 @@ from gptoss_ref.verify.replay.evaluate import predict_each, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Entry
+from gptoss_ref.verify.search.score import some_experts
 from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, VOTERS
 from gptoss_ref.weights import ModelWeights
 
@@ -147,7 +148,8 @@ def _poll(
     """The votes of one tap point counted, without the candidates that it rules out."""
     policy, tap = POLICIES[rounding], local.tap
     runs = [(ops, policy), *((vote.candidate.apply(ops), policy) for vote in votes)]
-    results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap])
+    experts = some_experts(weights, trace, tap)
+    results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap], experts)
     right, *wrongs = (result[tap] for result in results)
     other, axis, left = trace[tap], axes(tap).index("T"), []
     for vote, wrong in zip(votes, wrongs, strict=True):

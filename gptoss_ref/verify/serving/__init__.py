@@ -1,7 +1,7 @@
-"""A served model's behaviour: ``gptoss-ref harmony check --server URL --live``.
+"""Check the answers of a running server: ``gptoss-ref harmony check --server URL --live``.
 
-The questions are short and any weights will do: what is checked (:data:`LAWS`) holds whatever the
-model answers.
+The questions are short, and any weights will do: the checks (:data:`LAWS`) hold for every answer of
+the model.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["LAWS", "Fault", "LiveReport", "check_live"]
 
 @dataclass(frozen=True)
 class LiveReport:
-    """What a server does wrong.
+    """The faults of a server.
 
     Attributes:
-        faults: in the order in which they were seen, each law and API once.
-        apis: those that the server has.
-        notes: what else is to be said.
+        faults: in the order in which they were found, one for each law and API.
+        apis: the APIs that the server has.
+        notes: further remarks.
     """
 
     faults: tuple[Fault, ...]
@@ -34,11 +34,11 @@ class LiveReport:
 
     @property
     def ok(self) -> bool:
-        """Whether something could be asked, and nothing was wrong."""
+        """Whether the server answered a question, and there are no faults."""
         return bool(self.apis) and not self.faults
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The report as plain values."""
         return {
             "ok": self.ok,
             "apis": list(self.apis),
@@ -63,18 +63,18 @@ def check_live(
     api_key: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LiveReport:
-    """Ask a served model, and check how the server answers.
+    """Ask a running server questions, and check its answers.
 
     Args:
         url: of the server, with or without ``/v1``.
-        model: its name there; None takes the first that the server lists.
+        model: its name on the server; None takes the first one that the server lists.
         timeout: seconds for each answer.
         api_key: sent as a bearer token.
-        progress: called with what is being asked.
+        progress: called with the question that is being asked.
 
     Raises:
-        EndpointError: the server is down, slow, leads elsewhere, answers garbage, or has neither
-            of the two APIs.
+        EndpointError: the server is down, too slow, redirects, gives an invalid answer, or has
+            neither of the two APIs.
     """
     server = Server(url, model=model, timeout=timeout, api_key=api_key)
     found: dict[tuple[str, str], Fault] = {}
@@ -83,7 +83,7 @@ def check_live(
         api = Api(server, path)
         first = server.ask(path, server.named(api.body("Hi", tokens=16)))
         if first.status in (404, 405, 501):
-            notes.append(f"{path}: the server has no such page ({first.complaint()})")
+            notes.append(f"{path}: the server does not have this API ({first.complaint()})")
             continue
         apis.append(path)
         for fault in faults(api, progress or (lambda _: None)):

@@ -1,4 +1,4 @@
-"""What a server's answers say, in one form for both APIs, streamed or not."""
+"""Parse a server's answers into one form for both APIs, streamed or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 @dataclass
 class Call:
-    """A tool call: as far as the answer says."""
+    """A tool call, with the fields that the answer has."""
 
     id: Any = None
     name: Any = None
@@ -31,9 +31,9 @@ class Said:
         content, reasoning: the texts.
         calls: the tool calls.
         ended: ``finish_reason``, or the status of a response.
-        usage: counts of tokens, as the server names them.
-        deltas: the pieces of the texts in the order in which they were streamed.
-        wrong: what is wrong with the form of the answer.
+        usage: counts of tokens, under the server's names.
+        deltas: the pieces of the texts in the order of the stream.
+        wrong: errors in the form of the answer.
         logprobs: the entries of the answer's tokens.
     """
 
@@ -48,7 +48,7 @@ class Said:
 
     @property
     def words(self) -> tuple[str, str, list[tuple[Any, Any]]]:
-        """What must be the same in a stream: texts and calls, without ids."""
+        """Texts and calls without ids, which must be the same in a stream."""
         return self.content, self.reasoning, [(c.name, c.arguments) for c in self.calls]
 
 
@@ -132,7 +132,7 @@ def ask_streamed(server: Server, path: str, body: dict[str, Any]) -> Said | Answ
     """One streamed answer; an Answer if the server refuses.
 
     Raises:
-        EndpointError: an answer that is no stream of events.
+        EndpointError: the answer is not a stream of events.
     """
     url = server.url + path
     status, content = fetch(
@@ -169,7 +169,7 @@ def ask_streamed(server: Server, path: str, body: dict[str, Any]) -> Said | Answ
 
 
 def of_chat_stream(events: list[Any]) -> Said:
-    """The chunks of a chat completion, put together."""
+    """A chat completion, joined from its chunks."""
     said, ends = Said(), 0
     if not events or events[-1] != "[DONE]":
         said.wrong.append("the stream does not end with [DONE]")
@@ -193,7 +193,7 @@ def of_chat_stream(events: list[Any]) -> Said:
 
 
 def _add_call(said: Said, call: Mapping[str, Any]) -> None:
-    """A piece of a tool call: its index says of which one."""
+    """Add a piece of a tool call to the call with its index."""
     index = call.get("index", len(said.calls))
     if not isinstance(index, int) or not 0 <= index <= len(said.calls):
         said.wrong.append(f"a piece of a tool call has the index {index!r}")
@@ -207,7 +207,7 @@ def _add_call(said: Said, call: Mapping[str, Any]) -> None:
 
 
 def of_response_stream(events: list[Any]) -> Said:
-    """The events of a response, put together."""
+    """A response, joined from its events."""
     said, last = Said(), None
     content = reasoning = ""
     numbers = []

@@ -1,4 +1,4 @@
-"""What holds of every answer of a correct server, whatever the model says."""
+"""Laws that every answer of a correct server obeys, whatever the model says."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ TOKENS = 96
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that no correct server does.
+    """A violation of a law.
 
     Attributes:
-        name: of the law that is broken, e.g. ``"channel-in-content"``.
+        name: of the law, e.g. ``"channel-in-content"``.
         api: ``/v1/chat/completions`` or ``/v1/responses``.
-        what: what was seen.
+        what: the observation, in words.
     """
 
     name: str
@@ -51,26 +51,26 @@ class Fault:
 
 LAWS: dict[str, str] = {
     "answer-form": "Answers have the form of the API.",
-    "stop-token-shown": "No text holds the token that ended it.",
+    "stop-token-shown": "A text does not contain the token that ended it.",
     "channel-in-content": "Headers and channels are not part of a text.",
-    "reasoning-in-content": "What the model thinks is not part of what it answers.",
+    "reasoning-in-content": "The reasoning is not part of the answer's content.",
     "tool-call-form": "A tool call has an id, a bare name and its arguments as text.",
     "finish-reason": "The answer says why it ended: stop, length or tool_calls.",
-    "limit-ignored": "No more tokens than asked for.",
+    "limit-ignored": "An answer has no more tokens than the limit.",
     "usage-wrong": "The counts of tokens add up.",
     "result-refused": "A tool's result is accepted on the next turn.",
-    "stream-differs": "A stream says the same as a whole answer, at temperature 0.",
-    "character-cut": "A stream never cuts a character.",
-    "empty-content-fails": "An empty text is no failure of the server.",
-    "long-text-fails": "A long text without a blank is no failure of the server.",
-    "bad-request-fails": "A request that cannot be is refused, and is no failure of the server.",
-    "logprobs-wrong": "Probabilities are at most one, in sum too, and the chosen token's agrees.",
+    "stream-differs": "At temperature 0, a stream and a whole answer are the same.",
+    "character-cut": "A stream never splits a character.",
+    "empty-content-fails": "An empty text does not make the server fail.",
+    "long-text-fails": "A long text without spaces does not make the server fail.",
+    "bad-request-fails": "An invalid request is refused, and does not make the server fail.",
+    "logprobs-wrong": "Probabilities sum to at most one, and the chosen token's agrees.",
 }
-"""What is checked, by name."""
+"""The laws by name."""
 
 
 class Api:
-    """One of the two APIs of a server: how to ask it."""
+    """One of the two APIs of a server, with its requests."""
 
     def __init__(self, server: Server, path: str) -> None:
         self.server, self.path = server, path
@@ -88,7 +88,7 @@ class Api:
         return body | ({"tools": [tool]} if tools else {})
 
     def with_result(self) -> dict[str, Any]:
-        """A conversation in which a tool has answered."""
+        """A request with a conversation that ends with a tool's result."""
         body = self.body(SUM, tools=True)
         arguments = json.dumps({"a": 27, "b": 58})
         if self.path == CHAT:
@@ -164,7 +164,7 @@ def _asked(api: Api, text: str) -> Said | Answer:
 
 
 def _of_answer(api: Api, said: Said, limit: int) -> Iterator[Fault]:
-    """What holds of any answer by itself."""
+    """Faults of a single answer."""
 
     def fault(name: str, what: str) -> Fault:
         return Fault(name, api.path, what)
@@ -203,13 +203,13 @@ def _of_ending(api: Api, said: Said) -> Iterator[Fault]:
             "finish-reason", api.path, f"it is {said.ended!r}, expected {' or '.join(known)}"
         )
     elif api.path == CHAT and said.calls and said.ended != "tool_calls":
-        yield Fault("finish-reason", api.path, f"a tool is called, and it is {said.ended!r}")
+        yield Fault("finish-reason", api.path, f"a tool is called, but it is {said.ended!r}")
     elif said.ended == "tool_calls" and not said.calls:
-        yield Fault("finish-reason", api.path, "it is 'tool_calls', and no tool is called")
+        yield Fault("finish-reason", api.path, "it is 'tool_calls', but no tool is called")
 
 
 def _of_usage(api: Api, said: Said, limit: int) -> Iterator[Fault]:
-    """Counts, where there are some."""
+    """Faults of the token counts, if there are any."""
     asked, got = ("prompt", "completion") if api.path == CHAT else ("input", "output")
     counts: list[Any] = [said.usage.get(f"{name}_tokens") for name in (asked, got, "total")]
     if not all(isinstance(count, int) for count in counts):
@@ -221,7 +221,7 @@ def _of_usage(api: Api, said: Said, limit: int) -> Iterator[Fault]:
         yield Fault("limit-ignored", api.path, f"{made} tokens, asked for at most {limit}")
     ended = {"length", "incomplete"}
     if made >= limit and said.ended not in (*ended, "stop", "tool_calls", "completed"):
-        yield Fault("finish-reason", api.path, f"the limit ended it, and it is {said.ended!r}")
+        yield Fault("finish-reason", api.path, f"the limit ended it, but it is {said.ended!r}")
 
 
 def _of_stream(api: Api, text: str, whole: Said, *, tools: bool = False) -> Iterator[Fault]:
@@ -262,7 +262,7 @@ def _of_logprobs(api: Api) -> Iterator[Fault]:
         api.server, api.path, api.body(HELLO, tokens=16) | {"logprobs": True, "top_logprobs": 5}
     )
     if isinstance(said, Answer):
-        return  # not every server has them
+        return  # some servers have none
     for entry in said.logprobs:
         chosen = entry.get("logprob") if isinstance(entry, dict) else None
         top = entry.get("top_logprobs") if isinstance(entry, dict) else None

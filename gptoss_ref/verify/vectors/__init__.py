@@ -1,4 +1,4 @@
-"""Conformance vectors: questions with right answers, for implementations in any language."""
+"""Conformance vectors: test cases with expected outputs, for implementations in any language."""
 
 from gptoss_ref.verify.vectors.cases import Case, all_cases
 from gptoss_ref.verify.vectors.exercise import (

@@ -1,4 +1,4 @@
-"""A case of the suite, and the list of all of them."""
+"""The record of a case, and the list of all cases."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Parameter = float | int | None
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One question with one answer.
+    """A test case with its expected outputs.
 
     Attributes:
         id: operation and number, e.g. ``"rmsnorm-02"``.
-        operation: what is computed.
-        note: what is special about the numbers.
+        operation: name of the operation.
+        note: the special property of the inputs.
         flags: names in :data:`~gptoss_ref.verify.vectors.flags.FLAGS`.
         inputs: arrays by name, in float32, int32 or uint8.
         parameters: numbers by name.
@@ -45,13 +45,13 @@ class Case:
         return self.computed(partial(self.operation.compute, ops))
 
     def computed(self, compute: Callable[[SimpleNamespace], Values]) -> Values:
-        """What ``compute`` makes of the inputs and parameters, which it gets as attributes."""
+        """The result of ``compute``, which gets the inputs and parameters as attributes."""
         with np.errstate(all="ignore"):
             return compute(SimpleNamespace(**self.inputs, **self.parameters))
 
 
 class Group:
-    """Collects the cases of one operation, numbering them."""
+    """Collects and numbers the cases of one operation."""
 
     def __init__(self, operation: str) -> None:
         self.operation = OPERATIONS[operation]

@@ -1,4 +1,4 @@
-"""Cases of the experts and of their storage format, MXFP4."""
+"""Cases of the experts and of MXFP4."""
 
 from __future__ import annotations
 

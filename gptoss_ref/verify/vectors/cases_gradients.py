@@ -120,7 +120,7 @@ def _swiglu() -> Group:
 
 
 def _stopped_at_the_bound(d_y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """What torch 2.14 gives: no gradient for gates of 7 and ups of ±7."""
+    """The gradient of torch 2.14: none for gates of 7 and ups of ±7."""
     gate, up = x[:, 0::2].astype(np.float64), x[:, 1::2].astype(np.float64)
     s = 1 / (1 + np.exp(-1.702 * gate))
     d_gate = d_y * (up + 1) * (s + 1.702 * gate * s * (1 - s))

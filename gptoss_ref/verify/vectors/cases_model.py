@@ -10,7 +10,7 @@ from gptoss_ref.verify.vectors.operations import tiny
 
 
 def model() -> Group:
-    """Random tokens; what the model makes of them does not matter, only that it is the same."""
+    """Cases with random tokens."""
     draw, group = Numbers(1100), Group("model")
     size = tiny()[0].vocab_size
 

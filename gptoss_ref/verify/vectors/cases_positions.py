@@ -1,4 +1,4 @@
-"""Cases of the operations that know positions: YaRN, rotary embedding, attention."""
+"""Cases of the operations that depend on positions: YaRN, rotary embedding, attention."""
 
 from __future__ import annotations
 

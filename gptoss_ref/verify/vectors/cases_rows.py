@@ -1,4 +1,4 @@
-"""Cases of the operations that treat every token alone: embedding to SwiGLU."""
+"""Cases of the operations on single tokens: embedding, norm, linear, router and SwiGLU."""
 
 from __future__ import annotations
 

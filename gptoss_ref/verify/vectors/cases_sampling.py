@@ -1,4 +1,4 @@
-"""Cases of the distribution that a token is drawn from."""
+"""Cases of the distribution from which a token is sampled."""
 
 from __future__ import annotations
 

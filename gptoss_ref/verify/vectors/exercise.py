@@ -1,4 +1,4 @@
-"""Runs a learner's own function against the vectors of one operation."""
+"""Check a Python function against the vectors of one operation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from gptoss_ref.verify.vectors.suite import cases_of, stored
 
 
 def check_function(function: Callable[..., Any], operation: str) -> Judgement:
-    """Call ``function`` with every case of ``operation`` and judge what it returns.
+    """Call ``function`` with every case of ``operation``, and judge its results.
 
-    Inputs come as float64, int64 or uint8 arrays, then parameters as numbers, all by position and
-    in the order of the operation's signature; it returns one array, or a tuple of them in the order
-    of the outputs. An exception in it makes the case wrong.
+    It gets the inputs as float64, int64 or uint8 arrays, then the parameters as numbers, all by
+    position and in the order of the operation's signature. It returns one array, or a tuple of them
+    in the order of the outputs. If it raises, the case is wrong.
 
     Raises:
-        GptOssError: no operation has that name, or the function does not take its arguments.
+        GptOssError: the operation is unknown, or the function does not accept its arguments.
     """
     wanted = find_operation(operation)
     _check_signature(function, wanted)
@@ -39,12 +39,12 @@ def check_function(function: Callable[..., Any], operation: str) -> Judgement:
 
 
 def check_file(place: str, operation: str) -> Judgement:
-    """:func:`check_function` of the function that ``FILE.py:FUNCTION`` names.
+    """:func:`check_function` for a function in a file, given as ``FILE.py:FUNCTION``.
 
-    The file finds modules that lie beside it, as it does when it is run by itself.
+    The file can import modules in its folder, as it can if it is run as a script.
 
     Raises:
-        GptOssError: no operation, file or function has that name, or the file does not run.
+        GptOssError: the operation, file or function does not exist, or the file does not run.
     """
     find_operation(operation)
     with _importing_from(Path(place.rpartition(":")[0]).resolve().parent):
@@ -53,7 +53,7 @@ def check_file(place: str, operation: str) -> Judgement:
 
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """``folder`` first on the path of imports; it and what was imported from it are gone after."""
+    """Put ``folder`` first on ``sys.path``; remove it, and modules imported from it, afterwards."""
     path, modules = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
@@ -67,25 +67,23 @@ def _importing_from(folder: Path) -> Iterator[None]:
 
 
 def find_operation(name: str) -> Operation:
-    """The operation of that name.
+    """The operation with that name.
 
     Raises:
-        GptOssError: there is none; the nearest name is suggested.
+        GptOssError: it is unknown; the message suggests the nearest name.
     """
     if name not in OPERATIONS:
         near = difflib.get_close_matches(name, OPERATIONS, 1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise GptOssError(
-            f"unknown operation {name!r}{hint}: expected one of {', '.join(OPERATIONS)}"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(OPERATIONS)}"
+        raise GptOssError(f"unknown operation {name!r}: {hint}")
     return OPERATIONS[name]
 
 
 def load_function(place: str) -> Callable[..., Any]:
-    """The function that ``FILE.py:FUNCTION`` names; the file is run.
+    """Run a file and return its function, given as ``FILE.py:FUNCTION``.
 
     Raises:
-        GptOssError: no such file or function, or the file does not run.
+        GptOssError: the file or function does not exist, or the file does not run.
     """
     path, separator, name = place.rpartition(":")
     if not separator or not name.isidentifier() or not path.endswith(".py"):
@@ -96,7 +94,7 @@ def load_function(place: str) -> Callable[..., Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up their annotations
+    sys.modules[spec.name] = module  # dataclasses look up their annotations there
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -116,15 +114,14 @@ def load_function(place: str) -> Callable[..., Any]:
 
 
 def _check_signature(function: Callable[..., Any], operation: Operation) -> None:
-    """Refuse a function that the operation's arguments do not fit.
+    """Raises GptOssError if the function does not accept the operation's arguments.
 
-    Raises:
-        GptOssError: with its signature and the expected one.
+    The message has its signature and the expected one.
     """
     case = cases_of(operation)[0]
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # one that cannot tell, such as a builtin: the call will
+    except (TypeError, ValueError):  # no signature, as for some builtins: the call will fail
         return
     try:
         signature.bind(*case.inputs.values(), *case.parameters.values())
@@ -156,24 +153,24 @@ def _try(function: Callable[..., Any], case: Case) -> Finding:
     for name, answer in zip(names, answers, strict=True):
         if answer is None:
             return Finding(case, "wrong", note=f"returned None for {name}")
-        # one number may come as a number
+        # a single value may be a Python number
         as_array = np.atleast_1d if case.operation.outputs[name] == "1" else np.asarray
         try:
             outputs[name] = as_array(answer)
-        except Exception as error:  # a ragged list, somebody's tensor
-            note = f"returned no array for {name}: {_what_happened(error, '')}"
+        except Exception as error:  # a ragged list, a tensor of some library
+            note = f"did not return an array for {name}: {_what_happened(error, '')}"
             return Finding(case, "wrong", note=note)
     return judge_case(case, outputs)
 
 
 def _handed(values: Array) -> Array:
-    """A writable copy, so that a function that works in place spoils nothing."""
+    """A writable copy, so that a function may work in place."""
     kind = {"f": np.float64, "i": np.int64}.get(stored(values).dtype.kind, np.uint8)
     return np.array(values, kind)
 
 
 def _what_happened(error: BaseException, file: str) -> str:
-    """Type and message of an exception, and the last line of ``file`` that it passed."""
+    """Type and message of an exception, and the last line of ``file`` in its traceback."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     where = f" (line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -1,8 +1,8 @@
-"""Flags of cases: what each is about, explained once, and the known bugs it catches.
+"""Flags of cases: a note on what each flag tests, and the known bugs that it catches.
 
 The names in ``catches`` are those of :mod:`gptoss_ref.verify.mutants` and of
-:mod:`~gptoss_ref.verify.vectors.mistakes`. The tests hold every line to it: some case with the flag
-gives another answer under each of these bugs.
+:mod:`~gptoss_ref.verify.vectors.mistakes`. The tests check that for each of these bugs, at least
+one case with the flag has another answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Flag:
-    """What a flagged case tests.
+    """The purpose of a flag.
 
     Attributes:
-        note: what to look at when such a case fails.
+        note: what to check if such a case fails.
         catches: names of known bugs, at least one.
     """
 
@@ -25,8 +25,8 @@ class Flag:
 
 FLAGS: dict[str, Flag] = {
     "Ordinary": Flag(
-        "Nothing special: random numbers, every dimension different. A failure here is in the "
-        "formula or in the order of the axes.",
+        "Random numbers, all dimensions different. A failure here is in the formula or in the "
+        "order of the axes.",
         (
             "embedding-scaled",
             "norm-scale-after-cast",
@@ -38,19 +38,19 @@ FLAGS: dict[str, Flag] = {
     ),
     "UnequalDimensions": Flag(
         "Released models have D = F and G = K, which hide transposed matrices and swapped axes; "
-        "here no two dimensions agree.",
+        "here all dimensions differ.",
         ("gqa-axes-swapped",),
     ),
     "Epsilon": Flag(
-        "The values are so small that epsilon decides: it is 1e-5, inside the root.",
+        "The values are small, so that the result depends on epsilon: 1e-5, inside the root.",
         ("norm-eps", "eps-missing"),
     ),
     "ZeroInput": Flag(
-        "Every input is zero: the answer is finite and made of biases alone.", ("eps-missing",)
+        "Every input is zero: the answer is finite and consists of biases.", ("eps-missing",)
     ),
     "HeavyTail": Flag(
         "One element is a thousand times the rest, as in real activations: eight-bit activations "
-        "lose the others, and squares of 45,000 leave float16.",
+        "lose the others, and squares of 45,000 overflow float16.",
         ("activations-in-8-bits", "squares-in-float16"),
     ),
     "YarnRamp": Flag(
@@ -89,16 +89,15 @@ FLAGS: dict[str, Flag] = {
         ("yarn-truncated", "yarn-skipped"),
     ),
     "SinkDominates": Flag(
-        "The sink's logit is far above every score: nearly all attention goes to it, and what is "
-        "left must not be rescaled to one.",
+        "The sink's logit is far above every score: nearly all attention goes to it, and the other "
+        "weights must not be rescaled to one.",
         ("sinks-dropped", "sinks-counted-twice", "sinks-scaled", "sinks-wrong-head"),
     ),
     "SinkNegligible": Flag(
         "The sink's logit is far below every score: rows sum to nearly one.", ("sinks-scaled",)
     ),
     "SinkEqual": Flag(
-        "q·k = 0 and v = 1: the mix is n / (n + e^sink) for n visible keys. The probe to try first."
-        "",
+        "q·k = 0 and v = 1: the mix is n / (n + e^sink) for n visible keys. Try this case first.",
         ("sinks-dropped", "sinks-counted-twice"),
     ),
     "WindowEdge": Flag(
@@ -110,10 +109,10 @@ FLAGS: dict[str, Flag] = {
         ),
     ),
     "FullLayer": Flag(
-        "No window: the first key is seen however far away.",
+        "No window: the first key is visible at any distance.",
         ("window-everywhere", "window-odd-layers"),
     ),
-    "Causal": Flag("The diagonal is seen, what lies after it is not.", ("causal-off-by-one",)),
+    "Causal": Flag("A query sees its own key and no later one.", ("causal-off-by-one",)),
     "GroupedQueries": Flag("Head h reads key/value head h // (H / K).", ("gqa-axes-swapped",)),
     "ScoreScale": Flag(
         "Scores are divided by the root of the head size.",
@@ -125,7 +124,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "CacheBoundary": Flag(
         "Queries of a later chunk on keys of earlier ones, and keys in the order of a ring buffer: "
-        "visibility goes by absolute position, not by place in memory.",
+        "visibility depends on the absolute position, not on the place in memory.",
         ("prefill-skips-cache", "padding-attended"),
     ),
     "RouterNearTie": Flag(
@@ -134,9 +133,9 @@ FLAGS: dict[str, Flag] = {
         ("router-bf16",),
     ),
     "RouterTie": Flag(
-        "Equal logits. The lower index first is this project's order; torch leaves it open, so any "
-        "choice among the tied is accepted, but not one expert twice, nor a smaller logit before "
-        "one of the tied.",
+        "Equal logits. This project puts the lower index first; torch leaves the order open, so "
+        "any choice among equal logits is accepted, but not the same expert twice, nor a smaller "
+        "logit before one of them.",
         ("tie-chosen-twice", "tie-struck-out"),
     ),
     "RouterSoftmax": Flag(
@@ -147,8 +146,8 @@ FLAGS: dict[str, Flag] = {
         "Gate and up entries alternate, gate first.", ("gate-up-concatenated", "gate-up-swapped")
     ),
     "ClampBoundary": Flag(
-        "Values at the limit, one step beside it, and far beyond: the gate is clamped from above "
-        "only, the up projection on both sides, and both before the product.",
+        "Values at the limit, next to it, and far beyond: the gate is clamped from above only, the "
+        "up projection on both sides, and both before the product.",
         (
             "clamp-missing",
             "clamp-gate-symmetric",
@@ -165,7 +164,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "UpPlusOne": Flag("The gated value is multiplied by up + 1.", ("up-plus-one-missing",)),
     "ExpertBiases": Flag(
-        "Both biases are present, and the router's weight multiplies the second one as well.",
+        "Both biases are present, and the router's weight also multiplies the second one.",
         ("down-bias-unweighted", "down-bias-missing", "gate-up-bias-missing"),
     ),
     "UnusedExpert": Flag(
@@ -187,17 +186,17 @@ FLAGS: dict[str, Flag] = {
         ("scale-0", "subnormals-flushed"),
     ),
     "Scale254": Flag(
-        "The largest scale, 2^127, with codes that float32 can still hold.",
+        "The largest scale, 2^127, with codes whose values float32 can represent.",
         ("scales-in-float16", "scales-signed"),
     ),
     "Scale255": Flag(
-        "NaN by the MX specification. OpenAI's loader and llama.cpp take it for an exponent, which "
-        "is accepted: codes times 2^128, those from 1 on infinite in float32.",
+        "NaN by the MX specification. OpenAI's loader and llama.cpp read it as an exponent, which "
+        "is accepted: codes times 2^128, infinite in float32 for values of 1 and more.",
         ("scale-255-saturated", "scale-255-infinite", "scales-signed"),
     ),
     "Scale134": Flag(
-        "An ordinary byte, worth 128: for NaN the byte is compared with 255, and not the decoded "
-        "scale with 128.",
+        "An ordinary byte with the scale 128: a check for NaN compares the byte with 255, not the "
+        "decoded scale with 128.",
         ("scale-134",),
     ),
     "RoundHalfEven": Flag(
@@ -208,16 +207,16 @@ FLAGS: dict[str, Flag] = {
     ),
     "TopKTie": Flag(
         "Logits equal to the k-th: all of them are kept, as in transformers, so that the order of "
-        "the vocabulary decides nothing.",
+        "the vocabulary has no effect.",
         ("top-k-cuts-ties",),
     ),
     "TopPCrossing": Flag(
-        "The token that crosses top_p is kept: the fewest tokens whose probabilities sum to at "
-        "least top_p, and always one.",
+        "The token that crosses top_p is kept: the smallest set of tokens whose probabilities sum "
+        "to at least top_p, and always at least one token.",
         ("top-p-stops-short",),
     ),
     "SamplingOrder": Flag(
-        "Temperature, then top-k, then top-p, each on what the one before has left, renormalised.",
+        "Temperature, then top-k, then top-p, each on the renormalised result of the one before.",
         ("top-p-before-the-rest",),
     ),
     "LargeLogits": Flag(
@@ -225,7 +224,7 @@ FLAGS: dict[str, Flag] = {
         ("exp-overflows", "logits-not-shifted"),
     ),
     "ModelShort": Flag(
-        "The tiny model on a prompt shorter than its window: how its parts are put together.",
+        "The tiny model on a prompt shorter than its window: tests how its parts are connected.",
         (
             *("qkv-order", "residual-missing", "unembedding-tied", "norm-eps"),
             *("rope-skipped-on-window-layers", "rope-position-off-by-one"),
@@ -250,21 +249,21 @@ FLAGS: dict[str, Flag] = {
         ("gradient-of-one-head",),
     ),
     "WindowGradient": Flag(
-        "The backward pass masks what the forward pass masked.", ("window-other-in-backward",)
+        "The backward pass uses the mask of the forward pass.", ("window-other-in-backward",)
     ),
     "TurnedBack": Flag(
-        "The gradient of a turn turns back; the concentration multiplies once more.",
+        "The gradient is rotated by the opposite angle, times the concentration.",
         ("turned-the-same-way", "inverse-instead-of-transpose"),
     ),
     "NormSecondTerm": Flag(
-        "The root mean square depends on x: the part of the gradient along x is taken off.",
+        "The root mean square depends on x: the part of the gradient along x is subtracted.",
         ("second-term-missing",),
     ),
     "SumOverTokens": Flag(
         "Gradients of weights and biases are sums over the tokens.", ("bias-gradient-averaged",)
     ),
     "RepeatedToken": Flag(
-        "A token that occurs several times collects all its positions' gradients.",
+        "A token that occurs several times sums the gradients of all its positions.",
         ("gradient-overwritten",),
     ),
     "ChosenOnly": Flag(
@@ -276,12 +275,12 @@ FLAGS: dict[str, Flag] = {
         ("alpha-not-in-derivative",),
     ),
     "ClampGradient": Flag(
-        "No gradient beyond a clamp; the gate has none from below.",
+        "The gradient is zero beyond a clamp; the gate has no clamp from below.",
         ("clamps-without-effect", "gate-stopped-below"),
     ),
     "ClampConvention": Flag(
-        "At the bound itself the gradient passes (torch up to 2.13, and this package) or stops "
-        "(torch from 2.14 on): both are accepted, and nothing else is.",
+        "At the bound itself the gradient passes (torch up to 2.13, and this package) or is "
+        "zero (torch from 2.14 on): both are accepted.",
         ("alpha-not-in-derivative",),
     ),
     "ExpertGradient": Flag(
@@ -289,7 +288,7 @@ FLAGS: dict[str, Flag] = {
         ("bias-gradients-of-all",),
     ),
     "LossMask": Flag(
-        "Loss and gradient are averaged over the positions that count.",
+        "Loss and gradient are averages over the positions in the mask.",
         ("averaged-over-padding",),
     ),
 }

@@ -1,7 +1,7 @@
-"""The Harmony part of the suite: rendering, parsing, streaming and tokenizing, and its judge.
+"""The Harmony part of the suite: rendering, parsing, streaming and tokenizing, and their judge.
 
-The cases are ``harmony.json``: their values come from openai-harmony 0.0.8, or from a rule of the
-format that stands beside the case. Nothing of this package computed them.
+The cases are in ``harmony.json``: their values come from openai-harmony 0.0.8, or from a rule of
+the format that the case states. No code of this package computed them.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ MAX_BYTES = 256 << 20
 
 @cache
 def harmony_vectors() -> Mapping[str, Any]:
-    """The cases and flags: see ``harmony.schema.json``."""
+    """The cases and flags; see ``harmony.schema.json``."""
     data: Mapping[str, Any] = json.loads((files(__package__) / FILES[0]).read_text("utf-8"))
     return data
 
 
 def harmony_files() -> dict[str, bytes]:
-    """Name and content of the files."""
+    """The contents of the files by name."""
     return {name: (files(__package__) / name).read_bytes() for name in FILES}
 
 
 @dataclass(frozen=True)
 class HarmonyFinding:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
         case: the case, as in the file.
         verdict: ``"right"``, ``"wrong"`` or ``"missing"``.
         note: what is wrong, in one sentence.
-        causes: names of rendering bugs that give just this.
+        causes: names of rendering bugs that give exactly this answer.
     """
 
     case: Mapping[str, Any]
@@ -65,7 +65,7 @@ class HarmonyFinding:
 
 @dataclass(frozen=True)
 class HarmonyJudgement:
-    """The findings: one for each case of the operations that were given."""
+    """The findings, one for each case of the operations with answers."""
 
     findings: tuple[HarmonyFinding, ...]
     notes: tuple[str, ...] = ()
@@ -103,16 +103,16 @@ class HarmonyJudgement:
 
 
 def check_harmony(results: Mapping[str, Any]) -> HarmonyJudgement:
-    """Judge somebody's answers, by case.
+    """Judge answers by case.
 
     Args:
         results: case id -> answer, with the fields of ``expected``: ``ids`` or ``text`` of a
-            rendering, ``strict`` and ``messages`` of a parse (``messages`` for a malformed one are
+            rendering, ``strict`` and ``messages`` of a parse (for malformed tokens, ``messages`` is
             the tolerant reading), ``deltas`` of a stream, ``ids`` of a text. An operation without
             any answer is not judged.
 
     Raises:
-        GptOssError: the results are no object of objects.
+        GptOssError: the results are not an object of objects.
     """
     if not isinstance(results, Mapping):
         raise GptOssError("Harmony results: expected an object of answers by case")
@@ -134,9 +134,9 @@ def check_harmony(results: Mapping[str, Any]) -> HarmonyJudgement:
 
 
 def check_harmony_file(folder: str | Path) -> HarmonyJudgement | None:
-    """:func:`check_harmony` of ``harmony.json`` in a folder; None if there is none.
+    """:func:`check_harmony` for ``harmony.json`` in a folder; None if there is none.
 
-    The suite's own file counts as results too: each case's ``expected``.
+    The suite's own file is also accepted: its answers are ``expected`` of each case.
 
     Raises:
         GptOssError: the file cannot be read.

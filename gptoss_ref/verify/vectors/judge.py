@@ -1,4 +1,4 @@
-"""Judges somebody's outputs against the suite: which case is wrong, by how much, and why."""
+"""Judge outputs against the suite: find wrong cases, their errors, and bugs that explain them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from gptoss_ref.verify.vectors.suite import expected, stored
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
         case: the case.
         verdict: ``"right"``, ``"wrong"``, ``"missing"`` or ``"not judged"``.
-        error: largest relative L2 error of its outputs; None where there is none to give.
+        error: largest relative L2 error of its outputs; None if there is none.
         note: what is wrong, in one sentence.
-        causes: known bugs that give just these numbers.
+        causes: known bugs that give exactly these numbers.
     """
 
     case: Case
@@ -53,12 +53,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The findings, and what the results held that the suite does not know.
+    """The findings, and remarks on unknown names.
 
     Attributes:
-        findings: one for each case of the operations that were given.
-        absent: operations that were not given, and are not judged.
-        notes: names in the results that no case has.
+        findings: one for each case of the operations with results.
+        absent: operations without results, which are not judged.
+        notes: names in the results that belong to no case.
     """
 
     findings: tuple[Finding, ...]
@@ -110,7 +110,7 @@ class Judgement:
 
 
 def judge_case(case: Case, outputs: Mapping[str, Any], precision: str = "float32") -> Finding:
-    """Compare one case's outputs, arrays by name, with what is expected."""
+    """Compare the outputs of one case, arrays by name, with the expected ones."""
     tolerance = case.operation.tolerance.get(precision)
     if tolerance is None:
         return Finding(case, "not judged", note=f"no tolerance for {precision}")
@@ -126,7 +126,7 @@ def judge_case(case: Case, outputs: Mapping[str, Any], precision: str = "float32
 def difference(
     case: Case, outputs: Mapping[str, Any], tolerance: float
 ) -> tuple[float | None, str]:
-    """The largest relative error of a case's outputs, and what is wrong; "" if they are right."""
+    """The largest relative error of a case's outputs, and the fault in words ("" if right)."""
     right = expected(case)
     answers = [right, *({**right, **_stored(other)} for other in case.accepted)]
     tried = [_compare(case, answer, outputs, tolerance) for answer in answers]
@@ -137,7 +137,7 @@ def difference(
 def _compare(
     case: Case, right: Mapping[str, Array], outputs: Mapping[str, Any], tolerance: float
 ) -> tuple[float | None, str]:
-    """The largest error over the outputs, and what is wrong with the first wrong one."""
+    """The largest error of the outputs, and the fault of the first wrong one."""
     errors: list[float] = []
     for name, axes in case.operation.outputs.items():
         values = np.asarray(outputs[name])
@@ -152,14 +152,14 @@ def _compare(
 
 
 def _difference(right: Array, values: Array, tolerance: float) -> tuple[float | None, str]:
-    """Relative L2 error of ``values``, and why they are not ``right``; "" if they are."""
+    """Relative L2 error of ``values`` against ``right``, and the fault in words ("" if right)."""
     if values.dtype.kind not in "fiub":
         return None, f"has dtype {values.dtype}: expected numbers"
     if values.shape != right.shape:
         orders = (np.transpose(values, order).shape for order in permutations(range(values.ndim)))
         hint = ", with its axes in another order" if right.shape in orders else ""
         return None, f"has shape {values.shape}{hint}: expected {right.shape}"
-    if values.dtype.kind == "f":  # a wider number for what float32 stores as an infinity
+    if values.dtype.kind == "f":  # a value beyond float32, which the suite stores as infinity
         beyond = np.isinf(right) & np.isinf(values.astype(np.float32))
         values = np.where(beyond, np.copysign(np.inf, values), values)
     if right.dtype.kind != "f" or tolerance == 0:
@@ -199,14 +199,14 @@ def _stored(answer: Mapping[str, Array]) -> dict[str, Array]:
 def causes(
     case: Case, outputs: Mapping[str, Any], tolerance: float
 ) -> tuple[Mutant | Mistake, ...]:
-    """Known bugs under which this case has just these outputs."""
+    """Known bugs that give exactly these outputs for this case."""
     if case.operation is OPERATIONS["model"]:
-        return ()  # `diagnose` does that better, from a trace
+        return ()  # `diagnose` is for whole models
     found: dict[str, Mutant | Mistake] = {}
     for bug, compute in bugs_of(case.operation):
         try:
             wrong = _stored(case.computed(compute))
-        except (ValueError, IndexError):  # it cannot be computed on these shapes
+        except (ValueError, IndexError):  # the bug cannot be computed with these shapes
             continue
         if (
             difference(case, wrong, tolerance)[1]
@@ -217,7 +217,7 @@ def causes(
 
 
 def bugs_of(operation: Operation) -> Iterator[tuple[Mutant | Mistake, Callable[..., Values]]]:
-    """What could be wrong with an operation, and how it is computed then."""
+    """The known bugs of an operation, each with its computation."""
     for mutant in (*CATALOGUE, *TIES):
         yield mutant, partial(operation.compute, mutant.apply())
     for mistake in MISTAKES:

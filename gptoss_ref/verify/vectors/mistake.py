@@ -1,4 +1,4 @@
-"""What a mistake is: one wrong version of one operation."""
+"""The record of a mistake: a wrong version of one operation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gptoss_ref.verify.vectors.operation import Values
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong version of one operation.
+    """A wrong version of one operation.
 
     Attributes:
-        name: by which flags and reports call it.
+        name: its name in flags and reports.
         operation: name of the operation.
-        summary: one sentence: what is wrong.
-        compute: the wrong outputs, of the inputs and parameters of a case.
+        summary: what is wrong, in one sentence.
+        compute: computes the wrong outputs from the inputs and parameters of a case.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Small wrong versions of one operation each, which some cases of the suite are there to catch.
+"""Mistakes: wrong versions of single operations, which cases of the suite catch.
 
-The catalogue of :mod:`gptoss_ref.verify.mutants` holds bugs of a whole model. These are slips that
-only a question put to one operation brings to light: equal logits, a zero with a sign, scale bytes
-that no checkpoint has, or what happens outside the model, in an encoder or a sampler.
+The catalogue of :mod:`gptoss_ref.verify.mutants` holds bugs of a whole model. Mistakes show only in
+tests of one operation: they concern equal logits, the sign of zero, scale bytes that no checkpoint
+has, or code outside the model, such as an encoder or a sampler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Given = SimpleNamespace
 
 
 def _right(operation: str, v: Given, **wrong: Callable[..., Array]) -> Values:
-    """The specification's outputs, or those with some of its operations replaced."""
+    """The specification's outputs, with some of its operations replaced."""
     return OPERATIONS[operation].compute(replacing(**wrong)(SPECIFICATION), v)
 
 
@@ -44,7 +44,7 @@ def eps_missing(v: Given) -> Values:
 
 @mistake("squares-in-float16", "rmsnorm")
 def squares_in_float16(v: Given) -> Values:
-    """Squares are taken in float16: of values from 256 on they are infinite, and the row is 0."""
+    """Squares are computed in float16: from 256 on they are infinite, and the row becomes 0."""
     mean_square = np.square(v.x.astype(np.float16)).mean(-1, np.float64, keepdims=True)  # (T, 1)
     return {"y": v.x / np.sqrt(mean_square + v.eps) * v.scale}
 
@@ -62,7 +62,7 @@ def activations_in_8_bits(v: Given) -> Values:
 
 @mistake("tie-chosen-twice", "router")
 def tie_chosen_twice(v: Given) -> Values:
-    """Chosen logits are looked up by value: the first of equal experts stands for them all."""
+    """Chosen logits are looked up by value, which gives the first of several equal experts."""
 
     def choose(right: Right, at: OpContext, logits: Array) -> Array:
         chosen = np.take_along_axis(logits, right(at, logits), -1)  # (T, A)
@@ -74,7 +74,7 @@ def tie_chosen_twice(v: Given) -> Values:
 
 @mistake("tie-struck-out", "router")
 def tie_struck_out(v: Given) -> Values:
-    """After each choice all logits of its value are struck out, those of equal experts too."""
+    """After each choice all equal logits are removed, also those of other experts."""
 
     def choose(right: Right, at: OpContext, logits: Array) -> Array:
         logits, chosen = logits.copy(), []
@@ -88,7 +88,7 @@ def tie_struck_out(v: Given) -> Values:
 
 @mistake("unchosen-times-zero", "experts")
 def unchosen_times_zero(v: Given) -> Values:
-    """Every expert is computed and those not chosen are multiplied by 0, which keeps their NaN."""
+    """Every expert is computed, and those not chosen are multiplied by 0, which keeps NaN."""
     experts, tokens = len(v.mlp1_bias), len(v.x)
     weights = np.zeros((tokens, experts))
     np.put_along_axis(weights, v.indices.astype(np.int64), v.weights.astype(np.float64), -1)
@@ -110,20 +110,20 @@ def subnormal_codes_missing(v: Given) -> Values:
 
 @mistake("negative-zero-decoded", "mxfp4_decode")
 def negative_zero_decoded(v: Given) -> Values:
-    """Code 8 decodes to +0, as a table of integers or a product with the sign's bit makes it."""
+    """Code 8 decodes to +0, for instance by a table of integers."""
     return {"values": _right("mxfp4_decode", v)["values"] + 0.0}
 
 
 @mistake("subnormals-flushed", "mxfp4_decode")
 def subnormals_flushed(v: Given) -> Values:
-    """Values below 2⁻¹²⁶ become 0, as arithmetic that flushes subnormal numbers does it."""
+    """Values below 2⁻¹²⁶ become 0, as in arithmetic that flushes subnormal numbers."""
     values = _right("mxfp4_decode", v)["values"]
     return {"values": np.where(np.abs(values) < 2.0**-126, np.copysign(0, values), values)}
 
 
 @mistake("scales-in-float16", "mxfp4_decode")
 def scales_in_float16(v: Given) -> Values:
-    """Scales are held in float16: from 2¹⁶ on they are infinite, below 2⁻²⁴ they are 0."""
+    """Scales are stored in float16: from 2¹⁶ on they are infinite, below 2⁻²⁴ they are 0."""
     return {"values": _decoded_under(v, _size(v).astype(np.float16).astype(np.float64))}
 
 
@@ -152,12 +152,12 @@ def _bytes(v: Given) -> Array:
 
 
 def _size(v: Given) -> Array:
-    """2^(byte − 127) of each value (N, M), that of 255 too."""
+    """2^(byte − 127) of each value (N, M), also for byte 255."""
     return np.ldexp(1.0, _bytes(v).astype(np.int64) - mxfp4.SCALE_BIAS)
 
 
 def _decoded_under(v: Given, size: Array | float) -> Array:
-    """Codes (N, M) as numbers, times other sizes than their scales'."""
+    """Codes (N, M) as numbers, times ``size`` instead of their scales."""
     ones = np.full_like(v.scales, mxfp4.SCALE_BIAS)
     return _right("mxfp4_decode", Given(blocks=v.blocks, scales=ones))["values"] * size
 
@@ -172,13 +172,13 @@ def half_away_from_zero(v: Given) -> Values:
 
 @mistake("scale-fitted", "mxfp4_encode")
 def scale_fitted(v: Given) -> Values:
-    """The scale is the least under which no value saturates, not the MX specification's."""
+    """The scale is the smallest without saturation, not that of the MX specification."""
     return dict(zip(("blocks", "scales"), mxfp4.encode(v.values, rule="fit"), strict=True))
 
 
 @mistake("negative-zero-encoded", "mxfp4_encode")
 def negative_zero_encoded(v: Given) -> Values:
-    """The sign is asked for with x < 0, so that −0 gets code 0."""
+    """The sign is computed as x < 0, so that −0 gets code 0."""
     return _encoded(v.values + np.float32(0))
 
 
@@ -191,7 +191,7 @@ def _encoded(values: Array) -> Values:
 
 @mistake("top-k-cuts-ties", "sampling")
 def top_k_cuts_ties(v: Given) -> Values:
-    """Of logits equal to the k-th only the first ones are kept, until there are k."""
+    """If several logits equal the k-th, only the first ones are kept, k in total."""
     logits, k = v.logits.astype(np.float64), v.top_k
     if k:
         logits[np.argsort(-logits, kind="stable")[k:]] = -np.inf
@@ -200,7 +200,7 @@ def top_k_cuts_ties(v: Given) -> Values:
 
 @mistake("top-p-stops-short", "sampling")
 def top_p_stops_short(v: Given) -> Values:
-    """The token that crosses top_p is left out; the likeliest one stays in any case."""
+    """The token that crosses top_p is dropped, unless it is the likeliest one."""
     p = token_probabilities(v.logits, v.temperature, v.top_k)
     order = np.argsort(-p, kind="stable")
     beyond = np.cumsum(p[order]) > v.top_p
@@ -211,7 +211,7 @@ def top_p_stops_short(v: Given) -> Values:
 
 @mistake("top-p-before-the-rest", "sampling")
 def top_p_before_the_rest(v: Given) -> Values:
-    """top_p cuts the softmax of the logits as they come, before temperature and top-k."""
+    """top_p is applied to the softmax of the original logits, before temperature and top-k."""
     kept = token_probabilities(v.logits, 1.0, 0, v.top_p) > 0
     logits = np.where(kept, v.logits, -np.inf)
     return {"probabilities": token_probabilities(logits, v.temperature, v.top_k)}

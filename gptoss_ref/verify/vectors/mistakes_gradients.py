@@ -54,7 +54,7 @@ def _turned(v: Given, sign: float, power: int) -> Values:
 
 @mistake("turned-the-same-way", "rope_backward")
 def turned_the_same_way(v: Given) -> Values:
-    """Turned by the same angle again instead of back."""
+    """Rotated by the same angle again instead of the opposite one."""
     return _turned(v, -1.0, 0)
 
 
@@ -170,14 +170,14 @@ def biases_of_all(v: Given) -> Values:
 
 @mistake("averaged-over-padding", "cross_entropy")
 def averaged_over_padding(v: Given) -> Values:
-    """Loss and gradient are divided by all positions, not by those that count."""
+    """Loss and gradient are divided by the number of all positions, not of those in the mask."""
     share = v.mask.mean()
     return {name: values * share for name, values in _right("cross_entropy", v).items()}
 
 
 @mistake("logits-not-shifted", "cross_entropy")
 def not_shifted(v: Given) -> Values:
-    """exp is taken without subtracting the largest logit: it overflows."""
+    """exp is computed without subtracting the largest logit: it overflows."""
     exp = np.exp(v.logits.astype(np.float64))
     p = exp / exp.sum(-1, keepdims=True)
     rows, mask = np.arange(len(p)), v.mask.astype(bool)

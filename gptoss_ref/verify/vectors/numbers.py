@@ -1,7 +1,7 @@
-"""Numbers that every machine draws alike: short binary fractions from a frozen generator.
+"""Random numbers that are the same on every machine: short binary fractions.
 
-NumPy promises the stream of ``RandomState`` for good, and integers need no libm, so that the suite
-is the same to the byte wherever it is written.
+NumPy guarantees that the stream of ``RandomState`` never changes, and integers need no libm, so
+that the suite is byte for byte the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ STEPS = 512
 
 
 class Numbers:
-    """Draws arrays of a given shape; the seed is the case's place in the suite."""
+    """Draws arrays of a given shape; the seed identifies the case."""
 
     def __init__(self, seed: int) -> None:
         self._state = np.random.RandomState(seed)
 
     def uniform(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
-        """Of this shape, uniform on the multiples of ``scale`` / 512 in [−scale, scale]."""
+        """An array of this shape, uniform on multiples of ``scale`` / 512 in [−scale, scale]."""
         drawn = self._state.randint(-STEPS, STEPS + 1, shape)
         return np.asarray(drawn / STEPS * scale, np.float32)
 
     def bell(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
-        """Of this shape, nearly Gaussian: the sum of three uniforms, deviation about ``scale``."""
+        """An array of this shape, the sum of three uniforms; standard deviation about ``scale``."""
         drawn = self._state.randint(-STEPS, STEPS + 1, (3, *shape)).sum(axis=0)
         return np.asarray(drawn / STEPS * scale, np.float32)
 
     def integers(self, low: int, high: int, *shape: int) -> NDArray[np.int32]:
-        """Of this shape, integers in [low, high)."""
+        """An array of this shape, integers in [low, high)."""
         return self._state.randint(low, high, shape).astype(np.int32)
 
     def bytes(self, *shape: int) -> NDArray[np.uint8]:
-        """Of this shape, uniform bytes."""
+        """An array of this shape, uniform bytes."""
         return self._state.randint(0, 256, shape).astype(np.uint8)
 
     def choices(self, tokens: int, experts: int, active: int) -> NDArray[np.int32]:
-        """(T, A) different experts for each token, in no order."""
+        """An array (T, A) of different experts for each token, unordered."""
         rows = [self._state.permutation(experts)[:active] for _ in range(tokens)]
         return np.array(rows, np.int32).reshape(tokens, active)

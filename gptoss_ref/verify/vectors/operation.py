@@ -1,4 +1,4 @@
-"""What an operation of the suite is."""
+"""The record of an operation of the suite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptoss_ref.verify.replay.ops import ModelOps
 Values = dict[str, Array]
 """Arrays by name."""
 Compute = Callable[[ModelOps, SimpleNamespace], Values]
-"""The outputs of an operation, from the operations and its inputs."""
+"""A function from the model's operations and a case's inputs to the outputs."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Operation:
         inputs: name to axes, in the order of a function's arguments.
         parameters: name to meaning; they follow the inputs.
         outputs: name to axes, in the order of a function's results.
-        compute: the answer under the given operations; inputs and parameters are attributes.
+        compute: computes the outputs; it gets inputs and parameters as attributes.
         tolerance: largest relative L2 error of an output, by the precision of the implementation;
-            0 asks for the same bytes.
+            0 requires equality.
     """
 
     name: str
@@ -40,5 +40,5 @@ class Operation:
 
     @property
     def signature(self) -> str:
-        """How a function for it is called, for people."""
+        """The signature of a function for it, for messages."""
         return f"{self.name}({', '.join((*self.inputs, *self.parameters))})"

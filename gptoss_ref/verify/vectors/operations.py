@@ -1,8 +1,8 @@
-"""The operations of the suite: what goes in, what comes out, and the specification's answer.
+"""The operations of the suite: their inputs, parameters, outputs and computation.
 
-An operation is computed from a set of :class:`~gptoss_ref.verify.replay.ops.ModelOps` in float64,
-so that one table gives the expected values (the operations are the specification) and shows which
-known bugs a case would catch (the operations are a mutant's).
+An operation is computed in float64 from a set of :class:`~gptoss_ref.verify.replay.ops.ModelOps`:
+with those of the specification it gives the expected values, with those of a mutant it shows
+whether a case catches that bug.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights
 
 
 def small_config(**fields: Any) -> ModelConfig:
-    """A configuration of one case; what the operation does not read keeps a small value."""
+    """A configuration for one case; fields that the operation does not use are small."""
     small: dict[str, Any] = {
         "num_hidden_layers": 2,
         "num_experts": 4,
@@ -114,7 +114,7 @@ def _attention(ops: ModelOps, v: SimpleNamespace) -> Values:
 
 
 def _only_sinks(ops: ModelOps, at: OpContext, sinks: Array) -> Array:
-    """The sinks as a loader that follows the operations would hand them out."""
+    """The sinks after the operation that loads them."""
     c = at.config
     d, h, k, e, f = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, 1, 1
     hc, kc = h * c.head_dim, k * c.head_dim
@@ -195,7 +195,7 @@ def _sampling(ops: ModelOps, v: SimpleNamespace) -> Values:
 
 @cache
 def tiny() -> tuple[ModelConfig, ModelWeights]:
-    """The bundled model, which the whole-model cases are about."""
+    """The bundled model, for the cases of the operation ``model``."""
     checkpoint = load_checkpoint("tiny")
     return checkpoint.config, checkpoint.weights
 

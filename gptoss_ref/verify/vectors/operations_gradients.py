@@ -1,8 +1,8 @@
 """The gradients of the suite's operations: ``swiglu_backward`` and so on.
 
-Each takes the gradient of its operation's output first, then what the operation takes, and returns
-the gradients of the inputs. They are computed in float64 by :mod:`gptoss_ref.gradients`; no rule
-and no mutant of the forward pass takes part.
+Each takes the gradient of its operation's output, then the operation's inputs, and returns the
+gradients of the inputs. :mod:`gptoss_ref.gradients` computes them in float64; mutants of the
+forward pass do not apply.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptoss_ref.verify.vectors.operation import Operation, Values
 
 
 def _wide(v: SimpleNamespace) -> SimpleNamespace:
-    """Float inputs in float64, integers as they are."""
+    """The inputs with floats in float64; integers unchanged."""
     wide = {
         name: value.astype(np.float64)
         if isinstance(value, np.ndarray) and value.dtype.kind == "f"

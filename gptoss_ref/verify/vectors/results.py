@@ -1,4 +1,4 @@
-"""Reads somebody's results: a folder with a file for each operation, in one of three formats."""
+"""Read a folder of results: a file for each operation, in one of three formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_vectors(folder: str | Path, precision: str = "float32") -> Judgement:
     """Judge the results in ``folder``: ``<operation>.safetensors``, ``.npz`` or ``.json``.
 
     Args:
-        precision: ``"float32"`` or ``"bfloat16"``: what the implementation computes in.
+        precision: number format of the implementation, ``"float32"`` or ``"bfloat16"``.
 
     Raises:
         GptOssError: the folder holds no results, a file cannot be read, or an operation has two.
@@ -40,7 +40,7 @@ def check_vectors(folder: str | Path, precision: str = "float32") -> Judgement:
         operation = OPERATIONS[name]
         outputs: dict[str, dict[str, Array]] = defaultdict(dict)
         known = {f"{c.id}/{o}" for c in cases_of(operation) for o in operation.outputs}
-        ours = suite_arrays(operation)  # a folder that the tool wrote brings inputs, too
+        ours = suite_arrays(operation)  # the suite's own folder also holds inputs
         for key, values in _read(path).items():
             if key in known:
                 case, output = key.split("/")
@@ -55,12 +55,12 @@ def check_vectors(folder: str | Path, precision: str = "float32") -> Judgement:
 
 
 def has_results(folder: str | Path) -> bool:
-    """Whether a folder holds numbers of any operation."""
+    """Whether a folder holds results of at least one operation."""
     return any((Path(folder) / f"{n}{s}").is_file() for n in OPERATIONS for s in SUFFIXES)
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The file of each operation that has one, in the suite's order."""
+    """The file of each operation, for operations with a file, in the suite's order."""
     if not folder.is_dir():
         raise GptOssError(f"{folder}: expected a folder of results")
     found: dict[str, Path] = {}

@@ -8,7 +8,7 @@
     harmony.schema.json         JSON Schema of harmony.json
 
 Expected values are computed in float64 and stored as float32, indices as int32, bytes as uint8.
-The files are the same to the byte wherever they are written; :data:`DIGEST` says which.
+The files are byte for byte the same on every machine; :data:`DIGEST` is their hash.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "cc47a48f37b5d8ef0a449a0ec274c10a9270843d337b953dbd4894ea5fc658b5"
+DIGEST = "ac1f61497f0304374b3d4febd293e727ed796c3d39b55c068371f94f45e2433c"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
 def write_vectors(folder: str | Path) -> str:
-    """Write the suite into a new ``folder``, whole or not at all; return its digest.
+    """Write the suite into a new ``folder``, complete or not at all; return its digest.
 
     Raises:
         CheckpointError: the folder exists or cannot be created.
@@ -54,7 +54,7 @@ def write_vectors(folder: str | Path) -> str:
 
 @cache
 def suite_files() -> dict[str, bytes]:
-    """Name and content of every file of the suite."""
+    """The contents of every file of the suite by name."""
     here = files(__package__)
     contents = {name: (here / name).read_bytes() for name in ("README.md", "schema.json")}
     contents |= harmony_files()
@@ -73,7 +73,7 @@ def digest(contents: dict[str, bytes]) -> str:
 
 
 def stored(values: Array) -> Array:
-    """As the suite stores an array of any shape: float32, int32 or uint8."""
+    """An array of any shape in the suite's dtype: float32, int32 or uint8."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):
             return np.ascontiguousarray(values, np.float32)
@@ -87,7 +87,7 @@ def cases_of(operation: Operation) -> list[Case]:
 
 @cache
 def expected(case: Case) -> dict[str, Array]:
-    """The answer of the specification, as stored."""
+    """The specification's answer to a case, as stored."""
     return {name: stored(values) for name, values in case.answer().items()}
 
 
@@ -141,7 +141,7 @@ def _file(operation: Operation) -> str:
 
 
 def suite_arrays(operation: Operation) -> dict[str, Array]:
-    """Everything of one operation by name; other accepted answers are ``<case>/<name>.or1`` …"""
+    """All arrays of one operation by name; other accepted answers are ``<case>/<name>.or1`` …"""
     tensors = {}
     for case in cases_of(operation):
         for name, values in (*case.inputs.items(), *expected(case).items()):

@@ -1,4 +1,4 @@
-"""The page from its parts: data as one JSON object and one deflated run of bytes, in base64."""
+"""Build the page: its data are one JSON object, and deflated arrays in base64."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from gptoss_ref.model import Model
 
 LIMIT = 3_000_000
-"""Bytes of a page."""
+"""Largest size of a page in bytes."""
 
 KEEP = (None, 64, 32, 16, 8, 4, 2)
-"""Weights kept of each row of attention, tried in this order until the page fits; None: all."""
+"""Attention weights kept per row, tried in this order until the page fits; None: all."""
 
 SHRINKS = 4
-"""Deflate was seen to halve the data; by this it surely does not divide them."""
+"""Upper bound of the compression ratio of deflate, which was measured as 2."""
 
 
 def page(
@@ -47,21 +47,21 @@ def page(
 ) -> str:
     """The page, in HTML.
 
-    Attention weights are rounded to 255ths, other fractions to 65535ths. Where all that do not
-    round to 0 would not fit into 3 MB, the 64, 32, 16, 8, 4 or 2 largest of each head and query are
-    kept, and the page says so; sinks stay exact, and what is not kept is shown as a sum.
+    Attention weights are rounded to 255ths, other fractions to 65535ths. If the weights that are
+    not zero do not fit into 3 MB, only the 64, 32, 16, 8, 4 or 2 largest of each head and query are
+    kept, and the page says so; sinks stay exact, and the page shows the sum of the other weights.
 
     Args:
-        model: that made the trace, or one of the same weights; the logit lens needs it.
-        source: a trace that holds :data:`TAPS`, or tokens (T,), which are computed here without
-            keeping whole attention maps.
-        name: of the model, for the heading; None: that of its folder.
-        token: the position that is selected at first; None: the most telling, see
-            :func:`most_telling`. The address of the page (``#token=5&layer=2&head=0``) wins.
+        model: the model of the trace, or one with the same weights; the logit lens needs it.
+        source: a trace that holds :data:`TAPS`, or tokens (T,) to run through the model; this does
+            not keep whole attention maps.
+        name: of the model, for the heading; None: the name of its folder.
+        token: the position that is selected at first; None: that of :func:`most_telling`. A
+            position in the page's address (``#token=5&layer=2&head=0``) takes precedence.
 
     Raises:
-        GptOssError: the trace lacks taps, is of another configuration or holds NaN; the tokens
-            cannot be computed; ``token`` is no position; the page would be too large.
+        GptOssError: the trace lacks taps, has another configuration or holds NaN; the tokens
+            cannot be computed; ``token`` is not a position; the page would be too large.
     """
     config = model.config
     if isinstance(source, Trace):
@@ -128,13 +128,12 @@ def page(
 
 
 def most_telling(ranks: Array) -> tuple[int, int]:
-    """The token and the block at which the pass shows most of what it does.
+    """The token and the block with the largest improvement of the next token's rank.
 
-    That is the block which lifts the token that came next most, and to the first place in the end,
-    by the logit lens: from a low rank before it to a high rank after it.
+    Ranks are those of the logit lens. Only tokens count whose next token has rank 0 in the end.
 
     Args:
-        ranks: (T,) less one for each of L + 1 rows: the rank of the token that came next, from 0,
+        ranks: (R, N), R = L + 1 and N = T − 1: the rank (from 0) of the token that came next,
             after the embedding and after each block.
     """
     layers, count = len(ranks) - 1, ranks.shape[1] + 1
@@ -149,7 +148,7 @@ def most_telling(ranks: Array) -> tuple[int, int]:
 
 
 def too_large(count: int, size: int) -> GptOssError:
-    """The error of a page of ``size`` bytes, as far as known."""
+    """The error for a page of at least ``size`` bytes."""
     return GptOssError(
         f"the page of {count:,} tokens would take {size / 1e6:.1f} MB or more: expected at most "
         f"{LIMIT / 1e6:g} MB; about {max(1, int(0.9 * count * LIMIT / size)):,} tokens fit"
@@ -157,7 +156,7 @@ def too_large(count: int, size: int) -> GptOssError:
 
 
 def write(path: str | Path, text: str) -> None:
-    """Write a page; a file that is already there is replaced once this one is whole.
+    """Write a page; an existing file is replaced when the new one is complete.
 
     Raises:
         GptOssError: the file cannot be written.
@@ -177,7 +176,7 @@ def attention_arrays(maps: Mapping[int, Sparse]) -> dict[str, Array]:
 
 
 def _fitting(values: Array) -> Any:
-    """The smallest signed dtype: a trace of a model with a bug may look ahead."""
+    """The smallest signed dtype; a model with a bug may look ahead, at negative distances."""
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     return next(
         d
@@ -187,7 +186,7 @@ def _fitting(values: Array) -> Any:
 
 
 def packed(arrays: Mapping[str, Array]) -> tuple[dict[str, Any], bytes]:
-    """Where each array lies, little-endian and at a multiple of 4 bytes, and all of them."""
+    """The offset of each array, and all arrays as bytes: little-endian, aligned to 4 bytes."""
     layout: dict[str, Any] = {}
     parts: list[bytes] = []
     begin = 0
@@ -200,11 +199,11 @@ def packed(arrays: Mapping[str, Array]) -> tuple[dict[str, Any], bytes]:
 
 
 def assembled(facts: Mapping[str, Any], blob: bytes) -> str:
-    """The page of these facts and bytes.
+    """The page with these facts and bytes.
 
-    Nothing of the prompt is markup: it stands in JSON whose <, > and & are escaped, and the script
-    makes texts of it. Only the page's own script and style have the hashes that the content
-    security policy lets run.
+    Text of the prompt is never markup: it is in JSON with escaped <, > and &, and the script
+    inserts it as text. The content security policy allows only the page's own script and style, by
+    their hashes.
     """
     here = files("gptoss_ref.viz.inspector")
     parts = {name: (here / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}

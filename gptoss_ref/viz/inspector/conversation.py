@@ -1,4 +1,4 @@
-"""The tokens as the page writes them: texts in which nothing acts or hides, and messages."""
+"""The tokens for the page: visible texts, and the messages that they belong to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
 def token_text(raw: bytes) -> str:
-    r"""A token's bytes as text: control and format characters and broken UTF-8 as codes.
+    r"""A token's bytes as text; control and format characters and invalid UTF-8 as codes.
 
-    A mark that would sit on the letter before gets a letter of its own, a dotted circle.
+    A combining mark is shown on a dotted circle.
 
     >>> [token_text(raw) for raw in (b" a\n", b"\x07", b"\xf0\x9f", "\u202eabc".encode())]
     [' a↵', '\\x07', '\\xf0\\x9f', 'U+202Eabc']
@@ -37,7 +37,7 @@ def _shown(c: str) -> str:
 
 
 def texts(ids: Iterable[int], tokenizer: Tokenizer | None) -> dict[str, str]:
-    """The text of every id, the id itself where there is no such token; keys are for JSON."""
+    """The text of every id, or the id itself if there is no such token; keys are for JSON."""
     found = {}
     for number in sorted(set(map(int, ids))):
         try:
@@ -50,18 +50,18 @@ def texts(ids: Iterable[int], tokenizer: Tokenizer | None) -> dict[str, str]:
 
 
 def messages(tokens: Sequence[int], tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
-    """The stretches of the tokens, in order and without gaps.
+    """The tokens as consecutive ranges, one for each message or text between messages.
 
-    Each has ``begin`` and ``end``; a Harmony message also ``body`` (where its text begins),
-    ``role`` and, where its header names them, ``channel``, ``to`` and ``name``. What is no message
-    has none of these: a plain text, or what a model wrote between messages.
+    Each has ``begin`` and ``end``. A Harmony message also has ``body`` (where its text begins),
+    ``role`` and, if its header has them, ``channel``, ``to`` and ``name``. Text outside messages
+    has none of these.
     """
     if tokenizer is None or not _speaks_harmony(tokenizer):
         return [{"begin": 0, "end": len(tokens)}]
     start = tokenizer.special_id("start")
     parser = HarmonyParser(tokenizer, role=None)
     found: list[dict[str, Any]] = []
-    begin = 0  # of the stretch that is open
+    begin = 0  # of the open range
 
     def close(end: int, **more: Any) -> None:
         nonlocal begin
@@ -69,11 +69,11 @@ def messages(tokens: Sequence[int], tokenizer: Tokenizer | None) -> list[dict[st
             found.append({"begin": begin, "end": end, **more})
         begin = end
 
-    opened: dict[str, Any] = {}  # what the header of the open message said
+    opened: dict[str, Any] = {}  # the header of the open message
     for at, token in enumerate(tokens):
         try:
             events = parser.feed(token)
-        except TokenError:  # a row of the vocabulary that no token has
+        except TokenError:  # an id without a token
             continue
         if token == start:
             close(at, **opened)
@@ -82,10 +82,10 @@ def messages(tokens: Sequence[int], tokenizer: Tokenizer | None) -> list[dict[st
             if isinstance(event, MessageStart):
                 opened = {"body": at + 1, **_header(event.header)}
             elif isinstance(event, MessageEnd) and opened:
-                # an end by its own token closes behind it, one by the next header before that
+                # an end token belongs to its message; a header that ends a message does not
                 close(at + 1 if event.stop else at, **opened)
                 opened = {}
-    if not opened and begin < len(tokens) and tokens[begin] == start:  # a header that goes on
+    if not opened and begin < len(tokens) and tokens[begin] == start:  # an incomplete header
         role = tokenizer.decode(tokens[begin + 1 :]).partition("<|")[0]
         opened = {"body": len(tokens), "role": role}
     close(len(tokens), **opened)

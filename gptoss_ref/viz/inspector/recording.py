@@ -1,4 +1,4 @@
-"""What the page shows of one pass, quantised as it comes, so that no attention map is kept whole.
+"""The data of the page for one pass, quantised during the pass so that no attention map is kept.
 
 - attention.{n}.counts, .distances, .weights: rows (H, T), then keys; see :class:`Sparse`
 - sinks (L, H, T): uint16, 65535 is a weight of 1
@@ -44,7 +44,7 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Sparse:
-    """Attention weights of a layer that are not 0 as multiples of 1/255.
+    """Attention weights of a layer in multiples of 1/255, without the zeros.
 
     Attributes:
         counts: (H, T), how many keys each row keeps; int32.
@@ -57,7 +57,7 @@ class Sparse:
     weights: Array
 
     def largest(self, keep: int) -> Sparse:
-        """The ``keep`` largest weights of each row, of equal ones the nearest keys."""
+        """The ``keep`` largest weights of each row (the nearest keys among equals)."""
         row = np.repeat(np.arange(self.counts.size), self.counts.ravel())
         order = np.lexsort((self.distances, -self.weights.astype(np.int16), row))
         begin = np.cumsum(self.counts.ravel()) - self.counts.ravel()
@@ -71,7 +71,7 @@ class Sparse:
 
 
 def sparse(weights: Array) -> Sparse:
-    """``weights`` (H, T, S), S = T, of one layer, rounded to 255ths; what rounds to 0 is left out.
+    """``weights`` (H, T, S), S = T, of one layer, rounded to 255ths and without zeros.
 
     >>> made = sparse(np.array([[[0.25, 0, 0], [0.001, 0.5, 0], [0.2, 0.2, 0.4]]]))
     >>> made.counts.tolist(), made.distances.tolist(), made.weights.tolist()
@@ -80,7 +80,7 @@ def sparse(weights: Array) -> Sparse:
     heads, count, _ = weights.shape
     counts = np.zeros((heads, count), np.int32)
     distances, kept = [], []
-    for head in range(heads):  # one at a time: a map is large
+    for head in range(heads):  # one at a time, to save memory
         units = np.rint(np.clip(weights[head], 0, 1) * 255).astype(np.uint8)  # (T, S)
         query, key = np.nonzero(units)
         counts[head] = np.bincount(query, minlength=count)
@@ -90,15 +90,15 @@ def sparse(weights: Array) -> Sparse:
 
 
 class Recording:
-    """A tap of a model; it can as well be fed from a trace.
+    """A tap of a model that collects the data; it can also be called with a trace's arrays.
 
     Args:
-        model: whose last norm and unembedding the logit lens uses.
+        model: its final norm and unembedding compute the logit lens.
         tokens: (T,), the whole prompt.
 
     Attributes:
-        attention: a Sparse per layer.
-        arrays: the others by name, see the top of this file.
+        attention: a Sparse for each layer.
+        arrays: the other arrays by name, see the top of this file.
     """
 
     def __init__(self, model: Model, tokens: Array) -> None:
@@ -122,7 +122,7 @@ class Recording:
             "final": np.zeros((count, min(FINAL, config.vocab_size)), ids),
             "final_chances": np.zeros((count, min(FINAL, config.vocab_size)), np.uint16),
         }
-        self._logits: Array = np.zeros(0)  # of the router, till the choice is known
+        self._logits: Array = np.zeros(0)  # of the router, until the choice is known
 
     def wants(self, name: str) -> bool:
         return name in self.needed
@@ -149,7 +149,7 @@ class Recording:
             self._read(block + 1, values)
 
     def _choose(self, block: int, chosen: Array) -> None:
-        """Keeps ``chosen`` (T, A) and the best of the others."""
+        """Keeps ``chosen`` (T, A) and the best expert that was not chosen."""
         experts = self.arrays["experts"][block]
         experts[:, : chosen.shape[1]] = chosen
         if experts.shape[1] > chosen.shape[1]:
@@ -160,7 +160,7 @@ class Recording:
             self.arrays["margins"][block] = last - others.max(axis=1)
 
     def _read(self, row: int, stream: Array) -> None:
-        """Keeps what the model would say after ``stream`` (T, D), the logit lens."""
+        """Keeps the logit lens of ``stream`` (T, D)."""
         arrays = self.arrays
         for begin in range(0, len(stream), ROWS):
             rows = slice(begin, begin + ROWS)

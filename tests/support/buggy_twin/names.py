@@ -112,6 +112,7 @@ VARIANTS = (
     "norm-eps/0.0123",
     "prefill-skips-cache/19",
     "chunk-longer-than-ring/13",
+    "yarn-original-length/released",
 )
 
 # Same function, other numbers inside rounding; "softmax-renormalised" is softmax before top-k with

@@ -43,6 +43,8 @@ def frequencies(config: Config, dtype: torch.dtype, bugs: Bugs) -> tuple[Tensor,
         return 1 / freq, 1.0
 
     original = 700 if "yarn-original-length" in bugs else config.initial_context_length
+    if "yarn-original-length/released" in bugs:  # keras-hub: that of gpt-oss-20b is in the code
+        original = 4096
 
     def pair_of(turns: float) -> float:
         return half * math.log(original / (turns * 2 * math.pi)) / math.log(theta)

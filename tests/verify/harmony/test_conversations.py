@@ -75,7 +75,7 @@ def test_harmonys_own_form_stays_as_it_is():
         ([{"role": "user", "content": 7}], "expected text, found int"),
         ([{"role": "user", "content": "x", "colour": 1}], "unknown field 'colour'"),
         ({"messages": [{"role": "user"}], "mesages": 1}, "unknown field 'mesages'"),
-        ([{"role": "tool", "content": "x"}], "whose is it"),
+        ([{"role": "tool", "content": "x"}], "without tool_call_id"),
         ([{"role": "tool", "content": "x", "tool_call_id": "c"}], "no call before it has that id"),
         ([{"role": "assistant", "tool_calls": [{}]}], "expected a function"),
         ([{"role": "user", "content": [{"type": "image"}]}], "expected text"),
@@ -199,7 +199,7 @@ def test_a_special_token_spelt_out_is_told_from_other_merges(tmp_path, capsys):
     (tmp_path / "a").write_text(" ".join(map(str, o200k_harmony().encode("Hi <|end|> you"))))
     (tmp_path / "b").write_text("12194 220 200007 481")  # "Hi", " ", <|end|>, " you"
     assert main(["harmony", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
-    assert "a special token in one and spelt as text" in capsys.readouterr().out
+    assert "as a special token in one and as ordinary" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

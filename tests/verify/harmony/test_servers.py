@@ -39,7 +39,7 @@ def test_all_conversations_and_the_command_line(capsys):
 def test_a_server_that_shows_no_prompts():
     with (
         serving(way="none") as server,
-        pytest.raises(EndpointError, match="shows its prompts neither"),
+        pytest.raises(EndpointError, match="does not show its prompts"),
     ):
         check_server(server.url, FEW, timeout=10)
 
@@ -47,8 +47,8 @@ def test_a_server_that_shows_no_prompts():
 @pytest.mark.parametrize(
     ("failing", "says"),
     [
-        ("silent", "no whole answer within"),
-        ("redirecting", "leads elsewhere"),
+        ("silent", "no complete answer within"),
+        ("redirecting", "redirects elsewhere"),
         ("html", "not JSON"),
         ("gigabyte", "exceeds 64 MiB"),
         ("half-json", "not JSON, or was cut off"),

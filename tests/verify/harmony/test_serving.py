@@ -50,8 +50,8 @@ def test_the_command_line(capsys):
 @pytest.mark.parametrize(
     ("failing", "says"),
     [
-        ("silent", "no whole answer within 0.3 seconds"),
-        ("redirecting", "leads elsewhere"),
+        ("silent", "no complete answer within 0.3 seconds"),
+        ("redirecting", "redirects elsewhere"),
         ("html", "not JSON"),
         ("gigabyte", "exceeds 64 MiB"),
         ("half-json", "not JSON, or was cut off"),

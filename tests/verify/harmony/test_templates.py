@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -108,20 +107,20 @@ def test_a_tokenizers_folder_tells_special_text(tmp_path):
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{{ messages.__class__.__mro__ }}", "does what it must not"),
-        ("{{ cycler.__init__.__globals__.os.system('true') }}", "does what it must not"),
+        ("{{ messages.__class__.__mro__ }}", "is unsafe"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "is unsafe"),
         ("{{ open('/tmp/x', 'w') }}", "renders none.*'open' is undefined"),
         ("{% include 'file' %}", "renders none"),
         ("{% if %}", "line 1"),
-        ("{% set x = messages.append(1) %}", "does what it must not|renders none"),
+        ("{% set x = messages.append(1) %}", "is unsafe|renders none"),
         (
             "{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}",
             "more than 1048576 characters",
         ),
         ("{{ 'x' * 2000000000 }}", "more than"),
         ("{{ ('%' + '2000000000d') | format(1) }}", "more than 1024 MiB"),
-        ("{{ range(999999999) | list }}", "renders none|does what it must not|memory"),
-        ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "renders none|ended"),
+        ("{{ range(999999999) | list }}", "renders none|is unsafe|memory"),
+        ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "renders none|crashed"),
     ],
 )
 def test_templates_that_do_what_they_must_not(template, says, tmp_path):
@@ -143,10 +142,8 @@ def test_a_conversation_of_another_day_and_broken_arguments():
 
 def test_a_template_that_loops_is_ended():
     nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    began = time.monotonic()
-    with pytest.raises(HarmonyError, match="not done after 1 seconds: does it loop"):
+    with pytest.raises(HarmonyError, match="takes more than 1 seconds: does it loop"):
         check_template(nested, HELLO, seconds=1)
-    assert time.monotonic() - began < 30  # that it ends, not how fast
 
 
 def test_what_the_template_is_given():
@@ -164,5 +161,5 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     with pytest.raises(HarmonyError, match="not UTF-8"):
         check_template_file(tmp_path / "latin")
     own = conversation_from_data([{"role": "user", "content": "Hi", "channel": "final"}])
-    with pytest.raises(HarmonyError, match="Harmony's own form"):
+    with pytest.raises(HarmonyError, match="Harmony's format"):
         check_template(RIGHT, [own])

@@ -1,4 +1,4 @@
-"""Other people's gpt-oss, made comparable: live modules, arrays under any names, servers.
+"""Adapters for other implementations: live modules, arrays under other names, files, servers.
 
     capture(module, tokens)                   a live torch model            torch_hooks.py
     capture_calls(model, run, tokens, config) mlx, keras, any framework     calls.py
@@ -7,8 +7,8 @@
     from_llama(llama, tokens, config)         llama-cpp-python's logits     llama_cpp.py
     observe(url, tokens, tokenizer=..., ...)  an HTTP endpoint              endpoint.py
 
-The first five give a :class:`~gptoss_ref.tracing.trace.Trace`, the last what a server shows of a
-model, a :class:`~gptoss_ref.verify.observe.observation.LogprobObservation`.
+The first five return a :class:`~gptoss_ref.tracing.trace.Trace`, the last one a
+:class:`~gptoss_ref.verify.observe.observation.LogprobObservation`.
 """
 
 from gptoss_ref.verify.observe.adapters.arrays import from_arrays

@@ -1,7 +1,8 @@
-"""Arrays under anybody's names, from a dictionary or a file, as a Trace."""
+"""Make a Trace from a dictionary of arrays under any names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -41,32 +42,34 @@ def from_arrays(
     unknown: str = "raise",
     positions: Iterable[int] | None = None,
 ) -> Trace:
-    """A Trace of arrays that carry anybody's names.
+    """A Trace from arrays under any names.
 
-    A row that is NaN at every tap point counts as not observed, and so do the rows that
-    ``positions`` leaves out. Logits of shape (V,) or (1, V) are those of the last position.
+    A row that is NaN at every tap point counts as not observed, and so do the rows that are not in
+    ``positions``. Logits of shape (V,) or (1, V) are those of the last position.
 
     Args:
-        mapping: arrays by name: tap points, or the names that other implementations have for them.
-            A list of arrays under ``hidden_states``, ``attentions`` or ``router_logits`` is taken
-            apart; the step logits of a ``generate``, a list of (1, V), are the rows ``positions``.
-        tokens: (T,) or (1, T) integers, the whole prompt, and what was generated after it.
+        mapping: arrays by name: tap points, or their names in other implementations. Nested
+            dictionaries, such as flax' captured intermediates, make dotted names. A list of
+            arrays under ``hidden_states``, ``attentions`` or ``router_logits`` is split by layer;
+            the step logits of ``generate``, a list of (1, V), are the rows ``positions``.
+        tokens: (T,) or (1, T) integers, the whole prompt and the tokens generated after it.
         config: of the model.
-        names: what names of your own stand for, and which axes they have, such as
+        names: the meaning of further names, and their axes, such as
             ``{"my_q": ("block.0.attn.q", "H T C")}``.
-        producer: who computed them, in words.
-        dtype: the rounding of the producer; None infers it from the numbers.
-        targets: (T,), of gradients: ``grad.`` before any of these names, and ``grad.weights.``
-            before the names of our weights. See :class:`gptoss_ref.Trace`.
+        producer: the program that computed them, in words.
+        dtype: the rounding of the producer; None infers it from the values.
+        targets: (T,), for gradients. Their names are ``grad.`` and any of these names, or
+            ``grad.weights.`` and the name of a weight. See :class:`gptoss_ref.Trace`.
         router_aux_loss_coef: see :class:`gptoss_ref.Trace`.
-        unknown: ``"raise"`` refuses what has no place; ``"skip"`` lists it in ``trace.skipped``.
-        positions: (P,) of the arrays that have P rows where the prompt has T tokens.
+        unknown: ``"raise"`` refuses arrays that fit no tap point; ``"skip"`` lists them in
+            ``trace.skipped``.
+        positions: (P,) the positions of arrays with P rows instead of T.
 
     Raises:
-        TraceError: tokens that are no row of integers, or positions outside the prompt. And unless
-            it is skipped: an unknown name (the likeliest is suggested), a shape that does not fit
-            (the order of axes that would is named), half of a gate and up pair, or two arrays for
-            one tap point that differ.
+        TraceError: tokens are not a row of integers, or positions are outside the prompt. Unless
+            they are skipped: an unknown name (with a suggestion), a shape that does not fit (with
+            an order of axes that does), one half of a gate and up pair, or two different arrays for
+            one tap point.
     """
     ids = prompt_ids(tokens)
     if unknown not in ("raise", "skip"):
@@ -120,8 +123,8 @@ class _Gathered:
 
     Attributes:
         found: by tap point, the name and the values.
-        halves: by tap point, gate and up where they come apart.
-        observed: by tap point, the mask (T,) of rows where there are some only.
+        halves: by tap point, gate and up if they are separate arrays.
+        observed: by tap point, the mask (T,) of observed rows, if not all.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class _Gathered:
         self.observed: dict[str, Array] = {}
 
     def add(self, name: str, raw: Any) -> None:
-        """Put one array where it belongs. TraceError if that is nowhere."""
+        """Assign one array to its tap point. TraceError if it fits none."""
         values = as_array(raw, name)
         for meaning in self._meanings(name, values):
             try:
@@ -159,7 +162,7 @@ class _Gathered:
         return known
 
     def join(self, tap: str) -> None:
-        """gate and up as one array. TraceError if one of them is missing."""
+        """Join gate and up into one array. TraceError if one of them is missing."""
         pair = self.halves[tap]
         if len(pair) == 1:
             (present, (name, _)) = next(iter(pair.items()))
@@ -173,7 +176,7 @@ class _Gathered:
             self.observed[tap] = np.isin(np.arange(self.length), rows)
 
     def _rows_of(self, values: Array, meaning: Meaning) -> tuple[Array | None, Array]:
-        """Which rows an array holds (None: all), and the whole tap point with only these filled."""
+        """The rows that an array holds (None: all), and the whole tap point with only these set."""
         rows = self.positions
         if meaning.tap == "logits" and self.length > 1 and rows is None:
             vocabulary = self.config.vocab_size
@@ -189,41 +192,72 @@ class _Gathered:
         return None, _read(values, meaning, self.config, self.length, None)
 
     def _put(self, tap: str, name: str, values: Array) -> None:
-        """Keep one array, unless another one for the same tap point says something else."""
+        """Keep one array; TraceError if a different one for the same tap point was kept."""
         if tap not in self.found:
             self.found[tap] = (name, values)
             return
         other, earlier = self.found[tap]
         same = the_same(earlier, values)
         if same is None:
-            raise TraceError(f"{other!r} and {name!r} are both {tap} and differ: pass one of them")
+            raise TraceError(f"{other!r} and {name!r} are both {tap}, but differ: pass one of them")
         self.found[tap] = (other, same)
 
 
 def _taken_apart(
     mapping: Mapping[str, Any], known: Mapping[str, tuple[Meaning, ...]]
 ) -> Iterator[tuple[str, Any]]:
-    """The arrays by name; lists of arrays by layer, as transformers returns them, one by one."""
-    for name, raw in mapping.items():
+    """The arrays by name; lists with one array per layer, as in transformers, are split."""
+    for name, raw in _flat(mapping):
         if isinstance(raw, list | tuple) and name not in known and f"{bare(name)}.0" in known:
             yield from ((f"{name}.{n}", part) for n, part in enumerate(raw))
         else:
             yield name, raw
 
 
+def _flat(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries by dotted name, of dictionaries in dictionaries, such as flax' intermediates.
+
+    There ``{"block_0": {"attn": {"norm": {"__call__": (x,)}}}}`` is ``block.0.attn.norm``: the
+    number of a module in a list is a part of its name, and each value is a tuple of what its calls
+    returned, of which the first counts.
+    """
+    for key, value in mapping.items():
+        if not isinstance(value, Mapping):
+            yield from _returned("logits", value) if key == "__call__" else [(key, value)]
+            continue
+        start = re.sub(r"_(\d+)$", r".\1", key)
+        if set(value) == {"__call__"}:
+            yield from _returned(start, value["__call__"])
+            continue
+        for name, inner in _flat({k: v for k, v in value.items() if k != "__call__"}):
+            yield f"{start}.{name}", inner
+        if "__call__" in value:
+            yield from _returned(start, value["__call__"])
+
+
+def _returned(name: str, calls: Any) -> Iterator[tuple[str, Any]]:
+    """What a module's first call returned, one by one if it is several arrays."""
+    first = calls[0] if isinstance(calls, tuple | list) else calls
+    if isinstance(first, tuple | list):
+        yield from ((f"{name}.{n}", part) for n, part in enumerate(first))
+    else:
+        yield name, first
+
+
 def prompt_ids(tokens: Any, path: Path | None = None) -> Array:
-    """Ids (T,), out of (T,) or a batch of one prompt.
+    """Ids (T,), from (T,) or a batch of one prompt (1, T).
 
     Raises:
-        TraceError: there are none, or they are no integers, or of several prompts.
+        TraceError: there are none, they are not integers, or there are several prompts.
     """
     where = "" if path is None else f"{path}: "
     ids = as_array(tokens if hasattr(tokens, "__len__") else list(tokens), f"{where}tokens")
     if not ids.size:
         raise TraceError(f"{where}the prompt is empty: expected at least one token")
-    floats = hasattr(tokens, "is_floating_point") and tokens.is_floating_point()  # of torch
+    floats = hasattr(tokens, "is_floating_point") and tokens.is_floating_point()  # torch
     if floats or ids.dtype.kind not in "iu":
-        raise TraceError(f"{where}tokens are no integers but {getattr(tokens, 'dtype', ids.dtype)}")
+        dtype = getattr(tokens, "dtype", ids.dtype)
+        raise TraceError(f"{where}tokens have dtype {dtype}: expected integers")
     if ids.ndim == 2 and len(ids) == 1:
         ids = ids[0]
     if ids.ndim != 1:
@@ -246,7 +280,7 @@ def _own(names: Names, config: ModelConfig) -> dict[str, tuple[Meaning, ...]]:
 def _read(
     values: Array, meaning: Meaning, config: ModelConfig, length: int, rows: Array | None
 ) -> Array:
-    """One array as its tap point has it, of the tokens at ``rows`` (P,) or of all."""
+    """One array in the form of its tap point, for the tokens at ``rows`` (P,) or for all."""
     sizes = axis_sizes(config, length, rows)
     if meaning.layout == "qkv":
         values = _part_of_qkv(values, meaning.tap, sizes)
@@ -255,19 +289,19 @@ def _read(
     elif meaning.layout in ("gate", "up"):
         return _half(values, sizes)
     elif meaning.layout:
-        if "S.." in meaning.layout:  # is looked at, and bits would hide a zero's sign
+        if "S.." in meaning.layout:  # the padding is compared with 0; the bits of -0 differ
             values = _floats(values)
         return to_tap(meaning.tap, values, sizes, form=meaning.layout)
     return to_tap(meaning.tap, values, sizes)
 
 
 def _floats(values: Array) -> Array:
-    """bfloat16 bits widened; others as they are."""
+    """bfloat16 bits as float32; other arrays unchanged."""
     return bfloat16_to_float(values) if values.dtype == np.uint16 else values
 
 
 def _part_of_qkv(values: Array, tap: str, sizes: dict[str, int]) -> Array:
-    """The q, k or v of a tap point out of rows (T, (H + 2K)·C)."""
+    """The q, k or v of a tap point, from fused rows (T, (H + 2K)·C)."""
     keys = sizes["K"] * sizes["C"]
     queries = sizes["G"] * keys
     rows = values.reshape(values.shape[1:]) if values.ndim == 3 and len(values) == 1 else values
@@ -298,7 +332,7 @@ def _half(values: Array, sizes: dict[str, int]) -> Array:
 
 
 def _chosen(values: Array, sizes: dict[str, int]) -> Array:
-    """(T, A) weights of the chosen experts, descending, out of (T, E) with zeros."""
+    """(T, A) weights of the chosen experts, descending, from (T, E) with zeros."""
     rows = values[0] if values.ndim == 3 and len(values) == 1 else values
     expected = (sizes["T"], sizes["E"])
     if rows.shape != expected:

@@ -1,7 +1,7 @@
-"""What a model computes whose framework has no hooks: calls of its parts, recorded.
+"""Record the calls of a model's parts, for frameworks without hooks.
 
-For the time of one pass the classes of the parts get a ``__call__`` that notes what goes in and
-comes out. That is how mlx, keras and flax run their modules.
+During one pass, the classes of the parts get a ``__call__`` that records arguments and results.
+mlx, keras and flax run their modules through ``__call__``.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def capture_calls(
     names: Names | None = None,
     producer: str | None = None,
 ) -> Trace:
-    """Run a model of any framework and keep what calls of its parts take and give.
+    """Run a model of any framework, and keep arguments and results of the calls of its parts.
 
-    What cannot be placed is listed in ``trace.skipped``.
+    Arrays that fit no tap point are listed in ``trace.skipped``.
 
     Args:
-        model: the object that the names start from.
-        run: runs it once on the prompt, uncompiled; what it returns is not used.
+        model: the object at which the paths begin.
+        run: a function that runs it once on the prompt, uncompiled; its result is ignored.
         tokens: (T,), the prompt.
         config: of the model.
-        framework: whose names to use: mlx, keras_hub or torchtitan; None: ``names`` alone.
-        names: what further paths stand for, see
+        framework: the names to use: mlx, keras_hub or torchtitan; None: only ``names``.
+        names: the meaning of further paths, see
             :mod:`~gptoss_ref.verify.observe.adapters.framework_names`.
-        producer: who computes, in words.
+        producer: the program that computes, in words.
 
     Raises:
         TraceError: an unknown framework, or none of the parts was called.
@@ -59,8 +59,8 @@ def capture_calls(
         run()
     if not recorder.arrays:
         raise TraceError(
-            f"no part of {type(model).__qualname__} was called of those that are known; the first "
-            f"is {next(iter(wanted), 'none')!r}: pass names="
+            f"no known part of {type(model).__qualname__} was called; the first known path is "
+            f"{next(iter(wanted), 'none')!r}: pass names="
         )
     return from_arrays(
         recorder.arrays,
@@ -73,7 +73,7 @@ def capture_calls(
 
 
 class _Recorder:
-    """What was seen of the parts that the names speak of.
+    """The recorded calls of the named parts.
 
     Attributes:
         arrays: by name.
@@ -84,7 +84,7 @@ class _Recorder:
         self.arrays: dict[str, Any] = {}
         self._calls: dict[int, int] = {}
         self._names: dict[int, list[tuple[str, int, int | None, int]]] = {}
-        self._parts: dict[int, Any] = {}  # held, so that no other object gets their ids
+        self._parts: dict[int, Any] = {}  # kept alive, so that their ids stay unique
         for name in wanted:
             for path, item in ((name, 0), *_item(name)):
                 found = _NAME.fullmatch(path)
@@ -113,13 +113,13 @@ class _Recorder:
 
 
 def _item(name: str) -> list[tuple[str, int]]:
-    """A name that ends in the number of a result, without it, and that number."""
+    """Split a name that ends in the number of a result into the name and the number."""
     head, _, last = name.rpartition(".")
     return [(head, int(last))] if last.isdecimal() and ".input." not in name else []
 
 
 def _at(model: Any, path: str) -> Any:
-    """The object at a dotted path of attributes, keys and indices; None: there is none."""
+    """The object at a dotted path of attributes, keys and indices; None if there is none."""
     part = model
     for step in filter(None, path.split(".")):
         if step.isdecimal() and not hasattr(part, step):
@@ -134,7 +134,7 @@ def _at(model: Any, path: str) -> Any:
 
 @contextmanager
 def _watched(kind: Any, recorder: _Recorder) -> Iterator[None]:
-    """A class whose calls are noted meanwhile."""
+    """Record the calls of a class during the block."""
     own, original = vars(kind).get("__call__"), kind.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,12 +1,12 @@
-"""What a completions answer says about tokens: both ways in which servers write log-probabilities.
+"""Parse the log-probabilities of a completions answer, in the two formats that servers use.
 
 * OpenAI's completions, vLLM, llama-cpp-python: lists ``tokens``, ``token_logprobs`` and
   ``top_logprobs``, the last one mappings from a token's text, side by side.
 * OpenAI's chat and llama.cpp's own server, also under completions: ``content``, a list of objects
   with ``token``, ``logprob``, ``top_logprobs``, and perhaps ``id`` and ``bytes``.
 
-A text names a token only if no other token has it: the pieces of a character that is split over
-several tokens all read as U+FFFD, or as nothing.
+A text identifies a token only if no other token has the same text. Tokens that are parts of one
+character are all shown as U+FFFD, or as an empty text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, Protocol
 from gptoss_ref.errors import EndpointError, TokenError
 
 ID_DIGITS = 18
-"""The longest number that is taken for an id: what is longer may not fit 64 bits."""
+"""Largest number of digits of an id; more might not fit 64 bits."""
 
 
 class Pieces(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that this module needs."""
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token."""
@@ -36,7 +36,7 @@ class Pieces(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """One token as a server names it, with its log-probability if it gave one."""
+    """A token as the server writes it, with its log-probability if there is one."""
 
     text: str
     logprob: float | None
@@ -46,14 +46,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of an answer: the token there, and the likeliest tokens of that place."""
+    """One position of an answer: its token, and the likeliest tokens there."""
 
     chosen: Piece
     top: tuple[Piece, ...] = ()
 
 
 class Texts:
-    """From a server's names of tokens back to ids."""
+    """Maps a server's token texts to ids."""
 
     def __init__(self, tokenizer: Pieces, vocab_size: int) -> None:
         self._by_bytes: dict[bytes, int] = {}
@@ -69,17 +69,17 @@ class Texts:
         self._by_text = {text: next(iter(ids)) for text, ids in by_text.items() if len(ids) == 1}
 
     def likeliest(self, piece: Piece) -> int | None:
-        """The id of a token that is there: its whole text rather than another's beginning.
+        """The id of a token of the answer; if several fit, the one with exactly this text.
 
-        A server that drops incomplete characters writes a blank both for a blank and for a blank
-        with the first byte of an emoji; of what was generated, take the former.
+        A server that drops incomplete characters writes the same text for a space and for a space
+        with the first byte of an emoji. For generated tokens the former is chosen.
         """
         token = self.id(piece)
         raw = piece.text.encode("utf-8", "surrogatepass")
         return self._by_bytes.get(raw) if token is None else token
 
     def id(self, piece: Piece) -> int | None:
-        """The id of a token; None if its name could mean several, or nothing."""
+        """The id of a token; None if no token or several tokens have this text."""
         if piece.id is not None:
             return piece.id
         if piece.bytes is not None and piece.bytes in self._by_bytes:
@@ -97,7 +97,7 @@ class Reply:
 
     Attributes:
         entries: in order; empty if there are no log-probabilities.
-        prompt_tokens, completion_tokens: as the server counts them; None if it does not.
+        prompt_tokens, completion_tokens: the server's counts; None if it gives none.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -109,7 +109,8 @@ def parse(value: Any, url: str) -> Reply:
     """The first choice of an answer.
 
     Raises:
-        EndpointError: it is no completions answer, or its log-probabilities have no known form.
+        EndpointError: it is not a completions answer, or its log-probabilities are in an unknown
+            format.
     """
     try:
         choice = value["choices"][0]
@@ -120,7 +121,7 @@ def parse(value: Any, url: str) -> Reply:
             completion_tokens=_count(usage.get("completion_tokens")),
         )
     except (LookupError, TypeError, AttributeError):
-        raise EndpointError(f"{url}: no completions answer: it has no choices") from None
+        raise EndpointError(f"{url}: not a completions answer: it has no choices") from None
     try:
         if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
             reply.entries = [
@@ -135,7 +136,7 @@ def parse(value: Any, url: str) -> Reply:
             raise TypeError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise EndpointError(
-            f"{url}: the log-probabilities have no known form: expected tokens with "
+            f"{url}: the format of the log-probabilities is unknown: expected tokens with "
             "token_logprobs, or content"
         ) from None
     return reply
@@ -165,7 +166,7 @@ def _piece(item: dict[str, Any]) -> Piece:
 
 
 def _number(value: Any) -> float | None:
-    """A log-probability; None where the server gives none. A NaN is kept, and complained of."""
+    """A log-probability; None if the server gives none. A NaN is kept and reported later."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,12 +1,12 @@
-"""An OpenAI-compatible HTTP endpoint, asked for log-probabilities over one prompt.
+"""Log-probabilities of one prompt from an OpenAI-compatible HTTP endpoint.
 
-Where the server echoes prompts (``echo`` with ``logprobs``: vLLM, llama-cpp-python, OpenAI's old
-models) every position of the prompt is observed. Elsewhere only the tokens that are generated after
-it are. The prompt goes as token ids where the server takes them, else as text.
+If the server echoes prompts (``echo`` with ``logprobs``: vLLM, llama-cpp-python, OpenAI's old
+models), every position of the prompt is observed, otherwise only the generated tokens. The prompt
+is sent as token ids if the server accepts them, else as text.
 
-Known quirks: llama.cpp's own server takes ``echo`` and ignores it (ggml-org/llama.cpp#27174);
-llama-cpp-python gives each echoed token the log-probabilities of the one after it
-(abetlen/llama-cpp-python#1983), which is noticed and put right.
+Known quirks: llama.cpp's own server accepts ``echo`` and ignores it (ggml-org/llama.cpp#27174);
+llama-cpp-python gives each echoed token the log-probabilities of the next one
+(abetlen/llama-cpp-python#1983), which is detected and corrected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gptoss_ref.verify.observe.observation import LogprobObservation
 Prompt = list[int] | str
 
 TOP = 20
-"""Likeliest tokens asked for at each position: the most that vLLM gives by default."""
+"""Number of likeliest tokens to ask for at each position: vLLM's default limit."""
 
 
 def observe(
@@ -43,23 +43,23 @@ def observe(
     timeout: float = 60.0,
     api_key: str | None = None,
 ) -> LogprobObservation:
-    """What a server says of one prompt.
+    """The log-probabilities that a server gives for one prompt.
 
     Args:
         url: of the server, with or without ``/v1`` or ``/v1/completions``.
         tokens: (T,), the prompt.
-        tokenizer: of the model: servers name tokens by their text.
+        tokenizer: of the model; servers identify tokens by their text.
         config: of the model.
-        model: the name under which the server has it; None takes the first it lists.
-        top: how many of the likeliest tokens to ask for at each position.
-        max_new_tokens: how many tokens to let it generate if it echoes no prompts.
+        model: the model's name on the server; None takes the first one that it lists.
+        top: number of likeliest tokens to ask for at each position.
+        max_new_tokens: number of tokens to generate if the server does not echo prompts.
         timeout: seconds for each answer.
         api_key: sent as a bearer token.
 
     Raises:
-        EndpointError: the server is down, slow, answers garbage, is cut off, refuses, reads the
-            prompt as other tokens, or offers no log-probabilities.
-        TokenError: the prompt is empty or holds an id that is no token.
+        EndpointError: the server is down, too slow, cut off, refuses, gives an invalid answer,
+            tokenizes the prompt differently, or has no log-probabilities.
+        TokenError: the prompt is empty or holds an unknown id.
     """
     ids = [int(token) for token in np.asarray(list(tokens)).ravel()]
     if not ids:
@@ -125,7 +125,7 @@ class _Server:
     @property
     def name(self) -> str:
         named = f"{self.url} {self.model}" if self.model else self.url
-        return named.encode("utf-8", "backslashreplace").decode()  # JSON may hold half a character
+        return named.encode("utf-8", "backslashreplace").decode()  # JSON allows lone surrogates
 
 
 def _of_echo(
@@ -136,14 +136,14 @@ def _of_echo(
     texts: Texts,
     config: ModelConfig,
 ) -> LogprobObservation:
-    """Entry i speaks of token i, so of the position before it."""
+    """The observation from an echo: entry i is about token i, hence about position i − 1."""
     _check_prompt(server.url, ids, reply, texts)
     entries, left_out, late = reply.entries, [], 0
     if _is_late(server, prompt, ids, reply, texts):
         late = 1
         left_out.append(
-            "the endpoint gives each echoed token the log-probabilities of the one after it "
-            "(llama-cpp-python#1983): they were moved to where they belong"
+            "the endpoint gives each echoed token the log-probabilities of the next one "
+            "(llama-cpp-python#1983): they were shifted back"
         )
     found: dict[int, dict[int, float]] = {}
     unclear = 0
@@ -159,15 +159,15 @@ def _of_echo(
 def _of_generated(
     server: _Server, ids: list[int], reply: Reply, texts: Texts, config: ModelConfig
 ) -> LogprobObservation:
-    """Entry i speaks of the i-th new token, after position T − 1 + i."""
+    """The observation from generated tokens: entry i is about position T − 1 + i."""
     if reply.prompt_tokens is not None and reply.prompt_tokens != len(ids):
         raise EndpointError(
             f"{server.url} reads the prompt as {reply.prompt_tokens} tokens: expected {len(ids)}"
         )
     if not reply.entries and reply.completion_tokens == 0:
         raise EndpointError(
-            f"{server.url} echoes no prompt, and its model ends right after this one: nothing to "
-            "observe; try another prompt"
+            f"{server.url} does not echo prompts, and the model generates nothing after this one: "
+            "nothing to observe; try another prompt"
         )
     tokens, left_out = list(ids), []
     found: dict[int, dict[int, float]] = {}
@@ -177,12 +177,12 @@ def _of_generated(
         found[len(tokens) - 1], lost = _numbers(entry, chosen, texts)
         unclear += lost
         if chosen is None:
-            left_out.append(f"the text of new token {len(tokens) - len(ids)} names no one token")
+            left_out.append(f"the text of new token {len(tokens) - len(ids)} fits several tokens")
             break
         tokens.append(chosen)
     left_out.insert(
         0,
-        f"the endpoint echoes no prompt: only {len(found)} positions from {len(ids) - 1} on "
+        f"the endpoint does not echo prompts: only {len(found)} positions from {len(ids) - 1} on "
         "were observed",
     )
     return _observation(server, tokens, found, config, left_out, unclear)
@@ -198,10 +198,10 @@ def _observation(
 ) -> LogprobObservation:
     if not any(found.values()):
         raise EndpointError(
-            f"{server.url} offers no log-probabilities: asked for {server.top} at each position"
+            f"{server.url} gives no log-probabilities: asked for {server.top} at each position"
         )
     if unclear:
-        left_out.append(f"{unclear} log-probabilities whose text names no one token")
+        left_out.append(f"{unclear} log-probabilities whose text fits several tokens")
     return LogprobObservation(
         tokens,
         found,
@@ -212,7 +212,7 @@ def _observation(
 
 
 def _numbers(entry: Entry, chosen: int | None, texts: Texts) -> tuple[dict[int, float], int]:
-    """The log-probabilities of one place by id, and how many could not be told whose they are."""
+    """The log-probabilities of one position by id, and the number of those without a known id."""
     numbers: dict[int, float] = {}
     lost = 0
     for piece in entry.top:
@@ -227,30 +227,30 @@ def _numbers(entry: Entry, chosen: int | None, texts: Texts) -> tuple[dict[int, 
 
 
 def _same(text: str, entry: Entry, chosen: int | None) -> bool:
-    """Whether a text that names no one token is that of the chosen one, whose id is known."""
+    """Whether an ambiguous text is that of the chosen token, whose id is known."""
     return chosen is not None and text == entry.chosen.text
 
 
 def _check_prompt(url: str, ids: list[int], reply: Reply, texts: Texts) -> None:
-    """The echoed tokens are those that were sent, as far as their texts say."""
+    """EndpointError if the echoed tokens are not those that were sent, as far as texts show."""
     for i, (token, entry) in enumerate(zip(ids, reply.entries, strict=False)):
         theirs = texts.id(entry.chosen)
         if theirs is not None and theirs != token:
             raise EndpointError(
-                f"{url} reads the prompt as other tokens: {entry.chosen.text!r} (token {theirs}) "
+                f"{url} tokenizes the prompt differently: {entry.chosen.text!r} (token {theirs}) "
                 f"at position {i}, expected token {token}"
             )
 
 
 def _is_late(server: _Server, prompt: Prompt, ids: list[int], reply: Reply, texts: Texts) -> bool:
-    """Whether entry i holds what belongs to token i + 1.
+    """Whether entry i holds the log-probabilities of token i + 1.
 
-    Such a server has no entry for what it generated. Where that is so, the tokens decide: whether
-    they stand higher in their own entries or in those before; and where that is even, what the
-    server says after the prompt when it does not echo.
+    Such a server has no entry for the generated token. If so, the ranks of the tokens decide: in
+    their own entries, or in the entries before them. If these are equal, the server's answer
+    without echo decides.
 
     Raises:
-        EndpointError: nothing decides.
+        EndpointError: the answer does not decide it either.
     """
     if len(reply.entries) != len(ids):
         return False
@@ -267,14 +267,14 @@ def _is_late(server: _Server, prompt: Prompt, ids: list[int], reply: Reply, text
     after = parse(answer.value, server.url).entries if answer.ok else []
     if not after:
         raise EndpointError(
-            f"{server.url} gives {len(ids)} log-probabilities for {len(ids)} tokens, and whether "
-            "each belongs to its token or to the next cannot be told: try ordinary text"
+            f"{server.url} gives {len(ids)} log-probabilities for {len(ids)} tokens; it is unclear "
+            "whether each belongs to its token or to the next one: try a prompt of ordinary text"
         )
     (expected, _), (last, _) = (_numbers(e, None, texts) for e in (after[0], reply.entries[-1]))
     return any(abs(last.get(t, -np.inf) - value) < 1e-3 for t, value in expected.items())
 
 
 def _rank(numbers: dict[int, float], token: int) -> int:
-    """How many of the likeliest tokens are likelier than this one; all, if it is not among them."""
+    """Number of likelier tokens among the likeliest; all of them if the token is missing."""
     own = numbers.get(token, -np.inf)
     return sum(value > own for value in numbers.values())

@@ -1,4 +1,4 @@
-"""Files of arrays under anybody's names, one or several of a run, as a Trace."""
+"""Read one or several files of arrays under any names as a Trace."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from gptoss_ref.verify.observe.adapters.partial_rows import merged
 from gptoss_ref.verify.observe.adapters.suggest import UnknownName
 
 TOKENS = ("tokens", "input_ids", "token_ids")
-"""The names under which a file may hold the prompt."""
+"""Names of the array that holds the prompt."""
 
 POSITIONS = "positions"
-"""The name under which it may hold the positions of its rows."""
+"""Name of the array that holds the positions of the rows."""
 
 _DTYPES: dict[str, DTypeLike] = {**ARRAY_DTYPES, "I32": "<i4", "I64": "<i8"}
 _OTHER_KINDS = (".pt", ".pth", ".pkl", ".gguf", ".json", ".csv", ".h5")
@@ -42,20 +42,20 @@ def read(
     unknown: str = "raise",
     positions: Iterable[int] | None = None,
 ) -> Trace:
-    """A Trace of a trace file, or of .npz, .npy or .safetensors files with anybody's names.
+    """A Trace from a trace file, or from .npz, .npy or .safetensors files with any names.
 
     Args:
-        path: the file; or several of one run, such as its prefill and its decoding steps in order:
-            each holds the rows that follow those before it, or says which (an array ``positions``).
-            An .npy file is one array, of the name that the file has, else the logits.
-        tokens: the prompt, for a file that does not hold it (as an array ``tokens`` or
-            ``input_ids``, or in the metadata); where both are there they must agree.
-        config: of the model; a trace file brings its own.
+        path: the file, or several files of one run, such as its prefill and its decoding steps in
+            order: each holds the next rows, or has an array ``positions``. An .npy file is one
+            array, whose name is that of the file; if that is unknown, it is the logits.
+        tokens: the prompt, if the file does not hold it (as an array ``tokens`` or ``input_ids``,
+            or in the metadata); if both exist, they must agree.
+        config: of the model; a trace file has its own.
         names, unknown, positions: see :func:`from_arrays`.
 
     Raises:
-        TraceError: a file is absent, truncated or of another kind, the prompt or the configuration
-            is nowhere to be had, or :func:`from_arrays` cannot read the arrays.
+        TraceError: a file is missing, truncated or of another kind; the prompt or the configuration
+            is missing; or :func:`from_arrays` cannot read the arrays.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(part) for part in path]
     if not paths:
@@ -68,7 +68,7 @@ def read(
     if config is None:
         traces = [content for content in contents if isinstance(content, Trace)]
         if not traces:
-            raise TraceError(f"{paths[0]}: no configuration: pass that of the model")
+            raise TraceError(f"{paths[0]}: no configuration: pass the model's configuration")
         config = traces[0].config
     parts: list[Trace] = []
     start = 0
@@ -102,12 +102,12 @@ def read(
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file of arrays holds.
+    """The contents of a file of arrays.
 
     Attributes:
         arrays: by name.
-        ids: (T,) the prompt, or the part of it that the file is about; None: it does not say.
-        rows: (P,) the positions of its rows; None: it does not say.
+        ids: (T,) the prompt, or the part of it that has rows in the file; None if it has none.
+        rows: (P,) the positions of the rows; None if it has none.
     """
 
     path: Path
@@ -117,7 +117,7 @@ class _Content:
 
     @staticmethod
     def of(path: Path, config: ModelConfig | None) -> _Content | Trace:
-        """A file, by what it begins with."""
+        """Read a file, whose kind its first bytes tell."""
         kind = _kind(path)
         if kind == "safetensors":
             arrays, metadata = _read_safetensors(path)
@@ -135,7 +135,7 @@ class _Content:
         return _Content(path, arrays, own, None if rows is None else rows.reshape(-1))
 
     def count(self, start: int, length: int, config: ModelConfig, names: Names | None) -> int:
-        """How many rows it has, of those from ``start`` on."""
+        """The number of its rows, which begin at position ``start``."""
         left = length - start
         if self.ids is not None and len(self.ids) <= left:
             return len(self.ids)
@@ -157,16 +157,16 @@ class _Content:
                 if trace:
                     return count
         raise TraceError(
-            f"{self.path}: how many of the {left} tokens from {start} on it is about cannot be "
-            f"told: expected an array {POSITIONS!r}"
+            f"{self.path}: the number of its rows, from token {start} of {left + start}, is "
+            f"ambiguous: expected an array {POSITIONS!r}"
         )
 
 
 def _prompt(contents: Sequence[_Content | Trace], given: Array | None) -> Array:
-    """The ids (T,) of a run: as given, as one file says, or what the files say one after another.
+    """The ids (T,) of a run: as given, from one file, or the concatenated ids of the files.
 
     Raises:
-        TraceError: nobody says, or they contradict one another.
+        TraceError: there are none, or they contradict one another.
     """
     said = [(c.path, c.ids) for c in contents if isinstance(c, _Content) and c.ids is not None]
     traces = [content for content in contents if isinstance(content, Trace)]
@@ -181,7 +181,7 @@ def _prompt(contents: Sequence[_Content | Trace], given: Array | None) -> Array:
         path, own = said[0]
         if given is not None and not np.array_equal(own, given):
             raise TraceError(
-                f"{path}: holds {len(own)} tokens that are not the {len(given)} expected ones"
+                f"{path}: its {len(own)} tokens differ from the {len(given)} given ones"
             )
         return own
     if given is None:
@@ -191,10 +191,10 @@ def _prompt(contents: Sequence[_Content | Trace], given: Array | None) -> Array:
 
 
 def _kind(path: Path) -> str:
-    """``npz``, ``npy`` or ``safetensors``, by a file's first bytes; by its name if it has none.
+    """``npz``, ``npy`` or ``safetensors``, by a file's first bytes, or by its name if it is empty.
 
     Raises:
-        TraceError: there is no such file, or it is of another kind.
+        TraceError: the file is missing, or is of another kind.
     """
     if path.suffix in _OTHER_KINDS:
         raise TraceError(f"{path}: expected a trace, an .npz, .npy or .safetensors file")
@@ -224,18 +224,18 @@ def _json_tokens(text: str, path: Path) -> Array:
     except (ValueError, RecursionError):
         ids = np.empty(0)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TraceError(f"{path}: the metadata's tokens are no JSON list of integers")
+        raise TraceError(f"{path}: tokens in the metadata are not a JSON list of integers")
     return ids
 
 
 def names_of(raw: Any, config: ModelConfig) -> Mapping[str, str | tuple[str, str]]:
-    """Names as :func:`from_arrays` takes them, out of a JSON object.
+    """The ``names`` argument of :func:`from_arrays`, from a JSON object.
 
-    A value is a tap point, or a list of it and the order of axes; ``{n}`` in a name and its tap
-    point stands for the number of each block.
+    A value is a tap point, or a list of a tap point and the order of axes; ``{n}`` in a name and
+    its tap point stands for the number of each block.
 
     Raises:
-        TraceError: it is something else.
+        TraceError: the JSON has another form.
     """
     if not isinstance(raw, dict):
         raise TraceError("expected a JSON object of names and tap points")

@@ -1,9 +1,9 @@
-"""What frameworks without hooks call the tap points: paths of objects that are called.
+"""Names of the tap points in frameworks without hooks: paths of the objects that are called.
 
-A path such as ``model.layers.0.self_attn.q_proj`` is looked up from the model on, by attributes and
-indices, and stands for what a call of the object returns. Behind it, ``.input`` stands for the
-first argument, ``.input.2`` for the second one, ``.0`` for one of several results and ``#2`` for
-the second call within a pass.
+A path such as ``model.layers.0.self_attn.q_proj`` leads from the model through attributes and
+indices to an object, and means the result of its call. With a suffix it means: ``.input`` the first
+argument, ``.input.2`` the second one, ``.0`` one of several results, ``#2`` the second call within
+a pass.
 
 Sources: mlx_lm/models/gpt_oss.py 0.32.2; keras_hub/src/models/gpt_oss/{gpt_oss_backbone,
 gpt_oss_decoder, gpt_oss_attention}.py 0.32.0; torchtitan/models/gpt_oss/model.py 0.3.0.
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from gptoss_ref.config import ModelConfig
 
-# framework -> (what comes before a block's names, stage -> name and layout, tap point -> name)
+# framework -> (prefix of a block's names, stage -> name and layout, tap point -> name)
 _NAMES: Mapping[str, tuple[str, Mapping[str, str], Mapping[str, str]]] = {
     "mlx": (
         "model.layers.{n}",
@@ -80,7 +80,7 @@ FRAMEWORKS = tuple(_NAMES)
 
 
 def names_in(framework: str, config: ModelConfig) -> dict[str, tuple[str, str]]:
-    """By name, the tap point and its layout (``""``: one of its usual ones).
+    """The tap point and its layout of each name (``""``: one of the usual layouts).
 
     >>> from gptoss_ref.config import GPT_OSS_20B
     >>> names_in("mlx", GPT_OSS_20B)["model.layers.3.self_attn.rope#2"]

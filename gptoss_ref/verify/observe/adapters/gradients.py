@@ -1,7 +1,7 @@
-"""Gradients among somebody's arrays, and of a live torch model.
+"""Gradients in a dictionary of arrays, and gradients of a live torch model.
 
-``grad.`` before any name that an array of the forward pass could have is the gradient for it, in
-the same layout. ``grad.weights.`` stands before the names of the package's own weights.
+``grad.`` and any name of an array of the forward pass is the gradient for that array, in the same
+layout. ``grad.weights.`` and the package's name of a weight is the gradient for the weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters.tensors import as_array
 
 Tensors = dict[str, tuple[list[Any], Callable[[list[Any]], Any]]]
-"""By name, the tensors whose gradients make one array, and how they do."""
+"""By name, the tensors whose gradients make up one array, and the function that joins them."""
 
 
 def of_both_passes(
@@ -34,13 +34,13 @@ def of_both_passes(
     router_aux_loss_coef: float,
     **options: Any,
 ) -> Trace:
-    """A trace of arrays of both passes; ``read`` makes one of arrays of the forward pass.
+    """A trace from arrays of both passes; ``read`` makes one from arrays of the forward pass.
 
     Raises:
-        TraceError: what ``read`` raises, or gradients without targets.
+        TraceError: the error of ``read``, or gradients without targets.
     """
     if targets is None:
-        raise TraceError("the arrays hold gradients: expected targets=, what they are of")
+        raise TraceError("the arrays hold gradients: expected the targets of their loss (targets=)")
     forward = {name: a for name, a in mapping.items() if not name.startswith(PREFIX)}
     taps = {
         name.removeprefix(PREFIX): a
@@ -70,7 +70,7 @@ def of_both_passes(
 
 
 def cross_entropy(torch: Any) -> Callable[[Any, Any], Any]:
-    """torch's mean over the targets that count, of logits (T, V) in float32 at least."""
+    """torch's mean cross entropy of logits (T, V), in float32 or wider, without targets of −100."""
 
     def loss(logits: Any, targets: Any) -> Any:
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -82,13 +82,13 @@ def cross_entropy(torch: Any) -> Callable[[Any, Any], Any]:
 def differentiated(
     torch: Any, module: Any, config: ModelConfig, tensors: Tensors, loss: Any
 ) -> dict[str, Array]:
-    """Gradients of a loss for the tensors that were seen and for the module's parameters.
+    """Gradients of a loss for the recorded tensors and for the module's parameters.
 
-    A parameter that may be trained and that the loss does not reach has the gradient zero; one that
-    is frozen has none, and is left out.
+    A trainable parameter that the loss does not depend on has the gradient zero; frozen parameters
+    are left out.
 
     Raises:
-        TraceError: no parameter may be trained, or the loss reaches none.
+        TraceError: there is no trainable parameter, or the loss depends on none.
     """
     weights = _weights(module, config)
     parameters = {n: p for n, p in weights.items() if p[0].requires_grad}
@@ -96,8 +96,8 @@ def differentiated(
     unique = {id(p): p for p, _ in parameters.values()}
     if not unique or not loss.requires_grad:
         raise TraceError(
-            f"no gradient reaches {type(module).__qualname__}: expected parameters that may be "
-            "trained (requires_grad)"
+            f"{type(module).__qualname__} has no gradients: expected trainable parameters "
+            "(requires_grad) on which the loss depends"
         )
     found = torch.autograd.grad(loss, [*flat, *unique.values()], allow_unused=True)
     of = dict(zip(unique, found[len(flat) :], strict=True))
@@ -116,7 +116,7 @@ def differentiated(
 
 
 def _weights(module: Any, config: ModelConfig) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
-    """The parameters that are weights of ours, by our names, and how to take the weight out."""
+    """The parameters by the package's names of the weights, and functions that extract these."""
     named = {_bare(name): p for name, p in module.named_parameters()}
     found: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
     for layout in ("openai", "hf-bfloat16"):
@@ -141,7 +141,7 @@ def _taker(rows: tuple[int, int] | None, transposed: bool) -> Callable[[Any], An
 
 
 def _bare(name: str) -> str:
-    """A parameter's name without what wrappers put before it."""
+    """A parameter's name without the prefixes of wrappers."""
     for wrapper in ("module.", "_orig_mod.", "base_model.model."):
         name = name.removeprefix(wrapper)
     return name

@@ -1,11 +1,11 @@
-"""Layouts: how one array's axes are arranged, written in axis letters, and how to rearrange them.
+"""Layouts: the order of an array's axes in axis letters, and conversions between layouts.
 
-A form names the axes from the slowest to the fastest, separated by blanks: ``"T KG C"`` is
-(T, H, C) with the query heads in the package's order, ``"T KGC"`` the same in one row per token,
-``"K G T S"`` scores as OpenAI's ``sdpa`` holds them. The letters are the package's, with H = KG and
-with P for the pair gate, up: ``FP`` is interleaved, ``PF`` in halves. Three tokens are special:
-``1`` is an axis of one, ``S+1`` the keys and the sink's column, which is dropped, and ``S..`` the
-keys and padding, which must be zero and is dropped.
+A form lists the axes from the slowest to the fastest, separated by spaces: ``"T KG C"`` is
+(T, H, C) with the query heads in the package's order, ``"T KGC"`` the same with one row per token,
+``"K G T S"`` the scores of OpenAI's ``sdpa``. The letters are the package's, with H = KG and
+with P for the pair gate, up: ``FP`` is interleaved, ``PF`` in halves. Three words are special:
+``1`` is an axis of size 1, ``S+1`` the keys and the sink's column, which is dropped, and ``S..``
+the keys and padding, which must be zero and is dropped.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing import taps
 
-_LETTERS = {"H": "KG", "H*C": "KGC", "2F": "FP"}  # of taps.STAGES, where they differ
+_LETTERS = {"H": "KG", "H*C": "KGC", "2F": "FP"}  # those of taps.STAGES that differ
 
-# What else than the tap point's own form is taken without being told: nothing else has that shape.
+# Other forms that are recognised by their shape, which no other form has.
 _ALSO = {
     "attn.q": ("T KGC",),
     "attn.k": ("T KC",),
@@ -36,7 +36,7 @@ _ALSO = {
 
 
 def canonical(tap: str) -> str:
-    """The form of a tap point.
+    """The package's form of a tap point.
 
     >>> canonical("block.0.attn.weights"), canonical("block.3.mlp.gate_up")
     ('KG T S', 'T A FP')
@@ -45,14 +45,14 @@ def canonical(tap: str) -> str:
 
 
 def forms(tap: str) -> tuple[str, ...]:
-    """The forms that are taken for a tap point without being told; the first is its own."""
+    """The forms of a tap point that need no ``layout``; the first is the package's."""
     return (canonical(tap), *_ALSO.get(taps.split(tap)[1], ()))
 
 
 def axis_sizes(config: ModelConfig, length: int, rows: Array | None = None) -> dict[str, int]:
-    """The size of every letter, for all of ``length`` tokens or those at ``rows`` (P,) only.
+    """The size of every axis letter, for ``length`` tokens or only those at ``rows`` (P,).
 
-    ``s`` is the number of keys up to the last of these rows, as a decoding step sees them.
+    ``s`` is the number of keys up to the last of these rows, as in a decoding step.
     """
     sizes = taps.sizes(config, length)
     one_letter = {axis: size for axis, size in sizes.items() if len(axis) == 1 and axis != "H"}
@@ -61,7 +61,7 @@ def axis_sizes(config: ModelConfig, length: int, rows: Array | None = None) -> d
 
 
 def check_form(tap: str, form: str) -> None:
-    """Raises TraceError unless the form has just the letters of the tap point."""
+    """Raises TraceError unless the form has exactly the letters of the tap point."""
     bare = form.replace("S+1", "S").replace("S..", "S").replace("1", "").replace(" ", "")
     expected = canonical(tap).replace(" ", "")
     if sorted(bare.replace("H", "KG")) != sorted(expected):
@@ -85,16 +85,16 @@ def fits(shape: tuple[int, ...], form: str, sizes: dict[str, int]) -> bool:
 
 
 def to_tap(tap: str, values: Array, sizes: dict[str, int], *, form: str | None = None) -> Array:
-    """``values`` in the tap point's own form, such as (T, H, C); a batch axis of one is dropped.
+    """``values`` in the package's form, such as (T, H, C); a batch axis of size 1 is dropped.
 
     Args:
-        tap: which tap point this is.
-        values: in one of its usual forms, or in ``form``.
-        sizes: of :func:`axis_sizes`.
-        form: the axes, where they are not the usual ones.
+        tap: the tap point.
+        values: in one of the tap point's :func:`forms`, or in ``form``.
+        sizes: from :func:`axis_sizes`.
+        form: the axes, if they are not in one of the :func:`forms`.
 
     Raises:
-        TraceError: the shape does not fit; the message says which order of axes would.
+        TraceError: the shape does not fit; the message suggests an order of axes that does.
     """
     accepted = (form.replace("H", "KG"),) if form else forms(tap)
     inner = values
@@ -103,7 +103,7 @@ def to_tap(tap: str, values: Array, sizes: dict[str, int], *, form: str | None =
     for candidate in accepted:
         if fits(inner.shape, candidate, sizes):
             return _rearranged(inner, candidate, canonical(tap), sizes)
-    if sizes["s"] < sizes["S"] and tap.endswith("attn.weights"):  # later keys were not there yet
+    if sizes["s"] < sizes["S"] and tap.endswith("attn.weights"):  # a step without the later keys
         early = to_tap(tap, values, {**sizes, "S": sizes["s"], "s": sizes["S"]}, form=form)
         return np.pad(early, ((0, 0), (0, 0), (0, sizes["S"] - sizes["s"])))
     batch = values.shape[0] if values.ndim > len(accepted[0].split()) else 1
@@ -119,7 +119,7 @@ def to_tap(tap: str, values: Array, sizes: dict[str, int], *, form: str | None =
 
 
 def _rearranged(values: Array, form: str, target: str, sizes: dict[str, int]) -> Array:
-    """From one form into another with the same letters."""
+    """``values`` converted from one form to another with the same letters."""
     letters: list[str] = []
     for axis, token in enumerate(form.split()):
         if token in ("S+1", "S.."):
@@ -153,7 +153,7 @@ def _shapes(accepted: tuple[str, ...], sizes: dict[str, int]) -> str:
 
 
 def _advice(tap: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
-    """Which order of axes, or which number of tokens, would make the shape fit."""
+    """The end of an error message: an order of axes or a number of tokens that would fit."""
     for form in forms(tap):
         for order in permutations(form.split()):
             if fits(shape, " ".join(order), sizes):
@@ -161,7 +161,7 @@ def _advice(tap: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
     for length in {*shape} - {sizes["T"]}:
         if any(fits(shape, f, {**sizes, "T": length, "S": length}) for f in forms(tap)):
             return (
-                f"; it covers {length} tokens where the prompt has {sizes['T']}: if they are some "
-                "of its tokens, say which (positions=)"
+                f"; it has {length} tokens, but the prompt has {sizes['T']}: if it holds only some "
+                "of them, name their positions (positions=)"
             )
     return ""

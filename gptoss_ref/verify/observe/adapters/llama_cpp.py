@@ -1,12 +1,12 @@
-"""llama.cpp by way of llama-cpp-python: the logits of a live ``Llama`` object.
+"""Logits of llama.cpp through llama-cpp-python's ``Llama`` object.
 
-That is all it shows from outside; its eval-callback's tensors, dumped by somebody else, go through
-:func:`~gptoss_ref.verify.observe.adapters.arrays.from_arrays`, whose table knows their names.
+The object gives no other arrays. Tensors dumped by llama.cpp's eval-callback can be read by
+:func:`~gptoss_ref.verify.observe.adapters.arrays.from_arrays`, which has a table of their names.
 
-llama.cpp rounds activations to 8 bits before each product with MXFP4 weights, keys and values to
-float16: of the roundings that a Trace knows, bfloat16 with its 8 significant bits is nearest, and
-is what the trace states. It also rounds the bounds of YaRN's ramp to whole pairs
-(ggml_rope_yarn_corr_dims in ggml/src/ggml.c), which is no rounding error but another function.
+llama.cpp rounds activations to 8 bits before each product with MXFP4 weights, and keys and values
+to float16. The nearest rounding of a Trace is bfloat16, with 8 significant bits, so the trace has
+that. llama.cpp also rounds the bounds of YaRN's ramp to whole pairs (ggml_rope_yarn_corr_dims in
+ggml/src/ggml.c), which is not a rounding error but another function.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def from_llama(llama: Any, tokens: Iterable[int] | Array, config: ModelConfig) -
     """The logits of ``llama_cpp.Llama`` for one prompt, as a Trace with the one tap ``logits``.
 
     Args:
-        llama: made with ``logits_all=True`` and an ``n_ctx`` that holds the prompt. Its context is
-            cleared before and after.
+        llama: created with ``logits_all=True`` and an ``n_ctx`` that holds the prompt. Its context
+            is cleared before and after.
         tokens: (T,), the whole prompt.
         config: of the model.
 
     Raises:
-        TraceError: the object keeps no logits of all positions, its context is too short, or its
-            vocabulary is another one.
+        TraceError: the object does not keep the logits of all positions, its context is too short,
+            or its vocabulary size differs.
     """
     ids = Trace({}, tokens=tokens, config=config).tokens.tolist()
     if not all(hasattr(llama, name) for name in ("reset", "eval", "n_ctx", "n_vocab")):
@@ -44,12 +44,12 @@ def from_llama(llama: Any, tokens: Iterable[int] | Array, config: ModelConfig) -
             f"the Llama object has {llama.n_vocab()} tokens: expected {config.vocab_size}"
         )
     if not getattr(llama, "_logits_all", False):
-        raise TraceError("the Llama object keeps only the last logits: make it with logits_all")
-    room = min(llama.n_ctx(), len(llama.scores))  # llama.cpp pads the former
+        raise TraceError("the Llama object keeps only the last logits: set logits_all=True")
+    room = min(llama.n_ctx(), len(llama.scores))  # llama.cpp rounds n_ctx up
     if room < len(ids):
         raise TraceError(
-            f"the Llama object's context holds {room} tokens, the prompt has {len(ids)}: "
-            "make it with a larger n_ctx"
+            f"the Llama object's context holds {room} tokens, but the prompt has {len(ids)}: "
+            "set a larger n_ctx"
         )
     llama.reset()
     try:

@@ -1,20 +1,20 @@
-"""What other implementations call the tap points: one table, and the way back from it.
+"""The names of the tap points in other implementations: one table, and look-ups in it.
 
-Names of modules (OpenAI's torch reference, transformers) stand for the module's output; with
-``.input`` behind them for its input. TransformerLens has hook names (of HookedTransformer, and of
-TransformerBridge where those differ), llama.cpp the names that its eval-callback prints.
+A module name (OpenAI's torch reference, transformers) means the module's output; with ``.input``
+after it, its input. TransformerLens has hook names (of HookedTransformer, and of TransformerBridge
+if they differ), llama.cpp the names that its eval-callback prints.
 
 Sources: openai/gpt-oss gpt_oss/torch/model.py; transformers models/gpt_oss/modeling_gpt_oss.py;
 TransformerLens components/{transformer_block, abstract_attention, mlps/gpt_oss_moe}.py and
 model_bridge/supported_architectures/gpt_oss.py; llama.cpp src/models/openai-moe.cpp and
 src/llama-graph.cpp.
 
-A word after a name says how the array is arranged where that is more than the order of axes:
+A word after a name gives the layout of the array, if it differs in more than the order of axes:
 
 ==========  ======================================================================================
 qkv         rows of q, then k, then v in one array (T, (H + 2K)·C)
 gate, up    one half of ``mlp.gate_up`` each, (T, A, F)
-dense       expert weights spread over all experts (T, E), zero where not chosen
+dense       expert weights over all experts (T, E), zero for those not chosen
 a,b,c       a form of :mod:`~gptoss_ref.verify.observe.adapters.layouts`, its axes joined by commas
 ==========  ======================================================================================
 """
@@ -32,7 +32,7 @@ from gptoss_ref.tracing import taps
 DIALECTS = ("openai", "transformers", "transformer_lens", "llama_cpp")
 
 # stage | OpenAI torch, after block.N. | transformers, after model.layers.N. | TransformerLens,
-# after blocks.N. | llama.cpp, before -N. Several names may stand for one stage, in several rows.
+# after blocks.N. | llama.cpp, before -N. A stage with several names has several rows.
 _BLOCK = (
     ("attn.norm", "attn.norm", "input_layernorm", "", "attn_norm"),
     ("attn.norm", "attn.qkv.input", "self_attn.q_proj.input", "ln1.hook_out", ""),
@@ -42,9 +42,9 @@ _BLOCK = (
     ("attn.q", "", "", "attn.q.hook_out", ""),
     ("attn.k", "", "", "attn.k.hook_out", ""),
     ("attn.v", "", "", "attn.v.hook_out", ""),
-    # llama.cpp calls q and k alike before and after the rotation; what remains is the last.
-    ("attn.q_rope", "", "", "attn.hook_rot_q", "Qcur"),
-    ("attn.k_rope", "", "", "attn.hook_rot_k", "Kcur"),
+    # llama.cpp has one name for q and k before and after the rotation; a dump holds the last.
+    ("attn.q_rope", "attn.rope.0 T,K,G,C", "", "attn.hook_rot_q", "Qcur"),
+    ("attn.k_rope", "attn.rope.1", "", "attn.hook_rot_k", "Kcur"),
     ("attn.weights", "", "self_attn.attn_weights", "attn.hook_pattern", "kq_soft_max KG,T,S.."),
     ("attn.mix", "attn.out.input", "self_attn.o_proj.input", "attn.hook_z", "kqv_out"),
     ("attn.mix", "", "", "attn.o.hook_in", ""),
@@ -91,7 +91,7 @@ _BLOCK_NAMES = {
     "llama_cpp": "",
 }
 
-# Well-known names whose values are no tap point, and why.
+# Well-known names that are not tap points, and why.
 _NOT_A_TAP = (
     (r"hook_normalized$", "it is the norm before its scale is multiplied in"),
     (r"hook_scale$", "it is the norm's divisor"),
@@ -100,7 +100,7 @@ _NOT_A_TAP = (
     (r"^ffn_moe_(gate|up|down)-\d+$", "it lacks the bias: take the name that ends in _biased"),
     (r"^(wqkv|wqkv_b)-\d+$", "take Qcur, Kcur and Vcur"),
 )
-# What wrappers put before a module's name.
+# Prefixes that wrappers add to a module's name.
 _WRAPPERS = re.compile(
     r"^(?:module|base_model\.model)\.|\.module$|"  # DataParallel; PEFT
     r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|"  # torch
@@ -111,12 +111,12 @@ _WRAPPERS = re.compile(
 
 @dataclass(frozen=True)
 class Meaning:
-    """What one foreign name stands for.
+    """The meaning of a foreign name.
 
     Attributes:
         tap: the tap point.
         layout: ``""`` (one of the tap point's usual forms), a form, or one of the words above.
-        dialect: whose name it is; ``"gptoss_ref"`` for our own.
+        dialect: the implementation that uses the name; ``"gptoss_ref"`` for this package.
     """
 
     tap: str
@@ -125,7 +125,7 @@ class Meaning:
 
 
 def table(config: ModelConfig) -> Iterator[tuple[str, Meaning]]:
-    """Every foreign name of a model and what it stands for; fused arrays appear several times."""
+    """Every foreign name of a model and its meaning; fused arrays appear several times."""
     layers = config.num_hidden_layers
     for tap, *foreign in _MODEL:
         for dialect, name in zip(DIALECTS, foreign, strict=True):
@@ -142,7 +142,7 @@ def table(config: ModelConfig) -> Iterator[tuple[str, Meaning]]:
                     yield before + name + after, meaning
         for stage, dialect, name in _WHOLE:
             yield name.format(n=n), Meaning(f"block.{n}.{stage}", dialect=dialect)
-        # what enters a block left the one before it; hidden_states ends with the normed one
+        # a block's input is the output of the one before; the last of hidden_states is the norm
         before = "embedding" if n == 0 else f"block.{n - 1}.mlp.residual"
         for dialect, name in (("openai", f"block.{n}"), ("transformers", f"model.layers.{n}")):
             yield f"{name}.input", Meaning(before, dialect=dialect)
@@ -153,9 +153,9 @@ def table(config: ModelConfig) -> Iterator[tuple[str, Meaning]]:
 
 
 def lookup(config: ModelConfig) -> dict[str, tuple[Meaning, ...]]:
-    """Name -> what it stands for, our own names included.
+    """Name -> its meanings, including this package's names.
 
-    Where a name is both ours and somebody's it means the same: OpenAI's ``block.0.attn.norm``.
+    Names that are used on both sides, such as ``block.0.attn.norm``, mean the same.
 
     >>> from gptoss_ref.config import GPT_OSS_20B
     >>> [m.tap for m in lookup(GPT_OSS_20B)["model.layers.3.self_attn.o_proj.input"]]
@@ -170,7 +170,7 @@ def lookup(config: ModelConfig) -> dict[str, tuple[Meaning, ...]]:
 
 
 def bare(name: str) -> str:
-    """A name without what wrappers, ``.output`` or llama.cpp's views add to it.
+    """A name without the additions of wrappers, ``.output`` and llama.cpp's views.
 
     >>> bare("_orig_mod.model.norm.output"), bare("Vcur-0 (reshaped)")
     ('model.norm', 'Vcur-0')
@@ -184,24 +184,24 @@ def bare(name: str) -> str:
 
 
 def meanings(name: str, known: Mapping[str, tuple[Meaning, ...]]) -> tuple[Meaning, ...] | None:
-    """What a name stands for; None if nobody calls anything so.
+    """The meanings of a name; None if it is unknown.
 
     Args:
-        name: anybody's.
-        known: of :func:`lookup`.
+        name: in any dialect.
+        known: from :func:`lookup`.
 
     Raises:
-        TraceError: the name is well known, and of something that is no tap point.
+        TraceError: the name is known, but is not a tap point.
     """
     for candidate in (name, short := bare(name)):
         if candidate in known:
             return known[candidate]
     for pattern, reason in _NOT_A_TAP:
         if re.search(pattern, short):
-            raise TraceError(f"{name!r} is no tap point: {reason}")
+            raise TraceError(f"{name!r} is not a tap point: {reason}")
     return None
 
 
 def foreign_names(tap: str, dialect: str, config: ModelConfig) -> list[str]:
-    """What one of DIALECTS calls a tap point; empty if it has no name for it."""
+    """The names of a tap point in one of DIALECTS; may be empty."""
     return [n for n, m in table(config) if m.tap == tap and m.dialect == dialect]

@@ -1,4 +1,4 @@
-"""Arrays that hold some rows of a tap point only, and arrays that are shown twice."""
+"""Arrays with only some rows of a tap point, and duplicates of an array."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def positions_of(positions: Iterable[int] | None, length: int) -> Array | None:
     """Positions (P,) in a prompt of ``length`` tokens; negative ones count from its end.
 
     Raises:
-        TraceError: there are none, they are no integers, or one is outside the prompt or there
+        TraceError: there are none, they are not integers, or one is outside the prompt or occurs
             twice.
     """
     if positions is None:
@@ -32,17 +32,17 @@ def positions_of(positions: Iterable[int] | None, length: int) -> Array | None:
         raise TraceError(f"position {wrong[0]} is not in the prompt: expected 0 to {length - 1}")
     rows = np.where(rows < 0, rows + length, rows)
     if len(np.unique(rows)) < len(rows):
-        raise TraceError("the positions name a token twice: expected each once")
+        raise TraceError("a position occurs twice: expected each once")
     return rows
 
 
 def spread(tap: str, some: Array, rows: Array, length: int) -> Array:
-    """The rows (P, ...) of a tap point at their places in the whole array; the others are NaN.
+    """The whole array of a tap point with the given rows (P, ...); the others are NaN.
 
-    Rows of chosen experts, which have no NaN, are filled with the first experts.
+    Missing rows of expert indices, which have no NaN, are filled with the first experts.
     """
     axis = axes(tap).index("T")
-    shape = list(some.shape)  # of halves of gate and up it is not the tap point's own
+    shape = list(some.shape)  # a half of gate and up has another shape than the tap point
     shape[axis] = length
     if some.dtype.kind in "iu" and some.dtype != np.uint16:
         whole = np.broadcast_to(np.arange(shape[-1]), shape).astype(some.dtype)
@@ -55,10 +55,10 @@ def spread(tap: str, some: Array, rows: Array, length: int) -> Array:
 
 
 def the_same(one: Array, other: Array) -> Array | None:
-    """The array that ``one`` and ``other`` (of the same shape) both are, or None if they differ.
+    """The common array of two duplicates of the same shape, or None if they differ.
 
-    They are the same if they are equal, or if one is the other rounded to its dtype. Of two dtypes
-    the finer one is returned, unless it holds no more than the coarser.
+    They are duplicates if they are equal, or if one is the other rounded to its dtype. The array
+    with the finer dtype is returned, unless its values all fit the coarser one.
     """
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f" == other.dtype.kind):
         return one if one.dtype == other.dtype or _unit(one) >= _unit(other) else other
@@ -84,10 +84,10 @@ def _unit(values: Array) -> float:
 
 
 def merged(parts: Sequence[Trace]) -> Trace:
-    """One trace of several that observed rows of one run, such as prefill and decode steps.
+    """One trace from several with rows of one run, such as prefill and decoding steps.
 
     Raises:
-        TraceError: two of them show different values of one row.
+        TraceError: two of them have different values for one row.
     """
     first = parts[0]
     arrays: dict[str, Array] = {}
@@ -102,7 +102,7 @@ def merged(parts: Sequence[Trace]) -> Trace:
             into, source = np.moveaxis(arrays[tap], axis, 0), np.moveaxis(values, axis, 0)
             both = seen & observed[tap]
             if not np.array_equal(into[both], source[both], equal_nan=values.dtype.kind == "f"):
-                raise TraceError(f"{part.producer}: rows of {tap} that are shown twice differ")
+                raise TraceError(f"{part.producer}: rows of {tap} occur twice and differ")
             if into.dtype != source.dtype:
                 arrays[tap] = arrays[tap].astype(np.result_type(into, source))
                 into = np.moveaxis(arrays[tap], axis, 0)
@@ -121,5 +121,5 @@ def merged(parts: Sequence[Trace]) -> Trace:
 
 
 def _in_part(observed: Mapping[str, Array]) -> dict[str, Array]:
-    """The masks that leave rows out."""
+    """The masks that exclude at least one row."""
     return {tap: rows for tap, rows in observed.items() if not rows.all()}

@@ -1,4 +1,4 @@
-"""What somebody's unknown name for an array may stand for: by its words and the array's shape."""
+"""Suggestions for an unknown array name, by its words and the array's shape."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gptoss_ref.verify.observe.adapters.layouts import fits, forms
 from gptoss_ref.verify.observe.adapters.names import DIALECTS, Meaning, bare
 
 SAME, ALIKE = 0.8, 0.75
-"""Share of the letters that two names have in common if one may be meant by the other: as they are
-written, and by their words, synonyms made one."""
+"""Least similarity (share of common letters) of a suggested name: of the names as written, and of
+their words with synonyms replaced."""
 
 _SYNONYMS = {
     "layer": "block",
@@ -43,12 +43,12 @@ _SYNONYMS = {
 
 
 class UnknownName(TraceError):
-    """Nobody calls a tap point so.
+    """An unknown name of an array.
 
     Attributes:
         name: the name.
-        suggested: names or tap points that it may stand for, the likeliest first.
-        by_shape: whether only the shape says so.
+        suggested: names or tap points that it may mean, the likeliest first.
+        by_shape: whether only the shape suggests them.
     """
 
     def __init__(self, name: str, suggested: list[str], by_shape: bool) -> None:
@@ -65,12 +65,12 @@ class UnknownName(TraceError):
         super().__init__(f"unknown name {name!r}: {likely} {self.remedy()}")
 
     def remedy(self) -> str:
-        """How to say in Python what the name stands for."""
-        return f"(names={{{self.name!r}: {self.example!r}}} would say so)"
+        """The Python argument that gives the name a meaning."""
+        return f"(to map it yourself: names={{{self.name!r}: {self.example!r}}})"
 
     @property
     def example(self) -> str:
-        """A tap point to show how it is said."""
+        """A tap point for the example in the message."""
         return self.suggested[0] if self.suggested else "block.0.attn.q"
 
 
@@ -80,12 +80,12 @@ def unknown_name(
     known: Mapping[str, tuple[Meaning, ...]],
     sizes: dict[str, int],
 ) -> UnknownName:
-    """The error for a name that is not ``known``, with what it may stand for.
+    """The error for a name that is not ``known``, with suggestions.
 
     Args:
         shape: of the array.
-        known: of :func:`~gptoss_ref.verify.observe.adapters.names.lookup`.
-        sizes: of :func:`~gptoss_ref.verify.observe.adapters.layouts.axis_sizes`.
+        known: from :func:`~gptoss_ref.verify.observe.adapters.names.lookup`.
+        sizes: from :func:`~gptoss_ref.verify.observe.adapters.layouts.axis_sizes`.
     """
     words, numbers = _words(name)
     blocks = {block for ms in known.values() for m in ms if (block := split(m.tap)[0]) is not None}
@@ -113,7 +113,7 @@ def unknown_name(
 
 
 def _words(name: str) -> tuple[str, list[int]]:
-    """The words of a name, common synonyms made one, and its numbers."""
+    """The words of a name, with synonyms replaced, and its numbers."""
     parts = re.findall(r"[a-z]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     words = [_SYNONYMS.get(part, part) for part in parts if not part.isdecimal()]
     numbers = [int(part) for part in parts if part.isdecimal() and len(part) < 6]

@@ -12,12 +12,13 @@ from gptoss_ref.numerics import Array
 
 
 def as_array(value: Any, name: str) -> Array:
-    """An array that shares nothing with ``value``; bfloat16 as its bits (uint16).
+    """``value`` as a new array; bfloat16 as bits (uint16).
 
     Args:
-        value: a NumPy array, a torch tensor on any device, what ``numpy.asarray`` understands, or
-            a list of such arrays of one shape: (1, …) each are joined to (N, …), others stacked.
-        name: of the array, for messages.
+        value: a NumPy array, a torch tensor on any device, any input of ``numpy.asarray``, or a
+            list of such arrays of one shape: those of shape (1, …) are concatenated to (N, …),
+            others are stacked.
+        name: of the array, for error messages.
 
     Raises:
         TraceError: it is none of these.
@@ -31,13 +32,13 @@ def as_array(value: Any, name: str) -> Array:
             return bits
         array: Array = tensor.numpy().copy()
         return array
-    if str(getattr(value, "dtype", "")) == "mlx.core.bfloat16":  # which NumPy cannot take
+    if str(getattr(value, "dtype", "")) == "mlx.core.bfloat16":  # NumPy has no such dtype
         value = value.astype(sys.modules["mlx.core"].float32)
     try:
         array = np.array(value)
     except (TypeError, ValueError) as error:
-        raise TraceError(f"{name!r} is {type(value).__name__}, no array: {error}") from None
-    if array.dtype.name == "bfloat16":  # of ml_dtypes
+        raise TraceError(f"{name!r} is {type(value).__name__}, not an array: {error}") from None
+    if array.dtype.name == "bfloat16":  # the dtype of ml_dtypes
         return array.view(np.uint16)
     if array.dtype.kind not in "iuf":
         raise TraceError(f"{name!r} has dtype {array.dtype}: expected numbers")
@@ -45,7 +46,7 @@ def as_array(value: Any, name: str) -> Array:
 
 
 def _joined(parts: list[Array], name: str) -> Array:
-    """Several arrays as one, such as the logits of each step of a generation."""
+    """A list of arrays as one array, such as the logits of each generation step."""
     shapes = {part.shape for part in parts}
     if len(shapes) > 1:
         listed = ", ".join(map(str, sorted(shapes)))

@@ -1,4 +1,4 @@
-"""What a live torch model says of itself: its configuration, out of an object or its parts."""
+"""The configuration of a live torch model, from its config object or from its parts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def own_config(module: Any, root: Any, naming: str | None) -> ModelConfig:
     """The configuration of a module.
 
     Args:
-        module: as it was given.
+        module: the argument of ``capture``.
         root: the module that holds the blocks.
         naming: ``"transformers"``, ``"openai"`` or None.
 
     Raises:
-        TraceError: it does not say what it is.
-        ConfigError: it says something that gpt-oss cannot be.
+        TraceError: the module has no configuration.
+        ConfigError: its configuration is not one of gpt-oss.
     """
     reason = "it has no configuration"
     if naming == "openai":
@@ -44,11 +44,11 @@ def own_config(module: Any, root: Any, naming: str | None) -> ModelConfig:
                 reason = f"its configuration is of the model_type {raw['model_type']!r}"
             elif naming != "openai":
                 reason = str(error)
-    raise TraceError(f"{type(module).__qualname__} does not say what it is ({reason}): pass config")
+    raise TraceError(f"{type(module).__qualname__}: unknown configuration ({reason}): pass config")
 
 
 def _stated(module: Any, root: Any) -> Iterator[Any]:
-    """The objects that may be a configuration: of the module, of what it wraps, of its root."""
+    """Objects that may be a configuration: of the module, of the wrapped module, of its root."""
     seen = module
     for _ in range(8):
         held = (getattr(seen, name, None) for name in _PLACES)

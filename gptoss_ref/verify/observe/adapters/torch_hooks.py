@@ -1,13 +1,14 @@
-"""What a live torch model computes, caught by hooks: transformers' and OpenAI's module names.
+"""Record the arrays of a live torch model with hooks: transformers' and OpenAI's module names.
 
-Forward hooks see what enters and leaves a module. What happens between modules is seen by standing
-in for a function for the time of one pass, where the model has it under a name of its own. What
-cannot be seen is left out. Everything is put back afterwards, also after an error.
+Forward hooks record the inputs and outputs of modules. Arrays between modules are recorded by
+wrapping named functions during the pass. Arrays that neither can reach are left out. All hooks and
+wrappers are removed afterwards, also after an error.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters.arrays import Names, from_arrays
+from gptoss_ref.verify.observe.adapters.framework_names import names_in
 from gptoss_ref.verify.observe.adapters.gradients import cross_entropy, differentiated
 from gptoss_ref.verify.observe.adapters.names import lookup
 from gptoss_ref.verify.observe.adapters.torch_config import own_config
@@ -41,40 +43,39 @@ def capture(
     loss: Callable[[Any, Any], Any] | None = None,
     router_aux_loss_coef: float = 0.0,
 ) -> Trace:
-    """Run somebody's torch model on one prompt and keep what its tap points see.
+    """Run a torch model on one prompt, and keep the arrays of its tap points.
 
-    The module runs in evaluation mode, without gradients unless targets are given, and is left as
-    it was; its parameters' own ``grad`` is not touched. What torch.compile has compiled runs as it
-    is written. What was seen and has no place in a trace is listed in ``trace.skipped``.
+    The module runs in evaluation mode, without gradients unless targets are given. Afterwards it is
+    unchanged, including the ``grad`` of its parameters. Modules compiled by torch.compile run
+    uncompiled. Recorded arrays that fit no tap point are listed in ``trace.skipped``.
 
     Args:
         module: transformers' ``GptOssForCausalLM`` (or its ``GptOssModel``: no logits), a module
-            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, or any other:
-            then the outputs of the modules that have a known name are kept, and of TransformerLens'
-            hook points.
+            with the names of OpenAI's ``Transformer``, plain or inside a wrapper, torchtitan's
+            ``GptOssModel``, or any other module: then the outputs of modules with known names are
+            kept, and those of TransformerLens' hook points.
         tokens: (T,), the whole prompt.
-        config: what the module is meant to be. None takes what the module says of itself.
-        names: what the outputs of modules of other names stand for, and which axes they have; see
+        config: the intended configuration; None takes that of the module.
+        names: the meaning of outputs of modules with other names, and their axes; see
             :func:`~gptoss_ref.verify.observe.adapters.from_arrays`.
-        run: called with the prompt as a tensor (1, T) to run the module in another way than
-            ``module(prompt)``.
-        targets: (T,), the id that each position should predict, −100 where it does not count: then
-            the trace also holds the gradients of the loss, for what was seen and for the weights.
-            A parameter that may be trained and gets no gradient counts as zero.
-        loss: called with the module's logits (T, V) and the targets (T,), both tensors, for a loss
-            of your own that should be the cross entropy; None: torch's.
-        router_aux_loss_coef: of the load-balancing loss that ``loss`` includes, if it does.
+        run: called with the prompt as a tensor (1, T), if ``module(prompt)`` is not the right call.
+        targets: (T,), the id that each position should predict, −100 for positions without a loss.
+            With targets the trace also holds the gradients of the loss, for the recorded arrays and
+            for the weights. A trainable parameter without a gradient has the gradient zero.
+        loss: called with the module's logits (T, V) and the targets (T,), both tensors; a loss
+            function to check, which should be the cross entropy. None: that of torch.
+        router_aux_loss_coef: coefficient of the load-balancing loss, if ``loss`` includes it.
 
     Raises:
-        TraceError: it is no torch module, its configuration cannot be told and none is given, or
+        TraceError: it is not a torch module, its configuration is unknown and none is given, or
             none of its modules was called.
         TokenError: the tokens do not fit the vocabulary.
-        ConfigError: the module's own configuration is unusable, and none is given.
+        ConfigError: the module's configuration is invalid, and none is given.
     """
     ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
     naming, root, head = _recognised(module)
     config = config or own_config(module, root, naming)
-    Trace({}, tokens=ids, config=config)  # the prompt is judged before the model runs
+    Trace({}, tokens=ids, config=config)  # checks the prompt before the model runs
     wanted = None if targets is None else Trace({}, tokens=ids, config=config, targets=targets)
     caught = Caught()
     torch = import_module("torch")
@@ -82,7 +83,7 @@ def capture(
         caught.tensors = {}
     with Watch(caught) as watch, torch.set_grad_enabled(wanted is not None):
         watch.enter_context(_evaluating(module))
-        watch.enter_context(_as_written(torch, module))
+        watch.enter_context(_as_written(torch, module, backward=wanted is not None))
         prompt = torch.tensor(ids[None], device=_device(module))  # (1, T)
         runner: Callable[..., Any] = module
         if naming == "transformers":
@@ -91,6 +92,8 @@ def capture(
         elif naming == "openai":
             watch_openai(watch, root, caught, config, len(ids))
             prompt, runner = prompt[0], root
+        if naming is None and hasattr(root, "tok_embeddings"):
+            names = {**names_in("torchtitan", config), **(names or {})}
         known = lookup(config) if naming is None else {}
         watch_names(watch, module, caught, {*(names or {}), *known}, list_others=naming is None)
         result = (run or runner)(prompt)
@@ -107,8 +110,8 @@ def capture(
     if not caught.arrays:
         seen = ", ".join(skipped.name for skipped in caught.skipped.values())
         raise TraceError(
-            f"{type(module).__qualname__} ran, and none of its modules has a known name: say what "
-            f"some stand for with names=; it has {seen[:400] or 'no modules that were called'}"
+            f"{type(module).__qualname__} ran, but none of its modules has a known name: map some "
+            f"with names=; it has {seen[:400] or 'no modules that were called'}"
         )
     trace = from_arrays(
         caught.arrays,
@@ -126,10 +129,10 @@ def capture(
 
 
 def _recognised(module: Any) -> tuple[str | None, Any, Any]:
-    """The naming, the module that holds the blocks, and transformers' head or None."""
+    """The naming scheme, the module that holds the blocks, and transformers' head or None."""
     if not hasattr(module, "named_modules"):
         raise TraceError(f"expected a torch module, not {type(module).__qualname__}")
-    if hasattr(module, "hook_dict"):  # of TransformerLens, whose hook points see more
+    if hasattr(module, "hook_dict"):  # TransformerLens, whose hook points record more
         return None, module, None
     modules = dict(module.named_modules())
     for path, candidate in modules.items():
@@ -152,7 +155,7 @@ def _device(module: Any) -> Any:
 
 @contextmanager
 def _evaluating(module: Any) -> Iterator[None]:
-    """Evaluation mode, and each submodule's own mode again afterwards."""
+    """Set evaluation mode during the block, and restore each submodule's mode afterwards."""
     before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -163,21 +166,35 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_written(torch: Any, module: Any) -> Iterator[None]:
-    """Compiled modules run uncompiled, where hooks see them."""
+def _as_written(torch: Any, module: Any, *, backward: bool) -> Iterator[None]:
+    """Run compiled modules and functions uncompiled during the block, so that hooks are called.
+
+    An uncompiled flex_attention compiles itself again unless its own flag is set; with that flag
+    torch does not promise correct gradients.
+    """
+    flex = sys.modules.get("torch.nn.attention.flex_attention")
+    flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    uncompiled = hasattr(flex, flag) and not backward
     compiled = any(
         getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
         for part in module.modules()
     )
-    if not compiled or not hasattr(torch.compiler, "set_stance"):
+    if not (compiled or uncompiled) or not hasattr(torch.compiler, "set_stance"):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    before = getattr(flex, flag, None)
+    try:
+        if uncompiled:
+            setattr(flex, flag, True)
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        if uncompiled:
+            setattr(flex, flag, before)
 
 
 def _without_cache(module: Any) -> Callable[..., Any]:
-    """The module, told not to keep keys and values if it can be told so."""
+    """A call of the module without a key/value cache, if it has an argument for that."""
     parameters = inspect.signature(module.forward).parameters.values()
     takes = any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in parameters)
     return partial(module, use_cache=False) if takes else cast(Callable[..., Any], module)

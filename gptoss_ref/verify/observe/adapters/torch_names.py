@@ -1,6 +1,6 @@
-"""What `capture` watches in modules of other namings: whatever has a name that is known.
+"""Hooks of `capture` for modules with other naming schemes: every module with a known name.
 
-TransformerLens' hook points are modules whose output is what they saw, under their own names.
+TransformerLens' hook points are modules whose output is the observed array.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gptoss_ref.verify.observe.adapters.watching import Caught, Hook, Watch
 def watch_names(
     watch: Watch, module: Any, caught: Caught, wanted: Collection[str], *, list_others: bool
 ) -> None:
-    """Hooks on the modules whose names are ``wanted``.
+    """Put hooks on the modules whose names are ``wanted``.
 
-    A name that ends in ``.input`` stands for what enters the module; one that ends in a number for
-    one of several outputs. ``list_others`` notes the other modules as skipped.
+    A name that ends in ``.input`` is the input of a module; one that ends in a number is one of
+    several outputs. ``list_others`` notes the other modules as skipped.
     """
     points = getattr(module, "hook_dict", None)  # of TransformerLens, under its own names
     for path, part in module.named_modules() if points is None else points.items():
@@ -35,7 +35,7 @@ def watch_names(
 
 
 def keep_logits(caught: Caught, result: Any, config: ModelConfig, length: int) -> None:
-    """What the model returned, if it has the shape of logits and none were seen."""
+    """Keep the model's result as the logits, if it has their shape and no hook recorded them."""
     values = getattr(result, "logits", result)
     values = values[0] if isinstance(values, tuple | list) and values else values
     shape = tuple(getattr(values, "shape", ()))
@@ -49,7 +49,7 @@ def _known(name: str, wanted: Collection[str]) -> bool:
 
 
 def _outputs(caught: Caught, name: str, wanted: Collection[str]) -> Hook:
-    """A forward hook that keeps a module's output, and each of several under its number."""
+    """A forward hook that keeps a module's output, and each of several outputs by number."""
 
     def hook(_module: Any, _args: Any, value: Any) -> None:
         items = value if isinstance(value, tuple | list) else [value]

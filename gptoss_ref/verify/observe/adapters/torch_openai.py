@@ -1,7 +1,7 @@
-"""What `capture` watches in a module with the names of OpenAI's reference.
+"""Hooks of `capture` for a module with the names of OpenAI's reference.
 
-Modules by hooks; between them ``swiglu`` by standing in for it, and what ``topk``, ``softmax`` and
-``einsum`` of torch return. Source: openai/gpt-oss gpt_oss/torch/model.py.
+Modules have hooks; between them, a wrapper of ``swiglu`` and the results of torch's ``topk``,
+``softmax`` and ``einsum`` are recorded. Source: openai/gpt-oss gpt_oss/torch/model.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gptoss_ref.verify.observe.adapters.watching import (
 
 
 def watch_openai(stack: Watch, root: Any, caught: Caught, config: ModelConfig, length: int) -> None:
-    """Hooks of OpenAI's names, and a watch on the torch functions between the modules."""
+    """Put hooks on OpenAI's modules, and record the torch functions between them."""
     stack.on_exit(root.embedding, caught.output("embedding"))
     stack.on_exit(root.norm, caught.output("norm"))
     stack.on_exit(root.unembedding, caught.output("unembedding"))
@@ -58,12 +58,12 @@ def _rotated(caught: Caught, at: str) -> Hook:
 
 
 class _Between:
-    """Sees what torch's functions return inside OpenAI's attention and expert modules.
+    """Records results of torch functions inside OpenAI's attention and expert modules.
 
-    They are told apart by what they are given: the softmax over T + 1 columns gives the attention
-    weights, the topk over E logits the experts, and the einsum of (T, A, D) with (T, A) sums the
-    experts' outputs with their weights. That sum is what the experts add only if the module then
-    returns just its input and it; else a bias, say, comes later, and both are left out.
+    The arguments identify them: the softmax over T + 1 columns gives the attention weights, the
+    topk over E logits the experts, and the einsum of (T, A, D) with (T, A) the weighted sum of the
+    experts' outputs. That sum is ``mlp.out`` only if the module returns its input plus the sum;
+    otherwise (for instance, if a bias is added later) both are left out.
     """
 
     def __init__(self, caught: Caught, config: ModelConfig, length: int) -> None:
@@ -95,7 +95,7 @@ class _Between:
         stack.enter_context(replaced(namespace, "swiglu", stand_in))
 
     def mode(self, watch: Watch) -> Any:
-        """A context in which every function of torch is shown to ``_called`` with its result."""
+        """A context that calls ``_called`` with the result of every torch function."""
         watched = watch.guarded(self._called)
         base: Any = import_module("torch.overrides").TorchFunctionMode
 
@@ -129,7 +129,7 @@ class _Between:
                 self._keep("out", result)
 
     def leaves_mlp(self, _module: Any, args: tuple[Any, ...], value: Any) -> None:
-        """A forward hook on the expert module, before it counts as left."""
+        """A forward hook on the expert module; it checks the weighted sum."""
         self._keep_gated()
         total = args[0] + self._sum if self._sum is not None and args else None
         added = total is not None and ((total == value) | (total != total)).all()
@@ -138,7 +138,7 @@ class _Between:
                 self.caught.drop(f"block.{self.block}.mlp.{stage} of a function")
 
     def _keep_gated(self) -> None:
-        """What entered and left ``swiglu``: in one call, or in one for each token."""
+        """Keep the inputs and outputs of ``swiglu``, from one call or one for each token."""
         shape = self.length, self.config.experts_per_token
         sizes = [len(x) if x.ndim > 1 else 1 for x, _ in self._gated]
         for item, stage in enumerate(("gate_up", "swiglu")):
@@ -149,7 +149,7 @@ class _Between:
                 rows = import_module("torch").cat([x.reshape(-1, x.shape[-1]) for x in calls])
                 self._keep(stage, rows.reshape(*shape, -1))
             elif calls:
-                why = f"swiglu was called {len(calls)} times, and whose rows are whose is not known"
+                why = f"swiglu was called {len(calls)} times; the tokens of its rows are unknown"
                 self.caught.skip(f"block.{self.block}.mlp.{stage}", calls[0], why)
 
     def _keep(self, stage: str, value: Any, layout: str = "") -> None:

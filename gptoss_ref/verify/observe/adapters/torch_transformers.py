@@ -1,8 +1,8 @@
-"""What `capture` watches in transformers' GptOssModel.
+"""Hooks of `capture` for transformers' GptOssModel.
 
-Modules by hooks; the rotated q and k by standing in for ``apply_rotary_pos_emb``, the values before
-and after SwiGLU for ``_apply_gate``. Sources: transformers models/gpt_oss/modeling_gpt_oss.py and
-integrations/moe.py.
+Modules have hooks; a wrapper of ``apply_rotary_pos_emb`` records the rotated q and k, and one of
+``_apply_gate`` the values before and after SwiGLU. Sources: transformers
+models/gpt_oss/modeling_gpt_oss.py and integrations/moe.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gptoss_ref.verify.observe.adapters.watching import (
 
 
 def watch_transformers(stack: Watch, root: Any, head: Any, caught: Caught) -> None:
-    """Hooks of transformers' names; ``root`` is the GptOssModel."""
+    """Put hooks on transformers' modules; ``root`` is the GptOssModel."""
     stack.on_exit(root.embed_tokens, caught.output("model.embed_tokens"))
     stack.on_exit(root.norm, caught.output("model.norm"))
     if head is not None:
@@ -75,7 +75,7 @@ def _routed(caught: Caught, n: int) -> Hook:
 
 
 class _Rotating:
-    """Sees q and k after ``apply_rotary_pos_emb(q, k, ...)``, both (1, heads, T, C)."""
+    """Records q and k after ``apply_rotary_pos_emb(q, k, ...)``, both (1, heads, T, C)."""
 
     def __init__(self, caught: Caught) -> None:
         self.caught = caught
@@ -106,9 +106,9 @@ class _Rotating:
 
 
 class _Gating:
-    """Sees what ``_apply_gate`` of transformers' experts turns (rows, 2F) into (rows, F).
+    """Records ``_apply_gate`` of transformers' experts, from (rows, 2F) to (rows, F).
 
-    Which token and which of its experts a row belongs to depends on the implementation:
+    The token and the expert of a row depend on the implementation:
     ``batched_mm`` keeps the order (T, A), ``grouped_mm`` sorts by expert, and ``eager`` calls once
     for each expert that has tokens, in ascending order.
     """
@@ -117,7 +117,7 @@ class _Gating:
         self.at, self.experts, self.caught = f"block.{n}.mlp.", experts, caught
         self.indices: Any = None
         self.calls: list[tuple[Any, Any]] = []
-        self.live: list[tuple[Any, Any]] = []  # the same tensors, which have gradients
+        self.live: list[tuple[Any, Any]] = []  # the same tensors, not detached
 
     def watch(self, stack: Watch) -> None:
         original = getattr(self.experts, "_apply_gate", None)
@@ -144,7 +144,7 @@ class _Gating:
         rows = self._rows()
         if rows is None or sum(len(gate_up) for gate_up, _ in self.calls) != len(rows):
             name = f"{self.at}gate_up, swiglu of _apply_gate"
-            why = f"{len(self.calls)} calls whose rows cannot be told apart"
+            why = f"{len(self.calls)} calls whose rows cannot be assigned to tokens"
             self.caught.skip(name, self.calls[0][0] if self.calls else None, why)
             return
         tokens, chosen = self.indices.shape
@@ -168,7 +168,7 @@ class _Gating:
         return torch.cat([call[item] for call in self.calls])
 
     def _rows(self) -> Any:
-        """For each row in the order of the calls, its place in (T, A) flattened; None: unknown."""
+        """The index in flattened (T, A) of each row, in order of the calls; None if unknown."""
         config = getattr(self.experts, "config", None)
         implementation = getattr(config, "_experts_implementation", None)
         torch = import_module("torch")

@@ -1,4 +1,4 @@
-"""One HTTP request with a JSON answer, bounded in time and size, on the standard library alone."""
+"""HTTP requests with JSON answers, limited in time and size; standard library only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from urllib.parse import SplitResult, urlsplit
 from gptoss_ref.errors import EndpointError
 
 MAX_BYTES = 64 << 20
-"""No answer is read beyond this: 20 log-probabilities at 100,000 positions are about 60 MiB."""
+"""Largest answer in bytes; 20 log-probabilities at 100,000 positions take about 60 MiB."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered: the status and the JSON value, or the text of an error."""
+    """A server's answer: the status and the JSON value, or the text of an error."""
 
     status: int
     value: Any
@@ -27,11 +27,11 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is one of success."""
+        """Whether the status means success."""
         return 200 <= self.status < 300
 
     def complaint(self) -> str:
-        """The server's own words about what it did not like, in one short line."""
+        """The server's error message, shortened to one line."""
         value = self.value
         for key in ("error", "message", "detail"):
             if isinstance(value, dict) and key in value:
@@ -47,13 +47,13 @@ def request(
 
     Args:
         url: http or https.
-        body: anything JSON can say.
-        timeout: seconds until the whole answer has to be there.
+        body: any JSON value.
+        timeout: seconds for the whole answer.
         api_key: sent as a bearer token.
 
     Raises:
-        EndpointError: no connection, no whole answer in time, an answer that is too large, or a
-            success whose body is not JSON.
+        EndpointError: no connection, no complete answer in time, an answer that is too large, or a
+            successful status with a body that is not JSON.
     """
     status, content = fetch(url, body, timeout=timeout, api_key=api_key)
     return _judged(url, status, content)
@@ -69,7 +69,7 @@ def fetch(
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     try:
         connection = kind(parts.hostname, parts.port, timeout=timeout)
-    except (ValueError, HTTPException) as error:  # the latter for a blank in the host's name
+    except (ValueError, HTTPException) as error:  # HTTPException: a space in the host name
         raise EndpointError(f"{url}: {error}") from None
     headers = {"Accept": "application/json", "Connection": "close"}
     data = None
@@ -82,7 +82,7 @@ def fetch(
     alarm = None
     try:
         connection.connect()
-        # A socket's own timeout starts anew with every byte; this one does not.
+        # A socket's timeout restarts with every byte; this timer does not.
         alarm = threading.Timer(timeout, _hang_up, (connection.sock, late))
         alarm.daemon = True
         alarm.start()
@@ -99,7 +99,7 @@ def fetch(
         if isinstance(error, EndpointError):
             raise
         if late.is_set() or isinstance(error, TimeoutError):
-            raise EndpointError(f"{url}: no whole answer within {timeout:g} seconds") from None
+            raise EndpointError(f"{url}: no complete answer within {timeout:g} seconds") from None
         if isinstance(error, IncompleteRead):
             raise EndpointError(
                 f"{url}: the answer was cut off after {len(error.partial)} bytes"
@@ -116,7 +116,7 @@ def fetch(
 
 
 def address(url: str) -> SplitResult:
-    """The parts of an address, an EndpointError where it has none."""
+    """The parts of an address; EndpointError if it is not one."""
     try:
         return urlsplit(url)
     except ValueError as error:
@@ -125,12 +125,12 @@ def address(url: str) -> SplitResult:
 
 def _hang_up(connected: socket.socket, late: threading.Event) -> None:
     late.set()
-    with contextlib.suppress(OSError):  # closed by now
+    with contextlib.suppress(OSError):  # already closed
         connected.shutdown(socket.SHUT_RDWR)
 
 
 def _judged(url: str, status: int, content: bytes) -> Answer:
-    """The answer, its JSON parsed; only an error may be something else."""
+    """The answer with its JSON parsed; EndpointError if a successful answer is not JSON."""
     text = content.decode("utf-8", "replace")
     try:
         value = json.loads(text)

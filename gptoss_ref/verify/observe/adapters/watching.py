@@ -1,4 +1,4 @@
-"""Hooks on torch modules that keep what passes, and stand-ins for functions: tools of `capture`."""
+"""Hooks and function wrappers that record arrays of torch modules, for `capture`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from gptoss_ref.verify.observe.adapters.tensors import as_array
 Hook = Callable[..., None]
 
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer")
-"""Under what torch's and PEFT's wrappers keep the module that they wrap."""
+"""The attributes in which wrappers of torch and PEFT keep the wrapped module."""
 
 
 class Caught:
-    """What the hooks have seen: arrays under the other side's names."""
+    """The arrays that hooks have recorded, under the other implementation's names."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, Array] = {}
         self.names: dict[str, tuple[str, str]] = {}
         self.dtype: str | None = None
-        self.tensors: Tensors | None = None  # to be differentiated, if gradients are wanted
+        self.tensors: Tensors | None = None  # kept for gradients, if they are wanted
         self.skipped: dict[str, Skipped] = {}
 
     def skip(self, name: str, value: Any, why: str) -> None:
-        """Note what was seen and has no place; the first such thing under a name."""
+        """Note an array that fits no tap point; only the first one under each name."""
         shape = tuple(getattr(value, "shape", ()))
         self.skipped.setdefault(name, Skipped(name, shape, why))
 
     def keep(self, name: str, value: Any, tap: str | None = None, layout: str = "") -> None:
-        """One tensor; ``tap`` and ``layout`` where names.py does not know the name."""
+        """Keep one tensor; ``tap`` and ``layout`` for names that are not in names.py."""
         if value is None or not hasattr(value, "detach"):
             return
-        if name not in self.arrays:  # a module that is called again computes something else
+        if name not in self.arrays:  # only the first call of a module counts
             try:
                 self.arrays[name] = as_array(value, name)
             except Exception as error:
@@ -58,7 +58,7 @@ class Caught:
             self.tensors.pop(name, None)
 
     def output(self, name: str, item: int = 0) -> Hook:
-        """A forward hook that keeps a module's output, or one of several."""
+        """A forward hook that keeps a module's output, or one of several outputs."""
 
         def hook(_module: Any, _args: Any, value: Any) -> None:
             self.keep(name, item_of(value, item))
@@ -74,13 +74,13 @@ class Caught:
         return hook
 
     def rounding(self, _module: Any, _args: Any, value: Any) -> None:
-        """A forward hook that notes in what the model computes."""
+        """A forward hook that notes the dtype in which the model computes."""
         name = str(getattr(item_of(value, 0), "dtype", "")).removeprefix("torch.")
         self.dtype = name if name in ("float64", "float32", "bfloat16", "float16") else None
 
 
 def item_of(value: Any, item: int) -> Any:
-    """One of several outputs of a module; a single output is its item 0, and None is absent."""
+    """One of several outputs of a module (a single output is item 0); None if it is missing."""
     if isinstance(value, tuple | list):
         return value[item] if item < len(value) else None
     return value if item == 0 else None
@@ -88,7 +88,7 @@ def item_of(value: Any, item: int) -> Any:
 
 @contextmanager
 def replaced(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]:
-    """``namespace[name]`` is ``value`` meanwhile."""
+    """Set ``namespace[name]`` to ``value`` during the block."""
     absent = object()
     before = namespace.get(name, absent)
     namespace[name] = value
@@ -102,9 +102,9 @@ def replaced(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]
 
 
 class Watch(ExitStack):
-    """Hooks and stand-ins for the time of one pass, and what they have caught.
+    """Hooks and function wrappers for one pass, and the arrays that they record.
 
-    What goes wrong in them is noted as skipped, and the model goes on.
+    An error in a hook is noted as a skipped array, and the pass continues.
     """
 
     def __init__(self, caught: Caught) -> None:
@@ -112,7 +112,7 @@ class Watch(ExitStack):
         self.caught = caught
 
     def on_exit(self, module: Any, hook: Hook) -> None:
-        """Call ``hook(module, args, output)`` after the module; None: there is no such module."""
+        """Call ``hook(module, args, output)`` after the module; no effect if it is None."""
         if module is not None:
             self.callback(module.register_forward_hook(self.guarded(hook)).remove)
 
@@ -123,7 +123,7 @@ class Watch(ExitStack):
             self.callback(handle.remove)
 
     def guarded(self, hook: Hook) -> Hook:
-        """The same hook, which never raises."""
+        """The hook with errors caught and noted."""
 
         @functools.wraps(hook)
         def call(*args: Any) -> None:
@@ -137,7 +137,7 @@ class Watch(ExitStack):
 
 
 def inside(module: Any) -> Any:
-    """The module that a wrapper of torch's or PEFT's holds; others as they are."""
+    """The module inside a wrapper of torch or PEFT; other modules unchanged."""
     while True:
         held = (getattr(module, "_modules", {}).get(name) for name in _INSIDE)
         inner = next((part for part in held if part is not None), None)
@@ -147,7 +147,7 @@ def inside(module: Any) -> Any:
 
 
 def blocks_of(layers: Any) -> Iterator[tuple[int, Any]]:
-    """Number and module of each block, of a list of modules or of a dict by number."""
+    """Number and module of each block, from a list of modules or a dict by number."""
     if hasattr(layers, "items"):
         yield from sorted((int(n), block) for n, block in layers.items() if str(n).isdecimal())
     else:
@@ -155,14 +155,14 @@ def blocks_of(layers: Any) -> Iterator[tuple[int, Any]]:
 
 
 def part_of(module: Any, path: str) -> Any:
-    """The submodule of that dotted name; None if somebody's version of the model lacks it."""
+    """The submodule with that dotted name; None if there is none."""
     for name in path.split("."):
         module = getattr(module, name, None)
     return module if hasattr(module, "register_forward_hook") else None
 
 
 def namespace_of(module: Any) -> dict[str, Any]:
-    """The namespace in which a module's forward looks up the functions it calls."""
+    """The namespace in which a module's forward method looks up the functions that it calls."""
     forward = inspect.unwrap(inside(module).forward)
     found: dict[str, Any] = getattr(getattr(forward, "__func__", forward), "__globals__", {})
     return found
