@@ -155,8 +155,8 @@ def _attention_tasks(
         _gather(of.v, order, head, channels, stride, v)
         k_panels, v_panels = floats(room * stride), floats(room * stride)
         for j in range(0, room, width):
-            pack(of.path, k, j * stride, stride, width, stride, 0, k_panels[j * stride :])
-            pack(of.path, v, j * stride, stride, width, stride, 0, v_panels[j * stride :])
+            pack(path, k, j * stride, stride, width, stride, 0, k_panels[j * stride :])
+            pack(path, v, j * stride, stride, width, stride, 0, v_panels[j * stride :])
         fill(d_k_, np.float32(0.0))
         fill(d_v_, np.float32(0.0))
         most = min(room, of.most + 2 * width)
@@ -172,11 +172,11 @@ def _attention_tasks(
             _queries(of, t, count, head * group, group, stride, q, d)
             for j in range(low, high, width):
                 tile(
-                    of.path, rows, q, 0, stride, 1, k_panels, j * stride, width, stride, scores,
+                    path, rows, q, 0, stride, 1, k_panels, j * stride, width, stride, scores,
                     j - low, seen, False,
                 )  # fmt: skip
                 tile(
-                    of.path, rows, d, 0, stride, 1, v_panels, j * stride, width, stride, d_scores,
+                    path, rows, d, 0, stride, 1, v_panels, j * stride, width, stride, d_scores,
                     j - low, seen, False,
                 )  # fmt: skip
             for r in range(rows):
@@ -187,14 +187,14 @@ def _attention_tasks(
                 )  # fmt: skip
             for c in range(0, stride, width):
                 tile(
-                    of.path, rows, d_scores, 0, seen, 1, k, low * stride + c, stride, seen, found,
+                    path, rows, d_scores, 0, seen, 1, k, low * stride + c, stride, seen, found,
                     c, stride, False,
                 )  # fmt: skip
                 at = low * stride + c
                 tile(
                     of.path, seen, d_scores, 0, 1, seen, q, c, stride, rows, d_k_, at, stride, True
                 )
-                tile(of.path, seen, scores, 0, 1, seen, d, c, stride, rows, d_v_, at, stride, True)
+                tile(path, seen, scores, 0, 1, seen, d, c, stride, rows, d_v_, at, stride, True)
             for r in range(rows):
                 i, h = r // group, head * group + r % group
                 for c in range(channels):

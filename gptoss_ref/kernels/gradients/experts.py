@@ -87,9 +87,8 @@ def kept_experts(
     parameters = (mlp1_weight, mlp1_bias, mlp2_weight, mlp2_bias)
     if isinstance(mlp1_weight, MXFP4) and _by_integers(*x.shape):
         found: dict[str, Array] = {}
-        limits = {"alpha": alpha, "limit": limit}
         tap = found.__setitem__ if keep else None
-        y = forward(x, indices, weights, *parameters, **limits, tap=tap)
+        y = forward(x, indices, weights, *parameters, alpha=alpha, limit=limit, tap=tap)
         return y, found["gate_up"].reshape(indices.size, -1) if keep else None
     plan, mixture = _mixture(x, indices, weights, parameters, alpha, limit)
     answers = np.empty((indices.size, x.shape[1]), np.float32)

@@ -14,7 +14,7 @@ from tests.support.torch_backward import Ops
 
 SIZES: dict[str, dict[str, Any]] = {
     "two blocks": {"layers": 2, "d_model": 19, "d_ff": 11, "window": 5, "n_chosen": 5},
-    "three blocks": {"layers": 3, "d_model": 23, "d_ff": 13, "window": 7, "n_chosen": 3},
+    "three blocks": {"layers": 3, "d_model": 23, "d_ff": 13, "window": 7, "n_chosen": 5},
 }
 
 
