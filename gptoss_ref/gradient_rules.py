@@ -120,7 +120,8 @@ def attention_of_rows(
         for at in rows
     ]  # fmt: skip
     d_q, d_k, d_v = (np.concatenate([part[i] for part in found]) for i in range(3))
-    return AttentionGradients(d_q, d_k, d_v, policy.round(np.sum([part.d_sinks for part in found], axis=0)))
+    d_sinks = np.sum([part.d_sinks for part in found], axis=0)
+    return AttentionGradients(d_q, d_k, d_v, policy.round(d_sinks))
 
 
 def _experts(*arguments: Any, kept: Array | None, **options: Any) -> ExpertGradients:

@@ -138,7 +138,7 @@ def mixture(rng: np.random.Generator, storage: str, tokens: int) -> tuple[Any, .
         width, inner = 45, 21  # no whole panels
     shapes = (count, 2 * inner, width), (count, width, inner)
     if storage == "mxfp4":
-        first, second = (random_mxfp4(rng, *shape) for shape in shapes)
+        first, second = (random_mxfp4(rng, *shape, scale_255="error") for shape in shapes)
     else:
         first, second = (normal(rng, *shape, scale=0.3) for shape in shapes)
     indices = np.array([[0, *rng.permutation(np.arange(1, 6))[:2]] for _ in range(tokens)])

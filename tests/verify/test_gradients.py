@@ -46,7 +46,7 @@ def test_the_twin_has_every_bug_of_the_catalogue() -> None:
         (fault, rounding)
         for rounding in backward_matrix.DTYPES
         for fault in FAULTS
-        if f"single|{fault}|two blocks|{rounding}|0" not in backward_matrix.OPEN
+        if not any(f"|{fault}|" in key and rounding in key for key in backward_matrix.OPEN)
     ],
 )
 def test_each_bug_is_named_first(fault: str, rounding: str) -> None:
@@ -260,7 +260,7 @@ def test_arrays_under_anybodys_names() -> None:
     assert set(found) == {"block.1.attn.q", "grad.block.1.attn.q", "grad.block.1.attn.q_rope"}
     causes = gr.diagnose(model, found).causes
     assert [cause.name for cause in causes] == ["rope-without-gradient"]
-    with pytest.raises(TraceError, match="expected targets="):
+    with pytest.raises(TraceError, match=r"\(targets=\)"):
         from_arrays(arrays, tokens, config)
 
 
