@@ -95,6 +95,14 @@ def kill_matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def false_alarms(session: nox.Session) -> None:
+    """Correct runs through `diagnose` and `compare`, from a new seed, which is printed."""
+    session.install(".[test]")
+    options = session.posargs or ["--seed", "random"]
+    session.run("python", "-m", "docs._generate.false_alarms", *options)
+
+
+@nox.session
 def harmony(session: nox.Session) -> None:
     """The law that nothing a model writes is lost, on 100,000 sequences; the tests try 500."""
     session.install(".[test]")

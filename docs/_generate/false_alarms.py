@@ -1,13 +1,13 @@
 """Is a correct run ever accused? Prompts of tiny and random models, by every way to compute them.
 
-    python -m docs._generate.false_alarms --prompts 2000 --models 500 --store alarms.json
-    GPTOSS_REF_KERNELS=avx2 python -m docs._generate.false_alarms --store alarms.json
+    python -m docs._generate.false_alarms --store docs/_generate/false_alarms.json
     python -m docs._generate.false_alarms --prompts 20 --models 5 --seed random    # prints the seed
 
-One case is one trace of a correct run, through ``diagnose``: by the NumPy layers or the compiled
-kernels, on the instruction path that the environment asks for, or by transformers, in one of the
-precisions each has. Cases take turns. The counts are kept in the file, which the page of the kill
-matrix reads. Exit status 0: nothing was accused.
+One case is one trace of a correct run, given to ``diagnose``, and every fourth one to ``compare``
+too, with the model and without it. The run is by the NumPy layers, by the compiled kernels on each
+instruction path that this machine has, or by transformers, in each of their precisions. These ways
+take turns, so that a part of the cases tells about all of them. The counts are kept in the file,
+from which the page of the kill matrix has them. Exit status 0: nothing was accused.
 """
 
 from __future__ import annotations
@@ -18,37 +18,59 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import gptoss_ref as gr
 from gptoss_ref.config import FULL, SLIDING
+from gptoss_ref.kernels.runtime.isa import available_paths, instructions
+from gptoss_ref.layers.linear import dense
+from gptoss_ref.numerics import FLOAT32
 from gptoss_ref.verify.observe.adapters import capture
-from gptoss_ref.verify.report.diagnosis import Diagnosis
+from gptoss_ref.verify.report.report import Report
 from tests.support.strategies import as_weights, random_arrays, random_tokens, small_config
 from tests.support.transformers_model import transformers_model
 
-STORE = Path(__file__).with_name("false_alarms.json")
 TINY = Path(gr.__file__).parent / "data" / "tiny"
-WAYS = (
-    *((backend, policy) for backend in ("numba", "numpy") for policy in ("float32", "bfloat16")),
-    *(("transformers", dtype) for dtype in ("float32", "bfloat16", "float16")),
-)
-"""Who computes, and in which precision; the environment says on which instruction path."""
+COMPARED = 4
+"""Of so many cases of each way, one is given to ``compare`` too."""
 
 
-def path() -> str:
-    """The instruction path that was asked for."""
-    return os.environ.get("GPTOSS_REF_KERNELS", "the best path")
+class Way(NamedTuple):
+    """Who computes, on which instruction path (``""``: there is but one), in which precision."""
+
+    who: str
+    path: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.who} {self.path}".strip() + f", {self.precision}"
+
+
+def ways() -> list[Way]:
+    """Every way to compute on this machine."""
+    ours = [("numba", path) for path in available_paths()] + [("numpy", "")]
+    own = [Way(*who, policy) for who in ours for policy in ("float32", "bfloat16")]
+    return own + [Way("transformers", "", x) for x in ("float32", "bfloat16", "float16")]
 
 
 @cache
 def tiny(backend: str, policy: str) -> gr.Model:
     return gr.load("tiny", backend=backend, policy=policy)
+
+
+@cache
+def specification() -> gr.Model:
+    """tiny with its matrices decoded once, which thousands of replays would do again and again."""
+    model = tiny("numpy", "float64")
+    matrices = {name: dense(matrix, FLOAT32) for name, matrix in model.weights.named().items()}
+    weights = model.weights.replaced(matrices)
+    return gr.Model(model.config, weights, policy="float64", backend="numpy")
 
 
 @cache
@@ -64,8 +86,7 @@ def prompt(seed: int) -> list[int]:
     """A short question like those that tiny was trained on, or any tokens."""
     rng = np.random.default_rng([seed, 5])
     a, b = (int(x) for x in rng.integers(1, 100, 2))
-    words = ("cat", "garden", "banana", "window", "letter", "number", "stone", "river")
-    word = words[int(rng.integers(len(words)))]
+    word = "".join(rng.choice([*"abcdefghijklmnopqrstuvwxyz"], int(rng.integers(3, 9))))
     texts = (
         f"What is {a} + {b}?",
         f"What is {a + b} - {b}?",
@@ -74,28 +95,30 @@ def prompt(seed: int) -> list[int]:
         f"Sort {a}, {b}, {a + 3}.",
         f"How many letters e in {word}?",
     )
-    kind = seed % (len(texts) + 1)
+    spec = tiny("numpy", "float64")
+    kind = int(rng.integers(len(texts) + 1))
     if kind < len(texts):
-        return list(tiny("numpy", "float32").tokenizer.encode(texts[kind]))
-    vocabulary = tiny("numpy", "float32").config.vocab_size
-    return rng.integers(0, vocabulary, int(rng.integers(1, 40))).tolist()
+        return list(spec.tokenizer.encode(texts[kind]))
+    return rng.integers(0, spec.config.vocab_size, int(rng.integers(1, 40))).tolist()
 
 
-def tiny_case(seed: int, who: str, precision: str) -> gr.Trace:
-    """One prompt through one way of computing tiny."""
-    ids = prompt(seed)
-    if who == "transformers":
-        return capture(tiny_transformers(precision), ids, config=tiny("numpy", "float32").config)
-    return fresh(gr.trace(tiny(who, precision), ids))
+def tiny_case(seed: int, way: Way) -> tuple[gr.Model, gr.Trace]:
+    """tiny, and one prompt through one way of computing it."""
+    ids, spec = prompt(seed), specification()
+    if way.who == "transformers":
+        return spec, capture(tiny_transformers(way.precision), ids, config=spec.config)
+    return spec, run(tiny(way.who, way.precision), ids, way)
 
 
-def fresh(trace: gr.Trace) -> gr.Trace:
+def run(model: gr.Model, ids: list[int], way: Way) -> gr.Trace:
     """A trace as it comes from a file: nobody knows the model that made it."""
+    with instructions(way.path) if way.path else nullcontext():
+        trace = gr.trace(model, ids)
     trace.model = None
     return trace
 
 
-def model_case(seed: int, who: str, precision: str) -> tuple[gr.Model, gr.Trace]:
+def model_case(seed: int, way: Way) -> tuple[gr.Model, gr.Trace]:
     """A model of odd shape with random weights, and a prompt."""
     rng = np.random.default_rng([seed, 6])
     layers, kv = int(rng.integers(1, 4)), int(rng.choice([1, 2, 3]))
@@ -116,30 +139,33 @@ def model_case(seed: int, who: str, precision: str) -> tuple[gr.Model, gr.Trace]
         rope_scaling_factor=float(rng.choice([1.0, 32.0])),
     )
     sink = float(rng.choice([0.0, 3.0, 8.0]))  # 8: sinks that take nearly everything
-    arrays = random_arrays(config, seed, sink=sink, clamp=float(rng.choice([1.0, 5.0])))
+    stored = way.who != "transformers" and not (config.hidden_size | config.intermediate_size) % 32
+    clamp = float(rng.choice([1.0, 5.0]))
+    arrays = random_arrays(config, seed, mxfp4=stored, sink=sink, clamp=clamp)
     tokens = random_tokens(config, int(rng.integers(1, 40)), seed)
-    spec = gr.Model(config, as_weights(arrays), policy="float32", backend="numpy")
-    if who == "transformers":
-        module = transformers_model(config, arrays).to(getattr(torch, precision))
+    spec = gr.Model(config, as_weights(arrays), policy="float64", backend="numpy")
+    if way.who == "transformers":
+        module = transformers_model(config, arrays).to(getattr(torch, way.precision))
         return spec, capture(module, tokens, config=config)
-    model = gr.Model(config, as_weights(arrays), policy=precision, backend=who)
-    return spec, fresh(gr.trace(model, tokens))
+    model = gr.Model(config, as_weights(arrays), policy=way.precision, backend=way.who)
+    return spec, run(model, tokens, way)
 
 
-def cases(prompts: int, models: int, seed: int) -> Iterator[tuple[str, int, str, str]]:
-    """What is run: the kind, its seed, who computes it, and in which precision."""
-    for i in range(prompts):
-        yield ("tiny", seed + i, *WAYS[i % len(WAYS)])
-    for i in range(models):
-        yield ("random", seed + i, *WAYS[i % len(WAYS)])
+CASES = {"tiny": tiny_case, "random": model_case}
 
 
-def judge(kind: str, seed: int, who: str, precision: str) -> Diagnosis:
-    """What is said of one correct run."""
-    if kind == "tiny":
-        return gr.diagnose(tiny("numpy", "float32"), tiny_case(seed, who, precision))
-    spec, trace = model_case(seed, who, precision)
-    return gr.diagnose(spec, trace)
+def accusations(kind: str, number: int, seed: int, way: Way, *, compared: bool) -> Iterator[str]:
+    """What is said against one correct run."""
+    spec, trace = CASES[kind](seed + number, way)
+    reports: dict[str, Report] = {"diagnose": gr.diagnose(spec, trace)}
+    if compared:
+        reference = gr.trace(spec, trace.tokens)
+        reports["compare"] = gr.compare(reference, trace)
+        reference.model = None
+        reports["compare without the model"] = gr.compare(reference, trace)
+    for command, report in reports.items():
+        if not report.ok:
+            yield f"{command}: {report.verdict}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,33 +178,66 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--store", type=Path, help="keeps the counts; goes on where they end")
     options = parser.parse_args(argv)
-    seed = int.from_bytes(os.urandom(3)) if options.seed == "random" else int(options.seed)
-    print(f"seed {seed}, {path()}")
+    seed = int.from_bytes(os.urandom(4)) if options.seed == "random" else int(options.seed)
+    print(f"seed {seed}", flush=True)
     torch.set_num_threads(1)
-    stored: dict[str, Any] = {"done": {}, "alarms": []}
+    counts = {kind: {str(way): [0, 0] for way in ways()} for kind in CASES}
+    stored: dict[str, Any] = {"seed": seed, "counts": counts, "accused": []}
     if options.store is not None and options.store.exists():
         stored = json.loads(options.store.read_text())
+        assert stored["seed"] == seed, "the store holds the cases of another seed"
     began = time.perf_counter()
-    for kind, number, who, precision in cases(options.prompts, options.models, seed):
+    for kind, number in cases(stored["counts"], options.prompts, options.models):
         if time.perf_counter() - began > options.seconds:
             break
-        here = "" if who != "numba" else f" {path()}"
-        way = f"{kind}|{who}{here}|{precision}"
-        done = stored["done"].setdefault(way, [])
-        if number in done:
-            continue
-        diagnosis = judge(kind, number, who, precision)
-        done.append(number)
-        if not diagnosis.ok:
-            stored["alarms"].append([way, number, diagnosis.verdict])
-            print(f"{way} seed {number}: {diagnosis.verdict}", flush=True)
+        every = ways()
+        way, turn = every[number % len(every)], number // len(every)
+        compared = turn % COMPARED == 0
+        for said in accusations(kind, number, seed, way, compared=compared):
+            stored["accused"].append(f"{kind} {number}, {way}: {said}")
+            print(stored["accused"][-1], flush=True)
+        count = stored["counts"][kind][str(way)]
+        count[0] += 1
+        count[1] += compared
         if options.store is not None:
-            options.store.write_text(json.dumps(stored))
-    counts = {way: len(numbers) for way, numbers in stored["done"].items()}
-    for way, count in sorted(counts.items()):
-        print(f"{count:6d}  {way}")
-    print(f"{len(stored['alarms'])} of {sum(counts.values())} correct runs accused")
-    return 1 if stored["alarms"] else 0
+            options.store.write_text(json.dumps(stored, indent=1) + "\n")
+    print("\n".join(table(stored)))
+    return 1 if stored["accused"] else 0
+
+
+def cases(
+    counts: dict[str, dict[str, list[int]]], prompts: int, models: int
+) -> Iterator[tuple[str, int]]:
+    """What is still to be run: its kind and its number, both kinds in step."""
+    limits = {"tiny": prompts, "random": models}
+    for kind, limit in limits.items():
+        done = sum(count[0] for count in counts[kind].values())
+        limits[kind] = limit - done
+    left = {kind: max(0, n) for kind, n in limits.items()}
+    begin = {kind: sum(count[0] for count in counts[kind].values()) for kind in counts}
+    every = [
+        ((number + 0.5) / count, kind, begin[kind] + number)
+        for kind, count in left.items()
+        for number in range(count)
+    ]
+    for _, kind, number in sorted(every):
+        yield kind, number
+
+
+def table(stored: dict[str, Any]) -> list[str]:
+    """The counts in Markdown, and what was accused."""
+    counts = stored["counts"]
+    lines = ["| computed by | prompts of tiny | random models | of these by `compare` too |"]
+    lines += ["|---|---|---|---|"]
+    for way in counts["tiny"]:
+        tiny_, random_ = (counts[kind][way] for kind in CASES)
+        lines.append(f"| {way} | {tiny_[0]} | {random_[0]} | {tiny_[1] + random_[1]} |")
+    sums = [sum(count[0] for count in counts[kind].values()) for kind in CASES]
+    twice = sum(count[1] for kind in CASES for count in counts[kind].values())
+    lines.append(f"| all | {sums[0]} | {sums[1]} | {twice} |")
+    accused = stored["accused"]
+    lines += ["", f"Accused: {len(accused)} of {sum(sums)} (seed {stored['seed']})."]
+    return lines + [f"- {said}" for said in accused]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """RMSNorm; mirrors ``layers/rmsnorm.py``.
 
 Token by token: one pass for the sum of squares, one for the result, where the layer makes four
-temporary arrays. Accumulator: float32 in several partial sums; relative L2 error below 5e-7.
+temporary arrays. Accumulator: float64, since float32's partial sums are 1e-6 off in some rows of
+2,880 values; relative L2 error below 2e-7.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ def normalised(x: Any, scale: Any, eps: Any, y: Any) -> None:
     """y (T·D,) = x (T·D,), normalised over each D, times ``scale`` (D,)."""
     width = scale.size
     for at in range(0, x.size, width):
-        mean = _sum_of_squares(x[at : at + width]) / np.float32(width)
+        mean = np.float32(_sum_of_squares(x[at : at + width]) / width)
         _row(x[at : at + width], np.sqrt(np.float32(mean + eps)), scale, y[at : at + width])
 
 
 @jit_dot_inner
 def _sum_of_squares(x: Any) -> Any:
-    total = np.float32(0.0)
+    total = 0.0
     for value in x:
-        total += value * value
+        total += np.float64(value) * np.float64(value)
     return total
 
 

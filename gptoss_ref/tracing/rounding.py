@@ -9,7 +9,7 @@ import numpy as np
 from gptoss_ref.numerics import Array, float_to_bfloat16
 from gptoss_ref.tracing.taps import AFTER, STAGES
 
-ROUNDINGS = ("float64", "float32", "bfloat16", "float16")
+ROUNDINGS = ("float64", "float32", "float16", "bfloat16")
 """The roundings that can be inferred, finest first."""
 
 TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "attn.weights"}

@@ -134,6 +134,7 @@ class Trace(Mapping[str, Array]):
             for name in (*names(config), *gradients.names(config))
             if name in arrays
         }
+        self._grids: dict[str, tuple[Array, str | None]] = {}
         self.skipped = tuple(skipped)
         self._observed = {
             name: checked_rows(name, rows, len(self.tokens))
@@ -179,10 +180,27 @@ class Trace(Mapping[str, Array]):
         left_out = frozenset(taps)
         return self._of({k: v for k, v in self._arrays.items() if k not in left_out})
 
-    def replaced(self, tap: str, values: Array) -> Trace:
-        """The same trace with ``values`` as the array of ``tap``."""
+    def replaced(self, tap: str, values: Array, *, grid: str | None = None) -> Trace:
+        """The same trace with ``values`` as the array of ``tap``.
+
+        Args:
+            grid: the rounding of the values, if they no longer show it; see :meth:`grid`.
+        """
         values = checked(tap, np.asarray(values), self.config, len(self.tokens))
-        return self._of({**self._arrays, tap: values})
+        other = self._of({**self._arrays, tap: values})
+        if grid is not None:
+            other._grids = {**self._grids, tap: (values, grid)}
+        return other
+
+    def stored(self, name: str) -> Array:
+        """One array as it is stored, bfloat16 as bits; an array of a file is not read yet."""
+        return self._arrays[name]
+
+    def showing(self, tap: str, rows: NDArray[np.bool_]) -> Trace:
+        """The same trace, in which only the ``rows`` (T,) of ``tap`` count as observed."""
+        other = self._of(self._arrays)
+        other._observed = {**self._observed, tap: self.observed(tap) & rows}
+        return other
 
     def _of(self, arrays: dict[str, Array]) -> Trace:
         """A copy with other arrays, without anything inferred from the old ones."""
@@ -260,14 +278,27 @@ class Trace(Mapping[str, Array]):
     def dtype_name(self) -> str | None:
         """The rounding of the producer, one of ROUNDINGS; None if it cannot be inferred.
 
-        The stated one, else the coarsest dtype that holds all values of some computed tap exactly.
+        The stated one, else the coarsest one that a quarter of the computed taps show. Taps that
+        alone are coarser were rounded when they were recorded.
         """
         if self._dtype is not None:
             return self._dtype
         forward = (name for name in self if not gradients.is_gradient(name))
         telling = [name for name in forward if split(name)[1] in TELLING] or self.gradients
-        found = [rounding_of(self, name) for name in telling]
-        return max((grid for grid in found if grid), key=ROUNDINGS.index, default=None)
+        grids = [grid for name in telling if (grid := self.grid(name)) is not None]
+        coarse = sorted(grids, key=ROUNDINGS.index, reverse=True)
+        return coarse[(len(coarse) - 1) // 4] if coarse else None
+
+    def grid(self, name: str) -> str | None:
+        """The coarsest of ROUNDINGS that holds all values of one array exactly.
+
+        None if the array has too few different values.
+        """
+        values = self._arrays[name]
+        known = self._grids.get(name)
+        if known is None or known[0] is not values:
+            known = self._grids[name] = values, rounding_of(self, name)
+        return known[1]
 
     def save(self, path: str | Path) -> None:
         """Write a trace file; an existing file is replaced when the new one is complete.

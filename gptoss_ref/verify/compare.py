@@ -7,11 +7,14 @@ where none is at hand, estimated from tap to tap (:mod:`~gptoss_ref.verify.noise
 A token that was sent to other experts within rounding's margin is a tie. With a model, what follows
 is compared with the model run along the other's routes; without one, what follows a tie is set
 aside: that token in its block, and every later token once attention has mixed them.
+
+Equal models are equal: heads and experts in another order are compared in the reference's
+(:mod:`~gptoss_ref.verify.noise.renumbered`), and logits without the constant of each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +22,17 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
-from gptoss_ref.tracing.rounding import rounding_of
 from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import compared
 from gptoss_ref.verify.noise.error_bounds import Propagation
-from gptoss_ref.verify.noise.metrics import Rows, logit_figures, measure
+from gptoss_ref.verify.noise.metrics import (
+    Rows,
+    logit_figures,
+    measure,
+    shift_of,
+    without_shift,
+)
 from gptoss_ref.verify.noise.noise_floor import (
     NoiseFloor,
     NoiseFloors,
@@ -32,11 +40,21 @@ from gptoss_ref.verify.noise.noise_floor import (
     made_by,
     measure_noise_floors,
 )
+from gptoss_ref.verify.noise.renumbered import in_order_of
 from gptoss_ref.verify.noise.rounding import FINEST_FIRST, UNITS, known
+from gptoss_ref.verify.noise.rounding_shown import (
+    by_errors_in_words,
+    coarser_than,
+    grid_under_constant,
+    shown_by_errors,
+)
 from gptoss_ref.verify.noise.routing_ties import Flip, alignment, compare_choices, flips, near_ties
+from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.replay.graph import BY_CHOICE
+from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.report import Report, Row
 from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
+from gptoss_ref.verify.thresholds import COARSER_EARLY, COARSER_SMALL, JUDGED_AGAIN
 
 
 def compare(
@@ -63,6 +81,7 @@ def compare(
             do not show their rounding.
     """
     check_comparable(ref, other)
+    stated = rounding is not None
     rounding = _coarser(ref, rounding or other.dtype_name)
     if ref.gradients and other.gradients:
         with_model = model or ref.model
@@ -80,9 +99,33 @@ def compare(
             "the traces have no tap point in common: "
             f"REF holds {_some(ref)}, OTHER holds {_some(other)}"
         )
-    if yardstick is None and model is not None:
+    other, notes = in_order_of(ref, other)
+    if yardstick is not None or model is None:
+        return _Comparison(ref, other, model, yardstick, rounding, common, notes).report()
+    if not stated and set(common) == {"logits"}:
+        grid = grid_under_constant(ref["logits"], other["logits"])
+        rounding = grid if grid in coarser_than(rounding) else rounding
+
+    def judged(rounding: str) -> Report:
         yardstick = measure_noise_floors(model, ref.tokens, rounding, wanted=common, routes=other)
-    return _Comparison(ref, other, model, yardstick, rounding, common).report()
+        return _Comparison(ref, other, model, yardstick, rounding, common, notes).report()
+
+    report = judged(rounding)
+    if not stated and _may_be_coarser(report):
+        alone = replay(model.weights, other, SPECIFICATION, rounding)
+        coarser = shown_by_errors(model.weights, other, rounding, alone)
+        if coarser is not None:
+            notes = [*notes, by_errors_in_words(rounding, coarser)]
+            return judged(coarser)
+    return report
+
+
+def _may_be_coarser(report: Report) -> bool:
+    """Whether a divergence may be that of a rounding that the values do not show."""
+    first = report.first_divergence
+    if first is None or first.verdict != "diverges" or not first.rel_l2 < COARSER_SMALL:
+        return False
+    return first.name in [row.name for row in report.rows[:COARSER_EARLY]]
 
 
 def check_comparable(ref: Trace, other: Trace) -> None:
@@ -126,6 +169,7 @@ class _Comparison:
         yardstick: NoiseFloors | Mapping[str, float] | None,
         rounding: str,
         common: list[str],
+        notes: Iterable[str] = (),
     ) -> None:
         self.ref, self.other, self.model = ref, other, model
         self.yardstick, self.rounding, self.common = yardstick, rounding, frozenset(common)
@@ -138,7 +182,7 @@ class _Comparison:
             None  # REF's logits and their noise floor
         )
         self.flips: list[Flip] = []
-        self.notes: list[str] = []
+        self.notes = list(notes)
         self.again = model is not None and self._must_compute_again()
 
     def report(self) -> Report:
@@ -156,6 +200,7 @@ class _Comparison:
             else:
                 row = self._floats(name, stage, reference)
             rows += [] if row is None else [row]
+        rows = self._settled(rows)
         return Report(
             ref=_described(self.ref),
             other=_described(self.other),
@@ -163,11 +208,38 @@ class _Comparison:
             yardstick=self._yardstick_in_words(),
             tokens=self.length,
             taps=len(names(self.ref.config)),
-            rows=tuple(settle(rows, self.ref.config)),
+            rows=tuple(rows),
             missing=tuple(name for name in names(self.ref.config) if name not in self.common),
             flips=tuple(self.flips),
             notes=tuple(self.notes),
         )
+
+    def _settled(self, rows: list[Row]) -> list[Row]:
+        """The rows with what follows from one another; the first divergence is one by itself, too.
+
+        Where the yardstick was measured, that is: a given one is what its caller wants.
+        """
+        while True:
+            settled = settle(rows, self.ref.config)
+            first = next((row for row in settled if row.verdict == "diverges"), None)
+            measured = isinstance(self.yardstick, NoiseFloors) and self.model is not None
+            if first is None or not measured or not first.excess < JUDGED_AGAIN:
+                return settled
+            if (alone := self._alone(first.name)) > 1:
+                return settled
+            note = (
+                f"{first.excess:.2g} times the yardstick, which OTHER's own inputs explain: from "
+                f"them it is {alone:.2g} times what rounding explains"
+            )
+            right = replace(first, verdict="ok", excess=alone, note=note, first_token=None)
+            rows = [right if row.name == first.name else row for row in rows]
+
+    def _alone(self, name: str) -> float:
+        """How far off a tap point is from OTHER's own inputs, over what rounding explains."""
+        assert self.model is not None
+        asked = self.model.weights, self.other, SPECIFICATION, self.rounding, [name]
+        (local,) = replay(*asked)
+        return local.excess
 
     def _must_compute_again(self) -> bool:
         """Whether OTHER took other routes than REF, or REF does not say how near it was to that."""
@@ -196,6 +268,14 @@ class _Comparison:
             yield name, _rows_in(next(values), name) if name in wanted else None
 
     def _level(self, name: str) -> NoiseFloor | None:
+        """The noise floor of a tap point, which OTHER may have rounded when it was recorded."""
+        level = self._level_of_run(name)
+        grid = self.other.grid(name) if name in self.other else None
+        if level is None or grid is None or UNITS[grid] <= level.unit or name == "embedding":
+            return level
+        return NoiseFloor(level.whole, level.rows, UNITS[grid])
+
+    def _level_of_run(self, name: str) -> NoiseFloor | None:
         if isinstance(self.yardstick, NoiseFloors):
             return self.yardstick.level(name, self.length)
         if self.yardstick is not None and name in self.yardstick:
@@ -211,8 +291,14 @@ class _Comparison:
             other = _reordered(other, self.places)
         shape = self.other.shape_of(name)
         values = int(np.prod(shape)) // self.length
-        errors = measure(reference, other, self.length, values)
         level = self._level(name)
+        if name == "logits":
+            shift = shift_of(reference, other, self.length, values)
+            if shift.remark is not None:
+                other = without_shift(other, shift)
+                self.notes.append(shift.remark)
+                level = None if level is None else level.times(shift.grown)
+        errors = measure(reference, other, self.length, values)
         self.propagation.saw(name, np.where(errors.broken > 0, np.inf, errors.rows()))
         extra = {}
         seen = self.ref.observed(name) & self.other.observed(name)
@@ -223,7 +309,7 @@ class _Comparison:
             extra = logit_figures(a, b, int(seen.sum()), shape[-1])
         aside, why = self.aside | ~seen, self.why or "rows that were not observed"
         row = float_row(self._place(name), errors, level, aside, why, extra)
-        grid = rounding_of(self.other, name) if row.verdict == "diverges" else None
+        grid = self.other.grid(name) if row.verdict == "diverges" else None
         if grid and UNITS[grid] > UNITS[self.rounding]:
             row = replace(row, note=f"{row.note}; OTHER's values here are rounded to {grid}")
         return row

@@ -17,6 +17,12 @@ from gptoss_ref.tracing.taps import names, select, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import with_gradients
 from gptoss_ref.verify.noise.rounding import UNITS, known
+from gptoss_ref.verify.noise.rounding_shown import (
+    by_errors_in_words,
+    roundings_in_words,
+    shown_by_errors,
+    stages,
+)
 from gptoss_ref.verify.noise.tap_check import TapError
 from gptoss_ref.verify.observe.adapters import from_arrays, read
 from gptoss_ref.verify.observe.adapters.arrays import prompt_ids
@@ -25,6 +31,7 @@ from gptoss_ref.verify.progress import Progress, unwatched
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
+from gptoss_ref.verify.search.next_tap import next_in_words
 from gptoss_ref.verify.search.outputs import (
     OUTPUTS,
     diagnose_observation,
@@ -34,6 +41,7 @@ from gptoss_ref.verify.search.outputs import (
 )
 from gptoss_ref.verify.search.per_tap import Search
 from gptoss_ref.verify.search.rewritten import where_of
+from gptoss_ref.verify.thresholds import COARSER_KINDS
 
 
 def diagnose(
@@ -72,6 +80,7 @@ def diagnose(
     if isinstance(other, LogprobObservation):
         return diagnose_observation(model, other, known(rounding or other.rounding), progress)
     trace = _as_trace(model, other, tokens)
+    stated = rounding is not None
     rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
     if trace.gradients:
         forward = trace.forward()
@@ -83,15 +92,36 @@ def diagnose(
     judged = _judged(trace, taps, layers)
     if early is not None:
         _begin(model, trace, rounding, progress, early)
-    if judged is not None:
-        search = Search(model.weights, trace, rounding, progress, judged)
+    if judged is None and OUTPUTS.issuperset(trace):
+        return _of_outputs(model, trace, rounding, progress, stated)
+    return _report(_searched(model, trace, rounding, progress, judged, stated))
+
+
+def _searched(
+    model: Model,
+    trace: Trace,
+    rounding: str,
+    progress: Progress,
+    judged: list[str] | None,
+    stated: bool,
+) -> Search:
+    """The search in a trace; if its rounding was not stated, under one that its errors show."""
+    search = Search(model.weights, trace, rounding, progress, judged)
+    first = search.specification.values()
+    coarser = None
+    if not stated and stages(first) >= COARSER_KINDS:
+        coarser = shown_by_errors(model.weights, trace, rounding, first)
+    if coarser is None:
         search.run()
-        return _report(search)
-    if OUTPUTS.issuperset(trace):
-        return _of_outputs(model, trace, rounding, progress)
-    search = Search(model.weights, trace, rounding, progress)
+        if not stated and search.unknown and not search.found and not search.mistakes:
+            coarser = shown_by_errors(model.weights, trace, rounding, first)
+    if coarser is None:
+        search.remarks += [] if stated else roundings_in_words(trace, rounding)
+        return search
+    search = Search(model.weights, trace, coarser, progress, judged)
     search.run()
-    return _report(search)
+    search.remarks.append(by_errors_in_words(rounding, coarser))
+    return search
 
 
 def _of_nothing(trace: Trace) -> str | None:
@@ -142,21 +172,23 @@ def _judged(
     return held
 
 
-def _of_outputs(model: Model, trace: Trace, rounding: str, progress: Progress) -> Diagnosis:
+def _of_outputs(
+    model: Model, trace: Trace, rounding: str, progress: Progress, stated: bool
+) -> Diagnosis:
     """Whole models; and where the logits' own input is there, their stage by itself.
 
     A rewriting that changes both leaves only the logits to be compared with whole models.
     """
     if len(trace) == 1:
         (tap,) = trace
-        return diagnose_outputs(model, trace, tap, rounding, progress)
+        return diagnose_outputs(model, trace, tap, rounding, progress, stated)
     search = Search(model.weights, trace, rounding, judged=["logits"])
     search.run()
     local = _report(search)
     if local.rewritings and local.ok:
-        whole = diagnose_outputs(model, trace, "logits", rounding, progress)
+        whole = diagnose_outputs(model, trace, "logits", rounding, progress, stated)
         return replace(whole, rewritings=local.rewritings)
-    whole = diagnose_outputs(model, trace, "norm", rounding, progress)
+    whole = diagnose_outputs(model, trace, "norm", rounding, progress, stated)
     return replace(
         whole,
         rows=(*whole.rows, *local.rows),
@@ -216,6 +248,7 @@ def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
     """What is computed or kept otherwise and comes to the same, in words."""
     harmless = (f.candidate for f in found if f.candidate.harmless)
     lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
+    lines += search.reordered
     for form in dict.fromkeys(search.aside.values()):
         where = where_of(tap for tap, own in search.aside.items() if own == form)
         lines.append(f"{form.removesuffix('.')} ({where})")
@@ -249,7 +282,8 @@ def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
     local = search.tap_errors[unknown.tap]
     name, remaining = unknown.nearest or (None, None)
     where = search.where(unknown.tap)
-    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining)
+    hints = (next_in_words(search.trace, unknown.tap),)
+    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining, hints)
 
 
 def _row(search: Search, found: list[Found], local: TapError) -> Row:
@@ -305,6 +339,14 @@ def _row(search: Search, found: list[Found], local: TapError) -> Row:
 
 def _notes(search: Search) -> list[str]:
     notes = list(search.remarks)
+    logits = search.tap_errors.get("logits")
+    if (
+        logits is not None
+        and logits.excess <= 1
+        and logits.remark
+        and "logits" not in search.undone
+    ):
+        notes.append(logits.remark)
     forms: dict[str, list[str]] = {}
     for tap, local in search.tap_errors.items():
         if local.integers is not None:

@@ -44,8 +44,37 @@ all of that error, the share would be √2; the largest in 88 ties of correct ru
 HOPELESS = 0.5
 """Relative error from which on propagated error bounds are useless."""
 
-CONSTANT_A_ROW = 1e-3
-"""A constant added to a row of logits is reported from this share of the logits on."""
+CONSTANT_A_ROW = 4.0
+"""A constant added to each row of logits is reported if the logits come this many times nearer
+without it. Rounding errors have a mean too, but it is smaller than they are."""
+
+SUM_OF_LOGARITHMS = 0.05
+"""Logits whose exponentials sum to 1 within this error are log-probabilities, even in bfloat16."""
+
+REORDERED = 0.1
+"""Heads or experts are in another order if they agree within this relative error in that order. The
+noise of bfloat16 on tiny is 0.02 in the last block (decision 0012)."""
+
+REORDERED_ROWS = 64
+"""Budget: number of tokens in which an order of heads and experts is looked for."""
+
+JUDGED_AGAIN = 100.0
+"""``compare`` judges a divergence below this many allowances again, from OTHER's own inputs, as
+``diagnose`` does: a stage may amplify the rounding errors of its inputs."""
+
+COHERENT, ON_GRID = 0.9, 24
+"""Logits with an added constant show a rounding if the phases of ON_GRID values, relative to its
+step, have a mean of at least COHERENT. Exact values give 1, n random ones about 1/√n."""
+
+TYPICAL = 1 / 16
+"""An error is that of a rounding if it has at least this share of the rounding's measured noise."""
+
+COARSER_KINDS = 6
+"""If this many kinds of tap points diverge, a coarser rounding is tried before any bug."""
+
+COARSER_EARLY, COARSER_SMALL = 4, 0.1
+"""``compare`` tries a coarser rounding if one of the first COARSER_EARLY tap points diverges, with
+a relative error below COARSER_SMALL."""
 
 CANCELLED = 1000.0
 """Budget: a product of experts that is off by more gets no noise in proportion to its terms. For
@@ -85,8 +114,11 @@ PAIRED, LEADING = 24, 4
 """Budget: number of nearest candidates that are tried in pairs; and number of the nearest of these
 that are tried with every form of the others."""
 
-CARRIED = 2.0
-"""A rewriting must change later arrays by less than this many times their noise."""
+CARRIED, ARRIVES = 2.0, 1e-3
+"""A rewriting must move what follows by less than CARRIED times its noise, or by less than ARRIVES
+of its own size, each in multiples of what rounding explains. The inputs of a stage have roundings
+of their own, larger than the stage's: experts of tiny in another order differ by 1.2 million times
+what rounding explains at the router, and by 0.46 times behind the experts."""
 
 SAME_AFTER_FIT = 64.0
 """Largest difference, in unit roundoffs, of two arrays that are equal after a fitted rewriting."""
@@ -171,6 +203,17 @@ NOT_FINITE = 1e3
 
 SUM_OF_ROW = 1e-2
 """Largest deviation from 1 of the sum of a row of probabilities; in bfloat16 it is 0.5 %."""
+
+WITH_TOKENS_IN_FRONT = 0.05
+"""Relative distance within which a tap point of the first block is that of a longer prompt, and
+that share of the distance to the prompt itself."""
+
+SAME_DIRECTION = 1e-3
+"""How much less than 1 the cosine of a normalised embedding with its token's may be."""
+
+SAME_BASE = 5e-3
+"""Relative distance within which logits are multiplied by the logarithm of a base: that of
+bfloat16."""
 
 SAME_EMBEDDING = 1e-2
 """Largest relative distance of a row of embeddings from that of its token; 2e-3 in bfloat16."""

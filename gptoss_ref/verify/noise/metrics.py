@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.thresholds import CONSTANT_A_ROW, USUAL_ROWS
+from gptoss_ref.verify.thresholds import CONSTANT_A_ROW, SUM_OF_LOGARITHMS, USUAL_ROWS
 
 Rows = Callable[[slice], Array]
 """Some rows of an array, T first: (t, …)."""
 
 BLOCK_VALUES = 1 << 16
 """Values looked at together: few enough to stay in a core's cache."""
+
+BLOCK_LOGITS = 1 << 20
+"""The same of logits, whose rows are long."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +173,71 @@ def log_softmax(x: Array) -> NDArray[np.float64]:
     return result
 
 
-def without_constant(ref: Array, other: Array) -> Array:
-    """``other`` (T, V) without the constant by which each row differs from ``ref`` (T, V).
+@dataclass(frozen=True)
+class Shift:
+    """By what constant each row of some logits (T, V) differs from the reference's.
 
     Logits that differ by a constant a row have the same softmax: they are the same model's.
+
+    Attributes:
+        constant: (T,) the mean difference of each row, over the finite values.
+        size, other_size: L2 norms of the reference's logits and of the other ones.
+        left: L2 norm of the difference without the constants.
+        log_sums: (T,) logarithm of the sum of the other's exponentials; 0 of log-probabilities.
     """
-    with np.errstate(invalid="ignore"):
-        difference = np.asarray(other, np.float64) - np.asarray(ref, np.float64)
-        usable = np.isfinite(difference)
-        shift = np.where(usable, difference, 0).sum(1) / np.maximum(usable.sum(1), 1)
-    result: Array = np.asarray(other, np.float64) - shift[:, None]
-    return result
+
+    constant: NDArray[np.float64]
+    size: float
+    other_size: float
+    left: float
+    log_sums: NDArray[np.float64]
+    vocabulary: int
+
+    @property
+    def grown(self) -> float:
+        """How much larger the logits are with their constants: they are rounded with them."""
+        return max(1.0, self.other_size / self.size) if self.size else 1.0
+
+    @property
+    def remark(self) -> str | None:
+        """What to say of the constants; None if they are rounding's."""
+        removed = math.sqrt(self.vocabulary) * _norm(self.constant)
+        if self.vocabulary < 2 or removed <= CONSTANT_A_ROW * self.left:
+            return None
+        logs = np.abs(self.log_sums).max() < SUM_OF_LOGARITHMS
+        what = "these are log-probabilities" if logs else "for example centred"
+        return (
+            f"the logits differ from the reference's by a constant in every row ({what}): that "
+            "changes no probability, and they are compared without it"
+        )
+
+
+def shift_of(ref: Rows, other: Rows, length: int, vocabulary: int) -> Shift:
+    """The constants of ``length`` rows of logits (T, V) against the reference's."""
+    step = max(1, BLOCK_LOGITS // vocabulary)
+    constant, sums = np.zeros(length), np.zeros(length)
+    squares = np.zeros(3)
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        a, b = (np.asarray(x(rows), np.float64) for x in (ref, other))
+        with np.errstate(invalid="ignore"):
+            d = b - a
+        usable = np.isfinite(d)
+        constant[rows] = np.where(usable, d, 0).sum(1) / np.maximum(usable.sum(1), 1)
+        with np.errstate(invalid="ignore"):
+            sizes = a, b, d - constant[rows, None]
+        squares += [float((np.where(np.isfinite(x), x, 0) ** 2).sum()) for x in sizes]
+        finite = np.where(np.isfinite(b), b, -np.inf)
+        peak = np.maximum(finite.max(1), -1e300)
+        with np.errstate(divide="ignore"):
+            sums[rows] = peak + np.log(np.exp(finite - peak[:, None]).sum(1))
+    size, other_size, left = (float(x) for x in np.sqrt(squares))
+    return Shift(constant, size, other_size, left, sums, vocabulary)
+
+
+def without_shift(rows: Rows, shift: Shift) -> Rows:
+    """The same logits without the constant of each row."""
+    return lambda which: np.asarray(rows(which), np.float64) - shift.constant[which, None]
 
 
 def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[str, float]:
@@ -190,7 +247,7 @@ def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[
     reference's, in nats a token. ``top1``: share of tokens with the same most likely next token.
     ``top5``: of the five most likely ones, how many are common to both.
     """
-    step = max(1, (1 << 20) // vocabulary)
+    step = max(1, BLOCK_LOGITS // vocabulary)
     count = min(TOP, vocabulary)
     kl, top1, shared = [], 0, 0
     for start in range(0, length, step):
@@ -209,23 +266,6 @@ def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[
         "top1": top1 / length,
         f"top{TOP}": shared / (length * count),
     }
-
-
-def constant_remark(other: Array, exact: Array) -> str | None:
-    """What to say of logits (T, V) that differ from the reference's by a constant in every row."""
-    with np.errstate(invalid="ignore"):
-        difference = np.asarray(other, np.float64) - np.asarray(exact, np.float64)
-    if not np.isfinite(difference).all() or difference.shape[1] < 2:
-        return None
-    shift, size = difference.mean(1), float(np.sqrt(np.mean(np.asarray(exact, np.float64) ** 2)))
-    if np.sqrt(np.mean(shift**2)) <= CONSTANT_A_ROW * size:
-        return None
-    sums = np.log(np.exp(np.asarray(other, np.float64)).sum(1).clip(1e-300, 1e300))
-    what = "these are log-probabilities" if np.abs(sums).max() < 0.05 else "for example centred"
-    return (
-        f"the logits differ from the reference's by a constant in every row ({what}): that changes "
-        "no probability, and they are compared without it"
-    )
 
 
 def _norm(rows: Sequence[float] | Array) -> float:

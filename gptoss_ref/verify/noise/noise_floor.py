@@ -60,6 +60,10 @@ class NoiseFloor:
         rows = np.concatenate([self.rows, self.rows.max() * growth])
         return NoiseFloor(self.whole * max(1.0, float(growth.max())), rows, self.unit)
 
+    def times(self, factor: float) -> NoiseFloor:
+        """The same for numbers that are rounded with something ``factor`` times as large."""
+        return NoiseFloor(self.whole * factor, self.rows * factor, self.unit * factor)
+
     @staticmethod
     def allowing(error: float, length: int, unit: float) -> NoiseFloor:
         """A noise floor that allows this relative error of the whole array and of any row."""

@@ -16,7 +16,7 @@ import numpy as np
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import BFLOAT16, FLOAT64, Array, Policy, format_name
 
-UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Unit roundoff: the largest relative error of one rounding to nearest."""
 
 FINEST_FIRST = tuple(UNITS)

@@ -14,6 +14,7 @@ with them what depends on them, up to the next tap point that is known.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,18 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.numerics import FLOAT64, Array
-from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.integers import FORMS, Integers, in_integers
 from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
 from gptoss_ref.verify.noise.metrics import (
     Errors,
+    Shift,
     logit_figures,
     measure_arrays,
     over,
+    shift_of,
     usual_excess,
     usually_allowed,
-    without_constant,
 )
 from gptoss_ref.verify.noise.noise_floor import level, runs_of, samples_of
 from gptoss_ref.verify.noise.rounding import UNITS
@@ -71,6 +73,7 @@ class TapError:
         flips: rows whose choice of experts differs within its tie.
         extra: of logits, how alike they are as predictions.
         seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
+        remark: of logits, that they differ by a constant in every row, in words.
         integers: how the activations of a product were rounded to integers, which was allowed for.
     """
 
@@ -91,6 +94,7 @@ class TapError:
     flips: tuple[Flip, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
     seen: Mask = field(default_factory=lambda: np.empty(0, bool))
+    remark: str | None = None
     integers: Integers | None = None
 
     @property
@@ -134,12 +138,55 @@ def replay(
 ) -> Iterator[TapError]:
     """Each tap point of ``trace`` in the order of computation, recomputed by ``ops``.
 
+    A tap point that shows a coarser rounding than the run, or is computed from one that does, is
+    judged by that: it was rounded when it was recorded.
+
     Args:
         rounding: of the other implementation, one of
             :data:`~gptoss_ref.verify.noise.rounding.UNITS`.
         wanted: only these tap points, which the trace must hold; None: all it holds.
     """
     wanted = frozenset(trace if wanted is None else wanted)
+    groups: dict[str, list[str]] = {}
+    for tap, own in _roundings(trace, rounding, wanted).items():
+        groups.setdefault(own, []).append(tap)
+    if len(groups) < 2:
+        yield from _replay(weights, trace, ops, next(iter(groups), rounding), wanted)
+        return
+    order = {tap: i for i, tap in enumerate(names(trace.config))}
+    each = (_replay(weights, trace, ops, own, taps) for own, taps in groups.items())
+    yield from heapq.merge(*each, key=lambda local: order[local.tap])
+
+
+def _roundings(trace: Trace, rounding: str, wanted: Iterable[str]) -> dict[str, str]:
+    """By which rounding each tap point is judged."""
+    grids = {
+        tap: grid
+        for tap in trace
+        if split(tap)[1] not in DISCRETE and tap != "embedding"
+        if (grid := trace.grid(tap)) is not None and UNITS[grid] > UNITS[rounding]
+    }
+    if not grids:
+        return dict.fromkeys(wanted, rounding)
+    before = segments(trace.config, trace)
+    return {
+        tap: max(
+            (rounding, *(grids.get(t, rounding) for t in (tap, *before[tap].inputs))),
+            key=UNITS.__getitem__,
+        )
+        for tap in wanted
+    }
+
+
+def _replay(
+    weights: ModelWeights,
+    trace: Trace,
+    ops: ModelOps,
+    rounding: str,
+    wanted: Iterable[str],
+) -> Iterator[TapError]:
+    """:func:`replay` of the tap points ``wanted``, all by one rounding."""
+    wanted = frozenset(wanted)
     origins = segments(trace.config, trace)
     path = needed(trace.config, trace, wanted)
     ties = _Ties(trace, path, rounding)
@@ -243,7 +290,9 @@ def judge(
         local = judge(tap, inputs, arrays, some, rounding, tied[seen], every)
         return _spread(local, seen, other.shape)
     exact, *rounded = arrays
-    recorded, other = other, without_constant(arrays[0], other) if tap == "logits" else other
+    shift = _shift(arrays[0], other) if tap == "logits" else None
+    if shift is not None:
+        other = np.asarray(other, np.float64) - shift.constant[:, None]
     errors = measure_arrays(exact, other, axis)
     samples = [measure_arrays(exact, sample, axis) for sample in rounded]
     free = ~tied if not tied.all() else np.ones_like(tied)
@@ -252,7 +301,7 @@ def judge(
     own = np.max([sample.rows() for sample in samples], axis=0)
     allowed = np.maximum(ONE_ROW * np.maximum(own, usual), ALWAYS_ALLOWED * UNITS[rounding])
     allowed[free] = measured.allowed_rows
-    grown = _grown(recorded, exact) if tap == "logits" else 1.0
+    grown = 1.0 if shift is None else shift.grown
     return TapError(
         tap=tap,
         inputs=inputs,
@@ -269,13 +318,12 @@ def judge(
         noise=np.mean([sample.rows() for sample in samples], axis=0),
         distance=_distance(measure_arrays(rounded[0], other, axis).of(free)),
         extra=_figures(exact, other) if tap == "logits" else {},
+        remark=None if shift is None else shift.remark,
     )
 
 
-def _grown(recorded: Array, exact: Array) -> float:
-    """How much larger logits with a constant are than those without: it is rounded with them."""
-    sizes = [float(np.linalg.norm(np.where(np.isfinite(x), x, 0))) for x in (recorded, exact)]
-    return max(1.0, sizes[0] / sizes[1]) if sizes[1] else 1.0
+def _shift(exact: Array, other: Array) -> Shift:
+    return shift_of(lambda rows: exact[rows], lambda rows: other[rows], *exact.shape)
 
 
 def _spread(local: TapError, seen: Mask, shape: tuple[int, ...]) -> TapError:

@@ -7,6 +7,7 @@ once it is undone, and each has a sentence of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,7 +19,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.noise.metrics import log_softmax
-from gptoss_ref.verify.thresholds import SAME_EMBEDDING, SUM_OF_ROW
+from gptoss_ref.verify.thresholds import SAME_BASE, SAME_EMBEDDING, SUM_OF_ROW
 
 Floats = NDArray[np.float64]
 
@@ -39,12 +40,14 @@ class Mistake:
             are the specification's. None: nothing is left to judge.
         harmless: whether the model is right all the same, and the array usable as it is.
         certain: whether the array itself shows it; else only that the mended one fits.
+        lost: (T,) rows that were not recorded.
     """
 
     sentence: str
     mended: Array | None
     harmless: bool = False
     certain: bool = False
+    lost: NDArray[np.bool_] | None = None
 
 
 def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
@@ -61,6 +64,9 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
         return
     if other.size > 1 and np.all(other == other.flat[0]) and np.ptp(exact) > 0:
         yield Mistake(f"{tap} is the same number everywhere.", None, certain=True)
+        return
+    if (lost := unrecorded(tap, exact, other)) is not None:
+        yield lost
         return
     first, theirs = (np.moveaxis(x, axis, 0) for x in (exact, other))
     if tap == "logits":
@@ -113,23 +119,36 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
     if (size := float((a * a).sum())) > 0:
         factor = float((a * b).sum()) / size
         if factor > 0 and abs(factor - 1) > 1e-3:
-            sentence = (
-                f"The logits are multiplied by {factor:.4g}: a temperature of {1 / factor:.4g} was "
-                "applied before they were recorded."
-            )
+            sentence = _scaled(factor)
             yield Mistake(sentence, other / factor)
 
 
-def unrecorded(exact: Array, other: Array) -> Mistake | None:
-    """Whole rows (T, V) of NaN beside others that are numbers."""
-    lost: NDArray[np.bool_] = np.asarray(np.isnan(other).all(axis=1))
+def _scaled(factor: float) -> str:
+    for base in (2, 10):
+        if abs(factor * math.log(base) - 1) < SAME_BASE:
+            return (
+                f"These are logarithms to base {base}, not natural ones: they are compared as such."
+            )
+    return (
+        f"The logits are multiplied by {factor:.4g}: a temperature of {1 / factor:.4g} was "
+        "applied before they were recorded."
+    )
+
+
+def unrecorded(tap: str, exact: Array, other: Array) -> Mistake | None:
+    """Whole rows of NaN beside others that are numbers."""
+    axis = axes(tap).index("T")
+    flat = np.moveaxis(np.asarray(other), axis, 0).reshape(other.shape[axis], -1)
+    lost: NDArray[np.bool_] = np.asarray(np.isnan(flat).all(axis=1))
     if not lost.any() or lost.all() or not np.isfinite(exact).all():
         return None
+    rows = _rows(lost)
     sentence = (
-        f"{_rows(lost)[:1].upper()}{_rows(lost)[1:]} hold nothing but NaN: they were not recorded, "
-        "or the model broke down there; the others are judged."
+        f"{rows[:1].upper()}{rows[1:]} of {tap} hold nothing but NaN: they were not recorded, or "
+        "the model broke down there; the others are judged."
     )
-    return Mistake(sentence, np.where(lost[:, None], exact, other), certain=True)
+    wide = lost.reshape([-1 if i == axis else 1 for i in range(other.ndim)])
+    return Mistake(sentence, np.where(wide, exact, other), certain=True, lost=lost)
 
 
 def in_front(config: ModelConfig, length: int) -> list[list[int]]:
@@ -152,6 +171,12 @@ def in_front_sentence(front: Sequence[int]) -> str:
         f"{len(front)} tokens {front[0]} of padding were put before the prompt and attended to, "
         "with positions shifted: their mask was forgotten."
     )
+
+
+def other_id_sentence(tokens: Sequence[int] | Array, at: int, found: int) -> str:
+    """What to say of a prompt whose token ``at`` is another one."""
+    agree = " All rows before it agree." if at else ""
+    return f"The prompt is another one: token {at} is {found}, and not {tokens[at]}.{agree}"
 
 
 def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> str | None:

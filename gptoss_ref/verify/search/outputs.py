@@ -12,8 +12,13 @@ from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import tokens_of
-from gptoss_ref.verify.noise.metrics import constant_remark, logit_figures
+from gptoss_ref.verify.noise.metrics import logit_figures, shift_of
 from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.noise.rounding_shown import (
+    by_errors_in_words,
+    coarser_than,
+    grid_under_constant,
+)
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
 from gptoss_ref.verify.progress import Progress
 from gptoss_ref.verify.replay.evaluate import predict
@@ -26,9 +31,9 @@ from gptoss_ref.verify.search.mistakes import (
     in_front,
     in_front_sentence,
     mistakes,
-    unrecorded,
+    other_id_sentence,
 )
-from gptoss_ref.verify.thresholds import LISTED
+from gptoss_ref.verify.thresholds import LISTED, TYPICAL, USUAL_ROWS
 
 OUTPUTS = frozenset(("norm", "logits"))
 """Tap points behind all blocks."""
@@ -40,17 +45,27 @@ BRING = (
 
 
 def diagnose_outputs(
-    model: Model, trace: Trace, tap: str, rounding: str, progress: Progress
+    model: Model, trace: Trace, tap: str, rounding: str, progress: Progress, stated: bool = True
 ) -> Diagnosis:
-    """One of :data:`OUTPUTS` of a trace that holds nothing else."""
+    """One of :data:`OUTPUTS` of a trace that holds nothing else.
+
+    Args:
+        stated: whether somebody said what the rounding is; else the numbers may show a coarser one.
+    """
     weights, config, tokens = model.weights, model.config, trace.tokens
     seen = trace.observed(tap)
     observed = np.asarray(trace[tap], np.float64)[seen]
     (whole,) = predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT64).values()
     exact = whole[seen]
-    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
     said: list[str] = []
     remarks: list[str] = []
+    grid = grid_under_constant(exact, observed) if tap == "logits" and not stated else None
+    if grid is not None and grid in coarser_than(rounding):
+        remarks.append(
+            f"the logits lie on the grid of {grid}, but for a constant a row: judged as {grid}"
+        )
+        rounding = grid
+    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
     if search.specification.excess > 1 and seen.all():
         found = _mistake(model, search, tokens, exact, observed)
         if found is not None:
@@ -58,12 +73,21 @@ def diagnose_outputs(
             if found.mended is None:
                 search.stop()
             else:
-                mended = found.mended
-                search = _search_of(model, tokens, tap, mended, exact, seen, rounding, progress)
-    search.run()
+                observed = found.mended
+                search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
+    coarser = None
+    if not stated and not said:
+        coarser = _coarser(search, model, tokens, tap, observed, exact, seen, progress)
+    search.run(together=coarser is None)
+    if coarser is not None and search.best is None:
+        remarks.append(by_errors_in_words(rounding, coarser.rounding))
+        search = coarser
+        search.run()
     if tap == "logits" and search.specification.excess <= 1 and not said:
-        remark = constant_remark(observed, exact)
-        remarks += [remark] if remark is not None and not remarks else []
+        shift = shift_of(lambda r: exact[r], lambda r: observed[r], *observed.shape)
+        remark = shift.remark
+        undone = any(sentence.startswith("These are") for sentence in remarks)
+        remarks += [remark] if remark is not None and not undone else []
     report = _report(search, trace.producer, len(tokens), len(names(config)))
     extra = {}
     if tap == "logits":
@@ -75,6 +99,27 @@ def diagnose_outputs(
     missing = tuple(name for name in names(config) if name not in trace)
     notes = (*report.notes, *remarks, *rows_in_words(trace), *skipped_in_words(trace))
     return replace(report, rows=(row,), missing=missing, notes=notes, mistakes=tuple(said))
+
+
+def _coarser(
+    search: WholeModels,
+    model: Model,
+    tokens: Array,
+    tap: str,
+    observed: Array,
+    exact: Array,
+    seen: Array,
+    progress: Progress,
+) -> WholeModels | None:
+    """The search under a coarser rounding that explains the outputs, if one does."""
+    if not 1 < search.specification.excess < math.inf:
+        return None
+    for rounding in coarser_than(search.rounding):
+        found = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
+        usual = float(np.median(found.specification.error)) / found.specification.typical
+        if found.specification.excess <= 1 and usual >= TYPICAL / USUAL_ROWS:
+            return found
+    return None
 
 
 def _search_of(
@@ -121,8 +166,6 @@ def _mistake(
 ) -> Mistake | None:
     """What was done to the outputs when they were recorded, if that explains them."""
     target = search.target
-    if (lost := unrecorded(exact, observed)) is not None:
-        return lost
     for found in mistakes(target.tap, exact, observed):
         if found.certain or search.fits(exact, found.mended):
             return found
@@ -148,7 +191,7 @@ def _other_token(
     config = model.config
     wrong = ~search.near(exact, observed)
     at = int(np.argmax(wrong))
-    if not at or not wrong[at:].all() or config.vocab_size > LISTED:
+    if not wrong[at:].all() or config.vocab_size > LISTED:
         return None
     for i in range(config.vocab_size):
         other = np.array([*tokens[:at], i])
@@ -157,11 +200,7 @@ def _other_token(
             whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
             values = _outputs_of(model, whole, search.target.tap)
             if search.fits(values, observed):
-                sentence = (
-                    f"The prompt is another one: token {at} is {i}, and not {tokens[at]}. All rows "
-                    "before it agree."
-                )
-                return Mistake(sentence, None)
+                return Mistake(other_id_sentence(tokens, at, i), None)
     return None
 
 

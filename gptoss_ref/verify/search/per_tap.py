@@ -13,10 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gptoss_ref.tracing.taps import split
+from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import locate_error, tokens_of
+from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
 from gptoss_ref.verify.noise.tap_check import TapError, replay
 from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay.evaluate import predict, segments
@@ -27,6 +29,7 @@ from gptoss_ref.verify.search.estimate import candidate as candidate_of
 from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
 from gptoss_ref.verify.search.fit import Explanation, Found, Option, Unknown, best_of, pairs
 from gptoss_ref.verify.search.mistakes import mistakes, other_ids
+from gptoss_ref.verify.search.prompts import another_prompt
 from gptoss_ref.verify.search.rewritten import form_of, kept_otherwise
 from gptoss_ref.verify.search.score import distances
 from gptoss_ref.verify.search.sign_test import most_votes
@@ -75,6 +78,8 @@ class Search:
         aside: tap points that are kept in another form, and in which.
         mistakes, remarks: what was done to the arrays when they were recorded, in sentences; the
             second ones do no harm.
+        undone: the tap points at which a mistake was undone.
+        reordered: which heads and experts were put into the model's order, in sentences.
         stopped: whether one of them leaves nothing to be judged.
     """
 
@@ -97,6 +102,8 @@ class Search:
         self.aside: dict[str, str] = {}
         self.mistakes: list[str] = []
         self.remarks: list[str] = []
+        self.undone: set[str] = set()
+        self.reordered: list[str] = []
         self.stopped = False
         taps = list(trace) if judged is None else list(judged)
         self._steps = Steps(progress, ahead=len(taps))
@@ -109,6 +116,7 @@ class Search:
         """Fill ``found`` and ``unknown``; without ``hidden``, by what exceeds rounding only."""
         tried: dict[str, int] = {}
         checked: set[str] = set()
+        self._put_in_order()
         while (left := self._diverging()) and not self.stopped:
             tap = left[0]
             self._steps.say(f"what explains {tap}?")
@@ -116,6 +124,8 @@ class Search:
                 checked.add(tap)
                 if self._mistaken(tap):
                     continue
+                if len(checked) == 1 and self._of_another_prompt(left):
+                    break
             lost = split(tap)[1] in DISCRETE or self.tap_errors[tap].broken.any()
             asked = self.weights, self.trace, self.rounding, self.ops, tap
             if not lost and (aside := kept_otherwise(*asked)):
@@ -182,19 +192,50 @@ class Search:
             return True
         asked = self.weights, trace.config, self.ops, trace.tokens, trace, [tap]
         for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
+            if mistake.lost is not None:
+                users = [t for t in trace if tap in self.segments[t].inputs]
+                harmless = any(_finite(trace, t, mistake.lost) for t in users)
+                (self.remarks if harmless else self.mistakes).append(mistake.sentence)
+                self._go_on_with(trace.showing(tap, ~mistake.lost), [tap])
+                return True
             if mistake.mended is None:
                 users = [t for t in trace if tap in self.segments[t].inputs]
                 changed = trace.without([tap])
                 fits = any(self.tap_errors[t].excess > 1 for t in users)  # not computed from that
             else:
-                changed = trace.replaced(tap, mistake.mended)
+                changed = trace.replaced(tap, mistake.mended, grid=trace.grid(tap))
                 given = self.weights, changed, self.ops, self.rounding, [tap]
                 fits = all(local.excess <= 1 for local in replay(*given))
             if fits or (mistake.certain and mistake.mended is not None):
                 (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
+                self.undone.add(tap)
                 self._go_on_with(changed, [tap])
                 return True
         return False
+
+    def _put_in_order(self) -> None:
+        """Go on with heads and experts in the model's order, where the other has another."""
+        found = {split(tap) for tap in self._diverging()}
+        blocks = {n for n, stage in found if stage in ORDERED}
+        taps = [t for t in self.trace if split(t)[0] in blocks and split(t)[1] in ORDERED]
+        if not taps:
+            return
+        asked = self.weights, self.trace.config, self.ops, self.trace.tokens, self.trace, taps
+        ours = Trace(predict(*asked), tokens=self.trace.tokens, config=self.trace.config)
+        changed, self.reordered = in_order_of(ours, self.trace)
+        if self.reordered:
+            moved = [tap for tap in changed if changed.stored(tap) is not self.trace.stored(tap)]
+            self._go_on_with(changed, moved)
+
+    def _of_another_prompt(self, diverging: Iterable[str]) -> bool:
+        """Whether the numbers are those of another prompt, so that nothing is left to be judged."""
+        first = [self.tap_errors[tap] for tap in diverging]
+        sentence = another_prompt(self.weights, self.trace, self.rounding, first)
+        if sentence is None:
+            return False
+        self.mistakes.append(sentence)
+        self.stopped = True
+        return True
 
     def _listed_otherwise(self, tap: str) -> bool:
         """Whether weights of experts come without their numbers, and in another order."""
@@ -508,6 +549,11 @@ class Search:
             self._steps.say(f"replaying {local.tap}")
             self._steps.tick()
             yield local
+
+
+def _finite(trace: Trace, tap: str, rows: NDArray[np.bool_]) -> bool:
+    """Whether some rows (T,) of a tap point are numbers."""
+    return bool(np.isfinite(np.moveaxis(trace[tap], axes(tap).index("T"), 0)[rows]).all())
 
 
 def _within_reach(ordered: Sequence[tuple[float, Option]]) -> list[Option]:

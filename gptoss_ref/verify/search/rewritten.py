@@ -21,7 +21,7 @@ from gptoss_ref.verify.noise.tap_check import TapError, replay
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
-from gptoss_ref.verify.thresholds import CARRIED, SAME_AFTER_FIT, WHOLE_ARRAY
+from gptoss_ref.verify.thresholds import ARRIVES, CARRIED, SAME_AFTER_FIT, WHOLE_ARRAY
 from gptoss_ref.weights import ModelWeights
 
 STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
@@ -35,6 +35,7 @@ def kept_otherwise(
 ) -> frozenset[str]:
     """``tap`` and those after it that are kept in another form; none if an error went through."""
     before = segments(trace.config, trace)
+    (own,) = replay(weights, trace, ops, rounding, [tap])
     aside = {tap}
     while not any(split(name)[1] in STREAM for name in aside):
         rest = trace.without(aside)
@@ -42,13 +43,28 @@ def kept_otherwise(
         if not users:
             break  # nothing tells
         tap_errors = list(replay(weights, rest, ops, rounding, users))
-        wrong = {local.tap for local in tap_errors if local.excess > 1}
+        wrong = [local.tap for local in tap_errors if local.excess > 1]
+        if wrong and len(aside) == 1 and _unused(weights, trace, rounding, ops, tap_errors):
+            return frozenset(aside)
         if not wrong:
-            carried = (_carried(weights, trace, rest, rounding, ops, x) for x in tap_errors)
-            return frozenset() if any(carried) else frozenset(aside)
+            moved = (_carried(weights, trace, rest, rounding, ops, x) for x in tap_errors)
+            went_through = any(x > max(CARRIED / WHOLE_ARRAY, ARRIVES * own.excess) for x in moved)
+            return frozenset() if went_through else frozenset(aside)
         partners = _partners(aside, rest) if any(_meets_keys(name) for name in wrong) else set()
-        aside |= partners or wrong
+        aside |= partners or {wrong[0]}  # those after it may be wrong because of it
     return frozenset()
+
+
+def _unused(
+    weights: ModelWeights, trace: Trace, rounding: str, ops: ModelOps, users: Iterable[TapError]
+) -> bool:
+    """Whether a user of what was set aside is right without it, and would be wrong with it.
+
+    Then that is not what was computed with; what is wrong besides is wrong by itself.
+    """
+    right = [x.tap for x in users if x.excess <= 1 and split(x.tap)[1] not in DISCRETE]
+    as_kept = replay(weights, trace, ops, rounding, right) if right else ()
+    return any(local.excess > 1 for local in as_kept)
 
 
 def _meets_keys(tap: str) -> bool:
@@ -63,23 +79,23 @@ def _partners(aside: Iterable[str], rest: Trace) -> set[str]:
 
 def _carried(
     weights: ModelWeights, trace: Trace, rest: Trace, rounding: str, ops: ModelOps, local: TapError
-) -> bool:
-    """Whether what was set aside went into a tap point with its error.
+) -> float:
+    """How far what was set aside may have moved a tap point, over what rounding explains.
 
-    It did not if that would make the tap point diverge, or would hardly change it.
+    0 if it would have made the tap point diverge, and so did not go into it.
     """
     tap = local.tap
     if split(tap)[1] in DISCRETE:
-        return False
+        return 0.0
     (as_kept,) = replay(weights, trace, ops, rounding, [tap])
     if as_kept.excess > 1:
-        return False
+        return 0.0
     config, tokens = trace.config, trace.tokens
     ours, theirs = (
         predict(weights, config, ops, tokens, given, [tap], FLOAT64)[tap] for given in (rest, trace)
     )
     moved = measure_arrays(ours, theirs, axes(tap).index("T")).rel_l2
-    return bool(moved > CARRIED * local.whole_allowed / WHOLE_ARRAY)
+    return moved / local.whole_allowed if moved else 0.0
 
 
 def where_of(taps: Iterable[str]) -> str:

@@ -1,0 +1,117 @@
+"""Was it another prompt? Tokens in front of it, or another token somewhere.
+
+Looked for before any bug, at the first tap point that diverges: a token that was put before the
+prompt moves all positions and is seen by every other token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gptoss_ref.numerics import FLOAT32, Array, widen
+from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.metrics import measure_arrays
+from gptoss_ref.verify.noise.tap_check import TapError, replay
+from gptoss_ref.verify.replay.evaluate import predict, segments
+from gptoss_ref.verify.replay.ops import SPECIFICATION
+from gptoss_ref.verify.search.mistakes import (
+    in_front,
+    in_front_sentence,
+    other_id_sentence,
+    other_ids,
+)
+from gptoss_ref.verify.thresholds import LISTED, SAME_DIRECTION, WITH_TOKENS_IN_FRONT
+from gptoss_ref.weights import ModelWeights
+
+FIRST_NORM = "block.0.attn.norm"
+
+
+def another_prompt(
+    weights: ModelWeights, trace: Trace, rounding: str, diverging: list[TapError]
+) -> str | None:
+    """What was done to the prompt, in a sentence, if that explains the first divergences.
+
+    Args:
+        diverging: tap points that diverge from the specification, in the order of computation.
+    """
+    before = segments(trace.config, trace)
+    first = diverging[0]
+    if first.tap == FIRST_NORM:
+        return _ids_of_norm(weights, trace)
+    mixing = [x.tap for x in diverging if "attention_weights" in before[x.tap].ops]
+    if mixing and split(mixing[0])[0] in (0, None) and len(trace.tokens) > 1:
+        # a window of the first block hides how many tokens there are, the second block has none
+        second = [tap for tap in mixing if split(tap)[0] == 1]
+        found = _in_front(weights, trace, [mixing[0], *second[:1]])
+        if found is not None:
+            return in_front_sentence(found)
+    if not before[first.tap].inputs and first.wrong_rows.any():
+        return _other_token(weights, trace, rounding, first)
+    return None
+
+
+def _in_front(weights: ModelWeights, trace: Trace, taps: list[str]) -> list[int] | None:
+    """Tokens with which the specification comes to tap points as they were recorded."""
+    config, tokens = trace.config, trace.tokens
+
+    def distance(front: list[int]) -> float:
+        longer = np.concatenate([np.asarray(front, np.int64), tokens])
+        found = predict(weights, config, SPECIFICATION, longer, {}, taps, FLOAT32)
+        return max(_apart(trace, tap, found[tap], len(front)) for tap in taps)
+
+    most = config.max_position_embeddings - len(tokens)
+    fronts = [front for front in in_front(config, len(tokens)) if len(front) <= most]
+    fronts.sort(key=len)
+    apart = [distance(front) for front in fronts]
+    least = min(apart, default=np.inf)
+    if not least < WITH_TOKENS_IN_FRONT * min(1.0, distance([])):
+        return None
+    return next(f for f, own in zip(fronts, apart, strict=True) if own <= 2 * least)
+
+
+def _apart(trace: Trace, tap: str, longer: Array, count: int) -> float:
+    """Relative distance of a tap point from that of a prompt with ``count`` tokens in front."""
+    axis = axes(tap).index("T")
+    rows = np.take(longer, range(count, longer.shape[axis]), axis)
+    if tap.endswith("attn.weights"):
+        rows = rows[..., count:]
+    return measure_arrays(trace[tap], rows, axis).of(trace.observed(tap)).rel_l2
+
+
+def _ids_of_norm(weights: ModelWeights, trace: Trace) -> str | None:
+    """Whose normalised embeddings the first norm holds, if they are those of other tokens."""
+    scale = widen(weights.blocks[0].attn.norm_scale, np.float64)
+    rows = np.asarray(trace[FIRST_NORM], np.float64)
+    if not trace.observed(FIRST_NORM).all() or not scale.all():
+        return None
+    table = widen(np.asarray(weights.embedding), np.float64)
+    sizes = np.maximum(np.linalg.norm(table, axis=1), 1e-300)
+    found = []
+    for row in rows / scale:
+        cosines = table @ row / (sizes * max(float(np.linalg.norm(row)), 1e-300))
+        found.append(int(np.argmax(cosines)))
+        if not cosines[found[-1]] > 1 - SAME_DIRECTION:
+            return None
+    return other_ids(weights.embedding, trace.tokens, table[found])
+
+
+def _other_token(weights: ModelWeights, trace: Trace, rounding: str, local: TapError) -> str | None:
+    """One token that is another, found at a tap point that is computed from the tokens alone."""
+    tap, tokens, config = local.tap, trace.tokens, trace.config
+    axis, at = axes(tap).index("T"), int(np.argmax(local.wrong_rows))
+    if config.vocab_size > LISTED or tap.endswith("expert_indices"):
+        return None
+    row = np.take(trace[tap], at, axis)
+    row = row[..., : at + 1] if tap.endswith("attn.weights") else row
+
+    def distance(token: int) -> float:
+        start = np.array([*tokens[:at], token])
+        found = predict(weights, config, SPECIFICATION, start, {}, [tap], FLOAT32)[tap]
+        return float(np.linalg.norm(np.take(found, at, axis) - row))
+
+    nearest = min(range(config.vocab_size), key=distance)
+    changed: Array = np.array([*tokens[:at], nearest, *tokens[at + 1 :]])
+    given = Trace({tap: trace[tap]}, tokens=changed, config=config)
+    (under,) = replay(weights, given, SPECIFICATION, rounding, [tap])
+    return other_id_sentence(tokens, at, nearest) if under.excess <= 1 else None
