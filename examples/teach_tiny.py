@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="learning rate at its peak")
     parser.add_argument("--rehearsal", type=float, default=0.6, help="share of old problems")
-    parser.add_argument("--n", type=int, default=100, help="problems for each skill and effort")
+    parser.add_argument("--n", type=int, default=100, help="problems for each skill, effort")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data", help="only write the training data, lines of JSON, to this file")
     args = parser.parse_args()
