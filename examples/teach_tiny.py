@@ -8,8 +8,8 @@ them, and the old skills on their held-out problems, before and after. Prints a 
 the share of answers that are exactly right, in per cent, by effort. It needs only NumPy and the
 kernels.
 
-Six in ten examples are problems of the old skills (--rehearsal): with a third, the skill nearest to the
-new one, to reverse a word, was lost. See the table in the course.
+Six in ten examples are problems of the old skills (--rehearsal): with a third, the skill nearest
+to the new one, to reverse a word, was lost. See the table in the course.
 """
 
 from __future__ import annotations
