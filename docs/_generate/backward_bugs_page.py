@@ -11,9 +11,8 @@ HEAD = """# What goes wrong in backward passes
 
 Bugs of backward passes that `diagnose` names, in the order in which a backward pass meets them.
 Each is built into a torch model apart from this catalogue
-(`tests/support/buggy_twin/backward.py`), and is named first there, alone, from a float32 trace
-(`tests/verify/test_gradients.py`); correct runs in float64, float32 and bfloat16 are accused of
-nothing. Bugs with no report are slips that the derivations invite.
+(`tests/support/buggy_twin/backward.py`); the [kill matrix](kill_matrix.md#backward-passes) shows
+which of them is named there. Bugs with no report are slips that the derivations invite.
 
 """
 

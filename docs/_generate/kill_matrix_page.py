@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from docs._generate.backward_matrix import with_section
 from docs._generate.false_alarms import table
 from tests.support.buggy_twin import BUGS, why_unseen
 
@@ -153,7 +154,7 @@ def page(every: Sequence[Any], cells: Cells) -> str:
             said = _said(cells[case.key]) if case.key in cells else ""
             lines.append(f"| {what} | {case.checkpoint} | {case.dtype} | {said} |")
     lines += ["", *false_alarms()]
-    return "\n".join(lines) + "\n"
+    return with_section("\n".join(lines) + "\n")
 
 
 def false_alarms() -> list[str]:

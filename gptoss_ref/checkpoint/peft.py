@@ -115,6 +115,11 @@ def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
         if place is None:
             raise _unknown(path, name)
         rank, (a, b), swapped = _factors(path, name, pair, place, swapped)
+        stated = _pattern(settings.get("rank_pattern"), module, place, settings.get("r", rank))
+        if rank != stated:
+            raise CheckpointError(
+                f"{path}: the factors of {module!r} have rank {rank}; {CONFIG} says r = {stated:g}"
+            )
         alpha = _pattern(settings.get("alpha_pattern"), module, place, settings["lora_alpha"])
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
         factors[place.weight] = LowRank(a, b, scale)
@@ -151,22 +156,25 @@ def _settings(path: Path) -> dict[str, Any]:
     alpha = settings.setdefault("lora_alpha", 8)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise CheckpointError(f"{path}: lora_alpha must be a number, not {alpha!r}")
-    targets, patterns = settings.get("target_parameters"), settings.get("alpha_pattern")
+    targets = settings.get("target_parameters")
     if not isinstance(targets, list | NoneType) or not all(
         isinstance(t, str) for t in targets or ()
     ):
         raise CheckpointError(f"{path}: target_parameters must be a list of names, not {targets!r}")
-    if not isinstance(patterns, dict | NoneType):
-        raise CheckpointError(f"{path}: alpha_pattern must be an object, not {patterns!r}")
-    for pattern, value in (patterns or {}).items():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{path}: alpha_pattern {pattern!r}: {error}") from None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(
-                f"{path}: alpha_pattern {pattern!r} must be a number, not {value!r}"
-            )
+    rank = settings.get("r", 1)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(f"{path}: r must be an integer of 1 or more, not {rank!r}")
+    for key in ("alpha_pattern", "rank_pattern"):
+        patterns = settings.get(key)
+        if not isinstance(patterns, dict | NoneType):
+            raise CheckpointError(f"{path}: {key} must be an object, not {patterns!r}")
+        for pattern, value in (patterns or {}).items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise CheckpointError(f"{path}: {key} {pattern!r}: {error}") from None
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise CheckpointError(f"{path}: {key} {pattern!r} must be a number, not {value!r}")
     return settings
 
 

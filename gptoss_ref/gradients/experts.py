@@ -38,8 +38,6 @@ def experts(
     limit: float = 7.0,
     weight_gradients: bool = True,
     policy: str | Policy = FLOAT32,
-    activation: Callable[..., Array] = swiglu,
-    forward: Callable[..., Array] = swiglu_layer,
     tap: Callable[[str, Array], None] | None = None,
 ) -> ExpertGradients:
     """Gradients of all inputs of :func:`gptoss_ref.layers.experts`, from ``d_y`` (T, D).
@@ -55,9 +53,6 @@ def experts(
         alpha, limit: of :func:`gptoss_ref.layers.swiglu`.
         weight_gradients: False leaves out the products for frozen experts, whose four gradients are
             then None.
-        activation: the gradient of the activation, :func:`gptoss_ref.gradients.swiglu` or what
-            stands in for it.
-        forward: the activation itself, :func:`gptoss_ref.layers.swiglu` or what stands in for it.
         tap: called with the gradients of ``expert_out`` (T, A, D), ``swiglu`` (T, A, F) and
             ``gate_up`` (T, A, 2F).
 
@@ -92,13 +87,13 @@ def experts(
         e = int(expert)
         t, a = np.nonzero(indices == e)  # (n,) the tokens that chose e, and in which place
         gate_up = expert_linear(x[t], mlp1_weight[e], mlp1_bias[e], policy)  # (n, 2F)
-        activated = forward(gate_up, alpha, limit, policy=policy)  # (n, F)
+        activated = swiglu_layer(gate_up, alpha, limit, policy=policy)  # (n, F)
         answer = expert_linear(activated, mlp2_weight[e], mlp2_bias[e], policy)  # (n, D)
 
         d_weights[t, a] = r((d_y[t] * answer).sum(axis=-1))
         d_answer = r(weights[t, a, None] * d_y[t])  # (n, D)
         d_activated = r(product(d_answer, mlp2_weight[e], policy=policy))  # (n, F)
-        d_gate_up = activation(d_activated, gate_up, alpha, limit, policy=policy)  # (n, 2F)
+        d_gate_up = swiglu(d_activated, gate_up, alpha, limit, policy=policy)  # (n, 2F)
         d_x[t] += product(d_gate_up, mlp1_weight[e], policy=policy)  # rounded once for all experts
         if d_w1 is not None and d_b1 is not None and d_w2 is not None and d_b2 is not None:
             d_w1[e], d_b1[e] = parameters(d_gate_up, x[t], policy=policy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import permutations
@@ -158,7 +159,10 @@ def matching(patterns: str | Iterable[str], known: Sequence[str], what: str) -> 
         TraceError: a pattern matches nothing; ``what`` is the word for the names in the message.
     """
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    several = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(several, Iterable) or not all(isinstance(p, str) for p in several):
+        raise TraceError(f"{patterns!r} is no pattern of a {what}: expected text, or several")
+    for pattern in several:
         matches = [name for name in known if fnmatchcase(name, pattern)]
         if not matches:
             raise TraceError(f"no {what} matches {pattern!r}{nearest(pattern, known)}")
@@ -171,7 +175,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f": did you mean {close[0]!r}?"
-    return f": expected one of {', '.join(TAPS if known[0] in TAPS else known[:20])}"
+    short = dict.fromkeys(re.sub(r"\bblock\.\d+\.", "block.{n}.", each) for each in known)
+    return f": expected one of {', '.join([*short][:40])}"
 
 
 def _remedy(shape: tuple[int, ...], expected: tuple[int, ...], letters: Axes) -> str:

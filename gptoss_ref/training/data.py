@@ -106,6 +106,8 @@ def _object(line: bytes, source: str) -> dict[str, Any]:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{source}: not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -39,11 +39,30 @@ TOKENS = [5, 6, 7, 8]
         ({"loss": lambda logits: (1.0, logits[1:])}, r"gradient of shape \(3, 476\)"),
         ({"loss": lambda logits: (np.nan, logits)}, r"the loss is nan: every tap point is finite"),
         ({"loss": lambda logits: (1.0, logits), "targets": TOKENS}, r"one or the other"),
+        ({"loss": lambda logits: (1.0, logits * np.nan)}, r"gradient .* is nan at \[0, 0\]"),
+        (
+            {"loss": lambda logits: (logits[0], logits)},
+            r"of shape \(476,\) as the loss: expected one",
+        ),
+        ({"loss": "mse"}, r"loss is 'mse': expected a function of the logits \(4, 476\)"),
+        ({"wrt": 3}, r"3 is no pattern of a weight: expected text, or several"),
+        ({"wrt": "q"}, r"expected one of embedding, block\.\{n\}\.attn\.norm_scale, .*unembedding"),
+        ({"router_aux_loss_coef": np.nan}, r"router_aux_loss_coef is nan: expected a number of 0"),
+        ({"router_aux_loss_coef": -1.0}, r"router_aux_loss_coef is -1\.0: expected a number of 0"),
     ],
 )
 def test_one_clear_error(tiny: Model, given: dict[str, Any], message: str) -> None:
     with pytest.raises(GptOssError, match=message):
         gr.backward(tiny, TOKENS, **given)
+
+
+def test_what_was_not_asked_for(tiny: Model) -> None:
+    found = gr.backward(tiny, TOKENS, wrt="*.sinks")
+    assert "embedding" not in found.weights
+    with pytest.raises(GptOssError, match=r"no gradient of the weight 'embedding'"):
+        found.weights["embedding"]
+    with pytest.raises(GptOssError, match=r"'tiny' is no model: expected one that gr\.load gives"):
+        gr.backward("tiny", TOKENS)  # type: ignore[arg-type]
 
 
 def test_tokens(tiny: Model) -> None:

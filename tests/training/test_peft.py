@@ -252,6 +252,15 @@ def test_an_adapter_of_other_shapes(broken: Callable[..., str]) -> None:
     assert "((R, 160), (192, R))" in said
 
 
+def test_an_adapter_of_another_rank(broken: Callable[..., str]) -> None:
+    said = broken(r=4)
+    assert "have rank 2; adapter_config.json says r = 4" in said
+
+
+def test_a_rank_that_cannot_be(broken: Callable[..., str]) -> None:
+    assert "r must be an integer of 1 or more, not 0" in broken(r=0)
+
+
 def test_an_adapter_for_more_experts(broken: Callable[..., str]) -> None:
     said = broken(lambda tensors: tensors.update({EXPERT: np.zeros((192, 64), np.float32)}))
     assert "layers.1.mlp.experts" in said

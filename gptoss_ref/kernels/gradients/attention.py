@@ -1,28 +1,38 @@
 """Gradient of attention; mirrors ``gradients/attention.py``.
 
-Queries are taken a tile at a time, with the keys that the tile can see. The five products of a tile
-are matrix products of NumPy's BLAS over the queries of a group together; what lies between them,
-the softmax with its sink and its derivative, is one compiled pass over the tile's scores, which
-writes weights and gradients in place. Accumulators: float32, float64 for a sink's gradient;
-relative L2 error below 2e-5 (dq and dk are differences that may cancel), against the layer's
-gradient in float64.
+A task is one key/value head of one row of the batch. Its queries are taken some at a time, those of
+a group's heads together, with the keys that they can see: scores and dw are products on register
+tiles, one pass over them makes weights and gradients of the scores of them in place, and three more
+products give dq and add to dk and dv, which stay in cache. Accumulators: float32, float64 for a
+sink's gradient; relative L2 error below 2e-5 (dq and dk are differences that may cancel), against
+the layer's gradient in float64.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.runtime.jit import jit_dot
+from gptoss_ref.kernels.gradients.products import padded
+from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
+from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values
+from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.isa import current_path
+from gptoss_ref.kernels.runtime.jit import jit, jit_dot_inner, jit_inner
 from gptoss_ref.kernels.runtime.scalar import exp
-from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy, widen
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.runtime.threads import run
+from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
 from gptoss_ref.weights import AttentionGradients
 
-TILE = 128
-"""Queries of a tile: enough for the products, and few hidden keys on a windowed layer."""
+ROWS = 96
+"""Queries times heads that are taken together: whole register tiles of any path."""
+SCORES = 1 << 19
+"""Scores that are held at a time, twice, by each thread: 2 MiB."""
 
 _NO_WINDOW = 1 << 62
 
@@ -37,6 +47,7 @@ def attention(
     k_positions: Array,
     window: int | None = None,
     *,
+    rows: Sequence[slice] | None = None,
     policy: str | Policy = FLOAT32,
 ) -> AttentionGradients:
     """Gradients of the inputs of :func:`gptoss_ref.kernels.attention`, from ``d_mix`` (T, H*C).
@@ -49,94 +60,212 @@ def attention(
         q_positions: (T,) absolute positions.
         k_positions: (S,) absolute positions, in any order.
         window: keys a query sees, itself included; None for all.
+        rows: where each row of a batch lies along T, which is then S too; None: one row.
 
     Returns:
         ``d_q`` (T, H, C), ``d_k`` (S, K, C), ``d_v`` (S, K, C), ``d_sinks`` (H,).
 
     Raises:
-        GptOssError: another policy than float32.
+        GptOssError: another policy than float32, or shapes that do not fit.
     """
-    if get_policy(policy).name != "float32":
-        raise GptOssError(f"kernels follow the float32 policy only, not {policy!r}")
+    check_policy(policy)
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
-    group = heads // kv_heads
-    order = np.argsort(k_positions, kind="stable")
-    positions, asked = np.asarray(k_positions)[order], np.asarray(q_positions)
+    if (
+        heads % max(1, kv_heads)
+        or d_mix.shape != (queries, heads * channels)
+        or k.shape != v.shape
+        or k.shape[2] != channels
+        or sinks.shape != (heads,)
+    ):
+        raise GptOssError(
+            f"gradient of attention: d_mix {d_mix.shape}, q {q.shape}, k {k.shape}, v {v.shape}, "
+            f"sinks {sinks.shape} do not fit: expected (T, H*C), (T, H, C), (S, K, C) twice, (H,)"
+        )
+    q_positions, k_positions = positions_of(q_positions), positions_of(k_positions)
+    parts = [(slice(0, queries), slice(0, keys))] if rows is None else [(at, at) for at in rows]
+    order = np.empty(keys, np.int64)
+    first, last = np.empty_like(q_positions), np.empty_like(q_positions)
     reach = _NO_WINDOW if window is None else window
-    first = np.searchsorted(positions, asked - reach, "right")  # the keys that a query sees
-    last = np.searchsorted(positions, asked, "right")
-    keys_of, values_of = (
-        np.ascontiguousarray(a[order].transpose(1, 0, 2), np.float32) for a in (k, v)
-    )  # (K, S, C)
-    d_q = np.empty((queries, heads, channels), np.float32)
-    d_k, d_v = np.zeros_like(keys_of), np.zeros_like(values_of)
-    d_sinks = np.zeros((kv_heads, group))
-    wide_sinks = widen(sinks, np.float32).reshape(kv_heads, group)
-    scale = np.float32(1 / math.sqrt(channels))
-
-    def grouped(a: Array) -> Array:
-        """(t, H, C) as (K, G·t, C)."""
-        by_head = a.reshape(len(a), kv_heads, group, channels).transpose(1, 2, 0, 3)
-        return np.ascontiguousarray(by_head, np.float32).reshape(kv_heads, -1, channels)
-
-    for start in range(0, queries, TILE):
-        rows = slice(start, min(start + TILE, queries))
-        seen = slice(int(first[rows].min()), int(last[rows].max()))
-        q_rows, d_rows = grouped(q[rows]), grouped(d_mix[rows])
-        near_k, near_v = keys_of[:, seen], values_of[:, seen]
-        scores = q_rows @ near_k.swapaxes(-1, -2)  # (K, G·t, s), then the weights
-        d_scores = d_rows @ near_v.swapaxes(-1, -2)  # dw, then the gradient of the scores
-        bounds = (first[rows] - seen.start, last[rows] - seen.start)
-        for head in range(kv_heads):
-            _between(
-                *(scores[head], d_scores[head], *bounds),
-                *(wide_sinks[head], scale, d_sinks[head]),
-            )
-        found = (d_scores @ near_k).reshape(kv_heads, group, -1, channels)
-        d_q[rows] = found.transpose(2, 0, 1, 3).reshape(-1, heads, channels)
-        d_k[:, seen] += d_scores.swapaxes(-1, -2) @ q_rows
-        d_v[:, seen] += scores.swapaxes(-1, -2) @ d_rows
-
-    def back(a: Array) -> Array:
-        out = np.empty((keys, kv_heads, channels), np.float32)
-        out[order] = a.transpose(1, 0, 2)
-        return out
-
-    return AttentionGradients(d_q, back(d_k), back(d_v), d_sinks.reshape(-1).astype(np.float32))
+    for of_q, of_k in parts:
+        order[of_k] = of_k.start + np.argsort(k_positions[of_k], kind="stable")
+        positions, asked = k_positions[order[of_k]], q_positions[of_q]
+        first[of_q] = np.searchsorted(positions, asked - reach, "right")  # the keys that it sees
+        last[of_q] = np.searchsorted(positions, asked, "right")
+    most = max((int(_reach(first[a], last[a])) for a, _ in parts), default=0)
+    bounds = np.array([[a.start, a.stop, b.start, b.stop] for a, b in parts], np.int64)
+    d_q, d_k, d_v = (np.empty(a.shape, np.float32) for a in (q, k, v))
+    d_sinks = np.zeros((len(parts), heads))
+    given = _Given(
+        current_path(), values(q), values(k), values(v), values(d_mix), order, first, last, bounds,
+        np.ascontiguousarray(widen(sinks, np.float32)), np.float32(1 / math.sqrt(channels)),
+        most,
+    )  # fmt: skip
+    work = 5 * heads * channels * int((last - first).sum())
+    run(_attention, len(parts) * kv_heads, work, given, d_q, d_k, d_v, d_sinks)
+    return AttentionGradients(d_q, d_k, d_v, d_sinks.sum(axis=0).astype(np.float32))
 
 
-@jit_dot
-def _between(
-    scores: Any, d_weights: Any, first: Any, last: Any, sinks: Any, scale: Any, d_sinks: Any
+def _reach(first: Array, last: Array) -> int:
+    """Keys that ROWS queries see together, at most: few with a window, if they are in order."""
+    steps = np.diff([first, last])
+    if len(first) and ((steps < 0) | (steps > 1)).any():
+        return int(last.max())
+    return int((last - first).max(initial=0)) + ROWS
+
+
+class _Given(NamedTuple):
+    path: Any
+    q: Any  # (T, H, C)
+    k: Any  # (S, K, C)
+    v: Any  # (S, K, C)
+    d_mix: Any  # (T, H·C)
+    order: Any  # (S,) the keys of each row of the batch by position
+    first: Any  # (T,) in that order, from the row's first key: the first that a query sees
+    last: Any  # (T,) one past the last
+    bounds: Any  # (rows of the batch, 4): first query, one past the last; the same of the keys
+    sinks: Any  # (H,)
+    scale: Any
+    most: Any  # keys that ROWS queries see together
+
+
+@jit
+def _attention(
+    given: _Given, d_q: Any, d_k: Any, d_v: Any, d_sinks: Any, tasks: int, team: Any
 ) -> None:
-    """In place: ``scores`` (G·t, s) to weights, ``d_weights`` to the gradient of q · k."""
-    queries = first.size
+    _attention_tasks(given, d_q, d_k, d_v, d_sinks, tasks, team)
+
+
+@jit_tasks
+def _attention_tasks(
+    of: _Given, d_q: Any, d_k: Any, d_v: Any, d_sinks: Any, start: int, stop: int
+) -> None:
+    kv_heads, channels = of.k.shape[1], of.k.shape[2]
+    path, width = of.path, panel_width(of.path)
+    group, stride = of.q.shape[1] // kv_heads, padded(channels)
+    for task in range(start, stop):
+        row, head = task // kv_heads, task % kv_heads
+        q_begin, q_end, k_begin, k_end = of.bounds[row]
+        keys = k_end - k_begin
+        order, room = of.order[k_begin:k_end], padded(keys)
+        k, v, d_k_, d_v_ = (
+            floats(room * stride), floats(room * stride), floats(room * stride),
+            floats(room * stride),
+        )  # fmt: skip
+        _gather(of.k, order, head, channels, stride, k)
+        _gather(of.v, order, head, channels, stride, v)
+        k_panels, v_panels = floats(room * stride), floats(room * stride)
+        for j in range(0, room, width):
+            pack(path, k, j * stride, stride, width, stride, 0, k_panels[j * stride :])
+            pack(path, v, j * stride, stride, width, stride, 0, v_panels[j * stride :])
+        fill(d_k_, np.float32(0.0))
+        fill(d_v_, np.float32(0.0))
+        most = min(room, of.most + 2 * width)
+        some = max(1, min(ROWS // group, SCORES // (group * most)))
+        q, d = floats(some * group * stride), floats(some * group * stride)
+        scores, d_scores = floats(some * group * most), floats(some * group * most)
+        found = floats(some * group * stride)
+        for t in range(q_begin, q_end, some):
+            count = min(some, q_end - t)
+            rows = count * group
+            low, high = _seen(of.first[t : t + count], of.last[t : t + count], room, width)
+            seen = high - low
+            _queries(of, t, count, head * group, group, stride, q, d)
+            for j in range(low, high, width):
+                tile(
+                    path, rows, q, 0, stride, 1, k_panels, j * stride, width, stride, scores,
+                    j - low, seen, False,
+                )  # fmt: skip
+                tile(
+                    path, rows, d, 0, stride, 1, v_panels, j * stride, width, stride, d_scores,
+                    j - low, seen, False,
+                )  # fmt: skip
+            for r in range(rows):
+                i, h = r // group, head * group + r % group
+                d_sinks[row, h] += _between(
+                    scores[r * seen : (r + 1) * seen], d_scores[r * seen : (r + 1) * seen],
+                    of.first[t + i] - low, of.last[t + i] - low, of.sinks[h], of.scale,
+                )  # fmt: skip
+            for c in range(0, stride, width):
+                tile(
+                    path, rows, d_scores, 0, seen, 1, k, low * stride + c, stride, seen, found,
+                    c, stride, False,
+                )  # fmt: skip
+                at = low * stride + c
+                tile(
+                    of.path, seen, d_scores, 0, 1, seen, q, c, stride, rows, d_k_, at, stride, True
+                )
+                tile(path, seen, scores, 0, 1, seen, d, c, stride, rows, d_v_, at, stride, True)
+            for r in range(rows):
+                i, h = r // group, head * group + r % group
+                for c in range(channels):
+                    d_q[t + i, h, c] = found[r * stride + c]
+        for j in range(keys):
+            for c in range(channels):
+                d_k[order[j], head, c] = d_k_[j * stride + c]
+                d_v[order[j], head, c] = d_v_[j * stride + c]
+
+
+@jit_inner
+def _gather(x: Any, order: Any, head: int, channels: int, stride: int, out: Any) -> None:
+    """One head's rows in ``order``, with zeros beside and behind them."""
+    fill(out, np.float32(0.0))
+    for j in range(order.size):
+        for c in range(channels):
+            out[j * stride + c] = x[order[j], head, c]
+
+
+@jit_inner
+def _queries(
+    of: _Given, t: int, count: int, head: int, group: int, stride: int, q: Any, d: Any
+) -> None:
+    """The queries of a group's heads, and their d_mix: rows i·G + g."""
+    channels = of.q.shape[2]
+    fill(q[: count * group * stride], np.float32(0.0))
+    fill(d[: count * group * stride], np.float32(0.0))
+    for i in range(count):
+        for g in range(group):
+            at, h = (i * group + g) * stride, head + g
+            for c in range(channels):
+                q[at + c] = of.q[t + i, h, c]
+                d[at + c] = of.d_mix[t + i, h * channels + c]
+
+
+@jit_inner
+def _seen(first: Any, last: Any, room: int, width: int) -> Any:
+    """Whole panels, of ``room`` keys, of those that some queries see."""
+    low, high = first[0], last[0]
+    for i in range(first.size):
+        low, high = min(low, first[i]), max(high, last[i])
+    low = min(low // width * width, room - width)
+    return low, max(low + width, (high + width - 1) // width * width)
+
+
+@jit_dot_inner
+def _between(scores: Any, d_weights: Any, low: int, high: int, sink: Any, scale: Any) -> Any:
+    """In place: ``scores`` (s,) to weights, ``d_weights`` to the gradient of q · k.
+
+    Returns the query's part of the sink's gradient.
+    """
     zero = np.float32(0.0)
-    for row in range(scores.shape[0]):
-        g, t = row // queries, row % queries
-        low, high = first[t], last[t]
-        w, d = scores[row], d_weights[row]
-        sink = sinks[g]
-        top = sink
-        for j in range(low, high):
-            w[j] *= scale
-            top = max(top, w[j])
-        total = zero
-        for j in range(low, high):
-            w[j] = exp(np.float32(w[j] - top))
-            total += w[j]
-        share = exp(np.float32(sink - top))
-        inverse = np.float32(1.0) / np.float32(total + share)
-        delta = zero
-        for j in range(low, high):
-            w[j] *= inverse
-            delta += w[j] * d[j]
-        d_sinks[g] -= share * inverse * delta
-        for j in range(low, high):
-            d[j] = w[j] * (d[j] - delta) * scale
-        for j in range(low):
-            w[j] = zero
-            d[j] = zero
-        for j in range(high, w.size):
-            w[j] = zero
-            d[j] = zero
+    w, d = scores[low:high], d_weights[low:high]
+    top = np.float32(sink)
+    for j in range(w.size):
+        w[j] *= scale
+        top = max(top, w[j])
+    total = zero
+    for j in range(w.size):
+        w[j] = exp(np.float32(w[j] - top))
+        total += w[j]
+    share = exp(np.float32(sink - top))
+    inverse = np.float32(1.0) / np.float32(total + share)
+    delta = zero
+    for j in range(w.size):
+        w[j] *= inverse
+        delta += w[j] * d[j]
+    for j in range(w.size):
+        d[j] = w[j] * (d[j] - delta) * scale
+    fill(scores[:low], zero)
+    fill(d_weights[:low], zero)
+    fill(scores[high:], zero)
+    fill(d_weights[high:], zero)
+    return np.float64(-share * inverse * delta)

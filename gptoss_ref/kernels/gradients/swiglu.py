@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.scalar import exp
 from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
 
@@ -43,13 +43,18 @@ def swiglu(
 
 @jit
 def _gradients(d_y: Any, x: Any, alpha: Any, limit: Any, d_x: Any) -> None:
-    one, nothing = np.float32(1.0), np.float32(0.0)
     for i in range(d_y.size):
-        raw_gate, raw_up = x[2 * i], x[2 * i + 1]
-        gate = limit if raw_gate > limit else raw_gate
-        up = limit if raw_up > limit else raw_up
-        up = -limit if up < -limit else up
-        s = one / (one + exp(-alpha * gate))
-        d_gate = d_y[i] * (up + one) * (s + alpha * gate * s * (one - s))
-        d_x[2 * i] = nothing if raw_gate > limit else d_gate
-        d_x[2 * i + 1] = nothing if abs(raw_up) > limit else d_y[i] * gate * s
+        d_x[2 * i], d_x[2 * i + 1] = slope(d_y[i], x[2 * i], x[2 * i + 1], alpha, limit)
+
+
+@jit_inner
+def slope(d_y: Any, raw_gate: Any, raw_up: Any, alpha: Any, limit: Any) -> Any:
+    """Gradients of one gate and its up."""
+    one, nothing = np.float32(1.0), np.float32(0.0)
+    gate = limit if raw_gate > limit else raw_gate
+    up = limit if raw_up > limit else raw_up
+    up = -limit if up < -limit else up
+    s = np.float32(one / np.float32(one + exp(np.float32(-alpha * gate))))
+    d_gate = np.float32(d_y * (up + one) * (s + alpha * gate * s * (one - s)))
+    d_gate = nothing if raw_gate > limit else d_gate
+    return d_gate, nothing if abs(raw_up) > limit else np.float32(d_y * gate * s)

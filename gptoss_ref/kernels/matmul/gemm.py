@@ -1,9 +1,9 @@
 """Products of bfloat16 or float32 rows with several tokens.
 
 256 columns at a time: a panel of rows is packed, stays in the first cache, and is multiplied with
-all tokens on register tiles (``register_tile.py``). Some columns of the activations stay in
-the second cache while all panels pass by. On AMX 32 rows as they lie are multiplied with all
-tokens split into bfloat16 planes (``amx.py``).
+all tokens on register tiles (``register_tile.py``). Some columns of up to 768 activations stay in
+the second cache while all panels pass by; so many tokens and 64 rows are a task. On AMX 32 rows as
+they lie are multiplied with all tokens split into bfloat16 planes (``amx.py``).
 
 Accumulators: float32, in pieces of 256. Error: that of a float32 sum, below 1e-6 relative L2.
 """
@@ -45,17 +45,18 @@ def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Ar
     (tokens, inputs), outputs = x.shape, y.shape[1]
     flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
     path, work = current_path(), tokens * outputs * inputs
+    chunks = -(-tokens // TOKENS)
     if by_column:
-        run(gemm, tasks, work, path, x, flat, True, bias, y)
+        run(gemm, tasks * chunks, work, path, x, flat, True, bias, y)
     elif tokens == 1:
         run(gemv, tasks, work, x[0], flat, bias, y[0])
     elif path_name() == "amx" and stored.dtype == np.uint16 and inputs % amx.STEP == 0 < inputs:
         nan = np.zeros(1, np.bool_)
         run(gemm_amx, -(-outputs // AMX_ROWS), work, x, flat, bias, y, nan)
         if nan[0]:  # perhaps of an infinite weight, ∞ − ∞ of planes: summed whole instead
-            run(gemm, tasks, work, path, x, flat, False, bias, y)
+            run(gemm, tasks * chunks, work, path, x, flat, False, bias, y)
     else:
-        run(gemm, tasks, work, path, x, flat, False, bias, y)
+        run(gemm, tasks * chunks, work, path, x, flat, False, bias, y)
 
 
 @jit
@@ -81,44 +82,58 @@ def gemm(
 def _gemm_tasks(
     path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, start: int, stop: int
 ) -> None:
-    """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
-    (tokens, inputs), outputs = x.shape, y.shape[1]
+    """Tasks ``start`` … ``stop`` − 1: some tokens, and 64 columns of y (T, N)."""
+    tokens, outputs = y.shape
+    columns = (outputs + ROWS_PER_TASK - 1) // ROWS_PER_TASK
     width = panel_width(path)
     panel = floats(DEPTH * width)  # [DEPTH, L]
     edge = floats(TOKENS * width)  # [T, L], where a panel overhangs y
+    for chunk in range(start // columns, (stop + columns - 1) // columns):
+        begin = max(start - chunk * columns, 0) * ROWS_PER_TASK
+        end = min(min(stop - chunk * columns, columns) * ROWS_PER_TASK, outputs)
+        t = chunk * TOKENS
+        count = min(TOKENS, tokens - t)
+        _gemm_part(path, x, weight, by_column, bias, y, t, count, begin, end, panel, edge)
+
+
+@jit_inner
+def _gemm_part(
+    path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, t: int, count: int,
+    begin: int, end: int, panel: Any, edge: Any
+) -> None:  # fmt: skip
+    """Columns ``begin`` … ``end`` − 1 of y (T, N) for ``count`` tokens from ``t`` on."""
+    inputs, outputs = x.shape[1], y.shape[1]
+    width = panel_width(path)
     x_flat, y_flat = x.reshape(-1), y.reshape(-1)
-    begin, end = start * ROWS_PER_TASK, min(stop * ROWS_PER_TASK, outputs)
-    for t in range(tokens):
-        row = y_flat[t * outputs + begin : t * outputs + end]
+    for m in range(t, t + count):
+        row = y_flat[m * outputs + begin : m * outputs + end]
         if bias.size:
             widen_all(bias[begin:end], row)
         else:
             fill(row, np.float32(0.0))
-    for t in range(0, tokens, TOKENS):
-        count = min(TOKENS, tokens - t)
-        for k in range(0, inputs, DEPTH):
-            depth = min(DEPTH, inputs - k)
-            for first in range(begin, end, width):
-                rows = min(width, end - first)
-                if by_column:
-                    _pack_columns(weight, first, k, outputs, rows, depth, width, panel)
-                else:
-                    at = first * inputs + k
-                    pack(path, weight, at, inputs, rows, depth, width * inputs, panel)
-                of, to = t * inputs + k, t * outputs + first
-                if rows == width:
-                    tile(
-                        path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
-                        y_flat, to, outputs, True,
-                    )  # fmt: skip
-                    continue
+    for k in range(0, inputs, DEPTH):
+        depth = min(DEPTH, inputs - k)
+        for first in range(begin, end, width):
+            rows = min(width, end - first)
+            if by_column:
+                _pack_columns(weight, first, k, outputs, rows, depth, width, panel)
+            else:
+                at = first * inputs + k
+                pack(path, weight, at, inputs, rows, depth, width * inputs, panel)
+            of, to = t * inputs + k, t * outputs + first
+            if rows == width:
                 tile(
                     path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
-                    edge, 0, width, False,
+                    y_flat, to, outputs, True,
                 )  # fmt: skip
-                for m in range(count):
-                    to = (t + m) * outputs + first
-                    add_all(edge[m * width : m * width + rows], y_flat[to : to + rows])
+                continue
+            tile(
+                path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
+                edge, 0, width, False,
+            )  # fmt: skip
+            for m in range(count):
+                to = (t + m) * outputs + first
+                add_all(edge[m * width : m * width + rows], y_flat[to : to + rows])
 
 
 @jit_inner

@@ -1,85 +1,51 @@
 """The backward pass as stages: for each gradient, what it is computed from and how.
 
-A stage gets its :class:`BlockContext`, then the gradients it starts from, then the values of the
-forward pass that it needs. ``mlp.residual`` stands for the residual stream: its gradient in block n
-comes from block n + 1, or from the last norm.
+``mlp.residual`` stands for the residual stream: its gradient in block n comes from block n + 1, or
+from the last norm. What computes a stage is in :mod:`~gptoss_ref.verify.gradients.operations`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from gptoss_ref import gradients
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.gradients.attention import weights_and_sink
-from gptoss_ref.gradients.linear import parameters, product
-from gptoss_ref.gradients.router import load_balancing, shares
-from gptoss_ref.layers import rope_tables, yarn
-from gptoss_ref.layers.linear import dense
-from gptoss_ref.losses import Counted
+from gptoss_ref.gradients.router import load_balancing
 from gptoss_ref.numerics import Array, Policy
-from gptoss_ref.weights import AttentionWeights, ExpertMatrix, MLPWeights, ModelWeights
+from gptoss_ref.verify.gradients.operations import (
+    BlockContext,
+    Compute,
+    attention_weights,
+    attn_norm,
+    bias,
+    embedding_table,
+    expert_bias,
+    expert_matrix,
+    expert_out,
+    expert_weights,
+    final_norm,
+    gate_up,
+    into_attention,
+    into_mlp,
+    keys,
+    last_residual,
+    logits,
+    matrix,
+    mix,
+    mlp_norm,
+    queries,
+    router_logits,
+    same,
+    scale_of,
+    sinks,
+    swiglu,
+    turned_back,
+    values,
+)
 
-Compute = Callable[..., Array]
-
-
-@dataclass(frozen=True)
-class BlockContext:
-    """Where a stage is computed: the block (None: the ends), and the rounding."""
-
-    config: ModelConfig
-    policy: Policy
-    weights: ModelWeights
-    tokens: Array
-    counted: Counted
-    layer: int | None = None
-    aux: Callable[[int, bool], Array] | None = None
-    """The load-balancing gradient (T, E) of a block's router logits, its coefficient included; of
-    logits that have been through a softmax before, if so asked."""
-    coefficient: float = 1.0
-    unembedding: Callable[[], Array] | None = None
-    """The gradient (V, D) of the unembedding."""
-
-    @property
-    def attn(self) -> AttentionWeights:
-        """The attention weights of the block."""
-        assert self.layer is not None
-        return self.weights.blocks[self.layer].attn
-
-    @property
-    def mlp(self) -> MLPWeights:
-        """The weights of the block's experts and router."""
-        assert self.layer is not None
-        return self.weights.blocks[self.layer].mlp
-
-    @property
-    def window(self) -> int | None:
-        """Keys that a query of the block sees."""
-        assert self.layer is not None
-        return self.config.window(self.layer)
-
-    @cached_property
-    def tables(self) -> tuple[Array, Array]:
-        """Cosines and sines (T, C/2)."""
-        c = self.config
-        rotary = yarn(
-            c.head_dim,
-            c.rope_theta,
-            c.rope_scaling_factor,
-            c.initial_context_length,
-            c.rope_ntk_beta,
-            c.rope_ntk_alpha,
-        )
-        return rope_tables(np.arange(len(self.tokens)), *rotary, policy=self.policy)
-
-    def norm(self, d_y: Array, x: Array, scale: Array) -> Any:
-        """Gradients of a norm."""
-        return gradients.rmsnorm(d_y, x, scale, self.config.rms_norm_eps, policy=self.policy)
+__all__ = ["BLOCK", "BlockContext", "Compute", "Node", "Stage", "balancing", "nodes"]
 
 
 @dataclass(frozen=True)
@@ -97,237 +63,6 @@ class Stage:
     grads: tuple[str, ...]
     forward: tuple[str, ...]
     compute: Compute = field(repr=False)
-
-
-def logits(site: BlockContext, values: Array) -> Array:
-    """Gradient (T, V) of the logits ``values`` (T, V)."""
-    _, d = gradients.cross_entropy(values, *site.counted, policy=site.policy)
-    return d
-
-
-def final_norm(site: BlockContext, d_logits: Array) -> Array:
-    """Gradient (T, D) of what the last norm returns, from ``d_logits`` (T, V)."""
-    return site.policy.round(product(d_logits, site.weights.unembedding, policy=site.policy))
-
-
-def last_residual(site: BlockContext, d_norm: Array, x: Array) -> Array:
-    """Gradient (T, D) of ``x`` (T, D), which the last norm takes, from ``d_norm`` (T, D)."""
-    d_x: Array = site.norm(d_norm, x, site.weights.norm_scale).d_x
-    return d_x
-
-
-def into_attention(site: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
-    """Gradient (T, D) of ``x`` (T, D), which enters the block: past attention, and through it."""
-    d_x: Array = site.norm(d_norm, x, site.attn.norm_scale).d_x
-    return site.policy.round(d_residual + d_x)
-
-
-def into_mlp(site: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
-    """Gradient (T, D) of ``x`` (T, D) between attention and experts: past them, and through."""
-    d_x: Array = site.norm(d_norm, x, site.mlp.norm_scale).d_x
-    return site.policy.round(d_residual + d_x)
-
-
-def same(site: BlockContext, d: Array) -> Array:
-    """A sum passes its gradient ``d`` (T, D) to each part: (T, D)."""
-    return d
-
-
-def expert_out(site: BlockContext, d_out: Array, weights: Array) -> Array:
-    """w · dy: (T, A, D) from ``d_out`` (T, D) and the router's ``weights`` (T, A)."""
-    return site.policy.round(weights[..., None] * d_out[:, None])
-
-
-def expert_weights(site: BlockContext, d_out: Array, answers: Array, indices: Array) -> Array:
-    """dy · o: (T, A) from ``d_out`` (T, D), ``answers`` (T, A, D) and ``indices`` (T, A)."""
-    return site.policy.round((d_out[:, None] * answers).sum(-1))
-
-
-def through_experts(site: BlockContext, d: Array, matrix: ExpertMatrix, indices: Array) -> Array:
-    """d · W of each token's experts, not rounded: (T, A, M) from ``d`` (T, A, N)."""
-    out = np.empty((*d.shape[:2], matrix.shape[-1]), site.policy.dtype)
-    for e in np.unique(indices):
-        t, a = np.nonzero(indices == e)
-        out[t, a] = d[t, a] @ dense(matrix[int(e)], site.policy)
-    return out
-
-
-def swiglu(site: BlockContext, d_answers: Array, indices: Array) -> Array:
-    """Gradient (T, A, F) of the activations, from ``d_answers`` (T, A, D), ``indices`` (T, A)."""
-    return site.policy.round(through_experts(site, d_answers, site.mlp.mlp2_weight, indices))
-
-
-def gate_up(site: BlockContext, d_activated: Array, x: Array) -> Array:
-    """Gradient (T, A, 2F) of ``x`` (T, A, 2F), from ``d_activated`` (T, A, F)."""
-    c = site.config
-    return gradients.swiglu(d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=site.policy)
-
-
-def router_logits(
-    site: BlockContext, d_weights: Array, weights: Array, indices: Array, router: Array
-) -> Array:
-    """Gradient (T, E), from ``d_weights``, ``weights``, ``indices`` (T, A), ``router`` (T, E)."""
-    d = np.zeros(router.shape, site.policy.dtype)
-    np.put_along_axis(d, indices, shares(d_weights, weights, policy=site.policy), axis=-1)
-    return with_aux(site, d)
-
-
-def with_aux(site: BlockContext, d: Array, times: float = 1.0) -> Array:
-    """``d`` (T, E) and the gradient (T, E) of the load-balancing loss, if there is one."""
-    if site.aux is None or site.layer is None:
-        return d
-    return site.policy.round(d + times * site.aux(site.layer, False))
-
-
-def mlp_norm(site: BlockContext, d_gate_up: Array, d_router: Array, indices: Array) -> Array:
-    """Gradient (T, D), from ``d_gate_up`` (T, A, 2F), ``d_router`` (T, E), ``indices`` (T, A)."""
-    r, policy = site.policy.round, site.policy
-    by_experts = through_experts(site, d_gate_up, site.mlp.mlp1_weight, indices).sum(1)
-    return r(r(by_experts) + r(product(d_router, site.mlp.gate_weight, policy=policy)))
-
-
-def mix(site: BlockContext, d_out: Array) -> Array:
-    """Gradient (T, H*C), from ``d_out`` (T, D)."""
-    return site.policy.round(product(d_out, site.attn.out_weight, policy=site.policy))
-
-
-def attention_weights(site: BlockContext, d_mix: Array, v: Array) -> Array:
-    """Gradient (H, T, S), from ``d_mix`` (T, H*C) and ``v`` (S, K, C)."""
-    return gradients.attention_weights(d_mix, v, policy=site.policy)
-
-
-def softmax(site: BlockContext, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
-    """Weights (H, T, S) and the sink's (H, T) of ``q`` (T, H, C), ``k`` (S, K, C), both turned.
-
-    ``extra`` keys more than the window are visible.
-    """
-    length, heads, _ = q.shape
-    age = np.arange(length)[:, None] - np.arange(length)
-    visible = age >= 0
-    if site.window is not None:
-        visible &= age < site.window + extra
-    grouped = q.astype(site.policy.dtype).reshape(length, k.shape[1], -1, q.shape[2])
-    w, sink = weights_and_sink(
-        grouped.transpose(1, 2, 0, 3),
-        k.astype(site.policy.dtype).transpose(1, 0, 2)[:, None],
-        site.attn.sinks,
-        visible,
-        policy=site.policy,
-    )
-    return w.reshape(heads, length, length), sink.reshape(heads, length)
-
-
-def d_scores(site: BlockContext, d_w: Array, w: Array) -> Array:
-    """Gradient (H, T, S) of the scores q · k, from ``d_w`` and ``w`` (H, T, S)."""
-    delta = (w * d_w).sum(-1, keepdims=True)
-    return scaled(site, site.policy.round(w * (d_w - delta)))
-
-
-def scaled(site: BlockContext, d: Array) -> Array:
-    """The scale 1/√C of the scores, for ``d`` (H, T, S): (H, T, S)."""
-    return site.policy.round(d * site.policy.dtype.type(site.config.head_dim**-0.5))
-
-
-def to_queries(site: BlockContext, d: Array, k: Array) -> Array:
-    """Σ_j d k: (T, H, C) from ``d`` (H, T, S) and ``k`` (S, K, C)."""
-    group = len(d) // k.shape[1]
-    heads = [d[h] @ k[:, h // group].astype(d.dtype) for h in range(len(d))]
-    return site.policy.round(np.stack(heads, 1))
-
-
-def to_keys(site: BlockContext, d: Array, q: Array) -> Array:
-    """Σ_p d q, over each group of heads: (S, K, C) from ``d`` (H, T, S) and ``q`` (T, H, C)."""
-    r = site.policy.round
-    heads = r(np.stack([d[h].T @ q[:, h].astype(d.dtype) for h in range(len(d))]))  # (H, S, C)
-    kv_heads = site.config.num_key_value_heads
-    grouped = heads.reshape(kv_heads, -1, *heads.shape[1:]).sum(1)  # (K, S, C)
-    return r(grouped).transpose(1, 0, 2)
-
-
-def by_heads(site: BlockContext, d_mix: Array) -> Array:
-    """``d_mix`` (T, H*C) as (T, H, C)."""
-    return d_mix.reshape(len(d_mix), -1, site.config.head_dim)
-
-
-def values(site: BlockContext, d_mix: Array, q: Array, k: Array) -> Array:
-    """Gradient (S, K, C) of v, from ``d_mix`` (T, H*C), ``q`` (T, H, C) and ``k`` (S, K, C)."""
-    w, _ = softmax(site, q, k)
-    return to_keys(site, w, by_heads(site, d_mix))
-
-
-def queries(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
-    """Gradient (T, H, C) of ``q`` (T, H, C), from ``d_w`` (H, T, S) and ``k`` (S, K, C)."""
-    w, _ = softmax(site, q, k)
-    return to_queries(site, d_scores(site, d_w, w), k)
-
-
-def keys(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
-    """Gradient (S, K, C) of ``k`` (S, K, C), from ``d_w`` (H, T, S) and ``q`` (T, H, C)."""
-    w, _ = softmax(site, q, k)
-    return to_keys(site, d_scores(site, d_w, w), q)
-
-
-def sinks(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
-    """Gradient (H,), from ``d_w`` (H, T, S), ``q`` (T, H, C) and ``k`` (S, K, C)."""
-    w, sink = softmax(site, q, k)
-    r = site.policy.round
-    return r(r(-sink * (w * d_w).sum(-1)).sum(-1))
-
-
-def turned_back(site: BlockContext, d: Array) -> Array:
-    """Gradient (T, H, C) before RoPE, from ``d`` (T, H, C) after it."""
-    return gradients.rope(d, *site.tables, policy=site.policy)
-
-
-def attn_norm(site: BlockContext, d_q: Array, d_k: Array, d_v: Array) -> Array:
-    """Gradient (T, D), from ``d_q`` (T, H, C), ``d_k`` and ``d_v`` (T, K, C)."""
-    w = site.attn
-    rows = [d.reshape(len(d), -1) for d in (d_q, d_k, d_v)]
-    matrices = (w.q_weight, w.k_weight, w.v_weight)
-    total = sum(product(d, m, policy=site.policy) for d, m in zip(rows, matrices, strict=True))
-    return site.policy.round(np.asarray(total))
-
-
-def matrix(site: BlockContext, d_y: Array, x: Array) -> Array:
-    """Gradient (N, M) of a linear layer's weight, from ``d_y`` (T, …) and ``x`` (T, M)."""
-    return parameters(d_y.reshape(len(d_y), -1), x, policy=site.policy)[0]
-
-
-def bias(site: BlockContext, d_y: Array) -> Array:
-    """Gradient (N,) of a linear layer's bias, from ``d_y`` (T, …)."""
-    return site.policy.round(d_y.reshape(len(d_y), -1).astype(site.policy.dtype).sum(0))
-
-
-def expert_matrix(site: BlockContext, d: Array, x: Array, indices: Array) -> Array:
-    """Gradient (E, N, M), from ``d`` (T, A, N), ``x`` (T, M) or (T, A, M), ``indices`` (T, A)."""
-    out = np.zeros((site.config.num_experts, d.shape[-1], x.shape[-1]), site.policy.dtype)
-    for e in np.unique(indices):
-        t, a = np.nonzero(indices == e)
-        out[e], _ = parameters(d[t, a], x[t, a] if x.ndim == 3 else x[t], policy=site.policy)
-    return out
-
-
-def expert_bias(site: BlockContext, d: Array, indices: Array) -> Array:
-    """Gradient (E, N), from ``d`` (T, A, N) and ``indices`` (T, A)."""
-    out = np.zeros((site.config.num_experts, d.shape[-1]), site.policy.dtype)
-    np.add.at(out, indices, d.astype(site.policy.dtype))
-    return site.policy.round(out)
-
-
-def scale_of(part: str) -> Compute:
-    """The gradient of a norm's scale."""
-
-    def compute(site: BlockContext, d_norm: Array, x: Array) -> Array:
-        scale = site.weights if part == "" else getattr(site, part)
-        d: Array = site.norm(d_norm, x, scale.norm_scale).d_scale
-        return d
-
-    return compute
-
-
-def embedding_table(site: BlockContext, d_x: Array) -> Array:
-    """Gradient (V, D), from ``d_x`` (T, D)."""
-    return gradients.embedding(d_x, site.tokens, site.config.vocab_size, policy=site.policy)
 
 
 STREAM = "stream"

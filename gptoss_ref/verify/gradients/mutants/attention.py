@@ -6,9 +6,9 @@ import numpy as np
 
 from gptoss_ref import gradients
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.gradients import stages as at
+from gptoss_ref.verify.gradients import operations as at
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, name_of, zero
-from gptoss_ref.verify.gradients.stages import BlockContext, Compute
+from gptoss_ref.verify.gradients.operations import BlockContext, Compute
 
 SCORES = "grad.attn.q_rope grad.attn.k_rope"
 SINKS = "grad.weights.attn.sinks"

@@ -6,7 +6,7 @@ import numpy as np
 
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, zero
-from gptoss_ref.verify.gradients.stages import BlockContext, Compute
+from gptoss_ref.verify.gradients.operations import BlockContext, Compute
 
 
 def _derivative(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.gradients.stages import BlockContext, Compute
+from gptoss_ref.verify.gradients.operations import BlockContext, Compute
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.gradients import stages as at
+from gptoss_ref.verify.gradients import operations as at
 from gptoss_ref.verify.gradients.mutants.mutant import GradientMutant, bug, zero
-from gptoss_ref.verify.gradients.stages import BlockContext, Compute
+from gptoss_ref.verify.gradients.operations import BlockContext, Compute
 
 
 @bug(
