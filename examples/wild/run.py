@@ -130,8 +130,8 @@ ENTRIES = (
         "torchtitan",
         "torchtitan_flex.py",
         "torchtitan",
-        truth="its state_dict_adapter.py drops the tensors of experts: their names lack a suffix there "
-        "(`mlp1_weight`, not `mlp1_weight_EGD`); the script adds it",
+        truth="its state_dict_adapter.py drops the tensors of experts: it has no suffixes in their "
+        "names (`mlp1_weight`, not `mlp1_weight_EGD`); the script adds them",
     ),
     Entry("onnxruntime-genai", "ort_genai.py", "transformers"),
     Entry("OpenVINO, by optimum-intel", "openvino_optimum.py", "openvino"),

@@ -322,6 +322,24 @@ def test_the_last_norm_and_the_logits(
         assert diagnosis.first_divergence.name == ("norm" if len(bugs) > 1 else "logits")
 
 
+def test_value_biases_and_norms_folded_as_transformer_lens_does(
+    model: gr.Model, tokens: list[int]
+) -> None:
+    """Its compatibility mode: the norms may be folded, the bias of the values may not."""
+    taps = dict(
+        run(random_checkpoint(), tokens, "float32", ("norm-scale-folded", "value-bias-folded"))
+    )
+    taps["logits"] = taps["logits"] - taps["logits"].mean(1, keepdims=True)  # centred
+    kept = "embedding attn.norm attn.q attn.k attn.v attn.weights attn.mix attn.out attn.residual"
+    kept += " mlp.norm mlp.router_logits mlp.out mlp.residual norm logits"
+    taps = {name: x for name, x in taps.items() if name.split(".", 2)[-1] in kept.split()}
+    diagnosis = diagnose(model, taps, tokens)
+    assert names_of(diagnosis) == ["value-bias-folded"]
+    assert not diagnosis.unexplained
+    wrong = {row.name.split(".", 2)[-1] for row in diagnosis.rows if row.verdict == "diverges"}
+    assert wrong == {"attn.v", "attn.out"}
+
+
 def test_an_unembedding_that_no_bug_explains(model: gr.Model, tokens: list[int]) -> None:
     taps = run(random_checkpoint(), tokens, "float32")
     noisy = taps["logits"] * np.linspace(1, 1.1, taps["logits"].shape[1], dtype=np.float32)
