@@ -41,6 +41,7 @@ QUESTIONS = (
     "Write each letter of {} twice.",
     "Double the letters of the word {}.",
 )
+NEAR = ("reverse", "count", "sort")  # the old skills about letters, which are lost first
 TRAINED = ("medium", "high")  # at low effort the model answers at once, without spelling the word
 
 Table = dict[tuple[str, str], float]
@@ -76,7 +77,8 @@ def conversation(rng: random.Random) -> dict[str, Any]:
 def rehearsal(rng: random.Random) -> dict[str, Any]:
     """A line of data of the old skills, as the model was trained on them."""
     context = draw_context(rng, plain=rng.random() < 0.7)  # mostly short ones
-    branch = draw_branch(context, draw_skill(context, rng), rng)
+    near = not context.tools and rng.random() < 0.5
+    branch = draw_branch(context, rng.choice(NEAR) if near else draw_skill(context, rng), rng)
     tokens = [*context.tokens, *branch.tokens]
     return {"tokens": tokens, "learn": [0] * len(context.tokens) + [int(x) for x in branch.loss]}
 
