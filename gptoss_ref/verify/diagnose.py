@@ -27,7 +27,7 @@ from gptoss_ref.verify.noise.tap_check import TapError
 from gptoss_ref.verify.observe.adapters import from_arrays, read
 from gptoss_ref.verify.observe.adapters.arrays import prompt_ids
 from gptoss_ref.verify.observe.observation import LogprobObservation
-from gptoss_ref.verify.progress import Progress, unwatched
+from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.fit import Found, Unknown
@@ -77,8 +77,11 @@ def diagnose(
             is unknown or not to be told.
     """
     progress = _releasing(model, progress or unwatched)
+    steps = Steps(progress)
     if isinstance(other, LogprobObservation):
-        return diagnose_observation(model, other, known(rounding or other.rounding), progress)
+        found = diagnose_observation(model, other, known(rounding or other.rounding), steps)
+        steps.finish()
+        return found
     trace = _as_trace(model, other, tokens)
     stated = rounding is not None
     rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
@@ -87,26 +90,29 @@ def diagnose(
         if len(forward):
             found = diagnose(model, forward, rounding=rounding, progress=progress)
         else:
-            found = _report(Search(model.weights, forward, rounding, progress))
+            found = _report(Search(model.weights, forward, rounding, steps))
         return with_gradients(found, model, trace, rounding)
     judged = _judged(trace, taps, layers)
     if early is not None:
-        _begin(model, trace, rounding, progress, early)
+        _begin(model, trace, rounding, steps, early)
     if judged is None and OUTPUTS.issuperset(trace):
-        return _of_outputs(model, trace, rounding, progress, stated)
-    return _report(_searched(model, trace, rounding, progress, judged, stated))
+        found = _of_outputs(model, trace, rounding, steps, stated)
+    else:
+        found = _report(_searched(model, trace, rounding, steps, judged, stated))
+    steps.finish()
+    return found
 
 
 def _searched(
     model: Model,
     trace: Trace,
     rounding: str,
-    progress: Progress,
+    steps: Steps,
     judged: list[str] | None,
     stated: bool,
 ) -> Search:
     """The search in a trace; if its rounding was not stated, under one that its errors show."""
-    search = Search(model.weights, trace, rounding, progress, judged)
+    search = Search(model.weights, trace, rounding, steps, judged)
     first = search.specification.values()
     coarser = None
     if not stated and stages(first) >= COARSER_KINDS:
@@ -118,7 +124,7 @@ def _searched(
     if coarser is None:
         search.remarks += [] if stated else roundings_in_words(trace, rounding)
         return search
-    search = Search(model.weights, trace, coarser, progress, judged)
+    search = Search(model.weights, trace, coarser, steps, judged)
     search.run()
     search.remarks.append(by_errors_in_words(rounding, coarser))
     return search
@@ -146,13 +152,13 @@ def _begin(
     model: Model,
     trace: Trace,
     rounding: str,
-    progress: Progress,
+    steps: Steps,
     early: Callable[[Diagnosis], None],
 ) -> None:
     """Diagnose the first block alone, and say so if something is wrong."""
     first = [tap for tap in trace if split(tap)[0] == 0 or tap == "embedding"]
     if first:
-        search = Search(model.weights, trace, rounding, progress, first)
+        search = Search(model.weights, trace, rounding, steps, first)
         search.run(hidden=False)
         if any(local.excess > 1 for local in search.specification.values()):
             early(_report(search))
@@ -172,23 +178,21 @@ def _judged(
     return held
 
 
-def _of_outputs(
-    model: Model, trace: Trace, rounding: str, progress: Progress, stated: bool
-) -> Diagnosis:
+def _of_outputs(model: Model, trace: Trace, rounding: str, steps: Steps, stated: bool) -> Diagnosis:
     """Whole models; and where the logits' own input is there, their stage by itself.
 
     A rewriting that changes both leaves only the logits to be compared with whole models.
     """
     if len(trace) == 1:
         (tap,) = trace
-        return diagnose_outputs(model, trace, tap, rounding, progress, stated)
-    search = Search(model.weights, trace, rounding, judged=["logits"])
+        return diagnose_outputs(model, trace, tap, rounding, steps, stated)
+    search = Search(model.weights, trace, rounding, steps, ["logits"])
     search.run()
     local = _report(search)
     if local.rewritings and local.ok:
-        whole = diagnose_outputs(model, trace, "logits", rounding, progress, stated)
+        whole = diagnose_outputs(model, trace, "logits", rounding, steps, stated)
         return replace(whole, rewritings=local.rewritings)
-    whole = diagnose_outputs(model, trace, "norm", rounding, progress, stated)
+    whole = diagnose_outputs(model, trace, "norm", rounding, steps, stated)
     return replace(
         whole,
         rows=(*whole.rows, *local.rows),
@@ -204,6 +208,7 @@ def _as_trace(
     tokens: Iterable[int] | Array | None,
 ) -> Trace:
     ids = None if tokens is None else prompt_ids(tokens)
+    source = other if isinstance(other, str | Path) else "the trace"
     if isinstance(other, str | Path):
         other = read(other, tokens=ids, config=model.config)
     elif not isinstance(other, Trace):
@@ -212,7 +217,7 @@ def _as_trace(
         other = from_arrays(other, ids, model.config)
     if ids is not None and not np.array_equal(ids, other.tokens):
         raise TraceError(
-            f"the trace holds {len(other.tokens)} tokens that are not the {len(ids)} expected ones"
+            f"{source}: its {len(other.tokens)} tokens differ from the {len(ids)} given ones"
         )
     if differences := model.config.differences(other.config):
         raise TraceError(f"the trace is of another model than this one: {'; '.join(differences)}")

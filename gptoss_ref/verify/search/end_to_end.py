@@ -20,7 +20,7 @@ from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
 from gptoss_ref.verify.noise.rounding import dithered
-from gptoss_ref.verify.progress import Progress, Steps
+from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
@@ -186,11 +186,11 @@ class WholeModels:
         tokens: Array,
         target: Target,
         rounding: str,
-        progress: Progress,
+        steps: Steps,
     ) -> None:
         self._weights, self._config, self._tokens = weights, config, tokens
         self.target, self.rounding = target, rounding
-        self._steps = Steps(progress)
+        self._steps = steps
         self._steps.say("running whole models")
         self._plain: dict[Option, Floats] = {}  # what would be seen of each base, by a quick run
         self.stopped = False
@@ -222,7 +222,6 @@ class WholeModels:
     def run(self, *, together: bool = True) -> None:
         """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
         if self.stopped:
-            self._steps.finish()
             return
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
@@ -230,7 +229,7 @@ class WholeModels:
         singles = self._tried(options)
         self.ranked = _forms(singles.standings)
         self.best = self._elected(self.ranked)
-        if together and self.specification.excess > 1 and not self._sure:
+        if self.specification.excess > 1 and not self._sure:
             self._fit(singles)
         if together and self.best is None and self.specification.excess > 1:
             self._combine(options, singles)
@@ -239,7 +238,6 @@ class WholeModels:
             near = [s for s in self.ranked if abs(s.score - self.best.score) < np.log(ALIKE)]
             names = (c.name for s in near for c in s.candidates if c.name not in own)
             self.alternatives = tuple(dict.fromkeys(names))
-        self._steps.finish()
 
     @property
     def _sure(self) -> bool:

@@ -20,7 +20,7 @@ from gptoss_ref.verify.noise.rounding_shown import (
     grid_under_constant,
 )
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
-from gptoss_ref.verify.progress import Progress
+from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained
@@ -45,7 +45,7 @@ BRING = (
 
 
 def diagnose_outputs(
-    model: Model, trace: Trace, tap: str, rounding: str, progress: Progress, stated: bool = True
+    model: Model, trace: Trace, tap: str, rounding: str, steps: Steps, stated: bool = True
 ) -> Diagnosis:
     """One of :data:`OUTPUTS` of a trace that holds nothing else.
 
@@ -65,7 +65,7 @@ def diagnose_outputs(
             f"the logits lie on the grid of {grid}, but for a constant a row: judged as {grid}"
         )
         rounding = grid
-    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
+    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
     if search.specification.excess > 1 and seen.all():
         found = _mistake(model, search, tokens, exact, observed)
         if found is not None:
@@ -74,10 +74,10 @@ def diagnose_outputs(
                 search.stop()
             else:
                 observed = found.mended
-                search = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
+                search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
     coarser = None
     if not stated and not said:
-        coarser = _coarser(search, model, tokens, tap, observed, exact, seen, progress)
+        coarser = _coarser(search, model, tokens, tap, observed, exact, seen, steps)
     search.run(together=coarser is None)
     if coarser is not None and search.best is None:
         remarks.append(by_errors_in_words(rounding, coarser.rounding))
@@ -109,13 +109,13 @@ def _coarser(
     observed: Array,
     exact: Array,
     seen: Array,
-    progress: Progress,
+    steps: Steps,
 ) -> WholeModels | None:
     """The search under a coarser rounding that explains the outputs, if one does."""
     if not 1 < search.specification.excess < math.inf:
         return None
     for rounding in coarser_than(search.rounding):
-        found = _search_of(model, tokens, tap, observed, exact, seen, rounding, progress)
+        found = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
         usual = float(np.median(found.specification.error)) / found.specification.typical
         if found.specification.excess <= 1 and usual >= TYPICAL / USUAL_ROWS:
             return found
@@ -130,7 +130,7 @@ def _search_of(
     exact: Array,
     seen: Array,
     rounding: str,
-    progress: Progress,
+    steps: Steps,
 ) -> WholeModels:
     """The search in the rows ``seen`` (T,) of one array of outputs (T, D) or (T, V)."""
     floor = UNITS[rounding] / 8
@@ -140,7 +140,7 @@ def _search_of(
     form = _centred if tap == "logits" else _as_float64
     see = form if seen.all() else lambda values: form(values[seen])
     target = Target(tap, see, form(observed), True, floor)
-    return WholeModels(model.weights, model.config, tokens, target, rounding, progress)
+    return WholeModels(model.weights, model.config, tokens, target, rounding, steps)
 
 
 def _size(x: Array) -> float:
@@ -228,7 +228,7 @@ def skipped_in_words(trace: Trace) -> list[str]:
 
 
 def diagnose_observation(
-    model: Model, observation: LogprobObservation, rounding: str, progress: Progress
+    model: Model, observation: LogprobObservation, rounding: str, steps: Steps
 ) -> Diagnosis:
     """Log-probabilities of some tokens at some positions."""
     finite = np.isfinite(observation.values)
@@ -248,9 +248,7 @@ def diagnose_observation(
         return table(log_probabilities(logits, rows, ids))
 
     target = Target("logits", see, table(values), False, observation.resolution)
-    search = WholeModels(
-        model.weights, model.config, observation.tokens, target, rounding, progress
-    )
+    search = WholeModels(model.weights, model.config, observation.tokens, target, rounding, steps)
     search.run()
     taps = len(names(model.config))
     report = _report(search, observation.producer, len(observation.tokens), taps)
