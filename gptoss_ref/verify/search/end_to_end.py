@@ -175,7 +175,7 @@ class WholeModels:
         ranked: all candidates that alter the outputs, the nearest first.
         best: what explains the outputs, if anything does.
         stopped: whether what was observed is not the model's.
-        alternatives: names that cannot be told from it.
+        alternatives: by the name of each of its bugs, what may take that bug's place.
         interval: of a fitted constant: between what values it explains the outputs.
     """
 
@@ -197,7 +197,7 @@ class WholeModels:
         self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
-        self.alternatives: tuple[str, ...] = ()
+        self.alternatives: dict[str, tuple[str, ...]] = {}
         self.interval: tuple[float, float] | None = None
 
     def stop(self) -> None:
@@ -234,10 +234,18 @@ class WholeModels:
         if together and self.best is None and self.specification.excess > 1:
             self._combine(options, singles)
         if self.best is not None:
-            own = {c.name for c in self.best.candidates}
-            near = [s for s in self.ranked if abs(s.score - self.best.score) < np.log(ALIKE)]
-            names = (c.name for s in near for c in s.candidates if c.name not in own)
-            self.alternatives = tuple(dict.fromkeys(names))
+            self.alternatives = self._alternatives(self.best)
+
+    def _alternatives(self, best: Standing) -> dict[str, tuple[str, ...]]:
+        """What may take the place of each bug: it is there instead in options that fit alike."""
+        own = [c.name for c in best.candidates]
+        found: dict[str, dict[str, None]] = {name: {} for name in own}
+        for standing in self.ranked:
+            if abs(standing.score - best.score) < np.log(ALIKE):
+                names = [c.name for c in standing.candidates]
+                for missing in set(own) - set(names):
+                    found[missing] |= dict.fromkeys(n for n in names if n not in own)
+        return {name: tuple(others) for name, others in found.items()}
 
     @property
     def _sure(self) -> bool:

@@ -325,8 +325,8 @@ def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:
                 reports=mutant.reports,
                 error_before=search.specification.excess,
                 error_after=best.excess,
-                alternatives=search.alternatives,
-                confidence=1 / (1 + len(search.alternatives)),
+                alternatives=search.alternatives[mutant.name],
+                confidence=1 / (1 + len(search.alternatives[mutant.name])),
                 value=candidate.value,
                 interval=None if candidate.value is None else search.interval,
             )
