@@ -181,7 +181,9 @@ def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagno
     if spec.broken:
         note = f"NaN or infinite in one of the two at {spec.broken} of {len(spec.error)} positions"
     if wrong and best is not None:
-        note += f"; explained by {' and '.join(c.name for c in best.candidates)}"
+        part = "" if best.excess <= 1 else "in part "
+        note += f"; {part}explained by {' and '.join(c.name for c in best.candidates)}"
+    left = wrong and (best is None or best.excess > 1) and not search.stopped
     row = Row(
         name=search.target.tap,
         shape=(),
@@ -205,7 +207,7 @@ def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagno
         rows=(row,),
         notes=("only outputs are known: errors are those of the usual token",),
         causes=() if best is None else _causes(search, best),
-        unexplained=() if best or not wrong or search.stopped else (_unexplained(search),),
+        unexplained=(_unexplained(search),) if left else (),
     )
 
 
@@ -229,7 +231,11 @@ def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:
 
 
 def _unexplained(search: WholeModels) -> Unexplained:
-    spec, tap = search.specification, search.target.tap
+    tap = search.target.tap
+    if (best := search.best) is not None:  # and what it leaves
+        where = tokens_of(best.error > best.typical)
+        return Unexplained(tap, (tap,), best.excess, where, hints=(BRING,))
+    spec = search.specification
     rows = spec.error > spec.typical
     nearest = next((s for s in search.ranked if s.score < spec.score), None)
     remaining = None if nearest is None else search.measured(nearest.candidates).excess

@@ -198,6 +198,7 @@ class WholeModels:
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
         self.alternatives: dict[str, tuple[str, ...]] = {}
+        self._rivals: dict[str, list[str]] = {}  # what does as well in the place of a bug
         self.interval: tuple[float, float] | None = None
 
     def stop(self) -> None:
@@ -239,7 +240,7 @@ class WholeModels:
     def _alternatives(self, best: Standing) -> dict[str, tuple[str, ...]]:
         """What may take the place of each bug: it is there instead in options that fit alike."""
         own = [c.name for c in best.candidates]
-        found: dict[str, dict[str, None]] = {name: {} for name in own}
+        found = {name: dict.fromkeys(self._rivals.get(name, ())) for name in own}
         for standing in self.ranked:
             if abs(standing.score - best.score) < np.log(ALIKE):
                 names = [c.name for c in standing.candidates]
@@ -311,7 +312,7 @@ class WholeModels:
             self.best = self._elected(tried)
             self.ranked = sorted([*tried, *self.ranked], key=lambda s: s.score)
             if self.best is not None:
-                self.best = self._pruned(self.best)
+                self.best = self._nearest(self._pruned(self.best), options)
                 return
             nearer = min(tried, key=lambda s: s.turned + TURNED * len(s.candidates), default=None)
             if nearer is None or nearer.turned > reached - TURNED:
@@ -360,6 +361,32 @@ class WholeModels:
         wins = int((error < other)[told].sum())
         gained = self._score(other) - self._score(error) > GAIN
         return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
+
+    def _nearest(self, found: Standing, options: Sequence[Option]) -> Standing:
+        """The same with another bug in the place of the least certain one, if that is nearer.
+
+        Of several bugs the smallest is the least certain: all that the others do is exact, and any
+        bug that does a little of the right thing explains the rest. What the nearest one does not
+        beat beyond chance is its rival. If even that leaves more than NO_DOUBT, it is not named,
+        and what it would explain stays unexplained.
+        """
+        fewer = [tuple(c for c in found.candidates if c is not out) for out in found.candidates]
+        rest = next((s.candidates for s in self._tried([o for o in fewer if o]).standings), None)
+        if rest is None:
+            return found
+        taken = {c.name for c in rest}
+        others = [(*rest, c) for (c,) in options if c.name not in taken]
+        tried = self._tried(others, rest).standings
+        best = self._elected(tried)
+        if best is None:
+            return found
+        if best.excess > NO_DOUBT:
+            return self.measured(rest)
+        quick = next(s for s in tried if s.candidates == best.candidates)
+        name = best.candidates[-1].name
+        alike = [s.candidates[-1].name for s in tried if not self._wins(quick.error, s.error)]
+        self._rivals[name] = [other for other in dict.fromkeys(alike) if other != name]
+        return best
 
     def _tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
         """The options that alter the outputs of a base, by one quick run each, nearest first."""
