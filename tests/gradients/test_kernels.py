@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_ref import gradients, layers
+from gptoss_ref.backpropagation.rules import attention_of_rows
 from gptoss_ref.errors import CheckpointError, GptOssError
-from gptoss_ref.gradient_rules import attention_of_rows
 from gptoss_ref.kernels import gradients as kernels
 from gptoss_ref.kernels.gradients.products import DEPTH
 from gptoss_ref.kernels.runtime.isa import instructions
