@@ -9,7 +9,9 @@ is compared with the model run along the other's routes; without one, what follo
 aside: that token in its block, and every later token once attention has mixed them.
 
 Equal models are equal: heads and experts in another order are compared in the reference's
-(:mod:`~gptoss_ref.verify.noise.renumbered`), and logits without the constant of each row.
+(:mod:`~gptoss_ref.verify.noise.renumbered`), and logits without the constant of each row. A
+divergence that a mistake of the recording explains is reported with its sentence
+(:mod:`~gptoss_ref.verify.search.mistakes`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import compared
 from gptoss_ref.verify.noise.error_bounds import Propagation
 from gptoss_ref.verify.noise.metrics import (
+    Errors,
     Rows,
     logit_figures,
     measure,
@@ -52,9 +55,15 @@ from gptoss_ref.verify.noise.routing_ties import Flip, alignment, compare_choice
 from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.replay.graph import BY_CHOICE
 from gptoss_ref.verify.replay.ops import SPECIFICATION
-from gptoss_ref.verify.report.report import Report, Row
+from gptoss_ref.verify.report.report import WRONG, Report, Row
 from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
-from gptoss_ref.verify.thresholds import COARSER_EARLY, COARSER_SMALL, JUDGED_AGAIN
+from gptoss_ref.verify.search.mistakes import mistakes
+from gptoss_ref.verify.thresholds import (
+    COARSER_EARLY,
+    COARSER_SMALL,
+    JUDGED_AGAIN,
+    RECORDED_WRONGLY,
+)
 
 
 def compare(
@@ -183,6 +192,7 @@ class _Comparison:
         )
         self.flips: list[Flip] = []
         self.notes = list(notes)
+        self.wrong = False  # whether a row diverges, and not by a mistake of the recording
         self.again = model is not None and self._must_compute_again()
 
     def report(self) -> Report:
@@ -289,17 +299,28 @@ class _Comparison:
         other = _rows_of(self.other, name)
         if stage in BY_CHOICE and self.places is not None:
             other = _reordered(other, self.places)
+        row, errors, remarks = self._judged(name, reference, other)
+        if row.verdict in WRONG and not self.wrong:
+            row, errors, remarks = self._unmistaken(reference, other, (row, errors, remarks))
+        self.propagation.saw(name, np.where(errors.broken > 0, np.inf, errors.rows()))
+        self.notes += remarks
+        grid = self.other.grid(name) if row.verdict == "diverges" else None
+        if grid and UNITS[grid] > UNITS[self.rounding]:
+            row = replace(row, note=f"{row.note}; OTHER's values here are rounded to {grid}")
+        return row
+
+    def _judged(self, name: str, reference: Rows, other: Rows) -> Judged:
+        """The row of a tap point with these rows of OTHER."""
         shape = self.other.shape_of(name)
         values = int(np.prod(shape)) // self.length
-        level = self._level(name)
+        level, remarks = self._level(name), []
         if name == "logits":
             shift = shift_of(reference, other, self.length, values)
             if shift.remark is not None:
                 other = without_shift(other, shift)
-                self.notes.append(shift.remark)
+                remarks.append(shift.remark)
                 level = None if level is None else level.times(shift.grown)
-        errors = measure(reference, other, self.length, values)
-        self.propagation.saw(name, np.where(errors.broken > 0, np.inf, errors.rows()))
+        whole = errors = measure(reference, other, self.length, values)
         extra = {}
         seen = self.ref.observed(name) & self.other.observed(name)
         if not seen.all():
@@ -308,11 +329,30 @@ class _Comparison:
             a, b = (_only(rows, seen) for rows in (reference, other))
             extra = logit_figures(a, b, int(seen.sum()), shape[-1])
         aside, why = self.aside | ~seen, self.why or "rows that were not observed"
-        row = float_row(self._place(name), errors, level, aside, why, extra)
-        grid = self.other.grid(name) if row.verdict == "diverges" else None
-        if grid and UNITS[grid] > UNITS[self.rounding]:
-            row = replace(row, note=f"{row.note}; OTHER's values here are rounded to {grid}")
-        return row
+        return float_row(self._place(name), errors, level, aside, why, extra), whole, remarks
+
+    def _unmistaken(self, reference: Rows, other: Rows, judged: Judged) -> Judged:
+        """The same of a row that diverges, unless a mistake of the recording explains that.
+
+        A harmless mistake is undone; another one leaves the verdict, and its sentence is the note.
+        """
+        row, errors, remarks = judged
+        self.wrong = True
+        if np.prod(row.shape) > RECORDED_WRONGLY:
+            return judged
+        axis, whole = axes(row.name).index("T"), slice(0, self.length)
+        ours, theirs = (np.moveaxis(rows(whole), 0, axis) for rows in (reference, other))
+        for found in mistakes(row.name, ours, theirs):
+            if found.mended is not None:
+                mended = self._judged(row.name, reference, _rows_in(found.mended, row.name))
+                if mended[0].verdict != "ok":
+                    continue
+                if found.harmless:
+                    self.wrong = False
+                    return replace(mended[0], note=found.sentence), mended[1], [found.sentence]
+            self.wrong = False
+            return replace(row, note=found.sentence), errors, [*remarks, found.sentence]
+        return judged
 
     def _choice(self, name: str, reference: Rows | None) -> Row | None:
         """Judge the experts chosen, and set aside the tokens that this sends elsewhere."""
@@ -363,6 +403,10 @@ class _Comparison:
         if self.yardstick is not None:
             return "as given"
         return f"estimated from tap to tap under {self.rounding}; with the model it is measured"
+
+
+Judged = tuple[Row, Errors, list[str]]
+"""A row, the errors of all tokens, and remarks."""
 
 
 def _described(trace: Trace) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,31 +15,25 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import names, select, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import with_gradients
-from gptoss_ref.verify.noise.rounding import UNITS, known
+from gptoss_ref.verify.noise.rounding import known
 from gptoss_ref.verify.noise.rounding_shown import (
     by_errors_in_words,
     roundings_in_words,
     shown_by_errors,
     stages,
 )
-from gptoss_ref.verify.noise.tap_check import TapError
 from gptoss_ref.verify.observe.adapters import from_arrays, read
 from gptoss_ref.verify.observe.adapters.arrays import prompt_ids
 from gptoss_ref.verify.observe.observation import LogprobObservation
-from gptoss_ref.verify.progress import Progress, unwatched
-from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
-from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
-from gptoss_ref.verify.search.fit import Found, Unknown
-from gptoss_ref.verify.search.next_tap import next_in_words
+from gptoss_ref.verify.progress import Progress, Steps, unwatched
+from gptoss_ref.verify.report.build import of_observation, of_outputs, of_stages
+from gptoss_ref.verify.report.diagnosis import Diagnosis
 from gptoss_ref.verify.search.outputs import (
     OUTPUTS,
-    diagnose_observation,
-    diagnose_outputs,
-    rows_in_words,
-    skipped_in_words,
+    search_observation,
+    search_outputs,
 )
 from gptoss_ref.verify.search.per_tap import Search
-from gptoss_ref.verify.search.rewritten import where_of
 from gptoss_ref.verify.thresholds import COARSER_KINDS
 
 
@@ -77,8 +70,12 @@ def diagnose(
             is unknown or not to be told.
     """
     progress = _releasing(model, progress or unwatched)
+    steps = Steps(progress)
     if isinstance(other, LogprobObservation):
-        return diagnose_observation(model, other, known(rounding or other.rounding), progress)
+        whole = search_observation(model, other, known(rounding or other.rounding), steps)
+        found = of_observation(whole, other, len(names(model.config)))
+        steps.finish()
+        return found
     trace = _as_trace(model, other, tokens)
     stated = rounding is not None
     rounding = known(rounding or trace.dtype_name or _of_nothing(trace))
@@ -87,26 +84,29 @@ def diagnose(
         if len(forward):
             found = diagnose(model, forward, rounding=rounding, progress=progress)
         else:
-            found = _report(Search(model.weights, forward, rounding, progress))
+            found = of_stages(Search(model.weights, forward, rounding, steps))
         return with_gradients(found, model, trace, rounding)
     judged = _judged(trace, taps, layers)
     if early is not None:
-        _begin(model, trace, rounding, progress, early)
+        _begin(model, trace, rounding, steps, early)
     if judged is None and OUTPUTS.issuperset(trace):
-        return _of_outputs(model, trace, rounding, progress, stated)
-    return _report(_searched(model, trace, rounding, progress, judged, stated))
+        found = _of_outputs(model, trace, rounding, steps, stated)
+    else:
+        found = of_stages(_searched(model, trace, rounding, steps, judged, stated))
+    steps.finish()
+    return found
 
 
 def _searched(
     model: Model,
     trace: Trace,
     rounding: str,
-    progress: Progress,
+    steps: Steps,
     judged: list[str] | None,
     stated: bool,
 ) -> Search:
     """The search in a trace; if its rounding was not stated, under one that its errors show."""
-    search = Search(model.weights, trace, rounding, progress, judged)
+    search = Search(model.weights, trace, rounding, steps, judged)
     first = search.specification.values()
     coarser = None
     if not stated and stages(first) >= COARSER_KINDS:
@@ -118,7 +118,7 @@ def _searched(
     if coarser is None:
         search.remarks += [] if stated else roundings_in_words(trace, rounding)
         return search
-    search = Search(model.weights, trace, coarser, progress, judged)
+    search = Search(model.weights, trace, coarser, steps, judged)
     search.run()
     search.remarks.append(by_errors_in_words(rounding, coarser))
     return search
@@ -146,16 +146,16 @@ def _begin(
     model: Model,
     trace: Trace,
     rounding: str,
-    progress: Progress,
+    steps: Steps,
     early: Callable[[Diagnosis], None],
 ) -> None:
     """Diagnose the first block alone, and say so if something is wrong."""
     first = [tap for tap in trace if split(tap)[0] == 0 or tap == "embedding"]
     if first:
-        search = Search(model.weights, trace, rounding, progress, first)
+        search = Search(model.weights, trace, rounding, steps, first)
         search.run(hidden=False)
         if any(local.excess > 1 for local in search.specification.values()):
-            early(_report(search))
+            early(of_stages(search))
 
 
 def _judged(
@@ -172,23 +172,21 @@ def _judged(
     return held
 
 
-def _of_outputs(
-    model: Model, trace: Trace, rounding: str, progress: Progress, stated: bool
-) -> Diagnosis:
+def _of_outputs(model: Model, trace: Trace, rounding: str, steps: Steps, stated: bool) -> Diagnosis:
     """Whole models; and where the logits' own input is there, their stage by itself.
 
     A rewriting that changes both leaves only the logits to be compared with whole models.
     """
     if len(trace) == 1:
         (tap,) = trace
-        return diagnose_outputs(model, trace, tap, rounding, progress, stated)
-    search = Search(model.weights, trace, rounding, judged=["logits"])
+        return of_outputs(search_outputs(model, trace, tap, rounding, steps, stated), trace)
+    search = Search(model.weights, trace, rounding, steps, ["logits"])
     search.run()
-    local = _report(search)
+    local = of_stages(search)
     if local.rewritings and local.ok:
-        whole = diagnose_outputs(model, trace, "logits", rounding, progress, stated)
-        return replace(whole, rewritings=local.rewritings)
-    whole = diagnose_outputs(model, trace, "norm", rounding, progress, stated)
+        found = search_outputs(model, trace, "logits", rounding, steps, stated)
+        return replace(of_outputs(found, trace), rewritings=local.rewritings)
+    whole = of_outputs(search_outputs(model, trace, "norm", rounding, steps, stated), trace)
     return replace(
         whole,
         rows=(*whole.rows, *local.rows),
@@ -204,6 +202,7 @@ def _as_trace(
     tokens: Iterable[int] | Array | None,
 ) -> Trace:
     ids = None if tokens is None else prompt_ids(tokens)
+    source = other if isinstance(other, str | Path) else "the trace"
     if isinstance(other, str | Path):
         other = read(other, tokens=ids, config=model.config)
     elif not isinstance(other, Trace):
@@ -212,147 +211,10 @@ def _as_trace(
         other = from_arrays(other, ids, model.config)
     if ids is not None and not np.array_equal(ids, other.tokens):
         raise TraceError(
-            f"the trace holds {len(other.tokens)} tokens that are not the {len(ids)} expected ones"
+            f"{source}: its {len(other.tokens)} tokens differ from the {len(ids)} given ones"
         )
     if differences := model.config.differences(other.config):
         raise TraceError(f"the trace is of another model than this one: {'; '.join(differences)}")
     if not len(other):
         raise TraceError("the trace holds no tap points: nothing to judge")
     return other
-
-
-def _report(search: Search) -> Diagnosis:
-    trace, config, found = search.given, search.given.config, search.found
-    rows = [_row(search, found, local) for local in search.specification.values()]
-    flips = tuple(flip for local in search.tap_errors.values() for flip in local.flips)
-    taps = names(config)
-    return Diagnosis(
-        ref="the specification, from the other's own numbers",
-        other=trace.producer,
-        rounding=search.rounding,
-        yardstick=f"each stage in float64 and in {search.rounding}, from the same inputs",
-        tokens=len(trace.tokens),
-        taps=len(taps),
-        rows=tuple(rows),
-        missing=tuple(tap for tap in taps if tap not in trace),
-        flips=flips,
-        notes=tuple(_notes(search)),
-        causes=tuple(_cause(f) for f in found if not f.candidate.harmless),
-        unexplained=tuple(_unexplained(search, u) for u in search.unknown),
-        rewritings=_rewritings(search, found),
-        mistakes=tuple(search.mistakes),
-    )
-
-
-def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
-    """What is computed or kept otherwise and comes to the same, in words."""
-    harmless = (f.candidate for f in found if f.candidate.harmless)
-    lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
-    lines += search.reordered
-    for form in dict.fromkeys(search.aside.values()):
-        where = where_of(tap for tap, own in search.aside.items() if own == form)
-        lines.append(f"{form.removesuffix('.')} ({where})")
-    return tuple(lines)
-
-
-def _cause(found: Found) -> Cause:
-    mutant = found.candidate.mutant
-    blocks = found.candidate.blocks
-    return Cause(
-        name=mutant.name,
-        variant=found.candidate.label,
-        stage=mutant.stage,
-        tap=found.tap,
-        blocks=None if blocks is None else tuple(sorted(blocks)),
-        summary=mutant.summary,
-        consequence=mutant.consequence,
-        reports=mutant.reports,
-        error_before=found.before,
-        error_after=found.after,
-        alternatives=found.alternatives,
-        confidence=(found.share or 1.0) / (1 + len(found.alternatives)),
-        share=found.share,
-        sites=None if found.candidate.sites is None else tuple(sorted(found.candidate.sites)),
-        value=found.candidate.value,
-        interval=found.interval,
-    )
-
-
-def _unexplained(search: Search, unknown: Unknown) -> Unexplained:
-    local = search.tap_errors[unknown.tap]
-    name, remaining = unknown.nearest or (None, None)
-    where = search.where(unknown.tap)
-    hints = (next_in_words(search.trace, unknown.tap),)
-    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining, hints)
-
-
-def _row(search: Search, found: list[Found], local: TapError) -> Row:
-    """One tap point, by the specification."""
-    trace, tap = search.given, local.tap
-    wrong = local.excess > 1
-    hidden = [f for f in found if f.tap == tap and f.share is not None]
-    verdict: Verdict = "ok"
-    note = ""
-    if wrong:
-        verdict = "nan" if local.broken.any() else "diverges"
-        explained = tap in search.tap_errors and search.tap_errors[tap].excess <= 1
-        by = [f.candidate for f in found if tap in search.reach(f.candidate)]
-        note = f"off by {in_words(local.excess)}"
-        if explained and by:
-            note += f"; explained by {' and '.join(c.name for c in by)}"
-            if all(c.harmless for c in by):
-                verdict = "rewritten"
-        elif tap in search.aside:
-            verdict = "rewritten"
-            note += "; but all that is computed from it agrees"
-        elif not explained:
-            note += "; not explained"
-    elif local.lost:
-        verdict, note = "unjudged", ALL_LOST
-    elif hidden:
-        verdict = "hidden"
-        names = " and ".join(f.candidate.name for f in hidden)
-        note = f"less than rounding explains, but its roundings side with {names}"
-    elif local.flips:
-        verdict = "tie"
-        note = f"{len(local.flips)} tokens go to other experts, within the margin"
-    elif not local.judged:
-        note = "most tokens hang on ties of the router: judged by the usual ones"
-    rows = np.flatnonzero(local.wrong_rows)
-    error = local.whole
-    return Row(
-        name=tap,
-        shape=local.shape,
-        dtypes=("float64", trace.dtype_of(tap)),
-        max_abs=local.max_abs,
-        rel_l2=error,
-        cosine=local.cosine,
-        rounding_units=error / UNITS[search.rounding],
-        allowed=local.whole_allowed if local.whole_allowed else math.nan,
-        excess=local.excess,
-        verdict=verdict,
-        note=note,
-        first_token=int(rows[0]) if wrong and rows.size else None,
-        extra=local.extra,
-    )
-
-
-def _notes(search: Search) -> list[str]:
-    notes = list(search.remarks)
-    logits = search.tap_errors.get("logits")
-    if (
-        logits is not None
-        and logits.excess <= 1
-        and logits.remark
-        and "logits" not in search.undone
-    ):
-        notes.append(logits.remark)
-    forms: dict[str, list[str]] = {}
-    for tap, local in search.tap_errors.items():
-        if local.integers is not None:
-            forms.setdefault(str(local.integers), []).append(tap)
-    notes += [f"{where_of(taps)}: {form}" for form, taps in forms.items()]
-    tied = sum(local.tied.any() and local.judged for local in search.tap_errors.values())
-    if tied:
-        notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
-    return notes + rows_in_words(search.trace) + skipped_in_words(search.trace)

@@ -218,6 +218,10 @@ bfloat16."""
 SAME_EMBEDDING = 1e-2
 """Largest relative distance of a row of embeddings from that of its token; 2e-3 in bfloat16."""
 
+RECORDED_WRONGLY = 1 << 27
+"""Budget: number of values of a tap point up to which ``compare`` looks for mistakes: 600 rows of
+logits of gpt-oss-20b. It holds a few copies of the array in float64."""
+
 LISTED = 1024
 """Budget: number of tokens of a vocabulary that are tried one after the other."""
 

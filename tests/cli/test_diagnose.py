@@ -116,7 +116,7 @@ def test_bad_input(tiny: Model, tmp_path: Path, capsys: Captured) -> None:
     assert "the prompt is missing" in fails(capsys, "tiny", tmp_path / "a.npz")
     gr.trace(tiny, [1, 2, 3], path=tmp_path / "run.trace")
     other = fails(capsys, "tiny", tmp_path / "run.trace", "--tokens", "1,2,4")
-    assert "3 tokens that are not the 3 expected ones" in other
+    assert "its 3 tokens differ from the 3 given ones" in other
     empty = fails(capsys, "tiny", tmp_path / "run.trace", "--prompt", "")
     assert "the prompt is empty" in empty
 

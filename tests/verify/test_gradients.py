@@ -20,7 +20,12 @@ from gptoss_ref.verify.gradients.stages import nodes
 from gptoss_ref.verify.observe.adapters import from_arrays
 from tests.support.buggy_twin.backward import CONVENTIONS as STOPS
 from tests.support.buggy_twin.backward import FAULTS, RIGHT, Fault
-from tests.support.buggy_twin.backward_cases import BackwardCase, backward_case, backward_trace
+from tests.support.buggy_twin.backward_cases import (
+    SIZES,
+    BackwardCase,
+    backward_case,
+    backward_trace,
+)
 
 ROUNDINGS = ("float64", "float32", "bfloat16")
 
@@ -70,6 +75,18 @@ def test_correct_runs_are_not_accused(fault: str, rounding: str) -> None:
     found = gr.diagnose(case()[4], trace)
     assert found.ok, found
     assert found.judged == len(trace)
+
+
+@pytest.mark.parametrize("chosen", [1, 3])
+def test_the_auxiliary_loss_of_any_number_of_experts(
+    chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "other", {**SIZES["three blocks"], "n_chosen": chosen})
+    other = backward_case.__wrapped__("other")
+    assert gr.diagnose(other.model, backward_trace(other, "none, balanced", "float64")).ok
+    found = gr.diagnose(other.model, backward_trace(other, "auxiliary-loss-twice"))
+    assert [cause.name for cause in found.causes] == ["auxiliary-loss-twice"]
+    assert not found.unexplained
 
 
 def test_a_convention_is_no_bug() -> None:

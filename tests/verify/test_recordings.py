@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,50 @@ def test_one_tap_point_recorded_otherwise(dtype: str) -> None:
     for factor, words in ((1 / 0.7, "a temperature of 0.7"), (1 / np.log(2), "to base 2")):
         scaled = (whole["logits"] * factor).astype(dtype)
         assert words in said({**whole, "logits": scaled})
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exp = np.exp(logits - logits.max(1, keepdims=True))
+    return exp / exp.sum(1, keepdims=True)
+
+
+def padded(logits: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(logits.shape[1]) < logits.shape[1] - 5, logits, -1e4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("tap", "change", "sentence", "harmless"),
+    [
+        ("logits", softmax, "These are probabilities", True),
+        ("logits", padded, "are a padding of the vocabulary", True),
+        ("logits", lambda x: x / 0.7, "a temperature of 0.7", False),
+        ("logits", lambda x: np.roll(x, -1, axis=0), "The rows of logits are shifted by", False),
+        ("block.1.attn.weights", lambda x: x.swapaxes(1, 2), "The axes T and S of", False),
+        ("block.0.attn.out", np.zeros_like, "holds nothing but zeros", False),
+    ],
+)
+def test_compare_knows_them_too(
+    tap: str, change: Any, sentence: str, harmless: bool, dtype: str
+) -> None:
+    """Beside all other tap points, and where the array is the only one."""
+    whole = run()
+    changed = change(whole[tap].astype(np.float64)).astype(dtype)
+    for arrays in ({**whole, tap: changed}, {tap: changed}):
+        report = gr.compare(reference(), trace_of(arrays), rounding="float32")
+        (row,) = [row for row in report.rows if row.name == tap]
+        assert sentence in row.note
+        assert any(sentence in note for note in report.notes)
+        assert report.ok == harmless or row.verdict == "rewritten"
+
+
+def test_compare_takes_no_bug_for_a_mistake() -> None:
+    """A model with other weights: its logits are of another size, and no temperature fits."""
+    arrays = run({"block.1.mlp.norm_scale": np.linspace(0.2, 3, CONFIG.hidden_size)})
+    for kept in (arrays, {"logits": arrays["logits"]}):
+        report = gr.compare(reference(), trace_of(kept))
+        assert not report.ok
+        assert not report.notes or "REF was computed again" in report.notes[0]
 
 
 def test_compare_and_a_bug_of_ones_own_inputs() -> None:

@@ -158,7 +158,9 @@ class Diagnosis(Report):
         """A sentence or two: mistakes of the recording first, then bugs."""
         said = list(self.mistakes)
         if self.causes:
-            names = " and ".join(cause.title for cause in self.causes)
+            names = " and ".join(_either(cause) for cause in self.causes)
+            if any(cause.alternatives for cause in self.causes):
+                names += "; this input does not tell which"
             first = self.causes[0]
             if first.narrow:
                 said.append(
@@ -196,6 +198,14 @@ class Diagnosis(Report):
             "rewritings": list(self.rewritings),
             "mistakes": list(self.mistakes),
         }
+
+
+def _either(cause: Cause) -> str:
+    """The cause, or the others that it cannot be told from."""
+    names = [cause.title, *cause.alternatives]
+    if len(names) > 4:
+        names[3:] = [f"one of {len(names) - 3} more"]
+    return names[0] if len(names) == 1 else f"either {', '.join(names[:-1])} or {names[-1]}"
 
 
 def in_words(excess: float) -> str:

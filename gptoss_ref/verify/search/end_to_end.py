@@ -20,7 +20,7 @@ from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
 from gptoss_ref.verify.noise.rounding import dithered
-from gptoss_ref.verify.progress import Progress, Steps
+from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
@@ -175,7 +175,7 @@ class WholeModels:
         ranked: all candidates that alter the outputs, the nearest first.
         best: what explains the outputs, if anything does.
         stopped: whether what was observed is not the model's.
-        alternatives: names that cannot be told from it.
+        alternatives: by the name of each of its bugs, what may take that bug's place.
         interval: of a fitted constant: between what values it explains the outputs.
     """
 
@@ -186,18 +186,18 @@ class WholeModels:
         tokens: Array,
         target: Target,
         rounding: str,
-        progress: Progress,
+        steps: Steps,
     ) -> None:
         self._weights, self._config, self._tokens = weights, config, tokens
         self.target, self.rounding = target, rounding
-        self._steps = Steps(progress)
+        self._steps = steps
         self._steps.say("running whole models")
         self._plain: dict[Option, Floats] = {}  # what would be seen of each base, by a quick run
         self.stopped = False
         self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
-        self.alternatives: tuple[str, ...] = ()
+        self.alternatives: dict[str, tuple[str, ...]] = {}
         self.interval: tuple[float, float] | None = None
 
     def stop(self) -> None:
@@ -222,7 +222,6 @@ class WholeModels:
     def run(self, *, together: bool = True) -> None:
         """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
         if self.stopped:
-            self._steps.finish()
             return
         entries = catalogue(self._config, self._weights, len(self._tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
@@ -230,16 +229,23 @@ class WholeModels:
         singles = self._tried(options)
         self.ranked = _forms(singles.standings)
         self.best = self._elected(self.ranked)
-        if together and self.specification.excess > 1 and not self._sure:
+        if self.specification.excess > 1 and not self._sure:
             self._fit(singles)
         if together and self.best is None and self.specification.excess > 1:
             self._combine(options, singles)
         if self.best is not None:
-            own = {c.name for c in self.best.candidates}
-            near = [s for s in self.ranked if abs(s.score - self.best.score) < np.log(ALIKE)]
-            names = (c.name for s in near for c in s.candidates if c.name not in own)
-            self.alternatives = tuple(dict.fromkeys(names))
-        self._steps.finish()
+            self.alternatives = self._alternatives(self.best)
+
+    def _alternatives(self, best: Standing) -> dict[str, tuple[str, ...]]:
+        """What may take the place of each bug: it is there instead in options that fit alike."""
+        own = [c.name for c in best.candidates]
+        found: dict[str, dict[str, None]] = {name: {} for name in own}
+        for standing in self.ranked:
+            if abs(standing.score - best.score) < np.log(ALIKE):
+                names = [c.name for c in standing.candidates]
+                for missing in set(own) - set(names):
+                    found[missing] |= dict.fromkeys(n for n in names if n not in own)
+        return {name: tuple(others) for name, others in found.items()}
 
     @property
     def _sure(self) -> bool:

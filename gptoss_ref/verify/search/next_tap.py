@@ -10,6 +10,11 @@ from gptoss_ref.verify.replay.graph import DISCRETE
 PARTS = ("attn.residual", "mlp.residual")
 """Where a block is best cut in two."""
 
+BRING = (
+    "bring block.*.mlp.residual, the residual stream after every block, next: the first block that "
+    "differs is the one with the bug; then all tap points of that block"
+)
+
 
 def next_in_words(trace: Trace, tap: str) -> str:
     """What to record next to narrow down a divergence at a tap point of a trace.

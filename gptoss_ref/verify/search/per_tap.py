@@ -20,7 +20,7 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import locate_error, tokens_of
 from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
 from gptoss_ref.verify.noise.tap_check import TapError, replay
-from gptoss_ref.verify.progress import Progress, Steps, unwatched
+from gptoss_ref.verify.progress import Steps, unwatched
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
@@ -88,7 +88,7 @@ class Search:
         weights: ModelWeights,
         trace: Trace,
         rounding: str,
-        progress: Progress = unwatched,
+        steps: Steps | None = None,
         judged: Iterable[str] | None = None,
     ) -> None:
         self.weights, self.trace, self.rounding = weights, trace, rounding
@@ -106,7 +106,8 @@ class Search:
         self.reordered: list[str] = []
         self.stopped = False
         taps = list(trace) if judged is None else list(judged)
-        self._steps = Steps(progress, ahead=len(taps))
+        self._steps = steps or Steps(unwatched)
+        self._steps.expect(len(taps))
         self.specification = {local.tap: local for local in self._watched(SPECIFICATION, taps)}
         self.tap_errors = dict(self.specification)
 
@@ -143,7 +144,6 @@ class Search:
         if hidden and not self.stopped:
             self._steps.say("is there a bug smaller than rounding?")
             self._find_hidden()
-        self._steps.finish()
 
     @property
     def found(self) -> list[Found]:

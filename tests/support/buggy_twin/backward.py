@@ -386,11 +386,14 @@ class EmbeddingFrozen(Ops):
         return super().embedding(bent(table, torch.zeros_like), tokens)
 
 
-Loss = Callable[[Tensor, list[Tensor], Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, list[Tensor], Tensor, Tensor, int], Tensor]
+"""Of logits, router logits, tokens, targets, and the number of experts that a token gets."""
 Afterwards = Callable[[ModelGradients], None]
 
 
-def cross_entropy(logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(
+    logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor, active: int
+) -> Tensor:
     return torch.nn.functional.cross_entropy(wide(logits), targets)
 
 
@@ -403,30 +406,34 @@ def balance(routers: list[Tensor], active: int) -> Tensor:
 
 
 def aux_loss(times: float, *, softmaxed: bool = False, arrives: bool = True) -> Loss:
-    def loss(logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+    def loss(
+        logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor, active: int
+    ) -> Tensor:
         given = [r if arrives else r.detach() for r in routers]
         if softmaxed:
             given = [torch.softmax(r, -1) for r in given]
-        return cross_entropy(logits, routers, tokens, targets) + times * balance(given, ACTIVE)
+        main = cross_entropy(logits, routers, tokens, targets, active)
+        return main + times * balance(given, active)
 
     return loss
 
 
-ACTIVE = 5
-
-
 def averaged_over_all(
-    logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor
+    logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor, active: int
 ) -> Tensor:
     total = torch.nn.functional.cross_entropy(wide(logits), targets, reduction="sum")
     return total / len(targets)
 
 
-def divided(logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(logits, routers, tokens, targets) / 4
+def divided(
+    logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor, active: int
+) -> Tensor:
+    return cross_entropy(logits, routers, tokens, targets, active) / 4
 
 
-def not_shifted(logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+def not_shifted(
+    logits: Tensor, routers: list[Tensor], tokens: Tensor, targets: Tensor, active: int
+) -> Tensor:
     return torch.nn.functional.cross_entropy(wide(logits), torch.where(targets < 0, -100, tokens))
 
 
@@ -524,7 +531,7 @@ def faulty_trace(
         config,
         arrays,
         tokens,
-        lambda logits, routers: fault.loss(logits, routers, ids, wanted),
+        lambda logits, routers: fault.loss(logits, routers, ids, wanted, config.experts_per_token),
         policy,
         fault.ops(),
     )

@@ -1,0 +1,299 @@
+"""The report of ``diagnose``, from what its searches found: tap by tap, or from outputs alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from gptoss_ref.tracing.taps import names
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.localise import tokens_of
+from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.noise.tap_check import TapError
+from gptoss_ref.verify.observe.observation import LogprobObservation
+from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
+from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
+from gptoss_ref.verify.search.candidates import Candidate
+from gptoss_ref.verify.search.end_to_end import Standing, WholeModels
+from gptoss_ref.verify.search.fit import Found, Unknown
+from gptoss_ref.verify.search.next_tap import BRING, next_in_words
+from gptoss_ref.verify.search.outputs import OutputsFound
+from gptoss_ref.verify.search.per_tap import Search
+from gptoss_ref.verify.search.rewritten import where_of
+
+# --- tap by tap ---
+
+
+def of_stages(search: Search) -> Diagnosis:
+    """Of a search tap by tap."""
+    trace, config, found = search.given, search.given.config, search.found
+    rows = [_stage_row(search, found, local) for local in search.specification.values()]
+    flips = tuple(flip for local in search.tap_errors.values() for flip in local.flips)
+    taps = names(config)
+    return Diagnosis(
+        ref="the specification, from the other's own numbers",
+        other=trace.producer,
+        rounding=search.rounding,
+        yardstick=f"each stage in float64 and in {search.rounding}, from the same inputs",
+        tokens=len(trace.tokens),
+        taps=len(taps),
+        rows=tuple(rows),
+        missing=tuple(tap for tap in taps if tap not in trace),
+        flips=flips,
+        notes=tuple(_notes(search)),
+        causes=tuple(_found(f) for f in found if not f.candidate.harmless),
+        unexplained=tuple(_unknown(search, u) for u in search.unknown),
+        rewritings=_rewritings(search, found),
+        mistakes=tuple(search.mistakes),
+    )
+
+
+def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
+    """What is computed or kept otherwise and comes to the same, in words."""
+    harmless = (f.candidate for f in found if f.candidate.harmless)
+    lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
+    lines += search.reordered
+    for form in dict.fromkeys(search.aside.values()):
+        where = where_of(tap for tap, own in search.aside.items() if own == form)
+        lines.append(f"{form.removesuffix('.')} ({where})")
+    return tuple(lines)
+
+
+def _unknown(search: Search, unknown: Unknown) -> Unexplained:
+    local = search.tap_errors[unknown.tap]
+    name, remaining = unknown.nearest or (None, None)
+    where = search.where(unknown.tap)
+    hints = (next_in_words(search.trace, unknown.tap),)
+    return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining, hints)
+
+
+def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
+    """One tap point, by the specification."""
+    trace, tap = search.given, local.tap
+    wrong = local.excess > 1
+    hidden = [f for f in found if f.tap == tap and f.share is not None]
+    verdict: Verdict = "ok"
+    note = ""
+    if wrong:
+        verdict = "nan" if local.broken.any() else "diverges"
+        explained = tap in search.tap_errors and search.tap_errors[tap].excess <= 1
+        by = [f.candidate for f in found if tap in search.reach(f.candidate)]
+        note = f"off by {in_words(local.excess)}"
+        if explained and by:
+            note += f"; explained by {' and '.join(c.name for c in by)}"
+            if all(c.harmless for c in by):
+                verdict = "rewritten"
+        elif tap in search.aside:
+            verdict = "rewritten"
+            note += "; but all that is computed from it agrees"
+        elif not explained:
+            note += "; not explained"
+    elif local.lost:
+        verdict, note = "unjudged", ALL_LOST
+    elif hidden:
+        verdict = "hidden"
+        names = " and ".join(f.candidate.name for f in hidden)
+        note = f"less than rounding explains, but its roundings side with {names}"
+    elif local.flips:
+        verdict = "tie"
+        note = f"{len(local.flips)} tokens go to other experts, within the margin"
+    elif not local.judged:
+        note = "most tokens hang on ties of the router: judged by the usual ones"
+    rows = np.flatnonzero(local.wrong_rows)
+    error = local.whole
+    return Row(
+        name=tap,
+        shape=local.shape,
+        dtypes=("float64", trace.dtype_of(tap)),
+        max_abs=local.max_abs,
+        rel_l2=error,
+        cosine=local.cosine,
+        rounding_units=error / UNITS[search.rounding],
+        allowed=local.whole_allowed if local.whole_allowed else math.nan,
+        excess=local.excess,
+        verdict=verdict,
+        note=note,
+        first_token=int(rows[0]) if wrong and rows.size else None,
+        extra=local.extra,
+    )
+
+
+def _notes(search: Search) -> list[str]:
+    notes = list(search.remarks)
+    logits = search.tap_errors.get("logits")
+    if (
+        logits is not None
+        and logits.excess <= 1
+        and logits.remark
+        and "logits" not in search.undone
+    ):
+        notes.append(logits.remark)
+    forms: dict[str, list[str]] = {}
+    for tap, local in search.tap_errors.items():
+        if local.integers is not None:
+            forms.setdefault(str(local.integers), []).append(tap)
+    notes += [f"{where_of(taps)}: {form}" for form, taps in forms.items()]
+    tied = sum(local.tied.any() and local.judged for local in search.tap_errors.values())
+    if tied:
+        notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
+    return notes + _rows_seen(search.trace) + _skipped(search.trace)
+
+
+# --- from outputs alone ---
+
+
+def of_outputs(found: OutputsFound, trace: Trace) -> Diagnosis:
+    """Of a search in one array of outputs of a trace."""
+    search, config, tap = found.search, trace.config, found.search.target.tap
+    report = _whole(search, trace.producer, len(trace.tokens), len(names(config)))
+    (row,) = report.rows
+    dtypes = ("float64", trace.dtype_of(tap))
+    row = replace(row, shape=trace.shape_of(tap), dtypes=dtypes, extra=found.extra)
+    missing = tuple(name for name in names(config) if name not in trace)
+    notes = (*report.notes, *found.remarks, *_rows_seen(trace), *_skipped(trace))
+    return replace(report, rows=(row,), missing=missing, notes=notes, mistakes=found.mistakes)
+
+
+def of_observation(search: WholeModels, observation: LogprobObservation, taps: int) -> Diagnosis:
+    """Of a search in log-probabilities; ``taps``: number of tap points of the model."""
+    report = _whole(search, observation.producer, len(observation.tokens), taps)
+    (row,) = report.rows
+    row = replace(row, shape=search.target.observed.shape, dtypes=("float64", "decimal"))
+    count = int(np.isfinite(observation.values).sum())
+    notes = (
+        f"{count} log-probabilities at {row.shape[0]} of {len(observation.tokens)} positions, in "
+        "nats; no stage of the model is seen",
+        *observation.left_out,
+    )
+    return replace(report, rows=(row,), notes=(*report.notes, *notes))
+
+
+def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagnosis:
+    spec, best = search.specification, search.best
+    wrong = spec.excess > 1
+    typical = float(np.median(spec.error))
+    note = f"{spec.excess:.3g} times what rounding explains" if wrong else ""
+    lost = not np.isfinite(search.target.observed).any() and not spec.broken
+    if lost:
+        note = ALL_LOST
+    if spec.broken:
+        note = f"NaN or infinite in one of the two at {spec.broken} of {len(spec.error)} positions"
+    if wrong and best is not None:
+        note += f"; explained by {' and '.join(c.name for c in best.candidates)}"
+    row = Row(
+        name=search.target.tap,
+        shape=(),
+        dtypes=("float64", ""),
+        max_abs=float(spec.error.max(initial=0.0)),
+        rel_l2=typical,
+        cosine=math.nan,
+        rounding_units=typical / UNITS[search.rounding],
+        allowed=typical / spec.excess if spec.excess > 0 else math.nan,
+        excess=spec.excess,
+        verdict=_verdict(spec.broken > 0, lost, wrong),
+        note=note,
+    )
+    return Diagnosis(
+        ref="the specification, from the tokens",
+        other=producer,
+        rounding=search.rounding,
+        yardstick=f"whole models in float64 and in {search.rounding}",
+        tokens=tokens,
+        taps=taps,
+        rows=(row,),
+        notes=("only outputs are known: errors are those of the usual token",),
+        causes=() if best is None else _causes(search, best),
+        unexplained=() if best or not wrong or search.stopped else (_unexplained(search),),
+    )
+
+
+def _verdict(broken: bool, lost: bool, wrong: bool) -> Verdict:
+    if broken:
+        return "nan"
+    if lost:
+        return "unjudged"
+    return "diverges" if wrong else "ok"
+
+
+def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:
+    before, after = search.specification.excess, best.excess
+    found = []
+    for candidate in best.candidates:
+        alternatives = search.alternatives[candidate.name]
+        cause = _cause(candidate, search.target.tap, before, after, alternatives)
+        fitted = candidate.value is not None
+        found.append(replace(cause, interval=search.interval if fitted else None))
+    return tuple(found)
+
+
+def _unexplained(search: WholeModels) -> Unexplained:
+    spec, tap = search.specification, search.target.tap
+    rows = spec.error > spec.typical
+    nearest = next((s for s in search.ranked if s.score < spec.score), None)
+    remaining = None if nearest is None else search.measured(nearest.candidates).excess
+    nearer = nearest is not None and remaining is not None and remaining < spec.excess
+    return Unexplained(
+        tap=tap,
+        taps=(tap,),
+        error=spec.excess,
+        where=tokens_of(rows),
+        nearest=" and ".join(c.name for c in nearest.candidates) if nearest and nearer else None,
+        remaining=remaining if nearer else None,
+        hints=(BRING,),
+    )
+
+
+# --- both ---
+
+
+def _found(found: Found) -> Cause:
+    sharp = (found.share or 1.0) / (1 + len(found.alternatives))
+    cause = _cause(found.candidate, found.tap, found.before, found.after, found.alternatives)
+    return replace(cause, confidence=sharp, share=found.share, interval=found.interval)
+
+
+def _cause(
+    candidate: Candidate, tap: str, before: float, after: float, alternatives: tuple[str, ...]
+) -> Cause:
+    mutant, blocks, sites = candidate.mutant, candidate.blocks, candidate.sites
+    return Cause(
+        name=mutant.name,
+        variant=candidate.label,
+        stage=mutant.stage,
+        tap=tap,
+        blocks=None if blocks is None else tuple(sorted(blocks)),
+        summary=mutant.summary,
+        consequence=mutant.consequence,
+        reports=mutant.reports,
+        error_before=before,
+        error_after=after,
+        alternatives=alternatives,
+        confidence=1 / (1 + len(alternatives)),
+        sites=None if sites is None else tuple(sorted(sites)),
+        value=candidate.value,
+    )
+
+
+def _rows_seen(trace: Trace) -> list[str]:
+    """A sentence for each number of rows that were observed in part."""
+    found: dict[int, list[str]] = {}
+    for tap in names(trace.config):
+        if tap in trace.observed_in_part:
+            found.setdefault(int(trace.observed(tap).sum()), []).append(tap)
+    rows = len(trace.tokens)
+    return [
+        f"{count} of {rows} rows observed of {taps[0]}"
+        + (f" and {len(taps) - 1} more" if len(taps) > 1 else "")
+        for count, taps in found.items()
+    ]
+
+
+def _skipped(trace: Trace) -> list[str]:
+    """How many arrays had no place, and the first of them."""
+    if not trace.skipped:
+        return []
+    count, first = len(trace.skipped), trace.skipped[0]
+    more = f", and {count - 1} more" if count > 1 else ""
+    return [f"left out, see the trace's skipped: {first.name} ({first.why}){more}"]
