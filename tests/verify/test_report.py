@@ -17,6 +17,7 @@ from gptoss_ref.config import GPT_OSS_120B
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.verify.noise.routing_ties import Flip
+from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis
 from gptoss_ref.verify.report.report import Report, Row, Section
 from gptoss_ref.verify.report.text import lines, number
 
@@ -79,6 +80,40 @@ def test_verdicts() -> None:
     assert nothing.verdict == "No verdict: none of the 687 tap points could be judged."
     assert "<title>No verdict: gptoss-ref compare</title>" in nothing.to_html()
     assert "<title>Divergence: gptoss-ref compare</title>" in ill.to_html()
+
+
+def test_a_verdict_says_what_cannot_be_told() -> None:
+    """No name stands alone for what others explain as well; logits show no stage but their own."""
+
+    def cause(name: str, *alternatives: str, variant: str | None = None) -> Cause:
+        return Cause(
+            name=name,
+            variant=variant,
+            stage="attn.norm",
+            tap="logits",
+            blocks=None,
+            summary="",
+            consequence="",
+            reports=(),
+            error_before=3.0,
+            error_after=0.5,
+            alternatives=alternatives,
+            confidence=1 / (1 + len(alternatives)),
+        )
+
+    def verdict(*causes: Cause) -> str:
+        return Diagnosis("a", "b", "float32", "c", 5, 687, (row("logits"),), causes=causes).verdict
+
+    assert verdict(cause("k-bias-missing", variant="form")) == (
+        "The numbers are those of k-bias-missing (form)."
+    )
+    assert verdict(cause("yarn-factor"), cause("norm-eps", "swiglu-alpha", "up-scaled")) == (
+        "The numbers are those of yarn-factor and either norm-eps, swiglu-alpha or up-scaled; this "
+        "input does not tell which."
+    )
+    assert verdict(cause("a", "b", "c", "d", "e")) == (
+        "The numbers are those of either a, b, c or one of 2 more; this input does not tell which."
+    )
 
 
 def test_healthy_blocks_take_one_line() -> None:

@@ -162,7 +162,8 @@ class Diagnosis(Report):
             if any(cause.alternatives for cause in self.causes):
                 names += "; this input does not tell which"
             first = self.causes[0]
-            if first.narrow:
+            seen_there = first.tap not in ("norm", "logits") or first.tap == first.stage
+            if first.narrow and seen_there:
                 said.append(
                     f"{first.tap} is the first wrong stage: the numbers are those of {names}"
                 )
