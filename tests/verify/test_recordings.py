@@ -66,7 +66,7 @@ def test_rows_that_were_not_recorded(tap: str) -> None:
     arrays[tap] = arrays[tap].copy()
     arrays[tap][:5] = np.nan
     words = said(arrays)
-    assert f"Rows 0 to 4 of {tap} hold nothing but NaN" in words
+    assert f"Rows 0 to 4 of {tap}: nothing but NaN" in words
     assert ("No divergence" in words) == (tap != "logits")  # what follows shows that it was there
 
 
