@@ -84,7 +84,7 @@ def step(rounds: int, threads: int) -> None:
 
 def block(rounds: int, threads: int, tokens: int) -> None:
     """One block of the 20b's shape, its experts in MXFP4, the rest in bfloat16."""
-    from gptoss_ref.backward_pass import BackwardPass, Mixture, Watcher
+    from gptoss_ref.backpropagation.blocks import BackwardPass, Mixture, Watcher
     from gptoss_ref.model import Model
     from gptoss_ref.weights import (
         MXFP4,

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TRAINING = Path(__file__).parents[2] / "examples" / "train_tiny"
 SKILLS = ("add", "subtract", "multiply", "compare", "reverse", "count", "sort")
 EFFORTS = ("low", "medium", "high")
-N_PROMPTS = 50
+N_PROMPTS = 25
 MAX_NEW_TOKENS = 48
 # Two float32 runs that sum in another order may swap logits closer than this; the largest logit is
 # about 30, of which this is float32's accuracy after five layers.
@@ -40,7 +40,7 @@ TIE = 1e-3
 
 @pytest.fixture(scope="module")
 def prompts(tiny: Model) -> list[list[int]]:
-    """Fifty held-out questions, over all skills and efforts, as the model is asked them."""
+    """Held-out questions, over all skills and efforts, as the model is asked them."""
     sys.path.insert(0, str(TRAINING))
     try:
         from problems import draw, held_out

@@ -113,9 +113,8 @@ def test_three_bugs_of_a_port_on_the_trained_model(bugs: tuple[str, ...]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bugs", REPORTED, ids=" and ".join)
-def test_three_bugs_are_named_from_the_logits_alone(bugs: tuple[str, ...]) -> None:
-    check(Case("triple-logits", bugs, "tiny", "float32"))
+def test_three_bugs_are_named_from_the_logits_alone() -> None:
+    check(Case("triple-logits", REPORTED[-1], "tiny", "float32"))
 
 
 def test_a_chunk_longer_than_a_ring_that_rolls_early() -> None:

@@ -66,7 +66,7 @@ def test_rows_that_were_not_recorded(tap: str) -> None:
     arrays[tap] = arrays[tap].copy()
     arrays[tap][:5] = np.nan
     words = said(arrays)
-    assert f"Rows 0 to 4 of {tap} hold nothing but NaN" in words
+    assert f"Rows 0 to 4 of {tap}: nothing but NaN" in words
     assert ("No divergence" in words) == (tap != "logits")  # what follows shows that it was there
 
 
@@ -157,6 +157,5 @@ def test_what_to_bring_next() -> None:
     ends = {tap: x for tap, x in ends.items() if "router" not in tap and "mlp.norm" not in tap}
     assert "bring block.1.mlp.gate_up next" in hint(ends)
     assert "between block.1.attn.residual and block.1.mlp.residual" in hint(ends)
-    few = {tap: arrays[tap] for tap in ("embedding", "norm", "logits")}
+    few = {tap: arrays[tap] for tap in ("embedding", "norm")}
     assert hint(few).startswith("bring block.1.mlp.residual next")
-    assert "between embedding and norm" in hint(few)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_ref.errors import GptOssError
+from gptoss_ref.kernels.runtime.arrays import check_policy
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.scalar import exp
-from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
+from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
 def swiglu(
@@ -31,8 +31,7 @@ def swiglu(
     Raises:
         GptOssError: another policy than float32.
     """
-    if get_policy(policy).name != "float32":
-        raise GptOssError(f"kernels follow the float32 policy only, not {policy!r}")
+    check_policy(policy)
     x, d_y = (np.ascontiguousarray(a, np.float32) for a in (x, d_y))
     d_x = np.empty_like(x)
     _gradients(

@@ -144,8 +144,8 @@ def unrecorded(tap: str, exact: Array, other: Array) -> Mistake | None:
         return None
     rows = _rows(lost)
     sentence = (
-        f"{rows[:1].upper()}{rows[1:]} of {tap} hold nothing but NaN: they were not recorded, or "
-        "the model broke down there; the others are judged."
+        f"{rows[:1].upper()}{rows[1:]} of {tap}: nothing but NaN, not recorded or lost in the "
+        "model; the other rows are judged."
     )
     wide = lost.reshape([-1 if i == axis else 1 for i in range(other.ndim)])
     return Mistake(sentence, np.where(wide, exact, other), certain=True, lost=lost)

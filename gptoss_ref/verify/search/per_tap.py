@@ -195,10 +195,8 @@ class Search:
             if mistake.lost is not None:
                 users = [t for t in trace if tap in self.segments[t].inputs]
                 harmless = any(_finite(trace, t, mistake.lost) for t in users)
-                inputs = [t for t in self.segments[tap].inputs if t in trace]
-                known = inputs and all(_finite(trace, t, mistake.lost) for t in inputs)
-                if known and users and not harmless:  # computed, and passed on
-                    continue
+                if users and not harmless:
+                    continue  # what is computed from it is NaN too: the model broke down here
                 (self.remarks if harmless else self.mistakes).append(mistake.sentence)
                 self._go_on_with(trace.showing(tap, ~mistake.lost), [tap])
                 return True

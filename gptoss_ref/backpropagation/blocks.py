@@ -1,4 +1,4 @@
-"""The backward pass over a batch, block by block: what ``backpropagation`` calls.
+"""The backward pass over a batch, block by block: what ``backward`` calls.
 
 The forward pass keeps the residual that enters each block, and of the activations between them as
 many as there is room for. Then the blocks are gone through from the last to the first: what was not
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.backpropagation.rules import gradient_rules
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.gradient_rules import gradient_rules
 from gptoss_ref.gradients import attention_weights
 from gptoss_ref.losses import Counted, Loss
 from gptoss_ref.model import Model

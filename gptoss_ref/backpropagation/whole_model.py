@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_ref.backward_pass import BackwardPass, Watch, Watcher
+from gptoss_ref.backpropagation.blocks import BackwardPass, Watch, Watcher
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.gradients import load_balancing
 from gptoss_ref.losses import (
