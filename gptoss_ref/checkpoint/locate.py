@@ -27,7 +27,7 @@ def locate(path: str | Path) -> tuple[Path, Path]:
 
     Args:
         path: `"tiny"` for the bundled checkpoint (`./tiny` for a folder of that name), or one of
-            :data:`~gptoss_ref.checkpoint.made.MADE`; a folder; or a Hub id such as
+            ``MADE`` (in ``checkpoint/made.py``); a folder; or a Hub id such as
             `openai/gpt-oss-20b` that is in the local cache. A folder with no tensors of its own
             stands for its subfolder `original`.
 

@@ -77,7 +77,7 @@ _TINY = Path(__file__).parents[1] / "data" / "tiny"
 
 @cache
 def made(name: str) -> Path:
-    """The folder of one of :data:`MADE`, in the Hugging Face layout; it lasts as the process does.
+    """The folder of one of ``MADE``, in the Hugging Face layout; it lasts as the process does.
 
     The same bytes each time.
     """

@@ -1,8 +1,7 @@
 """Roundings a producer may have, and policies that imitate them for the noise floor.
 
 The noise floor asks: how far from float64 does a *correct* run with this rounding land? So it must
-    be
-no stricter than any correct implementation. Two conventions differ from this package's policies:
+be no stricter than any correct implementation. Two conventions differ from this package's policies:
 float32 producers usually compute rotary angles in float32 too (off by up to p·2⁻²⁴ rad at position
 p), and some producers round to float16, for which the package has no policy.
 """
