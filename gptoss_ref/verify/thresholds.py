@@ -1,10 +1,9 @@
-"""All tuned numbers of the verifier, by the folder that uses them, with their measurements.
+"""All tuned numbers of the verifier, by the folder that uses them.
 
 A *threshold* decides a verdict. A *budget* limits the work: a larger one costs time, and changes a
-verdict only if the smaller one missed the right answer. Both were set on one class of machine
-(x86-64, AVX2). Unless stated otherwise, the measurements are those of ``python -m
-docs._generate.kill_matrix`` (all bugs of the catalogue on tiny and on a random model, in three
-roundings).
+verdict only if the smaller one missed the right answer. A number that names no measurement was
+chosen so that the cells of ``python -m docs._generate.kill_matrix`` hold; how far it could move
+was not measured.
 """
 
 from __future__ import annotations

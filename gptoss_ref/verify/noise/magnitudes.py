@@ -124,7 +124,7 @@ class _Noise:
 
     def rmsnorm(self, right: Any, at: OpContext, x: Array, scale: Array) -> Array:
         y = right(at, x, scale)
-        # a sum of D squares may be off by some √D roundings, and with it the whole row
+        # any order of summation counts: a sum of D squares is off by up to some √D roundings
         common = math.sqrt(x.shape[-1]) * self._random(y, 1)  # (T, 1)
         noisy: Array = self._off(y, 2 * np.abs(y)) + self._small * common * y
         return noisy
