@@ -26,7 +26,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     refused,
 )
 from gptoss_ref.kernels.matmul.register_tile import WIDEST, pack, panel_width, tile
-from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
+from gptoss_ref.kernels.runtime.buffers import copy, fill, floats, integers
 from gptoss_ref.kernels.runtime.jit import jit_inner
 
 FEW = 4
@@ -54,12 +54,14 @@ def quantise_floats(path: Any, prepared: Floats, row: int, g: int, groups: int) 
 
 @jit_inner
 def workspace_floats(prepared: Floats, tokens: int, groups: int) -> Any:
-    """A decoded row or slab, a panel, and a slab of activations."""
-    depth = GROUPS * BLOCK
+    """A decoded row or slab, a panel, gathered activations, and where their numbers begin."""
+    depth, begin = GROUPS * BLOCK, integers(1)
+    begin[0] = -1
     return (
         floats(max(groups * BLOCK, WIDEST * depth)),
         floats(WIDEST * depth),
-        floats(tokens * depth),
+        floats(tokens * groups * BLOCK),
+        begin,
     )
 
 
@@ -71,7 +73,7 @@ def multiply_floats(
     """See ``mxfp4_methods.multiply``."""
     if refused(stored, block, rows * groups):
         return False
-    decoded, panel, slab = workspace
+    decoded, panel, gathered, begin = workspace
     inputs = groups * BLOCK
     if count <= FEW:
         row = decoded[:inputs]
@@ -86,15 +88,15 @@ def multiply_floats(
     in_order = True  # rows that follow one another are used where they lie
     for m in range(count):
         in_order = in_order and of[of_at + m] == start_of + m
+    x, x_at = (prepared.x, start_of * inputs) if in_order else (gathered, 0)
+    if not in_order and begin[0] != of_at:  # once for all rows of an expert
+        for m in range(count):
+            at = of[of_at + m] * inputs
+            copy(prepared.x[at : at + inputs], gathered[m * inputs : (m + 1) * inputs])
+        begin[0] = of_at
     for g in range(0, groups, GROUPS):
         some = min(GROUPS, groups - g)
         depth = some * BLOCK
-        x, x_at, x_stride = prepared.x, start_of * inputs + g * BLOCK, inputs
-        if not in_order:
-            for m in range(count):
-                at = of[of_at + m] * inputs + g * BLOCK
-                copy(prepared.x[at : at + depth], slab[m * depth : (m + 1) * depth])
-            x, x_at, x_stride = slab, 0, depth
         for first in range(0, rows, width):
             n = min(width, rows - first)
             for r in range(n):
@@ -102,6 +104,7 @@ def multiply_floats(
                 decode_row(stored, start, some, decoded[r * depth : (r + 1) * depth])
             pack(path, decoded, 0, depth, n, depth, 0, panel)
             tile(
-                path, count, x, x_at, x_stride, 1, panel, 0, width, depth, sums, first, ROWS, True
+                path, count, x, x_at + g * BLOCK, inputs, 1, panel, 0, width, depth,
+                sums, first, ROWS, True,
             )  # fmt: skip
     return True
