@@ -49,6 +49,9 @@ from gptoss_ref.kernels.runtime.jit import INLINED, LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
 
+WIDE = 512
+"""Activations of that width and more are kept in 16 bits, as in ``mxfp4_gemm_int16``."""
+
 _INFINITY = np.float32(np.inf)
 _RAISED = np.float32(2.0**80)  # factors are kept times this: a factor times 2^s is no subnormal
 _UNIT = np.float32(2.0**-82)  # takes that off, 2 of d, and 2 of 2^(s + 1 − 127)
@@ -68,33 +71,12 @@ def group_bytes(n: int, depth: int) -> int:
 
 
 class Int8Planes(NamedTuple):
-    """R rows of activations as three planes of bytes."""
+    """R rows of activations as planes of bytes."""
 
     x: Any  # float32, flat, (R, M)
     out_of_range: Any  # bool (R,)
     planes: Any  # uint8, flat; on a cache line
-
-
-class Int8Pairs(NamedTuple):
-    """R rows of activations as two planes of bytes."""
-
-    x: Any  # float32, flat, (R, M)
-    out_of_range: Any  # bool (R,)
-    planes: Any  # uint8, flat; on a cache line
-
-
-_DEPTHS = {Int8Planes: 3, Int8Pairs: 2}
-
-
-def depth_of(prepared: Any) -> int:
-    """How many planes there are."""
-    return _DEPTHS[type(prepared)]
-
-
-@overload(depth_of, **INLINED)
-def _depth_of(prepared: Any) -> Any:
-    depth = _DEPTHS[prepared.instance_class]
-    return lambda prepared: depth
+    depth: int  # planes of a row: 3, or 2 if M is at least WIDE
 
 
 def blocks_of_vector(path: Any) -> int:
@@ -109,35 +91,24 @@ def _blocks_of_vector(path: Any) -> Any:
 
 
 @jit_inner
-def _room(path: Any, x: Any, rows: int, depth: int) -> Any:
+def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Room for the planes; what no block fills is 0."""
     n, groups = blocks_of_vector(path), x.size // rows // BLOCK
+    depth = 2 if groups * BLOCK >= WIDE else 3
     planes = on_cache_line(rows * ((groups + 4 * n - 1) // (4 * n)) * group_bytes(n, depth))
     fill(planes, np.uint8(0))
-    return planes
+    return Int8Planes(x, falses(rows), planes, depth)
 
 
 @jit_inner
-def new_planes(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
-    """Room for three planes."""
-    return Int8Planes(x, falses(rows), _room(path, x, rows, 3))
-
-
-@jit_inner
-def new_pairs(path: Any, x: Any, rows: int, tiles: int) -> Int8Pairs:
-    """Room for two planes."""
-    return Int8Pairs(x, falses(rows), _room(path, x, rows, 2))
-
-
-@jit_inner
-def quantise_int8(path: Any, prepared: Any, row: int, g: int, groups: int) -> None:
+def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> None:
     """Keep block ``g`` of a row in its planes; rows out of range are left out."""
     at = (row * groups + g) * BLOCK
     largest = largest_bits(prepared.x[at : at + BLOCK])
     if out_of_range(largest):
         prepared.out_of_range[row] = True
         return
-    n, depth = blocks_of_vector(path), depth_of(prepared)
+    n, depth = blocks_of_vector(path), prepared.depth
     size = 16 * n
     group, lane = g // (4 * n), g % (4 * n)
     rows = prepared.out_of_range.size
@@ -153,12 +124,12 @@ def quantise_int8(path: Any, prepared: Any, row: int, g: int, groups: int) -> No
         prepared.planes[to + i] = np.uint8(factor >> np.int32(8 * i) & np.int32(255))
 
 
-def _cut(prepared: Any, at: int, up: Any, to: int, size: int) -> None:
+def _cut(prepared: Int8Planes, at: int, up: Any, to: int, size: int) -> None:
     """The bytes of x[at …] times ``up``, and what is to take off.
 
     Byte j of plane 2p + h belongs to value 2j + h; p counts from the upper byte.
     """
-    x, planes, depth = prepared.x, prepared.planes, depth_of(prepared)
+    x, planes, depth = prepared.x, prepared.planes, prepared.depth
     rounded = np.rint(x[at : at + BLOCK] * up).astype(np.int32)
     for number in range(2 * depth):
         down = 8 * (depth - 1 - number // 2)
@@ -170,8 +141,15 @@ def _cut(prepared: Any, at: int, up: Any, to: int, size: int) -> None:
 
 @overload(_cut, **LEAF)
 def _cut_on(prepared: Any, *others: Any) -> Any:
-    cut = _cut_vectors(_DEPTHS[prepared.instance_class])
-    return lambda prepared, at, up, to, size: cut(prepared.x, at, up, prepared.planes, to, size)
+    cut_2, cut_3 = _cut_vectors(2), _cut_vectors(3)
+
+    def cut(prepared, at, up, to, size):  # type: ignore[no-untyped-def]
+        if prepared.depth == 2:
+            cut_2(prepared.x, at, up, prepared.planes, to, size)
+        else:
+            cut_3(prepared.x, at, up, prepared.planes, to, size)
+
+    return cut
 
 
 def _cut_vectors(depth: int) -> Any:
@@ -341,10 +319,12 @@ def dot_planes_of(n: int, depth: int) -> Any:
     return dot_planes
 
 
-def _dot_planes(path: Any, stored: Stored, block: int, groups: int, prepared: Any, at: int) -> Any:
+def _dot_planes(
+    path: Any, stored: Stored, block: int, groups: int, prepared: Int8Planes, at: int
+) -> Any:
     """The row whose first block is number ``block``, times the row of planes at planes[at]."""
     n, total, shifted = blocks_of_vector(path), np.float32(0.0), np.array(_SHIFTED)
-    planes, depth = prepared.planes, depth_of(prepared)
+    planes, depth = prepared.planes, prepared.depth
     for g in range(groups):
         start, lane = at + g // (4 * n) * group_bytes(n, depth), g % (4 * n)
         base = start + lane // n * vector_bytes(n, depth) + lane % n * 16
@@ -363,24 +343,26 @@ def _dot_planes(path: Any, stored: Stored, block: int, groups: int, prepared: An
 
 
 @overload(_dot_planes, **INLINED)
-def _dot_planes_on(path: Any, stored: Any, block: Any, groups: Any, prepared: Any, at: Any) -> Any:
-    dot = dot_planes_of(lanes_of(path) // 4, _DEPTHS[prepared.instance_class])
+def _dot_planes_on(path: Any, *others: Any) -> Any:
+    dot_2, dot_3 = (dot_planes_of(lanes_of(path) // 4, depth) for depth in (2, 3))
 
     def vectors(path, stored, block, groups, prepared, at):  # type: ignore[no-untyped-def]
-        return dot(stored.blocks, stored.scales, block, groups, prepared.planes, at)
+        if prepared.depth == 2:
+            return dot_2(stored.blocks, stored.scales, block, groups, prepared.planes, at)
+        return dot_3(stored.blocks, stored.scales, block, groups, prepared.planes, at)
 
     return vectors
 
 
 @jit_inner
-def workspace_int8(prepared: Any, tokens: int, groups: int) -> Any:
+def workspace_int8(prepared: Int8Planes, tokens: int, groups: int) -> Any:
     """A decoded row."""
     return floats(groups * BLOCK)
 
 
 @jit_inner
 def multiply_int8(
-    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Any, of: Any,
+    path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int8Planes, of: Any,
     of_at: int, tile: int, count: int, sums: Any, workspace: Any
 ) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""

@@ -4,8 +4,7 @@
 method          taken for            activations are prepared as      file
 ==============  ===================  ===============================  ==============================
 ``FLOAT``       the plain path       they are                         ``mxfp4_float.py``
-``INT8``        narrow               24 bits, three planes of bytes   ``mxfp4_gemv_int8.py``
-``PAIRS``       up to 4              16 bits, two planes of bytes     ``mxfp4_gemv_int8.py``
+``INT8``        up to 4, narrow      planes of bytes                  ``mxfp4_gemv_int8.py``
 ``INT16``       more                 int16 with a factor a block      ``mxfp4_gemm_int16.py``
 ``AMX``         more, on AMX         bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
@@ -50,11 +49,10 @@ from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import (
     workspace_int16,
 )
 from gptoss_ref.kernels.matmul.mxfp4_gemv_int8 import (
-    Int8Pairs,
+    WIDE,
     Int8Planes,
     multiply_int8,
-    new_pairs,
-    new_planes,
+    new_int8,
     quantise_int8,
     workspace_int8,
 )
@@ -64,14 +62,10 @@ from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
-FLOAT, INT8, PAIRS = np.uint8(0), np.uint16(1), np.int8(2)
-INT16, AMX = np.uint32(3), np.uint64(4)
+FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 """Arguments that stand for a method; Numba looks at their types only."""
 
 FEW_TOKENS = 4
-WIDE = 512
-"""Narrower activations are not worth the rounding to 16 bits: ``INT8`` takes any number of them."""
-
 _BYTE = np.dtype(np.uint8)
 
 
@@ -81,10 +75,10 @@ def method_of(tokens: int, width: int) -> Any:
     if path == "plain":
         return FLOAT
     if tokens <= FEW_TOKENS:
-        return PAIRS if width >= WIDE else INT8
+        return INT8
     if path == "amx":
         return AMX
-    return INT16 if width >= WIDE else INT8
+    return INT16 if width >= WIDE else INT8  # which takes any number of narrow ones
 
 
 class _Method(NamedTuple):
@@ -97,8 +91,7 @@ class _Method(NamedTuple):
 
 _METHODS = {
     FLOAT: _Method(Floats, new_floats, quantise_floats, workspace_floats, multiply_floats),
-    INT8: _Method(Int8Planes, new_planes, quantise_int8, workspace_int8, multiply_int8),
-    PAIRS: _Method(Int8Pairs, new_pairs, quantise_int8, workspace_int8, multiply_int8),
+    INT8: _Method(Int8Planes, new_int8, quantise_int8, workspace_int8, multiply_int8),
     INT16: _Method(Int16, new_int16, quantise_int16, workspace_int16, multiply_int16),
     AMX: _Method(AmxPlanes, new_amx, quantise_amx, workspace_amx, multiply_amx),
 }
@@ -107,7 +100,6 @@ _METHODS = {
 def _named(method: Any) -> _Method:
     """The method that a token stands for, or while a kernel is compiled, its type."""
     tokens = {types.uint8: FLOAT, types.uint16: INT8, types.uint32: INT16, types.uint64: AMX}
-    tokens[types.int8] = PAIRS
     return _METHODS[tokens.get(method, method)]
 
 
