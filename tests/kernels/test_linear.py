@@ -36,7 +36,7 @@ LAYOUTS = {
 TOKENS = st.sampled_from([1, 2, 3, 5, 13, 27])
 WIDE = (6, 96) if INTERPRETED else (6, 544)
 SHAPES = pytest.mark.parametrize("shape", [(1, 96), (3, 96), (7, 96), (2, 544), WIDE], ids=str)
-"""Tokens and inputs; (2, 544) take two planes of bytes, the last int16 pairs, or tiles."""
+"""Tokens and inputs; the last take the int16 way, or tiles."""
 
 
 @EVERY_PATH

@@ -1,24 +1,21 @@
-"""Products of MXFP4 rows with few activations, in bytes (AVX2, AVX-512).
+"""Products of MXFP4 rows with few activations, in 24-bit integers (AVX2, AVX-512).
 
-Each block of 32 activations is rounded to integers X with one float32 factor. X is cut into signed
-bytes, which lie in **planes**: three of them (24 bits, X = 65536 hi + 256 mid + lo) for narrow
-activations, two (16 bits) for wide ones, where the products take most of the time of a token. A
-table look-up turns nibbles into the unsigned bytes d + 12 (d is twice the E2M1 value), and one
-instruction multiplies 64 unsigned with 64 signed bytes and adds fours of products: two of them a
-plane make 128 products. What the 12 adds, 12 · Σ X, is known beforehand and taken off; sums of 8
-products stay below 2³¹ (8 · 12 · 2²³). The scale 2^s times the factor is applied by one fused
+Each block of 32 activations is rounded to 24-bit integers X that share one power of two:
+x = X · 2^(E − 23), where the largest magnitude lies below 2^E. X is cut into three signed bytes,
+X = 65536 hi + 256 mid + lo, which lie in three **planes**. A table look-up turns nibbles into the
+unsigned bytes d + 12 (d is twice the E2M1 value), and one instruction multiplies 64 unsigned with
+64 signed bytes and adds fours of products: six of them make 128 exact products of 24 bits. What
+the 12 adds, 12 · Σ X, is known beforehand and taken off; sums of 8 products stay below
+2³¹ (8 · 12 · 2²³). The scale 2^(s + E) is formed by adding bytes, and applied by one fused
 multiply-add.
 
 Loop order: rows one after the other, so that memory is read in order; in a row, groups of four
 vectors.
 Accumulators: one float32 a lane, which holds the sum of every 16th eight values.
-Error: with three planes each activation is off by about 2⁻²⁴ of its block's largest, and sums of 8
-products are rounded to float32 once: below 1e-6 relative L2 on Gaussian activations, as float32
-sums are. With two planes it is off by 2⁻¹⁶ of its block's largest, as in ``mxfp4_gemm_int16``:
-2e-5, and below 1e-4 if one activation is 1000 times the rest.
+Error: each activation is off by at most 2⁻²⁴ of its block's largest, and sums of 8 products are
+rounded to float32 once: below 1e-6 relative L2 on Gaussian activations, as float32 sums are.
 
-Why faster than float32: 64 products an instruction in place of 16, no unpacking. Two planes read
-MXFP4 1.2 times as fast as three (AMD Zen 4, AVX2 and AVX-512, experts from memory).
+Why faster than float32: 64 products an instruction in place of 16, no unpacking.
 
 A sum that is not finite (scale bytes that are too large, or 255) is left to ``dot_float``.
 """
@@ -47,27 +44,26 @@ from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_li
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
 from gptoss_ref.kernels.runtime.jit import INLINED, LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
-from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
+from gptoss_ref.kernels.runtime.scalar import bits_float
 
-WIDE = 512
-"""Activations of that width and more are kept in 16 bits, as in ``mxfp4_gemm_int16``."""
+PLANES = 3
 
 _INFINITY = np.float32(np.inf)
-_RAISED = np.float32(2.0**80)  # factors are kept times this: a factor times 2^s is no subnormal
-_UNIT = np.float32(2.0**-82)  # takes that off, 2 of d, and 2 of 2^(s + 1 − 127)
+_LOWEST = 70  # E is kept as the byte E + 71, so that a byte 0 is no block
+_UNIT = np.float32(2.0 ** -(127 + 23 + 1 - 127 + _LOWEST + 1))
 _SHIFTED = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]  # d + 12 of each code
 
 
 @jit_inner
-def vector_bytes(n: int, depth: int) -> int:
-    """Bytes kept of the ``n`` blocks of a vector: 32 n a plane, and 4 n integers to take off."""
-    return (2 * depth + 1) * 16 * n
+def vector_bytes(n: int) -> int:
+    """Bytes kept of the ``n`` blocks of a vector: six times 16 n, and 4 n integers to take off."""
+    return (2 * PLANES + 1) * 16 * n
 
 
 @jit_inner
-def group_bytes(n: int, depth: int) -> int:
-    """Bytes kept of a group: four vectors, and a float32 factor a block."""
-    return 4 * vector_bytes(n, depth) + 16 * n
+def group_bytes(n: int) -> int:
+    """Bytes kept of a group: four vectors, and an exponent a block; whole vectors."""
+    return 4 * vector_bytes(n) + 16 * n
 
 
 class Int8Planes(NamedTuple):
@@ -76,7 +72,6 @@ class Int8Planes(NamedTuple):
     x: Any  # float32, flat, (R, M)
     out_of_range: Any  # bool (R,)
     planes: Any  # uint8, flat; on a cache line
-    depth: int  # planes of a row: 3, or 2 if M is at least WIDE
 
 
 def blocks_of_vector(path: Any) -> int:
@@ -94,10 +89,9 @@ def _blocks_of_vector(path: Any) -> Any:
 def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Room for the planes; what no block fills is 0."""
     n, groups = blocks_of_vector(path), x.size // rows // BLOCK
-    depth = 2 if groups * BLOCK >= WIDE else 3
-    planes = on_cache_line(rows * ((groups + 4 * n - 1) // (4 * n)) * group_bytes(n, depth))
+    planes = on_cache_line(rows * ((groups + 4 * n - 1) // (4 * n)) * group_bytes(n))
     fill(planes, np.uint8(0))
-    return Int8Planes(x, falses(rows), planes, depth)
+    return Int8Planes(x, falses(rows), planes)
 
 
 @jit_inner
@@ -108,92 +102,73 @@ def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int
     if out_of_range(largest):
         prepared.out_of_range[row] = True
         return
-    n, depth = blocks_of_vector(path), prepared.depth
+    n = blocks_of_vector(path)
     size = 16 * n
     group, lane = g // (4 * n), g % (4 * n)
     rows = prepared.out_of_range.size
-    start = row * (prepared.planes.size // rows) + group * group_bytes(n, depth)
-    base = start + lane // n * vector_bytes(n, depth) + lane % n * 16
-    magnitude = bits_float(largest)
-    most = np.float32(127 << 8 * (depth - 1))  # every byte of an integer up to it is signed
-    up = most / magnitude if magnitude > 0 else np.float32(0.0)
-    _cut(prepared, at, up, base, size)
-    factor = float_bits(np.float32(np.float32(magnitude / most) * _RAISED))
-    to = start + 4 * vector_bytes(n, depth) + 4 * lane
-    for i in range(4):
-        prepared.planes[to + i] = np.uint8(factor >> np.int32(8 * i) & np.int32(255))
+    start = row * (prepared.planes.size // rows) + group * group_bytes(n)
+    base = start + lane // n * vector_bytes(n) + lane % n * 16
+    # 2^E is above the largest magnitude by 1/128 at least: hi, mid, lo then stay within a byte
+    exponent = ((largest + np.int32(0x20000)) >> np.int32(23)) - np.int32(126) if largest else 0
+    up = bits_float(np.int32((np.int32(150) - np.int32(exponent)) << np.int32(23)))
+    _cut(prepared.x, at, up, prepared.planes, base, size)
+    prepared.planes[start + 4 * vector_bytes(n) + lane] = np.uint8(exponent + _LOWEST + 1)
 
 
-def _cut(prepared: Int8Planes, at: int, up: Any, to: int, size: int) -> None:
+def _cut(x: Any, at: int, up: Any, planes: Any, to: int, size: int) -> None:
     """The bytes of x[at …] times ``up``, and what is to take off.
 
     Byte j of plane 2p + h belongs to value 2j + h; p counts from the upper byte.
     """
-    x, planes, depth = prepared.x, prepared.planes, prepared.depth
     rounded = np.rint(x[at : at + BLOCK] * up).astype(np.int32)
-    for number in range(2 * depth):
-        down = 8 * (depth - 1 - number // 2)
+    for number in range(2 * PLANES):
+        down = 8 * (PLANES - 1 - number // 2)
         byte = ((rounded[number % 2 :: 2] + 0x808080) >> down & 255) ^ 128
         planes[to + number * size : to + number * size + 16] = byte
     offset = -12 * rounded.reshape(4, 8).sum(1, dtype=np.int32)
-    planes[to + 2 * depth * size :][:16] = offset.view(np.uint8)
+    planes[to + 2 * PLANES * size :][:16] = offset.view(np.uint8)
 
 
 @overload(_cut, **LEAF)
-def _cut_on(prepared: Any, *others: Any) -> Any:
-    cut_2, cut_3 = _cut_vectors(2), _cut_vectors(3)
-
-    def cut(prepared, at, up, to, size):  # type: ignore[no-untyped-def]
-        if prepared.depth == 2:
-            cut_2(prepared.x, at, up, prepared.planes, to, size)
-        else:
-            cut_3(prepared.x, at, up, prepared.planes, to, size)
-
-    return cut
+def _cut_on(*arguments: Any) -> Any:
+    return lambda x, at, up, planes, to, size: _cut_vectors(x, at, up, planes, to, size)
 
 
-def _cut_vectors(depth: int) -> Any:
-    """:func:`_cut` into that many planes."""
-    half = BLOCK // 2
-    ints, floats = vec.vector(i32, half), vec.vector(f32, half)
+@intrinsic
+def _cut_vectors(
+    typing_context: Any, x: Any, at: Any, up: Any, planes: Any, to: Any, size: Any
+) -> Any:
+    ints, floats = vec.vector(i32, BLOCK // 2), vec.vector(f32, BLOCK // 2)
 
-    @intrinsic
-    def cut_vectors(
-        typing_context: Any, x: Any, at: Any, up: Any, planes: Any, to: Any, size: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            source = vec.data(context, builder, x, args[0])
-            target = vec.data(context, builder, planes, args[3])
-            both = [vec.load(builder, source, builder.add(args[1], index(i)), floats)
-                    for i in (0, half)]  # fmt: skip
-            factor = vec.splat(builder, args[2], half)
-            total = ints(None)
-            for high in range(2):
-                values = vec.shuffle(builder, both[0], range(high, BLOCK, 2), both[1])
-                scaled = builder.fmul(values, factor)
-                rounded = vec.call(builder, f"llvm.rint.v{half}f32", floats, scaled)
-                rounded = builder.fptosi(rounded, ints)
-                total = builder.add(total, rounded)
-                shifted = builder.add(rounded, vec.constant(i32, 0x808080, half))
-                for plane in range(depth):
-                    down = vec.constant(i32, 8 * (depth - 1 - plane), half)
-                    byte = builder.trunc(builder.lshr(shifted, down), vec.vector(i8, half))
-                    byte = builder.xor(byte, vec.constant(i8, -128, half))
-                    number = builder.mul(args[5], index(2 * plane + high))
-                    vec.store(builder, byte, target, builder.add(args[4], number))
-            for distance in (1, 2):
-                other = [lane ^ distance for lane in range(half)]
-                total = builder.add(total, vec.shuffle(builder, total, other))
-            fours = vec.shuffle(builder, total, [0, 4, 8, 12])
-            offset = builder.mul(fours, vec.constant(i32, -12, 4))
-            end = builder.add(args[4], builder.mul(args[5], index(2 * depth)))
-            vec.store(builder, offset, target, end)
-            return context.get_dummy_value()
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (vec.data(context, builder, a, args[i]) for i, a in ((0, x), (3, planes)))
+        both = [vec.load(builder, source, builder.add(args[1], index(i)), floats) for i in (0, 16)]
+        factor = vec.splat(builder, args[2], BLOCK // 2)
+        total = ints(None)
+        for high in range(2):
+            values = vec.shuffle(builder, both[0], range(high, BLOCK, 2), both[1])
+            scaled = builder.fmul(values, factor)
+            rounded = vec.call(builder, f"llvm.rint.v{BLOCK // 2}f32", floats, scaled)
+            rounded = builder.fptosi(rounded, ints)
+            total = builder.add(total, rounded)
+            shifted = builder.add(rounded, vec.constant(i32, 0x808080, BLOCK // 2))
+            for plane in range(PLANES):
+                down = vec.constant(i32, 8 * (PLANES - 1 - plane), BLOCK // 2)
+                byte = builder.trunc(builder.lshr(shifted, down), vec.vector(i8, BLOCK // 2))
+                byte = builder.xor(byte, vec.constant(i8, -128, BLOCK // 2))
+                number = builder.mul(args[5], index(2 * plane + high))
+                vec.store(builder, byte, target, builder.add(args[4], number))
+        for distance in (1, 2):
+            other = [lane ^ distance for lane in range(BLOCK // 2)]
+            total = builder.add(total, vec.shuffle(builder, total, other))
+        fours = vec.shuffle(builder, total, [0, 4, 8, 12])
+        offset = builder.mul(fours, vec.constant(i32, -12, 4))
+        end = builder.add(args[4], builder.mul(args[5], index(2 * PLANES)))
+        vec.store(builder, offset, target, end)
+        return context.get_dummy_value()
 
-        n = types.intp
-        return types.void(x, n, types.float32, planes, n, n), generate
-
-    return cut_vectors
+    n = types.intp
+    return types.void(x, n, types.float32, planes, n, n), generate
 
 
 def _looked_up(builder: ir.IRBuilder, nibbles: Value) -> Value:
@@ -225,19 +200,17 @@ def _fours_add(builder: ir.IRBuilder, total: Value, pairs: list[tuple[Value, Val
     return builder.add(total, vec.call(builder, "llvm.x86.avx2.pmadd.wd", total.type, sums, ones))
 
 
-def dot_planes_of(n: int, depth: int) -> Any:
+def dot_planes_of(n: int) -> Any:
     """The product of one stored row with one row of planes, ``n`` blocks (4 or 2) at a time."""
     bytes_, ints, floats = vec.vector(i8, 16 * n), vec.vector(i32, 4 * n), vec.vector(f32, 4 * n)
-    size, vector = 16 * n, (2 * depth + 1) * 16 * n
+    size, vector = 16 * n, (2 * PLANES + 1) * 16 * n
     group = 4 * vector + size
 
-    def scale(builder: ir.IRBuilder, scales: Value, row: Value) -> Value:
-        """2^(s + 1 − 127) times the factors of the 4 n blocks of a group; infinite from 254 on."""
-        one = vec.constant(i8, 1, 4 * n)
-        raised = vec.call(builder, f"llvm.uadd.sat.v{4 * n}i8", scales.type, scales, one)
-        wide = builder.shl(builder.zext(raised, ints), vec.constant(i32, 23, 4 * n))
-        factors = builder.bitcast(vec.load(builder, row, index(4 * vector), ints), floats)
-        return builder.fmul(builder.bitcast(wide, floats), factors)
+    def scale(builder: ir.IRBuilder, scales: Value, exponents: Value) -> Value:
+        """2^(s + E + 71 − 127) of the 4 n blocks of a group; beyond the range it is infinite."""
+        both = vec.call(builder, f"llvm.uadd.sat.v{4 * n}i8", scales.type, scales, exponents)
+        wide = builder.shl(builder.zext(both, ints), vec.constant(i32, 23, 4 * n))
+        return builder.bitcast(wide, floats)
 
     def products(builder: ir.IRBuilder, stored: Value, kept: Value) -> Value:
         """Exact sums of 8 products: of the blocks ``stored`` and the activations at ``kept``."""
@@ -249,12 +222,12 @@ def dot_planes_of(n: int, depth: int) -> Any:
         high = builder.bitcast(builder.lshr(words, vec.constant(i16, 4, 8 * n)), bytes_)
         d = [builder.bitcast(_looked_up(builder, v), ints) for v in (stored, high)]
         total = vec.constant(i32, 0, 4 * n)
-        for plane in range(depth):
+        for plane in range(PLANES):
             if plane:
                 total = builder.shl(total, vec.constant(i32, 8, 4 * n))
             pairs = [(d[half], at(2 * plane + half)) for half in range(2)]
             total = _fours_add(builder, total, pairs)
-        return builder.sitofp(builder.add(total, at(2 * depth)), floats)
+        return builder.sitofp(builder.add(total, at(2 * PLANES)), floats)
 
     @intrinsic
     def dot_planes(
@@ -278,7 +251,7 @@ def dot_planes_of(n: int, depth: int) -> Any:
                 s = scale(
                     builder,
                     vec.load(builder, bytes_of_scales, s_at, vec.vector(i8, 4 * n)),
-                    row,
+                    vec.load(builder, row, index(4 * vector), vec.vector(i8, 4 * n)),
                 )
                 for v in range(4):
                     place = builder.add(here, index(v * size))
@@ -294,7 +267,7 @@ def dot_planes_of(n: int, depth: int) -> Any:
                 s = scale(
                     builder,
                     vec.load_first(builder, bytes_of_scales, done, vec.vector(i8, 4 * n), rest),
-                    row,
+                    vec.load(builder, row, index(4 * vector), vec.vector(i8, 4 * n)),
                 )
                 vectors = builder.udiv(builder.add(rest, index(n - 1)), index(n))
                 with cgutils.for_range(builder, vectors) as loop:
@@ -320,36 +293,33 @@ def dot_planes_of(n: int, depth: int) -> Any:
 
 
 def _dot_planes(
-    path: Any, stored: Stored, block: int, groups: int, prepared: Int8Planes, at: int
+    path: Any, blocks: Any, scales: Any, block: int, groups: int, planes: Any, at: int
 ) -> Any:
     """The row whose first block is number ``block``, times the row of planes at planes[at]."""
     n, total, shifted = blocks_of_vector(path), np.float32(0.0), np.array(_SHIFTED)
-    planes, depth = prepared.planes, prepared.depth
     for g in range(groups):
-        start, lane = at + g // (4 * n) * group_bytes(n, depth), g % (4 * n)
-        base = start + lane // n * vector_bytes(n, depth) + lane % n * 16
-        bytes_ = stored.blocks[(block + g) * 16 : (block + g + 1) * 16]
+        start, lane = at + g // (4 * n) * group_bytes(n), g % (4 * n)
+        base = start + lane // n * vector_bytes(n) + lane % n * 16
+        bytes_ = blocks[(block + g) * 16 : (block + g + 1) * 16]
         d = (shifted[bytes_ & 15], shifted[bytes_ >> 4])
         whole = np.zeros(4, np.int64)
-        for number in range(2 * depth):
+        for number in range(2 * PLANES):
             signed = planes[base + number * 16 * n :][:16].view(np.int8)
             products = (d[number % 2] * signed).reshape(4, 4).sum(1)
-            whole += products << 8 * (depth - 1 - number // 2)
-        whole += planes[base + 2 * depth * 16 * n :][:16].view(np.int32)
-        factor = planes[start + 4 * vector_bytes(n, depth) + 4 * lane :][:4].view(np.float32)[0]
-        scale = bits_float(np.int32(min(int(stored.scales[block + g]) + 1, 255) << 23)) * factor
+            whole += products << 8 * (PLANES - 1 - number // 2)
+        whole += planes[base + 2 * PLANES * 16 * n :][:16].view(np.int32)
+        exponent = int(scales[block + g]) + int(planes[start + 4 * vector_bytes(n) + lane])
+        scale = bits_float(np.int32(min(exponent, 255) << 23))
         total += (whole.astype(np.float32) * scale).sum()
     return total * _UNIT
 
 
 @overload(_dot_planes, **INLINED)
 def _dot_planes_on(path: Any, *others: Any) -> Any:
-    dot_2, dot_3 = (dot_planes_of(lanes_of(path) // 4, depth) for depth in (2, 3))
+    dot_planes = dot_planes_of(lanes_of(path) // 4)
 
-    def vectors(path, stored, block, groups, prepared, at):  # type: ignore[no-untyped-def]
-        if prepared.depth == 2:
-            return dot_2(stored.blocks, stored.scales, block, groups, prepared.planes, at)
-        return dot_3(stored.blocks, stored.scales, block, groups, prepared.planes, at)
+    def vectors(path, blocks, scales, block, groups, planes, at):  # type: ignore[no-untyped-def]
+        return dot_planes(blocks, scales, block, groups, planes, at)
 
     return vectors
 
@@ -371,7 +341,9 @@ def multiply_int8(
         start = block + r * groups
         for m in range(count):
             row = of[of_at + m]
-            total = _dot_planes(path, stored, start, groups, prepared, row * size)
+            total = _dot_planes(
+                path, stored.blocks, stored.scales, start, groups, prepared.planes, row * size
+            )
             if prepared.out_of_range[row] or not abs(total) < _INFINITY:
                 if refused(stored, start, groups):
                     return False

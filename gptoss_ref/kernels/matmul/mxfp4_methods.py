@@ -4,7 +4,7 @@
 method          taken for            activations are prepared as      file
 ==============  ===================  ===============================  ==============================
 ``FLOAT``       the plain path       they are                         ``mxfp4_float.py``
-``INT8``        up to 4, narrow      planes of bytes                  ``mxfp4_gemv_int8.py``
+``INT8``        up to 4, narrow      24-bit integers in planes        ``mxfp4_gemv_int8.py``
 ``INT16``       more                 int16 with a factor a block      ``mxfp4_gemm_int16.py``
 ``AMX``         more, on AMX         bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
@@ -49,7 +49,6 @@ from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import (
     workspace_int16,
 )
 from gptoss_ref.kernels.matmul.mxfp4_gemv_int8 import (
-    WIDE,
     Int8Planes,
     multiply_int8,
     new_int8,
@@ -66,6 +65,9 @@ FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 """Arguments that stand for a method; Numba looks at their types only."""
 
 FEW_TOKENS = 4
+WIDE = 512
+"""Narrower activations are not worth the rounding to int16: ``INT8`` takes any number of them."""
+
 _BYTE = np.dtype(np.uint8)
 
 
@@ -78,7 +80,7 @@ def method_of(tokens: int, width: int) -> Any:
         return INT8
     if path == "amx":
         return AMX
-    return INT16 if width >= WIDE else INT8  # which takes any number of narrow ones
+    return INT16 if width >= WIDE else INT8
 
 
 class _Method(NamedTuple):
