@@ -105,7 +105,8 @@ ALARMS = Path(__file__).with_name("false_alarms.json")
 
 COUNTED = """No correct run may be accused. The runs are of tiny, on random prompts of up to 40
 tokens, and of random models of odd shapes: one to three layers, groups of one to five query heads,
-three to eleven experts in MXFP4 or dense matrices, some with sinks that take nearly everything.
+three to eleven experts in MXFP4 or dense matrices, some with sinks that take nearly everything,
+one in nine so wide that the kernels multiply 16-bit integers.
 They are computed by the compiled kernels on each instruction path of the machine, by the NumPy
 layers and by transformers. Each run is judged by `diagnose`, and one in four also by `compare`,
 with the model and without it. `python -m docs._generate.false_alarms` makes the table;
