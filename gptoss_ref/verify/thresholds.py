@@ -130,6 +130,11 @@ GRID, FINE, ROUNDS = 32, 9, 14
 REFINED = 8
 """Budget: number of mutants, nearest on the coarse grid, whose value is refined."""
 
+STALLED, NEARER = 2, 0.01
+"""Budget: a fit ends when so many finer grids in a row bring the mean logarithm of the rows' errors
+down by less than NEARER. Around the right value each grid brings it down by about 1.4, until only
+rounding is left."""
+
 FINEST = 2.0**-26
 """Relative step at which a fit ends, the resolution of float32."""
 
@@ -160,12 +165,22 @@ or all of a small model. A bug in a single block is found only if that block is 
 SAMPLES = 3
 """Budget: number of rounded runs that measure the effect of rounding on a correct model."""
 
+BEGINNING, WRONG_ROWS = 128, 64
+"""Budget: a bug is looked for in the first BEGINNING tokens of a long prompt, or in more, so that
+WRONG_ROWS of their rows are wrong. What explains them is judged on the whole prompt."""
+
+FINALISTS = 16
+"""Budget: number of nearest candidates on that beginning that are run on the whole prompt."""
+
 SHORTLIST, COMBINED = 4, 8
 """Budget: number of nearest candidates with their own noise floors; and number of candidates that
 are combined in pairs if none fits alone."""
 
 MOST_AT_ONCE = 4
 """Bugs at once that are looked for."""
+
+BESIDE = 2
+"""Budget: sets of bugs beside which a constant is fitted, if no set of known bugs explains all."""
 
 PREDICTED = 8
 """Budget: sets of each size that are run, those whose effects come nearest when they add up."""

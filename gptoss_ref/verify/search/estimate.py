@@ -16,7 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.mutants.mutant import Parameter
 from gptoss_ref.verify.search.candidates import Candidate
-from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, GRID, ROUNDS
+from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, GRID, NEARER, ROUNDS, STALLED
 
 Score = Callable[[Sequence[Candidate]], list[float]]
 """The distance under each of some candidates; the less, the better."""
@@ -49,14 +49,17 @@ def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Gue
 
 
 def refined(first: Guess, score: Score, rounds: int = ROUNDS) -> Guess:
-    """The best value around a guess, after some rounds, or as finely as float32 tells."""
-    mutant, best = first.candidate.mutant, first
+    """The best value around a guess, after some rounds, or as finely as the numbers tell."""
+    mutant, best, stalled = first.candidate.mutant, first, 0
     for _ in range(rounds):
         if not best.low < best.high or best.high - best.low < FINEST * best.high:
             break
         finer = _narrowed(mutant, best.low, best.high, score, FINE)
+        stalled = 0 if finer.distance < best.distance - NEARER else stalled + 1
         best = min(finer, best, key=lambda g: g.distance)
         best = replace(best, low=finer.low, high=finer.high)
+        if stalled == STALLED:
+            break
     return best
 
 

@@ -19,9 +19,10 @@ from gptoss_ref.verify.noise.rounding_shown import (
 )
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
 from gptoss_ref.verify.progress import Steps
+from gptoss_ref.verify.replay.branches import each_last
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
-from gptoss_ref.verify.search.end_to_end import Target, WholeModels
+from gptoss_ref.verify.search.end_to_end import WholeModels
 from gptoss_ref.verify.search.mistakes import (
     Mistake,
     in_front,
@@ -29,6 +30,8 @@ from gptoss_ref.verify.search.mistakes import (
     mistakes,
     other_id_sentence,
 )
+from gptoss_ref.verify.search.target import Target
+from gptoss_ref.verify.search.trials import Trials
 from gptoss_ref.verify.thresholds import LISTED, TYPICAL, USUAL_ROWS
 
 OUTPUTS = frozenset(("norm", "logits"))
@@ -139,9 +142,9 @@ def _search_of(
         grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
         floor *= 8 * grown if grown > 2 * usual > 0 else 1
     form = _centred if tap == "logits" else _as_float64
-    see = form if seen.all() else lambda values: form(values[seen])
-    target = Target(tap, see, form(observed), True, floor)
-    return WholeModels(model.weights, model.config, tokens, target, rounding, steps)
+    see = form if seen.all() else lambda values: form(values[seen[: len(values)]])
+    target = Target(tap, see, form(observed), np.flatnonzero(seen), True, floor)
+    return WholeModels(Trials(model.weights, model.config, tokens, target, rounding, steps))
 
 
 def _size(x: Array) -> float:
@@ -194,14 +197,14 @@ def _other_token(
     at = int(np.argmax(wrong))
     if not wrong[at:].all() or config.vocab_size > LISTED:
         return None
-    for i in range(config.vocab_size):
-        other = np.array([*tokens[:at], i])
-        values = _outputs_of(model, other, search.target.tap)
-        if search.near(values[at:], observed[at : at + 1]).all():
-            whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
-            values = _outputs_of(model, whole, search.target.tap)
-            if search.fits(values, observed):
-                return Mistake(other_id_sentence(tokens, at, i), None)
+    every = np.arange(config.vocab_size)
+    last = each_last(model.weights, config, tokens[:at], every, search.target.tap)  # (V, …)
+    theirs = np.broadcast_to(observed[at], last.shape)
+    for i in np.flatnonzero(search.near(last, theirs)).tolist():
+        whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
+        values = _outputs_of(model, whole, search.target.tap)
+        if search.fits(values, observed):
+            return Mistake(other_id_sentence(tokens, at, i), None)
     return None
 
 
@@ -217,15 +220,18 @@ def search_observation(
     weight = np.sqrt(counts.max() / counts)[place]  # (N,) so that rows with few tokens count alike
 
     def table(numbers: Array) -> Array:
-        """(N,) -> (P, K), zero where a position shows fewer tokens."""
-        out = np.zeros((len(positions), counts.max()))
-        out[place, column] = numbers * weight
+        """The first n of (N,) -> (p, K), zero where a position shows fewer tokens."""
+        n = len(numbers)
+        out = np.zeros((len(np.unique(rows[:n])), counts.max()))
+        out[place[:n], column[:n]] = numbers * weight[:n]
         return out
 
     def see(logits: Array) -> Array:
-        return table(log_probabilities(logits, rows, ids))
+        shown = rows < len(logits)  # the rows are ascending
+        return table(log_probabilities(logits, rows[shown], ids[shown]))
 
-    target = Target("logits", see, table(values), False, observation.resolution)
-    search = WholeModels(model.weights, model.config, observation.tokens, target, rounding, steps)
+    target = Target("logits", see, table(values), positions, False, observation.resolution)
+    asked = model.weights, model.config, observation.tokens
+    search = WholeModels(Trials(*asked, target, rounding, steps))
     search.run()
     return search
