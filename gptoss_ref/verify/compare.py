@@ -38,6 +38,7 @@ from gptoss_ref.verify.noise.rounding_shown import (
     shown_by_errors,
 )
 from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.comparison import Comparison
 from gptoss_ref.verify.report.report import Report
@@ -54,6 +55,7 @@ def compare(
     model: Model | None = None,
     yardstick: NoiseFloors | Mapping[str, float] | None = None,
     rounding: str | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Judge ``other`` by ``ref``.
 
@@ -65,6 +67,7 @@ def compare(
         yardstick: measured before, or the relative L2 error allowed at tap points by name.
         rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
             show.
+        progress: called with steps done, steps in all as far as known, and what is being done.
 
     Raises:
         TraceError: the traces are not of the same model and prompt, have no tap point in common, or
@@ -76,7 +79,12 @@ def compare(
     if ref.gradients and other.gradients:
         with_model = model or ref.model
         forward = compare(
-            ref.forward(), other.forward(), model=model, yardstick=yardstick, rounding=rounding
+            ref.forward(),
+            other.forward(),
+            model=model,
+            yardstick=yardstick,
+            rounding=rounding,
+            progress=progress,
         )
         return compared(forward, ref, other, with_model, rounding)
     ref, other = ref.forward(), other.forward()
@@ -90,15 +98,20 @@ def compare(
             f"REF holds {_some(ref)}, OTHER holds {_some(other)}"
         )
     other, notes = in_order_of(ref, other)
+    steps = Steps(progress or unwatched)
     if yardstick is not None or model is None:
-        return Comparison(ref, other, model, yardstick, rounding, common, notes).report()
+        given = ref, other, model, yardstick, rounding, common, notes
+        return Comparison(*given, steps=steps).report()
     if not stated and set(common) == {"logits"}:
         grid = grid_under_constant(ref["logits"], other["logits"])
         rounding = grid if grid in coarser_than(rounding) else rounding
 
     def judged(rounding: str) -> Report:
-        yardstick = measure_noise_floors(model, ref.tokens, rounding, wanted=common, routes=other)
-        return Comparison(ref, other, model, yardstick, rounding, common, notes).report()
+        floors = measure_noise_floors(
+            model, ref.tokens, rounding, wanted=common, routes=other, steps=steps
+        )
+        given = ref, other, model, floors, rounding, common, notes
+        return Comparison(*given, steps=steps).report()
 
     report = judged(rounding)
     if not stated and _may_be_coarser(report):

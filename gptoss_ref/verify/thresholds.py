@@ -236,6 +236,13 @@ RECORDED_WRONGLY = 1 << 27
 """Budget: number of values of a tap point up to which ``compare`` looks for mistakes: 600 rows of
 logits of gpt-oss-20b. It holds a few copies of the array in float64."""
 
+FILTERED = -1e4
+"""Rows whose smallest logits are all one number below this have been masked."""
+
+MISTAKES = 3
+"""Budget: number of mistakes that are undone one after the other in one array of outputs, such as
+probabilities at a temperature."""
+
 LISTED = 1024
 """Budget: number of tokens of a vocabulary that are tried one after the other."""
 

@@ -28,6 +28,7 @@ from gptoss_ref.verify.noise.noise_floor import (
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.routing_ties import Flip, alignment, compare_choices, flips, near_ties
 from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.progress import Steps, unwatched
 from gptoss_ref.verify.replay.graph import BY_CHOICE
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.report import WRONG, Report, Row
@@ -51,6 +52,7 @@ class Comparison:
         rounding: str,
         common: list[str],
         notes: Iterable[str] = (),
+        steps: Steps | None = None,
     ) -> None:
         self.ref, self.other, self.model = ref, other, model
         self.yardstick, self.rounding, self.common = yardstick, rounding, frozenset(common)
@@ -64,13 +66,17 @@ class Comparison:
         )
         self.flips: list[Flip] = []
         self.notes = list(notes)
+        self.steps = steps or Steps(unwatched)
         self.wrong = False  # whether a row diverges, and not by a mistake of the recording
         self.again = model is not None and self._must_compute_again()
 
     def report(self) -> Report:
         rows: list[Row] = []
+        self.steps.expect(len(names(self.ref.config)))
         stream = self._along_the_others_routes() if self.again else self._as_recorded()
         for name, reference in stream:
+            self.steps.say(f"comparing {name}")
+            self.steps.tick()
             _, stage = split(name)
             if stage in ("attn.weights", "attn.mix"):  # a token sees those before it
                 self.aside = np.logical_or.accumulate(self.aside)

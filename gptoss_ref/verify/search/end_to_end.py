@@ -15,9 +15,7 @@ from functools import partial
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gptoss_ref.numerics import Array
 from gptoss_ref.verify.noise.metrics import usual_excess
 from gptoss_ref.verify.search.candidates import Candidate, catalogue
 from gptoss_ref.verify.search.estimate import Guess, guess, interval, refined, shortest
@@ -82,21 +80,6 @@ class WholeModels:
     def stop(self) -> None:
         """Look no further: what was observed is not the model's."""
         self.stopped = True
-
-    def fits(self, seen: Array, observed: Array | None) -> bool:
-        """Whether outputs (P, …) explain others, but for rounding."""
-        if observed is None:
-            return False
-        error = self._apart(seen, observed)
-        return usual_excess(error, self.specification.allowed) <= 1
-
-    def near(self, seen: Array, observed: Array) -> NDArray[np.bool_]:
-        """(P,) which rows of outputs are alike, but for rounding."""
-        near: NDArray[np.bool_] = self._apart(seen, observed) <= 4 * self.specification.allowed[-1]
-        return near
-
-    def _apart(self, seen: Array, observed: Array) -> NDArray[np.float64]:
-        return self.target.errors(self.target.see(seen), self.target.see(observed))
 
     # --- the order of the search ---
 
