@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import gptoss_ref as gr
 from gptoss_ref.numerics import FLOAT32
 from gptoss_ref.verify.mutants import by_name
 from gptoss_ref.verify.replay.branches import each_last
-from gptoss_ref.verify.replay.evaluate import predict
+from gptoss_ref.verify.replay.evaluate import predict, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.search import trials
 from tests.support.buggy_twin import random_checkpoint, run
@@ -33,17 +32,16 @@ def tokens(model: gr.Model) -> list[int]:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that whole models compute."""
     rows: list[int] = []
-    walk = trials.walk
 
-    def counted(weights: Any, config: Any, runs: Any, ids: Any, *rest: Any) -> Any:
+    def counted(weights: Any, config: Any, runs: Any, ids: Any, *rest: Any, **more: Any) -> Any:
         rows.append(len(runs) * len(ids))
-        return walk(weights, config, runs, ids, *rest)
+        return walk(weights, config, runs, ids, *rest, **more)
 
     monkeypatch.setattr(trials, "walk", counted)
-    yield rows
+    return rows
 
 
 @pytest.mark.parametrize("bug", ["yarn-truncated", "swiglu-alpha"])
@@ -140,3 +138,16 @@ def test_what_was_done_to_logits(
     assert not diagnosis.causes
     assert not diagnosis.unexplained, text
     assert diagnosis.ok == ok
+
+
+@pytest.mark.parametrize("name", ["chunk-longer-than-ring", "prefill-skips-cache"])
+def test_a_beginning_knows_how_long_the_prompt_is(
+    model: gr.Model, tokens: list[int], name: str
+) -> None:
+    """What these bugs do to a token depends on how many there are behind it."""
+    ops, asked = by_name(name).apply(), ["block.0.attn.weights"]
+    (_, (whole,)), (_, (part,)) = (
+        next(walk(model.weights, model.config, [(ops, FLOAT32)], ids, {}, asked, length=LONG))
+        for ids in (tokens, tokens[:120])
+    )
+    np.testing.assert_allclose(part, whole[:, :120, :120], rtol=1e-5, atol=1e-7)

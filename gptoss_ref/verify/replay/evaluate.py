@@ -162,10 +162,11 @@ def predict_each(
     given: Mapping[str, Array],
     wanted: Iterable[str],
     experts: frozenset[int] | None = None,
+    length: int | None = None,
 ) -> list[dict[str, Array]]:
     """:func:`predict` of ``tokens`` (T,) for each of several runs."""
     found: list[dict[str, Array]] = [{} for _ in runs]
-    for tap, arrays in walk(weights, config, runs, tokens, given, wanted, experts):
+    for tap, arrays in walk(weights, config, runs, tokens, given, wanted, experts, length):
         for results, values in zip(found, arrays, strict=True):
             results[tap] = values
     return found
@@ -179,6 +180,7 @@ def walk(
     given: Mapping[str, Array],
     wanted: Iterable[str],
     experts: frozenset[int] | None = None,
+    length: int | None = None,
 ) -> Iterator[tuple[str, list[Array]]]:
     """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
 
@@ -187,6 +189,7 @@ def walk(
 
     Args:
         experts: the only ones whose products are computed, the others' are NaN; None: all.
+        length: number of tokens of the whole prompt, if ``tokens`` are only its beginning.
     """
     wanted, known = frozenset(wanted), whole(given)
     path = needed(config, given, wanted)
@@ -198,7 +201,7 @@ def walk(
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
             sites = [
-                BlockContext(config, policy, ops, tokens, weights, node.layer, experts)
+                BlockContext(config, policy, ops, tokens, weights, node.layer, experts, length)
                 for ops, policy in runs
             ]
         at_hand = [

@@ -131,6 +131,22 @@ class Search:
     def _explain(self, tap: str, *, two: bool) -> tuple[bool, tuple[str, float] | None]:
         """Explain a divergence by one bug, or by ``two``, else say what comes nearest.
 
+        What explains the beginning of a long prompt only is looked for again in all of it.
+        """
+        done, judged = self._attempt(tap, two=two)
+        if not done and self._trials.begun(tap, judged):
+            done, judged = self._attempt(tap, two=two)
+        if done:
+            return True, None
+        alone = (e for e in judged if len(e.candidates) == 1)
+        best = min(alone, key=lambda e: e.local.excess, default=None)
+        if best is None or best.local.excess >= self.evidence.tap_errors[tap].excess:
+            return False, None
+        return False, (best.candidates[0].name, best.local.excess)
+
+    def _attempt(self, tap: str, *, two: bool) -> tuple[bool, list[Explanation]]:
+        """Whether a divergence was explained; and what was judged on the way.
+
         In turn: one bug; one, after an exchange of what was taken before; two; two after that; a
         constant fitted to the numbers; that and one more.
         """
@@ -142,7 +158,9 @@ class Search:
             judged = [e for e in both if CLEARLY * e.local.excess < least] or judged
         done = self._accept(tap, judged) or self._accept_otherwise(tap)
         if two and not done:
-            done = self._accept(tap, both or self._trials.together(tap, options))
+            both = both or self._trials.together(tap, options)
+            judged = [*judged, *both]
+            done = self._accept(tap, both)
             done = done or self._accept_otherwise(tap, together=True)
         if not done:  # a number that may take any value is the last resort
             values = self._trials.fitted(tap, self._taken())
@@ -151,12 +169,7 @@ class Search:
             done = self._accept(tap, fitted)
             if two and not done and values:
                 done = self._accept(tap, self._trials.together(tap, [*values, *options]))
-        if done:
-            return True, None
-        best = min(judged, key=lambda e: e.local.excess, default=None)
-        if best is None or best.local.excess >= self.evidence.tap_errors[tap].excess:
-            return False, None
-        return False, (best.candidates[0].name, best.local.excess)
+        return done, judged
 
     def _fixed(self, step: Accepted, found: Candidate) -> Found:
         """What was found, with how sharply the numbers fix a fitted value."""

@@ -14,7 +14,13 @@ from gptoss_ref.verify.search.estimate import guess, refined
 from gptoss_ref.verify.search.evidence import Evidence, ops_of
 from gptoss_ref.verify.search.fit import Explanation, Option, pairs
 from gptoss_ref.verify.search.score import distances
-from gptoss_ref.verify.thresholds import JUDGED, REFINED, WITHIN_REACH
+from gptoss_ref.verify.thresholds import (
+    BEGINNING,
+    JUDGED,
+    REFINED,
+    WITHIN_REACH,
+    WRONG_ROWS,
+)
 
 
 class TapTrials:
@@ -22,6 +28,24 @@ class TapTrials:
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
+        self._whole: set[str] = set()  # tap points that are not searched in a beginning
+
+    def length(self, tap: str) -> int:
+        """How many of the first tokens candidates are compared in; they are judged on all."""
+        local, length = self._evidence.tap_errors[tap], len(self._evidence.trace.tokens)
+        wrong = np.flatnonzero(local.wrong_rows)
+        if tap in self._whole or len(wrong) < WRONG_ROWS:
+            return length
+        beginning = max(BEGINNING, int(wrong[WRONG_ROWS - 1]) + 1)
+        return beginning if 4 * beginning <= 3 * length else length
+
+    def begun(self, tap: str, judged: Iterable[Explanation]) -> bool:
+        """Whether one of some explanations fits the beginning alone; then all tokens are next."""
+        length = self.length(tap)
+        if length == len(self._evidence.trace.tokens):
+            return False
+        self._whole.add(tap)
+        return any(not e.local.wrong_rows[:length].any() for e in judged)
 
     def alone(self, tap: str, taken: set[str]) -> tuple[list[Explanation], list[Option]]:
         """The nearest candidates, judged; and all that alter the tap point, nearest first.
@@ -70,7 +94,8 @@ class TapTrials:
         """How far the operations are from the other's numbers, and each option that alters them."""
         tried = [(option, self._evidence.extended(option)) for option in options]
         where = self._evidence.weights, self._evidence.trace, self._evidence.rounding
-        return distances(*where, tap, self._evidence.ops, tried, self._evidence.steps)
+        asked = tap, self._evidence.ops, tried, self._evidence.steps
+        return distances(*where, *asked, self.length(tap))
 
     def judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
         """The first few of some options, each with a noise floor of its own."""

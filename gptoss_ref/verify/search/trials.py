@@ -124,8 +124,10 @@ class Trials:
         target: Target,
         rounding: str,
         steps: Steps,
+        length: int | None = None,
     ) -> None:
         self.weights, self.config, self.tokens = weights, config, np.asarray(tokens)
+        self._length = length  # of the whole prompt, if the tokens are its beginning
         self.target, self.rounding, self.steps = target, rounding, steps
         # the operations of each base, and what would be seen of it, by a quick run
         self._bases: dict[Option, tuple[ModelOps, Floats]] = {}
@@ -135,7 +137,7 @@ class Trials:
         """The same on the first ``length`` tokens."""
         target = self.target.beginning(length)
         asked = self.weights, self.config, self.tokens[:length]
-        return Trials(*asked, target, self.rounding, self.steps)
+        return Trials(*asked, target, self.rounding, self.steps, len(self.tokens))
 
     def tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
         """The options that alter the outputs of a base, by one quick run each, nearest first."""
@@ -219,7 +221,8 @@ class Trials:
     def _seen(self, runs: Sequence[Run]) -> list[Floats]:
         """What would be observed of each run."""
         asked = [self.target.tap]
-        ((_, values),) = walk(self.weights, self.config, runs, self.tokens, {}, asked)
+        given = self.weights, self.config, runs, self.tokens, {}, asked
+        ((_, values),) = walk(*given, length=self._length)
         return [self.target.see(array) for array in values]
 
 
