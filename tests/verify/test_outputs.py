@@ -96,8 +96,10 @@ def test_many_last_tokens_at_once(
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
-    return x - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True)) - x.max(
-        1, keepdims=True
+    return (
+        x
+        - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+        - x.max(1, keepdims=True)
     )
 
 

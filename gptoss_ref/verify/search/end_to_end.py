@@ -305,9 +305,7 @@ class WholeModels:
             return self.trials.measured(rest)
         quick = next(s for s in tried if s.candidates == best.candidates)
         name = best.candidates[-1].name
-        alike = [
-            s.candidates[-1].name for s in tried if not self.trials.wins(quick.error, s.error)
-        ]
+        alike = [s.candidates[-1].name for s in tried if not self.trials.wins(quick.error, s.error)]
         self._rivals[name] = [other for other in dict.fromkeys(alike) if other != name]
         return best
 
