@@ -104,12 +104,17 @@ class WholeModels:
             self.alternatives = self._alternatives(self.best)
 
     def nearest(self) -> Standing | None:
-        """Of what does not explain the outputs the nearest, if it is nearer than nothing is."""
+        """Of what does not explain the outputs the nearest, if it is nearer than nothing is.
+
+        By more than chance: some of many candidates come a little nearer to noise.
+        """
         first = next((s for s in self.ranked if s.score < self._without), None)
         if first is None:
             return None
         measured = self.trials.measured(first.candidates)
-        return measured if measured.excess < self.specification.excess else None
+        nearer = measured.excess < self.specification.excess
+        won = self.trials.wins(measured.error, self.specification.error)
+        return measured if nearer and won else None
 
     def _search(self, options: Sequence[Option], together: bool) -> None:
         """One bug, a constant of any value, several bugs; the first that explains the outputs."""

@@ -80,13 +80,15 @@ class TapTrials:
             for name, e in mutants.items()
             if name not in taken
         )
-        nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
+        base, _ = self._distances(tap, [])
+        near = (g for g in guesses if g is not None and g.distance < base)
+        nearest = sorted(near, key=lambda g: g.distance)
         return [(refined(first, score).candidate,) for first in nearest[:REFINED]]
 
     def together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
-        _, ordered = self._distances(tap, pairs(options))
-        return self.judged(tap, _within_reach(ordered))
+        base, ordered = self._distances(tap, pairs(options))
+        return self.judged(tap, _within_reach([pair for pair in ordered if pair[0] < base]))
 
     def _distances(
         self, tap: str, options: Sequence[Option]
