@@ -130,10 +130,10 @@ GRID, FINE, ROUNDS = 32, 9, 14
 REFINED = 8
 """Budget: number of mutants, nearest on the coarse grid, whose value is refined."""
 
-STALLED, NEARER = 2, 0.01
-"""Budget: a fit ends when so many finer grids in a row bring the mean logarithm of the rows' errors
-down by less than NEARER. Around the right value each grid brings it down by about 1.4, until only
-rounding is left."""
+STALLED, FLAT = 2, 0.02
+"""Budget: a fit ends when in so many finer grids in a row the mean logarithms of the rows' errors
+differ by less than FLAT. Around the right value the error is in proportion to the distance from it,
+so that they differ by more than 2 in every grid, until only rounding is left."""
 
 FINEST = 2.0**-26
 """Relative step at which a fit ends, the resolution of float32."""

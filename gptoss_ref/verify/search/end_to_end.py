@@ -199,7 +199,7 @@ class WholeModels:
         config, tokens = self.trials.config, len(self.trials.tokens)
         distances = partial(self._distances, base)
         found = (guess(m, config, tokens, distances) for m in around.fittable())
-        guesses = [g for g in found if g is not None and g.distance < around.base]
+        guesses = [g for g in found if g is not None]
         if not guesses:
             return
         some = (refined(g, distances, COMPARED) for g in guesses)

@@ -16,7 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.mutants.mutant import Parameter
 from gptoss_ref.verify.search.candidates import Candidate
-from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, GRID, NEARER, ROUNDS, STALLED
+from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, FLAT, GRID, ROUNDS, STALLED
 
 Score = Callable[[Sequence[Candidate]], list[float]]
 """The distance under each of some candidates; the less, the better."""
@@ -31,12 +31,17 @@ def candidate(mutant: Mutant, value: float) -> Candidate:
 
 @dataclass(frozen=True)
 class Guess:
-    """A value of a mutant's parameter, how near it comes, and between what values to go on."""
+    """A value of a mutant's parameter, how near it comes, and between what values to go on.
+
+    Attributes:
+        spread: by how much the distances of the values tried beside it differ.
+    """
 
     candidate: Candidate
     distance: float
     low: float
     high: float
+    spread: float = np.inf
 
 
 def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Guess | None:
@@ -55,7 +60,7 @@ def refined(first: Guess, score: Score, rounds: int = ROUNDS) -> Guess:
         if not best.low < best.high or best.high - best.low < FINEST * best.high:
             break
         finer = _narrowed(mutant, best.low, best.high, score, FINE)
-        stalled = 0 if finer.distance < best.distance - NEARER else stalled + 1
+        stalled = stalled + 1 if finer.spread < FLAT else 0
         best = min(finer, best, key=lambda g: g.distance)
         best = replace(best, low=finer.low, high=finer.high)
         if stalled == STALLED:
@@ -71,7 +76,7 @@ def _narrowed(mutant: Mutant, low: float, high: float, score: Score, count: int)
     distances = score(tried)
     at = int(np.argmin(distances))
     low, high = values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
-    return Guess(tried[at], distances[at], low, high)
+    return Guess(tried[at], distances[at], low, high, max(distances) - min(distances))
 
 
 def interval(

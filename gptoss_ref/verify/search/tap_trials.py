@@ -81,9 +81,10 @@ class TapTrials:
             if name not in taken
         )
         base, _ = self._distances(tap, [])
-        near = (g for g in guesses if g is not None and g.distance < base)
-        nearest = sorted(near, key=lambda g: g.distance)
-        return [(refined(first, score).candidate,) for first in nearest[:REFINED]]
+        nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
+        # the right value may lie nearer to the specification's than any value of the coarse grid
+        found = (refined(first, score) for first in nearest[:REFINED])
+        return [(g.candidate,) for g in found if g.distance < base]
 
     def together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
         """The nearest pairs of candidates, judged."""
