@@ -264,7 +264,8 @@ def search_observation(
         shown = rows < len(logits)  # the rows are ascending
         return table(log_probabilities(logits, rows[shown], ids[shown]))
 
-    target = Target("logits", see, table(values), positions, False, observation.resolution)
+    where = np.asarray(positions, np.int64)
+    target = Target("logits", see, table(values), where, False, observation.resolution)
     asked = model.weights, model.config, observation.tokens
     search = WholeModels(Trials(*asked, target, rounding, steps))
     search.run()

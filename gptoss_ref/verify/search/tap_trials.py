@@ -96,9 +96,9 @@ class TapTrials:
     ) -> tuple[float, list[tuple[float, Option]]]:
         """How far the operations are from the other's numbers, and each option that alters them."""
         tried = [(option, self._evidence.extended(option)) for option in options]
-        where = self._evidence.weights, self._evidence.trace, self._evidence.rounding
-        asked = tap, self._evidence.ops, tried, self._evidence.steps
-        return distances(*where, *asked, self.length(tap))
+        evidence = self._evidence
+        where = evidence.weights, evidence.trace, evidence.rounding, tap, evidence.ops
+        return distances(*where, tried, evidence.steps, self.length(tap))
 
     def judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
         """The first few of some options, each with a noise floor of its own."""

@@ -221,8 +221,8 @@ class Trials:
     def _seen(self, runs: Sequence[Run]) -> list[Floats]:
         """What would be observed of each run."""
         asked = [self.target.tap]
-        given = self.weights, self.config, runs, self.tokens, {}, asked
-        ((_, values),) = walk(*given, length=self._length)
+        where = self.weights, self.config, runs, self.tokens
+        ((_, values),) = walk(*where, {}, asked, length=self._length)
         return [self.target.see(array) for array in values]
 
 
