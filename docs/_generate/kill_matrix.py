@@ -232,6 +232,7 @@ VOID = {
     "scale-by-hidden": ("scale-missing",),
     "scale-bias-128": ("scale-bias-126",),
     "value-bias-folded": ("v-bias-missing",),
+    "norm-scale-missing": ("norms-swapped",),
     # nothing but NaN is left to look at
     "scale-0": ("",),
     "scale-134": ("",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from gptoss_ref.cli.console import notes
 from gptoss_ref.cli.reports import show
 from gptoss_ref.cli.sources import source
 from gptoss_ref.model import load
@@ -21,7 +22,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the report; status 1 if the traces diverge, or nothing could be judged."""
     ref = Trace.load(args.ref)
     other = read(args.other, tokens=ref.tokens, config=ref.config)
-    report = compare(ref, other, model=_model(args, ref), rounding=args.rounding)
+    model = _model(args, ref)
+    with notes().progress("comparing", of_bytes=False) as progress:
+        report = compare(ref, other, model=model, rounding=args.rounding, progress=progress)
     return show(report, args)
 
 

@@ -181,7 +181,9 @@ def _add_trace(commands: Any) -> None:
 def _add_compare(commands: Any) -> None:
     command = _command(commands, "compare", "find the first tap point at which two traces diverge")
     command.add_argument("ref", metavar="REF", help="a trace of this package, best in float64")
-    command.add_argument("other", metavar="OTHER", help="a trace, or .npz or .safetensors arrays")
+    command.add_argument(
+        "other", metavar="OTHER", help="a trace, or .npz, .npy or .safetensors arrays"
+    )
     command.add_argument(
         "--model", metavar="MODEL", help="the model of REF, to measure what rounding explains"
     )

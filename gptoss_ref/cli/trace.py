@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     expected = file_size(model, length, args.taps or "*")
     if expected >= WORTH_SAYING:
         notes().line(f"{args.output}: will be {expected / 1e6:.0f} MB")
-    made = trace(model, tokens, taps=args.taps or "*", path=args.output)
+    with notes().progress("tracing", of_bytes=False) as progress:
+        made = trace(model, tokens, taps=args.taps or "*", path=args.output, progress=progress)
     size = Path(args.output).stat().st_size
     result = {
         "path": args.output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def trace(
     path: str | Path | None = None,
     targets: Iterable[int] | Array | None = None,
     router_aux_loss_coef: float = 0.0,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Trace:
     """Run ``model`` on ``tokens`` (T,), from position 0, and keep the arrays of its tap points.
 
@@ -45,6 +46,8 @@ def trace(
             With targets the trace also holds gradients, named ``grad.…`` and ``grad.weights.…``;
             the patterns select them like tap points (see :mod:`gptoss_ref.tracing.gradients`).
         router_aux_loss_coef: see :func:`gptoss_ref.backward`.
+        progress: called after each block of the forward pass with the blocks done, the blocks in
+            all, and the name of the block's last tap point.
 
     Raises:
         TokenError: no tokens, an id out of range, or more than the context holds.
@@ -53,13 +56,13 @@ def trace(
     """
     if targets is not None:
         wanted = np.asarray(targets if isinstance(targets, np.ndarray) else list(targets))
-        return _with_gradients(model, tokens, taps, path, wanted, router_aux_loss_coef)
+        return _with_gradients(model, tokens, taps, path, wanted, router_aux_loss_coef, progress)
     chosen = select(taps, model.config)
     ids = model.checked(tokens, 0)
     if path is not None:
         check_suffix(Path(path))
         if Path(path).suffix == ".npz":
-            whole = trace(model, ids, taps=taps)
+            whole = trace(model, ids, taps=taps, progress=progress)
             whole.save(path)
             return whole
     about: dict[str, Any] = {
@@ -70,7 +73,8 @@ def trace(
     }
     if path is None:
         kept: dict[str, Array] = {}
-        model(ids, tap=_Keep(kept, chosen, model.policy.name))
+        blocks = _Blocks(model.config.num_hidden_layers, progress)
+        model(ids, tap=_Watched(_Keep(kept, chosen, model.policy.name), blocks))
         result = Trace(kept, **about)
         result.model = model
         return result
@@ -78,8 +82,11 @@ def trace(
     with create(Path(path), slots, Trace({}, **about).metadata) as writer:
         rows = _rows_at_once(chosen, model.config, len(ids))
         cache = None if rows >= len(ids) else model.new_cache()
-        for start in range(0, len(ids), rows):
-            model(ids[start : start + rows], cache, tap=_Write(writer, set(chosen), start))
+        starts = range(0, len(ids), rows)
+        blocks = _Blocks(len(starts) * model.config.num_hidden_layers, progress)
+        for start in starts:
+            tap = _Watched(_Write(writer, set(chosen), start), blocks)
+            model(ids[start : start + rows], cache, tap=tap)
     result = Trace.load(path)
     result.model = model
     return result
@@ -92,6 +99,7 @@ def _with_gradients(
     path: str | Path | None,
     targets: Array,
     router_aux_loss_coef: float,
+    progress: Callable[[int, int, str], None] | None,
 ) -> Trace:
     """A trace of the forward and the backward pass, made in memory."""
     from gptoss_ref.backpropagation import backward
@@ -101,7 +109,7 @@ def _with_gradients(
     ids = model.checked(tokens, 0)
     kept: dict[str, Array] = {}
     keep = _Keep(kept, chosen, model.policy.name)
-    model(ids, tap=keep)
+    model(ids, tap=_Watched(keep, _Blocks(model.config.num_hidden_layers, progress)))
     wanted = set(chosen)
     found = backward(
         model,
@@ -178,6 +186,37 @@ class _Write:
             if self.writer.slots[name].dtype == "BF16":
                 values = float_to_bfloat16(values)
             self.writer.write(name, values, self.start, axis=axes(name).index("T"))
+
+
+class _Blocks:
+    """Counts the blocks that a pass has computed."""
+
+    def __init__(self, total: int, progress: Callable[[int, int, str], None] | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def ends(self, name: str) -> bool:
+        """Whether somebody watches, and a block ends with this tap point."""
+        return self.progress is not None and name.endswith("mlp.residual")
+
+    def end(self, name: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, name)
+
+
+class _Watched:
+    """Another tap that is told the blocks as well."""
+
+    def __init__(self, tap: _Keep | _Write, blocks: _Blocks) -> None:
+        self.tap, self.blocks = tap, blocks
+
+    def wants(self, name: str) -> bool:
+        return self.blocks.ends(name) or self.tap.wants(name)
+
+    def __call__(self, name: str, values: Array) -> None:
+        self.tap(name, values)
+        if self.blocks.ends(name):
+            self.blocks.end(name)
 
 
 def _rows_at_once(chosen: Iterable[str], config: ModelConfig, length: int) -> int:

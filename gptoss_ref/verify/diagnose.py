@@ -28,6 +28,7 @@ from gptoss_ref.verify.observe.observation import LogprobObservation
 from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.report.build import of_observation, of_outputs, of_stages
 from gptoss_ref.verify.report.diagnosis import Diagnosis
+from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.search.outputs import (
     OUTPUTS,
     search_observation,
@@ -84,7 +85,7 @@ def diagnose(
         if len(forward):
             found = diagnose(model, forward, rounding=rounding, progress=progress)
         else:
-            found = of_stages(Search(model.weights, forward, rounding, steps))
+            found = of_stages(Search(Evidence(model.weights, forward, rounding, steps)))
         return with_gradients(found, model, trace, rounding)
     judged = _judged(trace, taps, layers)
     if early is not None:
@@ -106,21 +107,21 @@ def _searched(
     stated: bool,
 ) -> Search:
     """The search in a trace; if its rounding was not stated, under one that its errors show."""
-    search = Search(model.weights, trace, rounding, steps, judged)
-    first = search.specification.values()
+    search = Search(Evidence(model.weights, trace, rounding, steps, judged))
+    first = search.evidence.specification.values()
     coarser = None
     if not stated and stages(first) >= COARSER_KINDS:
         coarser = shown_by_errors(model.weights, trace, rounding, first)
     if coarser is None:
         search.run()
-        if not stated and search.unknown and not search.found and not search.mistakes:
+        if not stated and search.unknown and not search.found and not search.recording.mistakes:
             coarser = shown_by_errors(model.weights, trace, rounding, first)
     if coarser is None:
-        search.remarks += [] if stated else roundings_in_words(trace, rounding)
+        search.recording.remarks += [] if stated else roundings_in_words(trace, rounding)
         return search
-    search = Search(model.weights, trace, coarser, steps, judged)
+    search = Search(Evidence(model.weights, trace, coarser, steps, judged))
     search.run()
-    search.remarks.append(by_errors_in_words(rounding, coarser))
+    search.recording.remarks.append(by_errors_in_words(rounding, coarser))
     return search
 
 
@@ -152,9 +153,9 @@ def _begin(
     """Diagnose the first block alone, and say so if something is wrong."""
     first = [tap for tap in trace if split(tap)[0] == 0 or tap == "embedding"]
     if first:
-        search = Search(model.weights, trace, rounding, steps, first)
+        search = Search(Evidence(model.weights, trace, rounding, steps, first))
         search.run(hidden=False)
-        if any(local.excess > 1 for local in search.specification.values()):
+        if any(local.excess > 1 for local in search.evidence.specification.values()):
             early(of_stages(search))
 
 
@@ -180,7 +181,7 @@ def _of_outputs(model: Model, trace: Trace, rounding: str, steps: Steps, stated:
     if len(trace) == 1:
         (tap,) = trace
         return of_outputs(search_outputs(model, trace, tap, rounding, steps, stated), trace)
-    search = Search(model.weights, trace, rounding, steps, ["logits"])
+    search = Search(Evidence(model.weights, trace, rounding, steps, ["logits"]))
     search.run()
     local = of_stages(search)
     if local.rewritings and local.ok:

@@ -130,6 +130,11 @@ GRID, FINE, ROUNDS = 32, 9, 14
 REFINED = 8
 """Budget: number of mutants, nearest on the coarse grid, whose value is refined."""
 
+STALLED, FLAT = 2, 0.02
+"""Budget: a fit ends when in so many finer grids in a row the mean logarithms of the rows' errors
+differ by less than FLAT. Around the right value the error is in proportion to the distance from it,
+so that they differ by more than 2 in every grid, until only rounding is left."""
+
 FINEST = 2.0**-26
 """Relative step at which a fit ends, the resolution of float32."""
 
@@ -160,12 +165,22 @@ or all of a small model. A bug in a single block is found only if that block is 
 SAMPLES = 3
 """Budget: number of rounded runs that measure the effect of rounding on a correct model."""
 
+BEGINNING, WRONG_ROWS = 128, 64
+"""Budget: a bug is looked for in the first BEGINNING tokens of a long prompt, or in more, so that
+WRONG_ROWS of their rows are wrong. What explains them is judged on the whole prompt."""
+
+FINALISTS = 16
+"""Budget: number of nearest candidates on that beginning that are run on the whole prompt."""
+
 SHORTLIST, COMBINED = 4, 8
 """Budget: number of nearest candidates with their own noise floors; and number of candidates that
 are combined in pairs if none fits alone."""
 
 MOST_AT_ONCE = 4
 """Bugs at once that are looked for."""
+
+BESIDE = 2
+"""Budget: sets of bugs beside which a constant is fitted, if no set of known bugs explains all."""
 
 PREDICTED = 8
 """Budget: sets of each size that are run, those whose effects come nearest when they add up."""
@@ -220,6 +235,13 @@ SAME_EMBEDDING = 1e-2
 RECORDED_WRONGLY = 1 << 27
 """Budget: number of values of a tap point up to which ``compare`` looks for mistakes: 600 rows of
 logits of gpt-oss-20b. It holds a few copies of the array in float64."""
+
+FILTERED = -1e4
+"""Rows whose smallest logits are all one number below this have been masked."""
+
+MISTAKES = 3
+"""Budget: number of mistakes that are undone one after the other in one array of outputs, such as
+probabilities at a temperature."""
 
 LISTED = 1024
 """Budget: number of tokens of a vocabulary that are tried one after the other."""

@@ -68,7 +68,7 @@ def tap_errors(report: Report) -> Figure:
         )  # fmt: skip
     axes.set(xlabel="tap point, in order of computation")
     axes.set_ylabel(f"relative L2 error (fraction; 0 is drawn at {zero:.0e})")
-    axes.set_title("No divergence" if first is None else f"First divergence: {first.name}")
+    axes.set_title(report.outcome if first is None else f"First divergence: {first.name}")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     result: Figure = figure
     return result

@@ -281,6 +281,10 @@ def test_unknown_names(name: str, message: str) -> None:
         ({"logits": np.zeros((T, 5))}, "'logits': shape .* does not fit logits: expected 'T V'"),
         ({"logits": np.zeros((2, T, 71))}, "a batch of 2: expected one prompt"),
         ({"logits": np.zeros((T - 2, 71))}, f"it has {T - 2} tokens, but the prompt has {T}"),
+        (
+            {"block.0.attn.k": np.zeros((T, CONFIG.num_attention_heads, CONFIG.head_dim))},
+            rf"query heads: pass \[:, ::{CONFIG.group_size}\]",
+        ),
         ({"logits": "text"}, "'logits' has dtype <U4: expected numbers"),
         ({"logits": [[1.0], [1.0, 2.0]]}, "'logits' is list, not an array"),
         ({"block.0.attn.qkv": np.zeros((T, 9))}, r"fused q, k and v: expected .* = \(13, 120\)"),

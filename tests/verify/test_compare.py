@@ -451,3 +451,19 @@ def test_a_trace_of_one_tap_point_is_compared_at_once(tiny: gr.Model) -> None:
         other = Trace({"embedding": odd}, tokens=trace.tokens, config=trace.config)
         with at_most_calls(1_000_000):
             assert gr.compare(trace, other, rounding="float32").ok == ok
+
+
+def test_progress_is_told() -> None:
+    """Of a trace after each block, and of a comparison at each tap point."""
+    model, _, ref = reference()
+    said: list[tuple[int, int, str]] = []
+    again = trace(model, ref.tokens, taps="logits", progress=lambda *step: said.append(step))
+    layers = model.config.num_hidden_layers
+    assert said == [(n + 1, layers, f"block.{n}.mlp.residual") for n in range(layers)]
+    assert list(again) == ["logits"]
+    said.clear()
+    compare(
+        ref, Trace(ref, tokens=ref.tokens, config=ref.config), progress=lambda *s: said.append(s)
+    )
+    assert said[-1][:2] == (len(said), len(said))
+    assert said[-1][2] == "comparing logits"

@@ -52,7 +52,8 @@ experts-transposed qkv-order norm-scale-after-cast norm-eps residual-missing emb
 unembedding-tied float16-overflow
 """
 ARRIVED_OTHERWISE = """
-norm-scale-missing q-bias-missing k-bias-missing v-bias-missing out-bias-missing value-bias-folded
+norm-scale-missing norm-scale-plus-one norms-swapped
+q-bias-missing k-bias-missing v-bias-missing out-bias-missing value-bias-folded
 tensor-missing rows-reordered
 """
 CONSTANTS = """
@@ -301,6 +302,7 @@ POOR: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Arrays], Arrays]
     ),
     "windowed layers": ({"layer_types": (SLIDING,) * 3}, {}, same, "window-everywhere"),
     "a window of one": ({"window": 1}, {}, same, "ring-boundary"),
+    "equal norms": ({}, {}, without("norm.scale", 0.5), "norms-swapped"),
     "equal sinks": ({}, {}, without("sinks", 0.5), "sinks-wrong-head"),
     "sinks of zero": ({}, {}, without("sinks"), "sinks-wrong-head sinks-scaled"),
     "one key head": ({"n_kv": 1}, {}, same, "gqa-axes-swapped"),

@@ -90,8 +90,13 @@ def chunk_longer_than_ring(
     if where.window is None:
         everything: Array = right(at, q, k, sinks, *where)
         return everything
-    left = where.k > where.k.max() - where.window  # (S,)
+    left = where.k >= _length(at, where) - where.window  # (S,)
     return _of_parts(right, at, q, k, sinks, where, [(np.ones(len(q), bool), left)])
+
+
+def _length(at: OpContext, where: Where) -> int:
+    """Tokens of the whole prompt, of which the keys may be the beginning."""
+    return int(where.k.max()) + 1 if at.length is None else at.length
 
 
 def _of_parts(
@@ -110,6 +115,11 @@ def _of_parts(
     """
     weights = np.empty((q.shape[1], len(q), len(k)), at.policy.dtype)
     for rows, keys in parts:
+        if not keys.any():  # the next key instead, which nobody sees
+            later = where.q[rows].max() + np.arange(1, 2)
+            values = right(at, q[rows], k[:1], sinks, where.q[rows], later, where.window)
+            weights[:, rows] = 0 * values
+            continue
         values = right(at, q[rows], k[keys], sinks, where.q[rows], where.k[keys], where.window)
         # Zero for the other keys; but a row that is 0/0, without a key or a sink, is so throughout.
         weights[:, rows] = 0 * values.sum(axis=-1, keepdims=True)
@@ -150,10 +160,12 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
     ),
     parameter=whole_number("a first chunk of", lambda n: replacing(attention_weights=_skipping(n))),
 )
-def prefill_skips_cache(right: Right, *arguments: Any) -> Array:
+def prefill_skips_cache(
+    right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
+) -> Array:
     """A chunk that comes onto a cache attends to itself only."""
-    k_positions = arguments[5]
-    return _skipping((int(k_positions.max()) + 1) // 2)(right, *arguments)
+    first = _length(at, Where(*positions)) // 2
+    return _skipping(first)(right, at, q, k, sinks, *positions)
 
 
 def _skipping(first: int) -> Callable[..., Array]:

@@ -44,6 +44,44 @@ def norm_scale_missing(right: Right, at: OpContext, x: Array, scale: Matrix) -> 
     return y
 
 
+@bug(
+    "norm-scale-plus-one",
+    op="rmsnorm",
+    stage="attn.norm",
+    consequence="Every channel is larger by its normalised value, and those of small scale most.",
+    reports=("Blaizzy/mlx-vlm#2041", "ml-explore/mlx-lm#1623"),
+    note="Gemma's convention, whose checkpoints store the scale minus 1. The reports are of Qwen "
+    "models, whose checkpoints exist in both conventions.",
+)
+def norm_scale_plus_one(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
+    """The normalised vector is multiplied by 1 + scale where it should be by the scale."""
+    y: Array = right(at, x, 1 + widen(scale, FLOAT64.dtype))
+    return y
+
+
+def _equal_norms(config: ModelConfig, weights: ModelWeights) -> str | None:
+    pairs = ((b.attn.norm_scale, b.mlp.norm_scale) for b in weights.blocks)
+    equal = all(np.array_equal(one, other) for one, other in pairs)
+    return "both norms of every block are equal" if equal else None
+
+
+@bug(
+    "norms-swapped",
+    op="block_weights",
+    stage="attn.norm",
+    consequence="Channels have the right size for the other half of the block.",
+    reports=("NVIDIA-NeMo/Megatron-Bridge#4200",),
+    note="Both norms of a block have one shape, so that no error is raised. The report is of a "
+    "Gemma model, in which one norm was loaded in the place of another.",
+    obstacle=_equal_norms,
+)
+def norms_swapped(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
+    """The norm before attention has the scale of the norm before the experts, and vice versa."""
+    block = right(at, block)
+    attn = dataclasses.replace(block.attn, norm_scale=block.mlp.norm_scale)
+    return BlockWeights(attn, dataclasses.replace(block.mlp, norm_scale=block.attn.norm_scale))
+
+
 def _zero_bias(name: str) -> Obstacle:
     def obstacle(config: ModelConfig, weights: ModelWeights) -> str | None:
         biases = (getattr(block.attn, name) for block in weights.blocks)
@@ -229,6 +267,8 @@ def down_bias_after_sum(ops: ModelOps) -> ModelOps:
 
 MISSING: tuple[Mutant, ...] = (
     norm_scale_missing,
+    norm_scale_plus_one,
+    norms_swapped,
     _bias_missing("q", "queries"),
     _bias_missing("k", "keys"),
     _bias_missing("v", "values"),

@@ -21,6 +21,7 @@ from gptoss_ref.tracing.taps import axes, names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS, dithered, known
+from gptoss_ref.verify.progress import Steps, unwatched
 from gptoss_ref.verify.replay.evaluate import Run, predict, walk, whole
 from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.thresholds import (
@@ -181,6 +182,7 @@ def measure_noise_floors(
     *,
     wanted: Iterable[str] | None = None,
     routes: Trace | None = None,
+    steps: Steps | None = None,
 ) -> NoiseFloors:
     """Measure what a rounding explains, on the beginning of a prompt.
 
@@ -189,6 +191,7 @@ def measure_noise_floors(
         rounding: one of UNITS.
         wanted: tap points; None: all. Router logits are always measured.
         routes: whose choices of experts to follow, where it holds them; else the specification's.
+        steps: counts the tap points.
     """
     config = model.config
     start = np.asarray(tokens)[:MEASURED_TOKENS]
@@ -200,10 +203,13 @@ def measure_noise_floors(
     if len(given) < len(chosen):
         unknown = [name for name in chosen if name not in given]
         given |= predict(model.weights, config, ModelOps(), start, given, unknown)
-    levels = {
-        name: found
-        for name, _, found in measured(model, start, rounding, wanted=wanted, given=given)
-    }
+    steps = steps or Steps(unwatched)
+    steps.expect(len(wanted))
+    levels = {}
+    for name, _, found in measured(model, start, rounding, wanted=wanted, given=given):
+        levels[name] = found
+        steps.say(f"measuring what rounding does to {name}")
+        steps.tick()
     return NoiseFloors(rounding, levels, len(start))
 
 

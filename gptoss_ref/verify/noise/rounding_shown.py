@@ -17,7 +17,8 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.rounding import FINEST_FIRST, UNITS
-from gptoss_ref.verify.noise.tap_check import TapError, replay
+from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.thresholds import COHERENT, ON_GRID, TYPICAL, WHOLE_ARRAY

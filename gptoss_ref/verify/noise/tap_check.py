@@ -17,116 +17,32 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptoss_ref.numerics import FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace
-from gptoss_ref.verify.noise.integers import FORMS, Integers, in_integers
+from gptoss_ref.verify.noise.integers import FORMS, in_integers
 from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
 from gptoss_ref.verify.noise.metrics import (
     Errors,
     Shift,
     logit_figures,
     measure_arrays,
-    over,
     shift_of,
-    usual_excess,
-    usually_allowed,
 )
 from gptoss_ref.verify.noise.noise_floor import level, runs_of, samples_of
+from gptoss_ref.verify.noise.replay_ties import Ties, judge_choice
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.noise.routing_ties import Flip, chosen_by, flips, margin_of
-from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk, whole
+from gptoss_ref.verify.noise.tap_error import Mask, TapError
+from gptoss_ref.verify.replay.evaluate import Node, needed, segments, walk
 from gptoss_ref.verify.replay.graph import DISCRETE, EXPERT_PRODUCTS
 from gptoss_ref.verify.replay.ops import ModelOps
-from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, CANCELLED, ONE_ROW, ROWS_WITHOUT_TIES
+from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, CANCELLED, ONE_ROW
 from gptoss_ref.weights import MXFP4, ModelWeights
-
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class TapError:
-    """One tap point against its recomputation from the other's own numbers.
-
-    Attributes:
-        tap: its name.
-        inputs: the given tap points it was recomputed from; empty: from the tokens alone.
-        shape: of the array.
-        error: (T,) relative error of each row; of a choice of experts, by how much (in logits) an
-            expert that was left out exceeds one that was taken.
-        allowed: (T,) how much of it rounding explains.
-        whole, whole_allowed: the same for the array, over the rows without ties.
-        tied: (T,) rows that depend on a choice of experts that rounding may have turned.
-        broken: (T,) values that are NaN or infinite in one of the two only.
-        lost: whether all are in both, so that nothing can be judged.
-        max_abs, cosine: of the whole array.
-        noise: (T,) relative error of the same stage where rounding is all that differs.
-        distance: relative L2 distance to the replay that rounds as the other does; of a choice of
-            experts, the share of rows that choose otherwise.
-        flips: rows whose choice of experts differs within its tie.
-        extra: of logits, how alike they are as predictions.
-        seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
-        remark: of logits, that they differ by a constant in every row, in words.
-        integers: how the activations of a product were rounded to integers, which was allowed for.
-    """
-
-    tap: str
-    inputs: tuple[str, ...]
-    shape: tuple[int, ...]
-    error: Floats
-    allowed: Floats
-    whole: float
-    whole_allowed: float
-    tied: Mask
-    broken: NDArray[np.int64]
-    lost: bool = False
-    max_abs: float = 0.0
-    cosine: float = math.nan
-    noise: Floats = field(default_factory=lambda: np.empty(0))
-    distance: float = 0.0
-    flips: tuple[Flip, ...] = ()
-    extra: dict[str, float] = field(default_factory=dict)
-    seen: Mask = field(default_factory=lambda: np.empty(0, bool))
-    remark: str | None = None
-    integers: Integers | None = None
-
-    @property
-    def _rows(self) -> Mask | slice:
-        return self.seen if self.seen.size else slice(None)
-
-    @property
-    def judged(self) -> bool:
-        """Whether enough rows are free of ties to judge each by itself."""
-        return bool(np.mean(self.tied[self._rows]) <= 1 - ROWS_WITHOUT_TIES)
-
-    @property
-    def excess(self) -> float:
-        """Error over what rounding explains: above 1 something is wrong.
-
-        Where most rows hang on ties, rounding moves whole rows about at random; then only the
-        usual rows are compared: the quartiles of the error with those of rounding's.
-        """
-        if not self.judged:
-            return usual_excess(self.error[self._rows], usually_allowed([self.noise[self._rows]]))
-        free = ~self.tied
-        if (self.broken[free] > 0).any():
-            return math.inf
-        rows = over(self.error[free], self.allowed[free]).max(initial=0.0)
-        return float(max(rows, over(self.whole, self.whole_allowed)))
-
-    @property
-    def wrong_rows(self) -> Mask:
-        """(T,) rows without ties whose error rounding does not explain."""
-        if not self.judged:
-            return np.zeros_like(self.tied)
-        return ~self.tied & ((self.error > self.allowed) | (self.broken > 0))
 
 
 def replay(
@@ -189,7 +105,7 @@ def _replay(
     wanted = frozenset(wanted)
     origins = segments(trace.config, trace)
     path = needed(trace.config, trace, wanted)
-    ties = _Ties(trace, path, rounding)
+    ties = Ties(trace, path, rounding)
     ways = runs_of(ops, rounding, len(trace.tokens))
     asked = wanted | ties.logits
     values = walk(weights, trace.config, ways, trace.tokens, trace, asked)
@@ -200,7 +116,7 @@ def _replay(
             continue
         inputs = origins[node.tap].inputs
         if node.stage.name in DISCRETE:
-            yield _judge_choice(node.tap, inputs, trace, ties, tied)
+            yield judge_choice(node.tap, inputs, trace, ties, tied)
         else:
             other, seen = trace[node.tap], trace.observed(node.tap)
             local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
@@ -346,82 +262,3 @@ def _figures(exact: Array, other: Array) -> dict[str, float]:
 
 def _distance(errors: Errors) -> float:
     return math.inf if errors.broken.any() else errors.rel_l2
-
-
-class _Ties:
-    """Which rows depend on a choice of experts that rounding may have turned.
-
-    Attributes:
-        logits: the router logits that must be computed to know.
-    """
-
-    def __init__(self, trace: Trace, path: Iterable[Node], rounding: str) -> None:
-        self._trace, self._unit, self._known = trace, UNITS[rounding], whole(trace)
-        self._scale = UNITS["float64"] / UNITS["float32"] if rounding == "float64" else 1.0
-        chosen = [node for node in path if node.stage.name in DISCRETE]
-        self.logits = frozenset(
-            tap for node in chosen for tap in node.inputs if tap not in self._known
-        )
-        self._tied: dict[str, Mask] = {}
-        self.router: Array = np.empty(0)  # (T, E) the latest router logits ...
-        self.slack: Floats = np.empty(0)  # (T,) ... and by how much two of them may be misjudged
-
-    def pass_through(self, node: Node, arrays: Sequence[Array]) -> Mask:
-        """(T,) rows of this tap point that depend on a tie since the last given tap point."""
-        tied = np.zeros(len(self._trace.tokens), bool)
-        for tap in node.inputs:
-            if tap not in self._known:
-                before = self._tied[tap]
-                mixes = node.stage.name in ("attn.weights", "attn.mix")
-                tied |= np.logical_or.accumulate(before) if mixes else before
-        if node.tap in self.logits:
-            self._see_logits(arrays)
-        if node.stage.name in DISCRETE:
-            (source,) = node.inputs
-            if source in self._known:
-                self._take_logits(self._trace[source])
-            margin = margin_of(self.router, self._trace.config.experts_per_token)
-            if node.tap not in self._known:
-                tied |= margin <= self.slack
-        self._tied[node.tap] = tied
-        return tied
-
-    def _see_logits(self, arrays: Sequence[Array]) -> None:
-        exact, *rounded = arrays
-        noise = np.max([np.abs(sample - exact).max(axis=1) for sample in rounded], axis=0)
-        self.router = exact
-        usual = np.median(noise) if noise.size else 0.0
-        self.slack = ONE_ROW * self._scale * np.maximum(noise, usual) + self._least(exact)
-
-    def _take_logits(self, given: Array) -> None:
-        self.router = np.asarray(given, np.float64)
-        self.slack = self._least(self.router)
-
-    def _least(self, logits: Array) -> Floats:
-        """A choice may have been made before the logits were rounded, or after."""
-        least: Floats = 2 * ALWAYS_ALLOWED * self._unit * np.abs(logits).max(axis=1)
-        return least
-
-
-def _judge_choice(
-    tap: str, inputs: tuple[str, ...], trace: Trace, ties: _Ties, tied: Mask
-) -> TapError:
-    """The other's choice of experts against the router logits: wrong only beyond the margin."""
-    indices, block = trace[tap], split(tap)[0]
-    chosen, choice = chosen_by(ties.router, indices, ties.slack)
-    seen = trace.observed(tap)
-    choice = choice.among(seen)
-    return TapError(
-        tap=tap,
-        inputs=inputs,
-        shape=indices.shape,
-        error=choice.margin,
-        allowed=np.where(np.isfinite(ties.slack), ties.slack, 0.0),
-        whole=0.0,
-        whole_allowed=0.0,
-        tied=tied,
-        broken=np.zeros(len(indices), np.int64),
-        max_abs=float(choice.margin.max(initial=0.0)),
-        distance=float(np.mean(choice.differs)),
-        flips=flips(block, chosen, indices, choice),
-    )

@@ -28,14 +28,15 @@ class BlockContext:
         weights: ModelWeights,
         layer: int | None,
         experts: frozenset[int] | None = None,
+        length: int | None = None,
     ) -> None:
         self.config, self.policy, self.ops = config, policy, ops
         self.tokens, self.layer = tokens, layer
         self.positions = np.arange(len(tokens))  # (T,)
-        self._weights, self.experts = weights, experts
+        self._weights, self.experts, self._length = weights, experts, length
 
     def at(self, tap: str, expert: int | None = None) -> OpContext:
-        return OpContext(self.config, self.policy, tap, self.layer, expert)
+        return OpContext(self.config, self.policy, tap, self.layer, expert, self._length)
 
     @cached_property
     def ends(self) -> ModelWeights:

@@ -162,10 +162,11 @@ def predict_each(
     given: Mapping[str, Array],
     wanted: Iterable[str],
     experts: frozenset[int] | None = None,
+    length: int | None = None,
 ) -> list[dict[str, Array]]:
     """:func:`predict` of ``tokens`` (T,) for each of several runs."""
     found: list[dict[str, Array]] = [{} for _ in runs]
-    for tap, arrays in walk(weights, config, runs, tokens, given, wanted, experts):
+    for tap, arrays in walk(weights, config, runs, tokens, given, wanted, experts, length):
         for results, values in zip(found, arrays, strict=True):
             results[tap] = values
     return found
@@ -179,6 +180,7 @@ def walk(
     given: Mapping[str, Array],
     wanted: Iterable[str],
     experts: frozenset[int] | None = None,
+    length: int | None = None,
 ) -> Iterator[tuple[str, list[Array]]]:
     """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
 
@@ -187,6 +189,7 @@ def walk(
 
     Args:
         experts: the only ones whose products are computed, the others' are NaN; None: all.
+        length: number of tokens of the whole prompt, if ``tokens`` are only its beginning.
     """
     wanted, known = frozenset(wanted), whole(given)
     path = needed(config, given, wanted)
@@ -198,7 +201,7 @@ def walk(
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
             sites = [
-                BlockContext(config, policy, ops, tokens, weights, node.layer, experts)
+                BlockContext(config, policy, ops, tokens, weights, node.layer, experts, length)
                 for ops, policy in runs
             ]
         at_hand = [
@@ -209,7 +212,7 @@ def walk(
             for site, values in zip(sites, live, strict=True)
         ]
         with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
-            out = node.stage.compute(sites, at_hand)
+            out = _computed(node.stage, sites, at_hand)
         if node.tap not in known and last_use.get(node.tap, -1) > i:
             for computed, values in zip(out, live, strict=True):
                 values[node.tap] = computed
@@ -223,6 +226,30 @@ def walk(
                     values.pop(tap, None)
         if node.tap in wanted:
             yield node.tap, out
+
+
+def _computed(
+    stage: Stage, sites: Sequence[BlockContext], inputs: Sequence[Mapping[str, Array]]
+) -> list[Array]:
+    """A stage in every run: once for runs that agree in operations, rounding and inputs.
+
+    Results that are equal become one array, so that such runs are told again behind it.
+    """
+    leads: dict[tuple[int, ...], int] = {}
+    leader = []
+    for i, (site, values) in enumerate(zip(sites, inputs, strict=True)):
+        used = [getattr(site.ops, name) for name in sorted(stage.ops)]
+        parts = (site.policy, *used, *(values[name] for name in stage.inputs))
+        leader.append(leads.setdefault(tuple(map(id, parts)), i))
+    own = [*leads.values()]
+    found = dict(
+        zip(own, stage.compute([sites[i] for i in own], [inputs[i] for i in own]), strict=True)
+    )
+    first = found[0]
+    for i in own[1:]:
+        if found[i].dtype == first.dtype and np.array_equal(found[i], first):
+            found[i] = first
+    return [found[i] for i in leader]
 
 
 def _patched(computed: Array, tap: str, given: Mapping[str, Array]) -> Array:

@@ -41,6 +41,7 @@ class OpContext:
         tap: the tap point that is being computed, without its block, e.g. ``"attn.q"``.
         layer: number of the block; None outside the blocks.
         expert: number of the expert, in the operations that are applied to one expert at a time.
+        length: number of tokens of the whole prompt, if only its beginning is computed.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class OpContext:
     tap: str
     layer: int | None = None
     expert: int | None = None
+    length: int | None = None
 
 
 def end_weights(at: OpContext, weights: ModelWeights) -> ModelWeights:

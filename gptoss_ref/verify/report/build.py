@@ -11,32 +11,33 @@ from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import tokens_of
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.noise.tap_check import TapError
+from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.observe.observation import LogprobObservation
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.candidates import Candidate
-from gptoss_ref.verify.search.end_to_end import Standing, WholeModels
+from gptoss_ref.verify.search.end_to_end import WholeModels
 from gptoss_ref.verify.search.fit import Found, Unknown
 from gptoss_ref.verify.search.next_tap import BRING, next_in_words
 from gptoss_ref.verify.search.outputs import OutputsFound
 from gptoss_ref.verify.search.per_tap import Search
 from gptoss_ref.verify.search.rewritten import where_of
+from gptoss_ref.verify.search.trials import Standing
 
 # --- tap by tap ---
 
 
 def of_stages(search: Search) -> Diagnosis:
     """Of a search tap by tap."""
-    trace, config, found = search.given, search.given.config, search.found
-    rows = [_stage_row(search, found, local) for local in search.specification.values()]
-    flips = tuple(flip for local in search.tap_errors.values() for flip in local.flips)
+    trace, config, found = search.evidence.given, search.evidence.given.config, search.found
+    rows = [_stage_row(search, found, local) for local in search.evidence.specification.values()]
+    flips = tuple(flip for local in search.evidence.tap_errors.values() for flip in local.flips)
     taps = names(config)
     return Diagnosis(
         ref="the specification, from the other's own numbers",
         other=trace.producer,
-        rounding=search.rounding,
-        yardstick=f"each stage in float64 and in {search.rounding}, from the same inputs",
+        rounding=search.evidence.rounding,
+        yardstick=f"each stage in float64 and in {search.evidence.rounding}, from the same inputs",
         tokens=len(trace.tokens),
         taps=len(taps),
         rows=tuple(rows),
@@ -46,7 +47,7 @@ def of_stages(search: Search) -> Diagnosis:
         causes=tuple(_found(f) for f in found if not f.candidate.harmless),
         unexplained=tuple(_unknown(search, u) for u in search.unknown),
         rewritings=_rewritings(search, found),
-        mistakes=tuple(search.mistakes),
+        mistakes=tuple(search.recording.mistakes),
     )
 
 
@@ -54,38 +55,39 @@ def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
     """What is computed or kept otherwise and comes to the same, in words."""
     harmless = (f.candidate for f in found if f.candidate.harmless)
     lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
-    lines += search.reordered
-    for form in dict.fromkeys(search.aside.values()):
-        where = where_of(tap for tap, own in search.aside.items() if own == form)
+    lines += search.recording.reordered
+    for form in dict.fromkeys(search.recording.aside.values()):
+        where = where_of(tap for tap, own in search.recording.aside.items() if own == form)
         lines.append(f"{form.removesuffix('.')} ({where})")
     return tuple(lines)
 
 
 def _unknown(search: Search, unknown: Unknown) -> Unexplained:
-    local = search.tap_errors[unknown.tap]
+    local = search.evidence.tap_errors[unknown.tap]
     name, remaining = unknown.nearest or (None, None)
-    where = search.where(unknown.tap)
-    hints = (next_in_words(search.trace, unknown.tap),)
+    where = search.evidence.where(unknown.tap)
+    hints = (next_in_words(search.evidence.trace, unknown.tap),)
     return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining, hints)
 
 
 def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
     """One tap point, by the specification."""
-    trace, tap = search.given, local.tap
+    trace, tap = search.evidence.given, local.tap
     wrong = local.excess > 1
     hidden = [f for f in found if f.tap == tap and f.share is not None]
     verdict: Verdict = "ok"
     note = ""
     if wrong:
         verdict = "nan" if local.broken.any() else "diverges"
-        explained = tap in search.tap_errors and search.tap_errors[tap].excess <= 1
-        by = [f.candidate for f in found if tap in search.reach(f.candidate)]
+        left = search.evidence.tap_errors.get(tap)
+        explained = left is not None and left.excess <= 1
+        by = [f.candidate for f in found if tap in search.evidence.reach(f.candidate)]
         note = f"off by {in_words(local.excess)}"
         if explained and by:
             note += f"; explained by {' and '.join(c.name for c in by)}"
             if all(c.harmless for c in by):
                 verdict = "rewritten"
-        elif tap in search.aside:
+        elif tap in search.recording.aside:
             verdict = "rewritten"
             note += "; but all that is computed from it agrees"
         elif not explained:
@@ -110,7 +112,7 @@ def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
         max_abs=local.max_abs,
         rel_l2=error,
         cosine=local.cosine,
-        rounding_units=error / UNITS[search.rounding],
+        rounding_units=error / UNITS[search.evidence.rounding],
         allowed=local.whole_allowed if local.whole_allowed else math.nan,
         excess=local.excess,
         verdict=verdict,
@@ -121,24 +123,24 @@ def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
 
 
 def _notes(search: Search) -> list[str]:
-    notes = list(search.remarks)
-    logits = search.tap_errors.get("logits")
+    notes = list(search.recording.remarks)
+    logits = search.evidence.tap_errors.get("logits")
     if (
         logits is not None
         and logits.excess <= 1
         and logits.remark
-        and "logits" not in search.undone
+        and "logits" not in search.recording.undone
     ):
         notes.append(logits.remark)
     forms: dict[str, list[str]] = {}
-    for tap, local in search.tap_errors.items():
+    for tap, local in search.evidence.tap_errors.items():
         if local.integers is not None:
             forms.setdefault(str(local.integers), []).append(tap)
     notes += [f"{where_of(taps)}: {form}" for form, taps in forms.items()]
-    tied = sum(local.tied.any() and local.judged for local in search.tap_errors.values())
+    tied = sum(local.tied.any() and local.judged for local in search.evidence.tap_errors.values())
     if tied:
         notes.append(f"at {tied} tap points, tokens that hang on a tie of the router are left out")
-    return notes + _rows_seen(search.trace) + _skipped(search.trace)
+    return notes + _rows_seen(search.evidence.trace) + _skipped(search.evidence.trace)
 
 
 # --- from outputs alone ---
@@ -174,7 +176,7 @@ def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagno
     spec, best = search.specification, search.best
     wrong = spec.excess > 1
     typical = float(np.median(spec.error))
-    note = f"{spec.excess:.3g} times what rounding explains" if wrong else ""
+    note = f"off by {in_words(spec.excess)}" if wrong else ""
     lost = not np.isfinite(search.target.observed).any() and not spec.broken
     if lost:
         note = ALL_LOST
@@ -237,16 +239,14 @@ def _unexplained(search: WholeModels) -> Unexplained:
         return Unexplained(tap, (tap,), best.excess, where, hints=(BRING,))
     spec = search.specification
     rows = spec.error > spec.typical
-    nearest = next((s for s in search.ranked if s.score < spec.score), None)
-    remaining = None if nearest is None else search.measured(nearest.candidates).excess
-    nearer = nearest is not None and remaining is not None and remaining < spec.excess
+    nearest = search.nearest()
     return Unexplained(
         tap=tap,
         taps=(tap,),
         error=spec.excess,
         where=tokens_of(rows),
-        nearest=" and ".join(c.name for c in nearest.candidates) if nearest and nearer else None,
-        remaining=remaining if nearer else None,
+        nearest=" and ".join(c.name for c in nearest.candidates) if nearest else None,
+        remaining=nearest.excess if nearest else None,
         hints=(BRING,),
     )
 

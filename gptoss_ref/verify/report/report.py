@@ -18,7 +18,8 @@ from gptoss_ref.verify.noise.routing_ties import Flip
 Verdict = Literal["ok", "diverges", "nan", "hidden", "rewritten", "follows", "tie", "unjudged"]
 """See :class:`Row`."""
 
-WRONG = ("diverges", "nan", "hidden")
+DIVERGENT = ("diverges", "nan")
+WRONG = (*DIVERGENT, "hidden")
 
 ALL_LOST = "all values are NaN or infinite in both"
 
@@ -105,13 +106,18 @@ class Report:
 
     @property
     def first_divergence(self) -> Row | None:
-        """The first row with a wrong verdict; None if there is none."""
-        return next((row for row in self.rows if row.verdict in WRONG), None)
+        """The first row whose error rounding does not explain; None if there is none."""
+        return next((row for row in self.rows if row.verdict in DIVERGENT), None)
+
+    @property
+    def hidden(self) -> Row | None:
+        """The first row with a bug whose effect is smaller than rounding; None if there is none."""
+        return next((row for row in self.rows if row.verdict == "hidden"), None)
 
     @property
     def ok(self) -> bool:
         """Whether at least one row was judged, and none is wrong."""
-        return self.judged > 0 and self.first_divergence is None
+        return self.judged > 0 and all(row.verdict not in WRONG for row in self.rows)
 
     @property
     def judged(self) -> int:
@@ -123,7 +129,9 @@ class Report:
         """The verdict in two words."""
         if self.ok:
             return "No divergence"
-        return "No verdict" if self.first_divergence is None else "Divergence"
+        if self.first_divergence is not None:
+            return "Divergence"
+        return "No verdict" if self.hidden is None else "Bug smaller than rounding"
 
     @property
     def verdict(self) -> str:

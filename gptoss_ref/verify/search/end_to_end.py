@@ -1,177 +1,49 @@
 """Diagnosis from the outputs alone: whole models with each bug, ranked by how near they come.
 
 Logits or log-probabilities say nothing of the stages. Every candidate is therefore run from the
-tokens on, and compared where the other was observed. A choice of experts that rounding turns moves
-whole rows about, so only the usual rows count: the rows' errors enter by their logarithms and by
-their quartiles, in which outliers have little weight.
+tokens on, and compared where the other was observed: first one bug at a time, then a constant of
+any value, then several bugs at once. The outputs of a beginning of the prompt depend on that
+beginning alone; what explains a long prompt is therefore looked for in its beginning, and then
+judged on the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gptoss_ref.config import ModelConfig
-from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
-from gptoss_ref.verify.mutants import Mutant
-from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
-from gptoss_ref.verify.noise.rounding import dithered
-from gptoss_ref.verify.progress import Steps
-from gptoss_ref.verify.replay.evaluate import Run, walk
-from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
-from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
-from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, catalogue, changes
+from gptoss_ref.verify.noise.metrics import usual_excess
+from gptoss_ref.verify.search.candidates import Candidate, catalogue
+from gptoss_ref.verify.search.estimate import Guess, guess, interval, refined, shortest
 from gptoss_ref.verify.search.estimate import candidate as valued
-from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
+from gptoss_ref.verify.search.target import Target
+from gptoss_ref.verify.search.trials import Option, Standing, Trials, Tried, order_matters
 from gptoss_ref.verify.thresholds import (
     ALIKE,
-    ALONG,
+    BEGINNING,
+    BESIDE,
     COMBINED,
     COMPARED,
-    FAR_OFF,
-    FITTED,
+    FINALISTS,
     GAIN,
     MOST_AT_ONCE,
     NO_DOUBT,
-    NOT_FINITE,
     PREDICTED,
-    SAMPLES,
     SHORTLIST,
     TURNED,
-    WINS,
+    WRONG_ROWS,
 )
-from gptoss_ref.weights import ModelWeights
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What was observed of the other.
-
-    Attributes:
-        tap: what must be computed to compare with it, ``logits`` or ``norm``.
-        see: what would be observed of that tap point as computed, (P, …).
-        observed: the same of the other.
-        relative: whether a row's error is relative to the row's norm.
-        floor: error below which a row counts as equal.
-    """
-
-    tap: str
-    see: Callable[[Array], Floats]
-    observed: Floats
-    relative: bool
-    floor: float
-
-    def errors(self, seen: Floats, reference: Floats | None = None) -> Floats:
-        """(P,) error of each row against the observed one, or against another reference."""
-        reference = self.observed if reference is None else reference
-        with np.errstate(invalid="ignore"):
-            same = (seen == reference) | (np.isnan(seen) & np.isnan(reference))
-            difference = np.where(same, 0.0, seen - reference)
-        difference = np.nan_to_num(
-            difference, nan=NOT_FINITE, posinf=NOT_FINITE, neginf=-NOT_FINITE
-        )
-        error: Floats = np.sqrt(np.mean(difference**2, axis=1))
-        if self.relative:
-            finite = np.where(np.isfinite(reference), reference, 0.0)
-            usual = np.sqrt(np.mean(finite**2, axis=1))
-            error = error / np.where(usual > 0, usual, 1.0)
-        return np.minimum(error, NOT_FINITE)
-
-    def turned(self, seen: Floats) -> float:
-        """The mean logarithm of the sines of the angles between the rows of both."""
-        a, b = (np.nan_to_num(x, posinf=0, neginf=0) for x in (seen, self.observed))
-        across, own, other = (np.einsum("ij,ij->i", *x) for x in ((a, b), (a, a), (b, b)))
-        cosines = across / np.sqrt(np.maximum(own * other, 1e-300))
-        sines = np.where(cosines > 0, np.sqrt(np.maximum(1 - cosines**2, 0)), 1.0)
-        return float(np.mean(np.log(sines + self.floor)))
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a candidate, or two, or none, fits.
-
-    Attributes:
-        candidates: none: the specification.
-        error: (P,) rows' errors.
-        score: mean logarithm of them.
-        rounded: (P,) rows' errors of a run that rounds as the other does; empty: not measured.
-        typical: the median of what rounding explains; NaN: not measured.
-        excess: quartiles of the error over what rounding explains, infinite where rows are broken;
-            NaN: not measured.
-        allowed: (3,) quartiles of the errors that rounding explains.
-        broken: rows that are NaN or infinite in one of the two only, and not by rounding.
-        turned: mean logarithm of the sine of the angle between its rows and the observed ones,
-            which is 0 for outputs that have nothing to do with these, however small they are.
-    """
-
-    candidates: Option
-    error: Floats
-    score: float
-    rounded: Floats = field(default_factory=lambda: np.empty(0))
-    typical: float = np.nan
-    excess: float = np.nan
-    allowed: Floats = field(default_factory=lambda: np.full(3, np.nan))
-    broken: int = 0
-    turned: float = 0.0
-
-
-Option = tuple[Candidate, ...]
-"""Bugs at once, applied one after the other."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """Options that were run beside a base, which may be the specification.
-
-    Attributes:
-        standings: of those that alter the outputs, the nearest first.
-        base, turned: the score of the base, and its angle to the outputs.
-        effects: by the last candidate of each, what it does to the outputs of the base.
-        difference: what the base leaves to be explained.
-    """
-
-    standings: list[Standing]
-    base: float
-    turned: float
-    effects: list[tuple[Candidate, Floats]]
-    difference: Floats
-
-    def fittable(self) -> list[Mutant]:
-        """Mutants with a parameter that move the outputs along the difference, or against it."""
-        size = float(np.linalg.norm(self.difference))
-        along: dict[str, tuple[float, Mutant]] = {}
-        for candidate, effect in self.effects:
-            length = float(np.linalg.norm(effect))
-            if candidate.mutant.parameter is None or not 0 < length * size < np.inf:
-                continue
-            cosine = abs(float(effect @ self.difference)) / (length * size)
-            known, _ = along.get(candidate.name, (0.0, None))
-            along[candidate.name] = max(known, cosine), candidate.mutant
-        found = sorted(along.values(), key=lambda pair: -pair[0])
-        return [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
-
-    def together(self, size: int, count: int) -> list[Option]:
-        """Sets of candidates whose effects come nearest to the difference when they add up."""
-        if not self.effects:
-            return []
-        candidates, effects = zip(*self.effects, strict=True)
-        names = [candidate.name for candidate in candidates]
-        sets = nearest_sets(np.array(effects), self.difference, names, size, count)
-        return [tuple(candidates[i] for i in some) for some in sets]
 
 
 class WholeModels:
     """The search for up to four bugs in a model's outputs.
 
     Attributes:
-        target, rounding: what was observed of the other, and how it rounds.
-        specification: how the specification fits.
+        trials: the models that are run.
         ranked: all candidates that alter the outputs, the nearest first.
         best: what explains the outputs, if anything does.
         stopped: whether what was observed is not the model's.
@@ -179,63 +51,125 @@ class WholeModels:
         interval: of a fitted constant: between what values it explains the outputs.
     """
 
-    def __init__(
-        self,
-        weights: ModelWeights,
-        config: ModelConfig,
-        tokens: Array,
-        target: Target,
-        rounding: str,
-        steps: Steps,
-    ) -> None:
-        self._weights, self._config, self._tokens = weights, config, tokens
-        self.target, self.rounding = target, rounding
-        self._steps = steps
-        self._steps.say("running whole models")
-        self._plain: dict[Option, Floats] = {}  # what would be seen of each base, by a quick run
+    def __init__(self, trials: Trials) -> None:
+        self.trials = trials
+        trials.steps.say("running whole models")
         self.stopped = False
-        self.specification = self.measured(())
         self.ranked: list[Standing] = []
         self.best: Standing | None = None
         self.alternatives: dict[str, tuple[str, ...]] = {}
         self._rivals: dict[str, list[str]] = {}  # what does as well in the place of a bug
         self.interval: tuple[float, float] | None = None
+        self._without = trials.specification.score  # of the specification where ``ranked`` ran
+
+    @property
+    def target(self) -> Target:
+        """What was observed of the other."""
+        return self.trials.target
+
+    @property
+    def rounding(self) -> str:
+        """How the other rounds."""
+        return self.trials.rounding
+
+    @property
+    def specification(self) -> Standing:
+        """How the specification fits."""
+        return self.trials.specification
 
     def stop(self) -> None:
         """Look no further: what was observed is not the model's."""
         self.stopped = True
 
-    def fits(self, seen: Array, observed: Array | None) -> bool:
-        """Whether outputs (P, …) explain others, but for rounding."""
-        if observed is None:
-            return False
-        error = self._apart(seen, observed)
-        return usual_excess(error, self.specification.allowed) <= 1
-
-    def near(self, seen: Array, observed: Array) -> NDArray[np.bool_]:
-        """(P,) which rows of outputs are alike, but for rounding."""
-        near: NDArray[np.bool_] = self._apart(seen, observed) <= 4 * self.specification.allowed[-1]
-        return near
-
-    def _apart(self, seen: Array, observed: Array) -> Floats:
-        return self.target.errors(self.target.see(seen), self.target.see(observed))
+    # --- the order of the search ---
 
     def run(self, *, together: bool = True) -> None:
         """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
         if self.stopped:
             return
-        entries = catalogue(self._config, self._weights, len(self._tokens))
+        trials = self.trials
+        entries = catalogue(trials.config, trials.weights, len(trials.tokens))
         options = [(e.candidate,) for e in entries if not e.candidate.harmless]
-        self._steps.expect(SHORTLIST)
-        singles = self._tried(options)
+        beginning = self._beginning()
+        if beginning is None:
+            self._search(options, together)
+        else:
+            beginning._search(options, together)
+            if beginning.best is None:
+                self.ranked = beginning.ranked
+                self._without = beginning.specification.score
+            elif not self._confirmed(beginning):
+                self._search(options, together)
+        if self.best is not None:
+            self.alternatives = self._alternatives(self.best)
+
+    def nearest(self) -> Standing | None:
+        """Of what does not explain the outputs the nearest, if it is nearer than nothing is.
+
+        By more than chance: some of many candidates come a little nearer to noise.
+        """
+        first = next((s for s in self.ranked if s.score < self._without), None)
+        if first is None:
+            return None
+        measured = self.trials.measured(first.candidates)
+        nearer = measured.excess < self.specification.excess
+        won = self.trials.wins(measured.error, self.specification.error)
+        return measured if nearer and won else None
+
+    def _search(self, options: Sequence[Option], together: bool) -> None:
+        """One bug, a constant of any value, several bugs; the first that explains the outputs."""
+        self.trials.steps.expect(SHORTLIST)
+        singles = self.trials.tried(options)
         self.ranked = _forms(singles.standings)
-        self.best = self._elected(self.ranked)
+        self.best = self.trials.elected(self.ranked)
         if self.specification.excess > 1 and not self._sure:
             self._fit(singles)
         if together and self.best is None and self.specification.excess > 1:
             self._combine(options, singles)
-        if self.best is not None:
-            self.alternatives = self._alternatives(self.best)
+
+    @property
+    def _sure(self) -> bool:
+        """Whether what was found leaves so little that nothing else needs to be tried."""
+        return self.best is not None and self.best.excess <= NO_DOUBT
+
+    # --- the beginning of a prompt, and the whole ---
+
+    def _beginning(self) -> WholeModels | None:
+        """The search in the first tokens, if these are wrong and the prompt is much longer."""
+        spec = self.specification
+        wrong = self.target.positions[spec.error > spec.allowed[-1]]
+        if spec.excess <= 1 or len(wrong) < WRONG_ROWS:
+            return None
+        length = max(BEGINNING, int(wrong[WRONG_ROWS - 1]) + 1)
+        if 4 * length > 3 * len(self.trials.tokens):
+            return None
+        trials = self.trials.beginning(length)
+        return WholeModels(trials) if trials.specification.excess > 1 else None
+
+    def _confirmed(self, beginning: WholeModels) -> bool:
+        """Whether what explains the beginning, or comes near, explains the whole prompt."""
+        assert beginning.best is not None
+        best = beginning.best.candidates
+        if beginning.best.excess > 1:  # a part of it only
+            self.ranked, self._rivals = beginning.ranked, beginning._rivals
+            self.best = self.trials.measured(best)
+            return self.best.excess < self.specification.excess
+        if beginning.interval is not None:
+            *base, found = best
+            begun = Guess(found, np.inf, *beginning.interval)
+            best = (*base, refined(begun, partial(self._distances, tuple(base))).candidate)
+        others = (s.candidates for s in beginning.ranked[:FINALISTS])
+        options = [best, *(o for o in others if o not in (best, beginning.best.candidates))]
+        self.ranked = self.trials.tried(options).standings
+        self.best = self.trials.elected(self.ranked)
+        if self.best is None:
+            return False
+        self._rivals = beginning._rivals
+        if self.best.candidates[-1].value is not None:
+            self.best = self._rounded_off(self.best)
+        return True
+
+    # --- what cannot be told from it ---
 
     def _alternatives(self, best: Standing) -> dict[str, tuple[str, ...]]:
         """What may take the place of each bug: it is there instead in options that fit alike."""
@@ -248,46 +182,64 @@ class WholeModels:
                     found[missing] |= dict.fromkeys(n for n in names if n not in own)
         return {name: tuple(others) for name, others in found.items()}
 
-    @property
-    def _sure(self) -> bool:
-        """Whether what was found leaves so little that nothing else needs to be tried."""
-        return self.best is not None and self.best.excess <= NO_DOUBT
+    # --- a constant of any value ---
 
-    def _fit(self, singles: Tried) -> None:
-        """A constant of any value, which takes the place of a known bug if it comes nearer."""
-        mutants = singles.fittable()
-        if not mutants:
-            return
-        config, tokens = self._config, len(self._tokens)
+    def _distances(self, base: Option, candidates: Sequence[Candidate]) -> list[float]:
+        """The score under each of some values of a mutant's parameter, beside other bugs."""
+        tried = self.trials.tried([(*base, candidate) for candidate in candidates], base)
+        by_value = {s.candidates[-1].value: s.score for s in tried.standings}
+        return [by_value.get(candidate.value, tried.base) for candidate in candidates]
 
-        def score(candidates: Sequence[Candidate]) -> list[float]:
-            tried = self._tried([(candidate,) for candidate in candidates])
-            by_value = {s.candidates[0].value: s.score for s in tried.standings}
-            return [by_value.get(candidate.value, tried.base) for candidate in candidates]
+    def _fit(self, around: Tried, base: Option = ()) -> None:
+        """A constant of any value, which takes the place of a known bug if it comes nearer.
 
-        guesses = [g for m in mutants if (g := guess(m, config, tokens, score)) is not None]
+        Args:
+            around: the options beside ``base``, to choose mutants by.
+        """
+        config, tokens = self.trials.config, len(self.trials.tokens)
+        distances = partial(self._distances, base)
+        found = (guess(m, config, tokens, distances) for m in around.fittable())
+        guesses = [g for g in found if g is not None]
         if not guesses:
             return
-        nearest = min((refined(g, score, COMPARED) for g in guesses), key=lambda g: g.distance)
-        fitted = self._tried([(refined(nearest, score).candidate,)]).standings
-        best = self._elected(fitted)
+        some = (refined(g, distances, COMPARED) for g in guesses)
+        nearest = min(some, key=lambda g: g.distance)
+        last = refined(nearest, distances).candidate
+        fitted = self.trials.tried([(*base, last)], base).standings
+        best = self.trials.elected(fitted)
         if best is None or (self.best is not None and best.score > self.best.score - GAIN):
             return
         self.ranked = [*fitted, *self.ranked]
         self.best = self._rounded_off(best)
 
+    def _fit_beside(self, base: Option, options: Sequence[Option]) -> None:
+        """A constant of any value beside bugs without one: all of ``base``, or all but one."""
+        fixed = tuple(c for c in base if c.mutant.parameter is None)
+        sets = [fixed, *(tuple(c for c in fixed if c is not out) for out in fixed)]
+        known = dict.fromkeys(some for some in sets if some)
+        nearest = sorted(known, key=lambda some: self.trials.tried([], some).base)
+        constants = [c for (c,) in options if c.mutant.parameter is not None]
+        for some in nearest[:BESIDE]:
+            around = self.trials.tried([(*some, c) for c in constants], some)
+            self._fit(around, some)
+            if self.best is not None:
+                return
+
     def _rounded_off(self, best: Standing) -> Standing:
         """A fitted value with the fewest digits that the outputs allow, and between what limits."""
-        (found,) = best.candidates
+        *base, found = best.candidates
 
         def explains(other: Candidate) -> bool:
-            nearby = self._tried([(other,)]).standings
+            nearby = self.trials.tried([(*base, other)], tuple(base)).standings
             return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
 
-        self.interval = interval(found, self._config, len(self._tokens), explains)
+        config, tokens = self.trials.config, len(self.trials.tokens)
+        self.interval = interval(found, config, tokens, explains)
         assert found.value is not None
         short = valued(found.mutant, shortest(found.value, *self.interval))
-        return replace(best, candidates=(short,))
+        return replace(best, candidates=(*base, short))
+
+    # --- several bugs ---
 
     def _combine(self, options: Sequence[Option], singles: Tried) -> None:
         """Several bugs at once: added to the nearest set, and removed from it where they do harm.
@@ -306,61 +258,34 @@ class WholeModels:
                 (*base, *more) for more in around.together(MOST_AT_ONCE - len(base), PREDICTED)
             ]
             sets += [tuple(c for c in base if c is not left) for left in base if len(base) > 1]
-            sets += [some[::-1] for some in sets if _order_matters(some)]
-            self._steps.expect(SHORTLIST)
-            tried = self._tried(sets).standings
-            self.best = self._elected(tried)
+            sets += [some[::-1] for some in sets if order_matters(some)]
+            self.trials.steps.expect(SHORTLIST)
+            tried = self.trials.tried(list(dict.fromkeys(sets))).standings
+            self.best = self.trials.elected(tried)
             self.ranked = sorted([*tried, *self.ranked], key=lambda s: s.score)
             if self.best is not None:
                 self.best = self._nearest(self._pruned(self.best), options)
                 return
             nearer = min(tried, key=lambda s: s.turned + TURNED * len(s.candidates), default=None)
             if nearer is None or nearer.turned > reached - TURNED:
-                return
+                break
             base, reached = nearer.candidates, nearer.turned
             if len(base) == MOST_AT_ONCE:
-                return
+                break
             taken, sets = {c.name for c in base}, []
-            around = self._tried([(*base, c) for (c,) in options if c.name not in taken], base)
+            others = [(*base, c) for (c,) in options if c.name not in taken]
+            around = self.trials.tried(others, base)
+        self._fit_beside(base, options)
 
     def _pruned(self, found: Standing) -> Standing:
         """The same without bugs that are not needed, or that better the outputs by chance only."""
         for candidate in found.candidates:
             fewer = tuple(c for c in found.candidates if c is not candidate)
             if fewer:
-                without = self.measured(fewer)
-                if without.excess <= 1 or not self._wins(found.error, without.error):
+                without = self.trials.measured(fewer)
+                if without.excess <= 1 or not self.trials.wins(found.error, without.error):
                     found = without
         return found
-
-    def _elected(self, standings: Sequence[Standing]) -> Standing | None:
-        """The nearest one, if it explains the outputs and the specification does not as well.
-
-        Where the specification will do by the noise floor, the candidate must be nearer beyond what
-        chance does, exact and rounded alike: a bug that rounds is near to all that is rounded.
-        """
-        spec = self.specification
-        for standing in standings[:SHORTLIST]:
-            if standing.score >= spec.score:
-                return None
-            if not spec.broken and usual_excess(standing.error, spec.allowed) > FAR_OFF:
-                continue
-            if spec.excess <= 1 and not self._wins(standing.error, spec.error):
-                return None
-            measured = self.measured(standing.candidates)
-            if spec.excess <= 1 and not self._wins(measured.rounded, spec.rounded):
-                return None
-            if measured.excess <= 1:
-                return measured
-        return None
-
-    def _wins(self, error: Floats, other: Floats) -> bool:
-        """Whether the first errors are smaller than the others beyond what chance does."""
-        told = np.abs(error - other) > self.target.floor
-        count = int(told.sum())
-        wins = int((error < other)[told].sum())
-        gained = self._score(other) - self._score(error) > GAIN
-        return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 
     def _nearest(self, found: Standing, options: Sequence[Option]) -> Standing:
         """The same with another bug in the place of the least certain one, if that is nearer.
@@ -371,101 +296,27 @@ class WholeModels:
         and what it would explain stays unexplained.
         """
         fewer = [tuple(c for c in found.candidates if c is not out) for out in found.candidates]
-        rest = next((s.candidates for s in self._tried([o for o in fewer if o]).standings), None)
+        tried = self.trials.tried([o for o in fewer if o]).standings
+        rest = next((s.candidates for s in tried), None)
         if rest is None:
             return found
         taken = {c.name for c in rest}
         others = [(*rest, c) for (c,) in options if c.name not in taken]
-        tried = self._tried(others, rest).standings
-        best = self._elected(tried)
+        tried = self.trials.tried(others, rest).standings
+        best = self.trials.elected(tried)
         if best is None:
             return found
         if best.excess > NO_DOUBT:
-            return self.measured(rest)
+            return self.trials.measured(rest)
         quick = next(s for s in tried if s.candidates == best.candidates)
         name = best.candidates[-1].name
-        alike = [s.candidates[-1].name for s in tried if not self._wins(quick.error, s.error)]
+        alike = [s.candidates[-1].name for s in tried if not self.trials.wins(quick.error, s.error)]
         self._rivals[name] = [other for other in dict.fromkeys(alike) if other != name]
         return best
-
-    def _tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
-        """The options that alter the outputs of a base, by one quick run each, nearest first."""
-        policy = FLOAT64 if self.rounding == "float64" else FLOAT32
-        if base not in self._plain:
-            (self._plain[base],) = self._seen([(_applied(base), policy)])
-        plain = self._plain[base]
-        error, standings = self.target.errors(plain), []
-        starts = range(0, len(options), AT_ONCE)
-        self._steps.expect(len(starts))
-        with np.errstate(invalid="ignore"):
-            difference = sketched(self.target.observed) - sketched(plain)  # (P, k)
-        effects = []
-        for start in starts:
-            some = options[start : start + AT_ONCE]
-            runs = [(_applied(candidates), policy) for candidates in some]
-            for candidates, seen in zip(some, self._seen(runs), strict=True):
-                own = self.target.errors(seen)
-                if not np.array_equal(own, error):
-                    turned = self.target.turned(seen)
-                    standings.append(Standing(candidates, own, self._score(own), turned=turned))
-                    with np.errstate(invalid="ignore"):
-                        effect = sketched(seen) - sketched(plain)
-                    effects.append((candidates[-1], scaled(effect, difference)))
-            self._steps.tick()
-        standings.sort(key=lambda s: s.score)
-        whole = scaled(difference, difference)
-        turned = self.target.turned(plain)
-        return Tried(standings, self._score(error), turned, effects, whole)
-
-    def measured(self, candidates: Option) -> Standing:
-        """The same with a noise floor: exact, and against rounded runs of the same operations."""
-        ops = _applied(candidates)
-        imitated = "float32" if self.rounding == "float64" else self.rounding
-        runs: list[Run] = [(ops, FLOAT64)]
-        runs += [(ops, dithered(imitated, seed)) for seed in range(SAMPLES)]
-        exact, *rounded = self._seen(runs)
-        error = self.target.errors(exact)
-        ours = [self.target.errors(sample, exact) for sample in rounded]
-        allowed = usually_allowed(ours, self.target.floor)
-        excused = np.any([unlike(sample, exact) for sample in rounded], axis=0)
-        broken = int((unlike(exact, self.target.observed) & ~excused).sum())
-        excess = np.inf if broken else usual_excess(error, allowed)
-        self._steps.tick()
-        alike = self.target.errors(rounded[0])
-        score, typical = self._score(error), float(allowed[1])
-        return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
-
-    def _seen(self, runs: Sequence[Run]) -> list[Floats]:
-        """What would be observed of each run."""
-        asked = [self.target.tap]
-        ((_, values),) = walk(self._weights, self._config, runs, self._tokens, {}, asked)
-        return [self.target.see(array) for array in values]
-
-    def _score(self, error: Floats) -> float:
-        return float(np.mean(np.log(error + self.target.floor)))
-
-
-def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
-    """(P,) rows with a value that is finite in one of the two only."""
-    differs: NDArray[np.bool_] = (np.isfinite(one) != np.isfinite(other)).any(axis=1)
-    return differs
-
-
-def _applied(candidates: Option) -> ModelOps:
-    ops = SPECIFICATION
-    for candidate in candidates:
-        ops = candidate.apply(ops)
-    return ops
 
 
 def _turned(standing: Standing) -> float:
     return standing.turned
-
-
-def _order_matters(candidates: Option) -> bool:
-    """Whether two of the candidates change the same operation."""
-    ops = [changes(SPECIFICATION, c.apply(SPECIFICATION)) for c in candidates]
-    return sum(map(len, ops)) > len(frozenset[str]().union(*ops))
 
 
 def _forms(standings: Sequence[Standing]) -> list[Standing]:

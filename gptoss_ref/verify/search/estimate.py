@@ -16,7 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.mutants.mutant import Parameter
 from gptoss_ref.verify.search.candidates import Candidate
-from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, GRID, ROUNDS
+from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, FLAT, GRID, ROUNDS, STALLED
 
 Score = Callable[[Sequence[Candidate]], list[float]]
 """The distance under each of some candidates; the less, the better."""
@@ -31,12 +31,17 @@ def candidate(mutant: Mutant, value: float) -> Candidate:
 
 @dataclass(frozen=True)
 class Guess:
-    """A value of a mutant's parameter, how near it comes, and between what values to go on."""
+    """A value of a mutant's parameter, how near it comes, and between what values to go on.
+
+    Attributes:
+        spread: by how much the distances of the values tried beside it differ.
+    """
 
     candidate: Candidate
     distance: float
     low: float
     high: float
+    spread: float = np.inf
 
 
 def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Guess | None:
@@ -49,14 +54,17 @@ def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Gue
 
 
 def refined(first: Guess, score: Score, rounds: int = ROUNDS) -> Guess:
-    """The best value around a guess, after some rounds, or as finely as float32 tells."""
-    mutant, best = first.candidate.mutant, first
+    """The best value around a guess, after some rounds, or as finely as the numbers tell."""
+    mutant, best, stalled = first.candidate.mutant, first, 0
     for _ in range(rounds):
         if not best.low < best.high or best.high - best.low < FINEST * best.high:
             break
         finer = _narrowed(mutant, best.low, best.high, score, FINE)
+        stalled = stalled + 1 if finer.spread < FLAT else 0
         best = min(finer, best, key=lambda g: g.distance)
         best = replace(best, low=finer.low, high=finer.high)
+        if stalled == STALLED:
+            break
     return best
 
 
@@ -68,7 +76,7 @@ def _narrowed(mutant: Mutant, low: float, high: float, score: Score, count: int)
     distances = score(tried)
     at = int(np.argmin(distances))
     low, high = values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
-    return Guess(tried[at], distances[at], low, high)
+    return Guess(tried[at], distances[at], low, high, max(distances) - min(distances))
 
 
 def interval(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gptoss_ref.verify.noise.tap_check import TapError
+from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.search.candidates import Candidate
 from gptoss_ref.verify.thresholds import ALIKE, LEADING, PAIRED
 

@@ -19,7 +19,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.noise.metrics import log_softmax
-from gptoss_ref.verify.thresholds import SAME_BASE, SAME_EMBEDDING, SUM_OF_ROW
+from gptoss_ref.verify.thresholds import FILTERED, SAME_BASE, SAME_EMBEDDING, SUM_OF_ROW
 
 Floats = NDArray[np.float64]
 
@@ -101,6 +101,9 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             sentence = "These are probabilities, not logits: their logarithms are compared."
             yield Mistake(sentence, np.where(faint, ours, logs), harmless=True, certain=True)
             return
+    if (filtered := _filtered(exact, other)) is not None:
+        yield filtered
+        return
     columns = other.shape[1]
     same = (other == other[:1]).all(axis=0) | np.isnan(other).all(axis=0)
     kept = columns - int(np.argmin(same[::-1])) if not same.all() else 0
@@ -118,12 +121,34 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
     a, b = (x - x.mean(1, keepdims=True) for x in (exact, other))
     if (size := float((a * a).sum())) > 0:
         factor = float((a * b).sum()) / size
-        if factor > 0 and abs(factor - 1) > 1e-3:
-            sentence = _scaled(factor)
-            yield Mistake(sentence, other / factor)
+        if abs(factor - 1) > 1e-3:
+            yield Mistake(_scaled(factor), other / factor)
+
+
+def _filtered(exact: Floats, other: Floats) -> Mistake | None:
+    """Rows in which some of the smallest logits are replaced by one very negative number."""
+    least = other.min(axis=1, keepdims=True)  # (T, 1)
+    masked = other == least
+    count = int(masked.sum(1).min())
+    if count < 2 or masked.all() or not (least < FILTERED).all() or np.isnan(other).any():
+        return None
+    sentence = (
+        "All but the largest logits of each row are masked, as before sampling with top-k or "
+        "top-p: only the others are compared."
+    )
+    # the masked ones are the specification's, relative to the others
+    apart = np.where(masked, 0, np.where(masked, 0, other) - exact).sum(1)
+    constant = apart / (~masked).sum(1)
+    mended = np.where(masked, exact + constant[:, None], other)
+    return Mistake(sentence, mended, harmless=True, certain=True)
 
 
 def _scaled(factor: float) -> str:
+    if factor < 0:
+        return (
+            f"The logits are multiplied by {factor:.4g}: negative log-probabilities (losses) have "
+            "the opposite sign."
+        )
     for base in (2, 10):
         if abs(factor * math.log(base) - 1) < SAME_BASE:
             return (

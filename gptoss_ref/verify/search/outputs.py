@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.trace import Trace
-from gptoss_ref.verify.noise.metrics import logit_figures, shift_of
+from gptoss_ref.verify.noise.metrics import logit_figures, shift_of, usual_excess
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.rounding_shown import (
     by_errors_in_words,
@@ -19,9 +21,10 @@ from gptoss_ref.verify.noise.rounding_shown import (
 )
 from gptoss_ref.verify.observe.observation import LogprobObservation, log_probabilities
 from gptoss_ref.verify.progress import Steps
+from gptoss_ref.verify.replay.branches import each_last
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
-from gptoss_ref.verify.search.end_to_end import Target, WholeModels
+from gptoss_ref.verify.search.end_to_end import WholeModels
 from gptoss_ref.verify.search.mistakes import (
     Mistake,
     in_front,
@@ -29,7 +32,9 @@ from gptoss_ref.verify.search.mistakes import (
     mistakes,
     other_id_sentence,
 )
-from gptoss_ref.verify.thresholds import LISTED, TYPICAL, USUAL_ROWS
+from gptoss_ref.verify.search.target import Target
+from gptoss_ref.verify.search.trials import Trials
+from gptoss_ref.verify.thresholds import LISTED, MISTAKES, TYPICAL, USUAL_ROWS
 
 OUTPUTS = frozenset(("norm", "logits"))
 """Tap points behind all blocks."""
@@ -74,15 +79,18 @@ def search_outputs(
         )
         rounding = grid
     search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
-    if search.specification.excess > 1 and seen.all():
-        found = _mistake(model, search, tokens, exact, observed)
-        if found is not None:
-            (remarks if found.harmless else said).append(found.sentence)
-            if found.mended is None:
-                search.stop()
-            else:
-                observed = found.mended
-                search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
+    for _ in range(MISTAKES):
+        found = None
+        if search.specification.excess > 1:
+            found = _mistake(model, search, tokens, exact, observed)
+        if found is None or found.sentence in (*said, *remarks):
+            break
+        (remarks if found.harmless else said).append(found.sentence)
+        if found.mended is None:
+            search.stop()
+            break
+        observed = found.mended
+        search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
     coarser = None
     if not stated and not said:
         coarser = _coarser(search, model, tokens, tap, observed, exact, seen, steps)
@@ -138,10 +146,37 @@ def _search_of(
     if tap == "logits":  # modulo a constant a row
         grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
         floor *= 8 * grown if grown > 2 * usual > 0 else 1
-    form = _centred if tap == "logits" else _as_float64
-    see = form if seen.all() else lambda values: form(values[seen])
-    target = Target(tap, see, form(observed), True, floor)
-    return WholeModels(model.weights, model.config, tokens, target, rounding, steps)
+    form = _form(tap)
+    see = form if seen.all() else lambda values: form(values[seen[: len(values)]])
+    target = Target(tap, see, form(observed), np.flatnonzero(seen), True, floor)
+    return WholeModels(Trials(model.weights, model.config, tokens, target, rounding, steps))
+
+
+def _form(tap: str) -> Callable[[Array], Array]:
+    """What of an array of outputs is compared."""
+    return _centred if tap == "logits" else _as_float64
+
+
+def _apart(search: WholeModels, one: Array, other: Array) -> Array:
+    """(P,) distances of the rows of two arrays of outputs."""
+    target = search.target
+    form = _form(target.tap)
+    return target.errors(form(one), form(other))
+
+
+def _fits(search: WholeModels, exact: Array, observed: Array | None) -> bool:
+    """Whether outputs (P, …) explain others, but for rounding."""
+    if observed is None:
+        return False
+    return usual_excess(_apart(search, exact, observed), search.specification.allowed) <= 1
+
+
+def _near(search: WholeModels, exact: Array, observed: Array) -> NDArray[np.bool_]:
+    """(P,) which rows of outputs are alike, but for rounding."""
+    near: NDArray[np.bool_] = (
+        _apart(search, exact, observed) <= 4 * search.specification.allowed[-1]
+    )
+    return near
 
 
 def _size(x: Array) -> float:
@@ -168,13 +203,15 @@ def _mistake(
     """What was done to the outputs when they were recorded, if that explains them."""
     target = search.target
     for found in mistakes(target.tap, exact, observed):
-        if found.certain or search.fits(exact, found.mended):
+        if found.certain or _fits(search, exact, found.mended):
             return found
+    if len(exact) < len(tokens):  # what follows needs all rows
+        return None
     for front in in_front(model.config, len(tokens)):
         longer = np.concatenate([front, tokens])
         if len(longer) <= model.config.max_position_embeddings:
             values = _outputs_of(model, longer, target.tap)
-            if search.fits(values[len(front) :], observed):
+            if _fits(search, values[len(front) :], observed):
                 return Mistake(in_front_sentence(front), None)
     return _other_token(model, search, tokens, exact, observed)
 
@@ -190,18 +227,18 @@ def _other_token(
 ) -> Mistake | None:
     """One token that is another: all rows before it agree, and none from it on."""
     config = model.config
-    wrong = ~search.near(exact, observed)
+    wrong = ~_near(search, exact, observed)
     at = int(np.argmax(wrong))
     if not wrong[at:].all() or config.vocab_size > LISTED:
         return None
-    for i in range(config.vocab_size):
-        other = np.array([*tokens[:at], i])
-        values = _outputs_of(model, other, search.target.tap)
-        if search.near(values[at:], observed[at : at + 1]).all():
-            whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
-            values = _outputs_of(model, whole, search.target.tap)
-            if search.fits(values, observed):
-                return Mistake(other_id_sentence(tokens, at, i), None)
+    every = np.arange(config.vocab_size)
+    last = each_last(model.weights, config, tokens[:at], every, search.target.tap)  # (V, …)
+    theirs = np.broadcast_to(observed[at], last.shape)
+    for i in np.flatnonzero(_near(search, last, theirs)).tolist():
+        whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
+        values = _outputs_of(model, whole, search.target.tap)
+        if _fits(search, values, observed):
+            return Mistake(other_id_sentence(tokens, at, i), None)
     return None
 
 
@@ -217,15 +254,19 @@ def search_observation(
     weight = np.sqrt(counts.max() / counts)[place]  # (N,) so that rows with few tokens count alike
 
     def table(numbers: Array) -> Array:
-        """(N,) -> (P, K), zero where a position shows fewer tokens."""
-        out = np.zeros((len(positions), counts.max()))
-        out[place, column] = numbers * weight
+        """The first n of (N,) -> (p, K), zero where a position shows fewer tokens."""
+        n = len(numbers)
+        out = np.zeros((len(np.unique(rows[:n])), counts.max()))
+        out[place[:n], column[:n]] = numbers * weight[:n]
         return out
 
     def see(logits: Array) -> Array:
-        return table(log_probabilities(logits, rows, ids))
+        shown = rows < len(logits)  # the rows are ascending
+        return table(log_probabilities(logits, rows[shown], ids[shown]))
 
-    target = Target("logits", see, table(values), False, observation.resolution)
-    search = WholeModels(model.weights, model.config, observation.tokens, target, rounding, steps)
+    where = np.asarray(positions, np.int64)
+    target = Target("logits", see, table(values), where, False, observation.resolution)
+    asked = model.weights, model.config, observation.tokens
+    search = WholeModels(Trials(*asked, target, rounding, steps))
     search.run()
     return search

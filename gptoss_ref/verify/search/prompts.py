@@ -12,7 +12,9 @@ from gptoss_ref.numerics import FLOAT32, Array, widen
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
-from gptoss_ref.verify.noise.tap_check import TapError, replay
+from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.noise.tap_error import TapError
+from gptoss_ref.verify.replay.branches import each_last
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.search.mistakes import (
@@ -105,12 +107,9 @@ def _other_token(weights: ModelWeights, trace: Trace, rounding: str, local: TapE
     row = np.take(trace[tap], at, axis)
     row = row[..., : at + 1] if tap.endswith("attn.weights") else row
 
-    def distance(token: int) -> float:
-        start = np.array([*tokens[:at], token])
-        found = predict(weights, config, SPECIFICATION, start, {}, [tap], FLOAT32)[tap]
-        return float(np.linalg.norm(np.take(found, at, axis) - row))
-
-    nearest = min(range(config.vocab_size), key=distance)
+    every = np.arange(config.vocab_size)
+    last = each_last(weights, config, tokens[:at], every, tap) - row  # (V, …)
+    nearest = int(np.argmin(np.linalg.norm(last.reshape(len(last), -1), axis=1)))
     changed: Array = np.array([*tokens[:at], nearest, *tokens[at + 1 :]])
     given = Trace({tap: trace[tap]}, tokens=changed, config=config)
     (under,) = replay(weights, given, SPECIFICATION, rounding, [tap])

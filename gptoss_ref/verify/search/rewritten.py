@@ -17,7 +17,8 @@ from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.noise.tap_check import TapError, replay
+from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import ModelOps
@@ -139,6 +140,11 @@ def form_of(exact: Mapping[str, Array], other: Trace, aside: Iterable[str], roun
                 "qk-basis: pairs of channels of queries and keys are turned or scaled by a common "
                 "factor, which commutes with RoPE"
             )
+        if stage == "attn.v" and _scaled(*both, tolerance):
+            return (
+                "values-scaled: channels of the values are multiplied by constants, which the "
+                "output projection divides by"
+            )
         if _constant_apart(*both, tolerance):
             return "bias-deferred: a bias is added later"
     return "another form: what is recorded here is not what the rest is computed from"
@@ -173,6 +179,12 @@ def _turned(ours: Array, theirs: Array, tolerance: float) -> bool:
     a, b = (x[..., :half] + 1j * x[..., half:] for x in (ours, theirs))
     factor = (a.conj() * b).sum(0) / np.maximum((np.abs(a) ** 2).sum(0), 1e-300)  # (H, C/2)
     return len(ours) > 2 and _near(a * factor, b, tolerance)
+
+
+def _scaled(ours: Array, theirs: Array, tolerance: float) -> bool:
+    """Whether each channel (K, C) is multiplied by a number of its own."""
+    factor = (ours * theirs).sum(0) / np.maximum((ours**2).sum(0), 1e-300)
+    return len(ours) > 2 and _near(ours * factor, theirs, tolerance)
 
 
 def _constant_apart(ours: Array, theirs: Array, tolerance: float) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, split
@@ -34,6 +35,7 @@ def distances(
     ops: ModelOps,
     options: Sequence[tuple[Option, ModelOps]],
     steps: Steps,
+    length: int | None = None,
 ) -> tuple[float, list[tuple[float, Option]]]:
     """The distance under ``ops``, and under the operations of each option that alters the numbers.
 
@@ -43,19 +45,22 @@ def distances(
     Args:
         rounding: of the trace.
         tap: the tap point, computed from the nearest ones before it that the trace holds.
+        length: number of the first tokens to be looked at; None: all.
     """
     if split(tap)[1] in DISCRETE:
         return 1.0, [(0.0, option) for option, _ in options]
-    other, axis = trace[tap], axes(tap).index("T")
+    given = Beginning(trace, len(trace.tokens) if length is None else length)
+    other, axis = given[tap], axes(tap).index("T")
     policy = FLOAT64 if rounding == "float64" else FLOAT32
-    seen, experts = trace.observed(tap), some_experts(weights, trace, tap)
+    seen, experts = given.observed(tap), some_experts(weights, trace, tap)
+    asked = given.tokens, given, [tap], experts, len(trace.tokens)
     plain: Array | None = None
     base, altered = 0.0, []
     batches = list(_batches([((), ops), *options], AT_ONCE))
     steps.expect(len(batches))
     for some in batches:
         runs = [(changed, policy) for _, changed in some]
-        results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap], experts)
+        results = predict_each(weights, trace.config, runs, *asked)
         for (option, _), result in zip(some, results, strict=True):
             score = _score(measure_arrays(other, result[tap], axis).of(seen))
             if plain is None:
@@ -64,6 +69,32 @@ def distances(
                 altered.append((score, option))
         steps.tick()
     return base, sorted(altered, key=lambda pair: pair[0])
+
+
+class Beginning(Mapping[str, Array]):
+    """The first ``length`` tokens of a trace."""
+
+    def __init__(self, trace: Trace, length: int) -> None:
+        self._trace, self._length = trace, length
+        self.tokens = trace.tokens[:length]
+        self.observed_in_part = trace.observed_in_part
+
+    def __getitem__(self, tap: str) -> Array:
+        values = self._trace[tap]
+        if self._length == len(self._trace.tokens):
+            return values
+        letters = axes(tap)
+        return values[tuple(slice(self._length if x in ("T", "S") else None) for x in letters)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._trace)
+
+    def __len__(self) -> int:
+        return len(self._trace)
+
+    def observed(self, tap: str) -> NDArray[np.bool_]:
+        """(t,) which of the rows of a tap point were observed."""
+        return self._trace.observed(tap)[: self._length]
 
 
 def some_experts(weights: ModelWeights, trace: Trace, tap: str) -> frozenset[int] | None:

@@ -19,7 +19,7 @@ from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import POLICIES, UNITS
-from gptoss_ref.verify.noise.tap_check import TapError
+from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict_each, segments
 from gptoss_ref.verify.replay.graph import DISCRETE

@@ -38,6 +38,7 @@ AT_LOADING = {
     "heads-permuted",
     "experts-permuted",
     "qk-basis",
+    "values-scaled",
     "shard-lost-rows",
     "shard-lost-rows/remainder",
     "qkv-order/groups",

@@ -84,6 +84,9 @@ def lose(config: Config, out: dict[str, Tensor], bugs: Bugs) -> None:
         for letter in ("q", "k", "v", "out"):  # Megatron-Bridge#1423, vllm#29008
             if f"{letter}-bias-missing" in bugs:
                 out[f"{at}{letter}.bias"] = torch.zeros_like(out[f"{at}{letter}.bias"])
+        if "norms-swapped" in bugs:
+            one, other = f"block.{n}.attn.norm.scale", f"block.{n}.mlp.norm.scale"
+            out[one], out[other] = out[other], out[one]
         if "tensor-missing" in bugs:
             out[at + "q.weight"] = torch.zeros_like(out[at + "q.weight"])
         if "tensor-missing/sinks" in bugs:
@@ -103,6 +106,8 @@ def lose(config: Config, out: dict[str, Tensor], bugs: Bugs) -> None:
             "norm-scale-missing/one" in bugs and name == "block.1.mlp.norm.scale"
         ):
             out[name] = torch.ones_like(out[name])
+        if "norm-scale-plus-one" in bugs:  # Gemma's: weights are stored minus one there
+            out[name] = 1 + out[name]
 
 
 @lru_cache(maxsize=4)

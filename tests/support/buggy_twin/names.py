@@ -66,6 +66,8 @@ LOADING = (
 )
 ARRIVED_OTHERWISE = (
     "norm-scale-missing",
+    "norm-scale-plus-one",
+    "norms-swapped",
     "q-bias-missing",
     "k-bias-missing",
     "v-bias-missing",
@@ -137,6 +139,7 @@ REWRITINGS = (
     "heads-permuted",
     "experts-permuted",
     "qk-basis",
+    "values-scaled",
     "down-bias-after-sum",
 )
 # Rounded where nobody else rounds: near ties may flip, which is no error.

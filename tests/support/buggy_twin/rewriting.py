@@ -68,6 +68,14 @@ def rewrite(config: Config, weights: dict[str, Tensor], bugs: Bugs) -> None:
                 weights[attn + name] = torch.stack([a * c - b * s, a * s + b * c], 1).reshape(
                     rows.shape
                 )
+        if "values-scaled" in bugs:  # each channel of the values by its own factor
+            kv = weights[attn + "v.bias"].numel()
+            factor = 1 + torch.arange(kv).double() % 5 / 3  # (K*C,)
+            weights[attn + "v.weight"] = weights[attn + "v.weight"] * factor[:, None]
+            weights[attn + "v.bias"] = weights[attn + "v.bias"] * factor
+            group = config.num_attention_heads // config.num_key_value_heads
+            per_head = factor.reshape(-1, width).repeat_interleave(group, 0).flatten()
+            weights[attn + "out.weight"] = weights[attn + "out.weight"] / per_head
     if bugs & {"norm-scale-folded", "norm-scale-folded/head"}:
         weights["unembedding"] = weights["unembedding"] * weights["norm.scale"]
         weights["norm.scale"] = torch.ones_like(weights["norm.scale"])

@@ -158,6 +158,9 @@ def _advice(tap: str, shape: tuple[int, ...], sizes: dict[str, int]) -> str:
         for order in permutations(form.split()):
             if fits(shape, " ".join(order), sizes):
                 return f"; it would fit as layout {' '.join(order)!r}"
+    if "G" not in canonical(tap) and fits(shape, canonical(tap).replace("K", "KG"), sizes):
+        every = sizes["G"]
+        return f"; it repeats each head for {every} query heads: pass [:, ::{every}]"
     for length in {*shape} - {sizes["T"]}:
         if any(fits(shape, f, {**sizes, "T": length, "S": length}) for f in forms(tap)):
             return (

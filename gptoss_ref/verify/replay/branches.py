@@ -1,0 +1,53 @@
+"""Many last tokens of one prompt at once: what does the model say of each?
+
+The prompt is computed once, and every token that may come last is a further row, at the position
+behind it, that sees the prompt and itself but none of the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT32, Array
+from gptoss_ref.verify.replay.evaluate import predict
+from gptoss_ref.verify.replay.ops import SPECIFICATION, OpContext
+from gptoss_ref.weights import ModelWeights
+
+
+def each_last(
+    weights: ModelWeights, config: ModelConfig, prompt: Array, last: Array, tap: str
+) -> Array:
+    """The last row of ``tap`` for a prompt (T,) with each of some tokens (N,) behind it: (N, …).
+
+    By the specification, in float32. Rows of attention weights are (N, H, T + 1).
+    """
+    length = len(prompt)
+
+    def tables(at: OpContext, positions: Array, *rest: Any) -> tuple[Array, Array]:
+        return SPECIFICATION.rope_tables(at, np.minimum(positions, length), *rest)
+
+    def attend(
+        at: OpContext, q: Array, k: Array, sinks: Any, rows: Array, keys: Array, window: int | None
+    ) -> Array:
+        out = np.zeros((q.shape[1], len(q), len(k)), at.policy.dtype)  # (H, t, S)
+        right, early = SPECIFICATION.attention_weights, int((rows < length).sum())
+        if early:
+            asked = rows[:early], keys[:length], window
+            out[:, :early, :length] = right(at, q[:early], k[:length], sinks, *asked)
+        for i, row in enumerate(rows[early:].tolist(), early):
+            seen = [*range(length), row]
+            where = np.array([length]), np.arange(length + 1), window
+            out[:, i : i + 1, seen] = right(at, q[i : i + 1], k[seen], sinks, *where)
+        return out
+
+    ops = dataclasses.replace(SPECIFICATION, rope_tables=tables, attention_weights=attend)
+    tokens = np.concatenate([np.asarray(prompt, np.int64), np.asarray(last, np.int64)])
+    found = predict(weights, config, ops, tokens, {}, [tap], FLOAT32)[tap]
+    if not tap.endswith("attn.weights"):
+        return found[length:]
+    rows = [found[:, i, [*range(length), i]] for i in range(length, len(tokens))]
+    return np.stack(rows)

@@ -1,0 +1,116 @@
+"""Somebody's trace, judged under the operations that explain it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gptoss_ref.tracing.taps import split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.localise import locate_error, tokens_of
+from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.noise.tap_error import TapError
+from gptoss_ref.verify.progress import Steps, unwatched
+from gptoss_ref.verify.replay.evaluate import predict, segments
+from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
+from gptoss_ref.verify.search.candidates import Candidate, catalogue, changes
+from gptoss_ref.weights import ModelWeights
+
+
+class Evidence:
+    """A trace, and what explains it.
+
+    Args:
+        weights: of the model.
+        trace: as it came.
+        rounding: of the trace.
+        judged: the only tap points to be explained, from the nearest ones before them; None: all.
+
+    Attributes:
+        given: the trace as it came; ``trace`` is without what is kept in another form.
+        segments: of the trace, by tap point.
+        entries: the candidates.
+        specification: every tap point of the trace against the specification.
+        ops: what explains the trace so far.
+        tap_errors: every tap point against these operations.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        trace: Trace,
+        rounding: str,
+        steps: Steps | None = None,
+        judged: Iterable[str] | None = None,
+    ) -> None:
+        self.weights, self.trace, self.rounding = weights, trace, rounding
+        self.given = trace
+        self.segments = segments(trace.config, trace)
+        self.ops = SPECIFICATION
+        self.entries = catalogue(trace.config, weights, len(trace.tokens))
+        taps = list(trace) if judged is None else list(judged)
+        self.steps = steps or Steps(unwatched)
+        self.steps.expect(len(taps))
+        self.specification = {local.tap: local for local in self._watched(SPECIFICATION, taps)}
+        self.tap_errors = dict(self.specification)
+
+    def diverging(self) -> list[str]:
+        """Tap points that diverge under the operations so far, in the order of computation."""
+        return [tap for tap, local in self.tap_errors.items() if local.excess > 1]
+
+    def unexplained(self) -> dict[str, TapError]:
+        """Every tap point that counts, against the specification."""
+        return {t: local for t, local in self.specification.items() if t in self.trace}
+
+    def go_on_with(self, changed: Trace, taps: Iterable[str]) -> None:
+        """Judge what is computed from some tap points again, which have changed or are gone."""
+        taps = frozenset(taps)
+        users = [t for t in self.trace if taps & set(self.segments[t].inputs)]
+        self.trace, self.segments = changed, segments(changed.config, changed)
+        self.tap_errors = {t: local for t, local in self.tap_errors.items() if t in changed}
+        again = [t for t in (*taps, *users) if t in self.tap_errors]
+        for ops, known in ((SPECIFICATION, self.specification), (self.ops, self.tap_errors)):
+            known.update((local.tap, local) for local in self.replayed(ops, again))
+
+    def extended(self, candidates: Iterable[Candidate]) -> ModelOps:
+        """The operations so far with some candidates, one after the other."""
+        ops = self.ops
+        for candidate in candidates:
+            ops = candidate.apply(ops)
+        return ops
+
+    def replayed(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
+        """Some tap points against some operations, in the order of computation."""
+        return replay(self.weights, self.trace, ops, self.rounding, taps)
+
+    def _watched(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
+        for local in self.replayed(ops, taps):
+            self.steps.say(f"replaying {local.tap}")
+            self.steps.tick()
+            yield local
+
+    def reach(self, candidate: Candidate) -> frozenset[str]:
+        """Tap points of the trace whose segments use an operation that the candidate changes."""
+        taps = self.affected([candidate])
+        if candidate.blocks is not None:
+            taps = frozenset(t for t in taps if split(t)[0] in candidate.blocks)
+        return taps if candidate.sites is None else taps & candidate.sites
+
+    def affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
+        """The same of some candidates, wherever they are placed."""
+        ops = frozenset[str]().union(*(ops_of(c) for c in candidates))
+        return frozenset(t for t in self.tap_errors if self.segments[t].ops & ops)
+
+    def where(self, tap: str) -> str:
+        """Which part of a tap point is wrong, in words."""
+        local = self.tap_errors[tap]
+        config, tokens = self.trace.config, self.trace.tokens
+        exact = predict(self.weights, config, self.ops, tokens, self.trace, [tap])
+        if split(tap)[1] in DISCRETE:
+            return tokens_of(local.wrong_rows)
+        return locate_error(tap, exact[tap], self.trace[tap], local.wrong_rows)
+
+
+def ops_of(candidate: Candidate) -> frozenset[str]:
+    """Names of the operations that a candidate changes."""
+    return changes(SPECIFICATION, candidate.change(SPECIFICATION))

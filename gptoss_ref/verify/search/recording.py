@@ -1,0 +1,155 @@
+"""How the arrays of a trace were recorded: mistakes that can be undone, and other forms.
+
+Looked for before any bug, at each tap point that diverges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.tracing.taps import axes, split
+from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
+from gptoss_ref.verify.noise.tap_check import replay
+from gptoss_ref.verify.replay.evaluate import predict
+from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
+from gptoss_ref.verify.search.evidence import Evidence
+from gptoss_ref.verify.search.mistakes import mistakes, other_ids
+from gptoss_ref.verify.search.prompts import another_prompt
+from gptoss_ref.verify.search.rewritten import form_of
+
+
+class Recording:
+    """What was done to the arrays of a trace when they were recorded; undone in the evidence.
+
+    Attributes:
+        aside: tap points that are kept in another form, and in which.
+        mistakes, remarks: what was done to the arrays, in sentences; the second ones do no harm.
+        undone: the tap points at which a mistake was undone.
+        reordered: which heads and experts were put into the model's order, in sentences.
+        stopped: whether a mistake leaves nothing to be judged.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self.aside: dict[str, str] = {}
+        self.mistakes: list[str] = []
+        self.remarks: list[str] = []
+        self.undone: set[str] = set()
+        self.reordered: list[str] = []
+        self.stopped = False
+
+    def mistaken(self, tap: str) -> bool:
+        """Whether whoever recorded a tap point made a mistake, which is undone if it can be."""
+        if split(tap)[1] in DISCRETE:
+            return False
+        evidence, trace = self._evidence, self._evidence.trace
+        if tap == "embedding":
+            sentence = other_ids(evidence.weights.embedding, trace.tokens, trace[tap])
+            if sentence is not None:
+                self.mistakes.append(sentence)
+                self.stopped = True
+                return True
+        if self._listed_otherwise(tap):
+            return True
+        asked = evidence.weights, trace.config, evidence.ops, trace.tokens, trace, [tap]
+        for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
+            if mistake.lost is not None:
+                users = [t for t in trace if tap in evidence.segments[t].inputs]
+                harmless = any(_finite(trace, t, mistake.lost) for t in users)
+                if users and not harmless:
+                    continue  # what is computed from it is NaN too: the model broke down here
+                (self.remarks if harmless else self.mistakes).append(mistake.sentence)
+                evidence.go_on_with(trace.showing(tap, ~mistake.lost), [tap])
+                return True
+            if mistake.mended is None:
+                users = [t for t in trace if tap in evidence.segments[t].inputs]
+                changed = trace.without([tap])
+                # what follows was not computed from that
+                fits = any(evidence.tap_errors[t].excess > 1 for t in users)
+            else:
+                changed = trace.replaced(tap, mistake.mended, grid=trace.grid(tap))
+                given = evidence.weights, changed, evidence.ops, evidence.rounding
+                fits = all(local.excess <= 1 for local in replay(*given, [tap]))
+            if fits or (mistake.certain and mistake.mended is not None):
+                (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
+                self.undone.add(tap)
+                evidence.go_on_with(changed, [tap])
+                return True
+        return False
+
+    def put_in_order(self) -> None:
+        """Go on with heads and experts in the model's order, where the other has another."""
+        evidence, trace = self._evidence, self._evidence.trace
+        found = {split(tap) for tap in evidence.diverging()}
+        blocks = {n for n, stage in found if stage in ORDERED}
+        taps = [t for t in trace if split(t)[0] in blocks and split(t)[1] in ORDERED]
+        if not taps:
+            return
+        asked = evidence.weights, trace.config, evidence.ops, trace.tokens, trace, taps
+        ours = Trace(predict(*asked), tokens=trace.tokens, config=trace.config)
+        changed, self.reordered = in_order_of(ours, trace)
+        if self.reordered:
+            moved = [tap for tap in changed if changed.stored(tap) is not trace.stored(tap)]
+            evidence.go_on_with(changed, moved)
+
+    def of_another_prompt(self, diverging: Iterable[str]) -> bool:
+        """Whether the numbers are those of another prompt, so that nothing is left to be judged."""
+        evidence = self._evidence
+        first = [evidence.tap_errors[tap] for tap in diverging]
+        sentence = another_prompt(evidence.weights, evidence.trace, evidence.rounding, first)
+        if sentence is None:
+            return False
+        self.mistakes.append(sentence)
+        self.stopped = True
+        return True
+
+    def _listed_otherwise(self, tap: str) -> bool:
+        """Whether weights of experts come without their numbers, and in another order."""
+        evidence, changed = self._evidence, self._evidence.trace
+        block, stage = split(tap)
+        chosen = f"block.{block}.mlp.expert_indices"
+        if stage != "mlp.expert_weights" or chosen in changed:
+            return False
+        order = np.argsort(-changed[tap], axis=1, kind="stable")  # (T, A)
+        taps = [f"block.{block}.{name}" for name in BY_CHOICE]
+        for name in (name for name in taps if name in changed):
+            values = changed[name]
+            wide = order.reshape(*order.shape, *[1] * (values.ndim - 2))
+            changed = changed.replaced(name, np.take_along_axis(values, wide, axis=1))
+        given = evidence.weights, changed, evidence.ops, evidence.rounding
+        if any(local.excess > 1 for local in replay(*given, [tap])):
+            return False
+        self.remarks.append(f"experts of block {block} are listed in another order")
+        evidence.go_on_with(changed, [name for name in taps if name in changed])
+        return True
+
+    def set_aside(self, aside: frozenset[str]) -> None:
+        """Go on without tap points that are kept in another form."""
+        evidence, form = self._evidence, self._form_of(aside)
+        ordered = sorted(aside, key=list(evidence.specification).index)
+        self.aside |= dict.fromkeys(ordered, form)
+        evidence.go_on_with(evidence.trace.without(aside), aside)
+
+    def _form_of(self, aside: frozenset[str]) -> str:
+        """In what form they are kept, in words."""
+        evidence = self._evidence
+        blocks = [n for n in {split(tap)[0] for tap in aside} if n is not None]
+        for entry in evidence.entries:
+            mutant = entry.candidate.mutant
+            if mutant.equivalent and {split(tap)[1] for tap in aside} <= set(mutant.touches):
+                candidate = entry.candidate.within(blocks) if blocks else entry.candidate
+                ops = evidence.extended([candidate])
+                if all(local.excess <= 1 for local in evidence.replayed(ops, aside)):
+                    return f"{mutant.name}: {mutant.summary}"
+        rest = evidence.trace.without(aside)
+        asked = evidence.weights, rest.config, evidence.ops, rest.tokens, rest, aside
+        return form_of(predict(*asked), evidence.trace, sorted(aside), evidence.rounding)
+
+
+def _finite(trace: Trace, tap: str, rows: NDArray[np.bool_]) -> bool:
+    """Whether some rows (T,) of a tap point are numbers."""
+    return bool(np.isfinite(np.moveaxis(trace[tap], axes(tap).index("T"), 0)[rows]).all())

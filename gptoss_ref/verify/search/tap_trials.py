@@ -1,0 +1,161 @@
+"""Bugs tried at one tap point, computed from the nearest tap points before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from gptoss_ref.tracing.taps import split
+from gptoss_ref.verify.replay.graph import DISCRETE
+from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, Entry
+from gptoss_ref.verify.search.estimate import guess, refined
+from gptoss_ref.verify.search.evidence import Evidence, ops_of
+from gptoss_ref.verify.search.fit import Explanation, Option, pairs
+from gptoss_ref.verify.search.score import distances
+from gptoss_ref.verify.thresholds import (
+    BEGINNING,
+    JUDGED,
+    REFINED,
+    WITHIN_REACH,
+    WRONG_ROWS,
+)
+
+
+class TapTrials:
+    """Candidates beside what explains a trace so far, each compared at one tap point."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self._whole: set[str] = set()  # tap points that are not searched in a beginning
+
+    def length(self, tap: str) -> int:
+        """How many of the first tokens candidates are compared in; they are judged on all."""
+        local, length = self._evidence.tap_errors[tap], len(self._evidence.trace.tokens)
+        wrong = np.flatnonzero(local.wrong_rows)
+        if tap in self._whole or len(wrong) < WRONG_ROWS:
+            return length
+        beginning = max(BEGINNING, int(wrong[WRONG_ROWS - 1]) + 1)
+        return beginning if 4 * beginning <= 3 * length else length
+
+    def begun(self, tap: str, judged: Iterable[Explanation]) -> bool:
+        """Whether one of some explanations fits the beginning alone; then all tokens are next."""
+        length = self.length(tap)
+        if length == len(self._evidence.trace.tokens):
+            return False
+        self._whole.add(tap)
+        return any(not e.local.wrong_rows[:length].any() for e in judged)
+
+    def alone(self, tap: str, taken: set[str]) -> tuple[list[Explanation], list[Option]]:
+        """The nearest candidates, judged; and all that alter the tap point, nearest first.
+
+        Args:
+            taken: names of bugs that have been found.
+        """
+        relevant = [(e.candidate,) for e in self._acting_at(tap) if e.candidate.name not in taken]
+        base, singles = self._distances(tap, relevant)
+        judged = self.judged(tap, _within_reach([pair for pair in singles if pair[0] < base]))
+        return judged, [option for _, option in singles]
+
+    def _acting_at(self, tap: str) -> list[Entry]:
+        """The candidates that change an operation of a tap point's segment."""
+        used = self._evidence.segments[tap].ops
+        return [entry for entry in self._evidence.entries if entry.ops & used]
+
+    def fitted(self, tap: str, taken: set[str]) -> list[Option]:
+        """The mutants with a parameter that act here, with the values that come nearest."""
+        if split(tap)[1] in DISCRETE:
+            return []
+        config, tokens = self._evidence.trace.config, len(self._evidence.trace.tokens)
+        mutants = {e.candidate.name: e for e in self._acting_at(tap)}
+
+        def score(candidates: Sequence[Candidate]) -> list[float]:
+            base, found = self._distances(tap, [(candidate,) for candidate in candidates])
+            by_value = {option[0].value: distance for distance, option in found}
+            return [by_value.get(candidate.value, base) for candidate in candidates]
+
+        guesses = (
+            guess(e.candidate.mutant, config, tokens, score)
+            for name, e in mutants.items()
+            if name not in taken
+        )
+        base, _ = self._distances(tap, [])
+        nearest = sorted((g for g in guesses if g is not None), key=lambda g: g.distance)
+        # the right value may lie nearer to the specification's than any value of the coarse grid
+        found = (refined(first, score) for first in nearest[:REFINED])
+        return [(g.candidate,) for g in found if g.distance < base]
+
+    def together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
+        """The nearest pairs of candidates, judged."""
+        base, ordered = self._distances(tap, pairs(options))
+        return self.judged(tap, _within_reach([pair for pair in ordered if pair[0] < base]))
+
+    def _distances(
+        self, tap: str, options: Sequence[Option]
+    ) -> tuple[float, list[tuple[float, Option]]]:
+        """How far the operations are from the other's numbers, and each option that alters them."""
+        tried = [(option, self._evidence.extended(option)) for option in options]
+        evidence = self._evidence
+        where = evidence.weights, evidence.trace, evidence.rounding, tap, evidence.ops
+        return distances(*where, tried, evidence.steps, self.length(tap))
+
+    def judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
+        """The first few of some options, each with a noise floor of its own."""
+        judged = []
+        options = options[:JUDGED]
+        self._evidence.steps.expect(len(options))
+        for candidates in options:
+            (local,) = self._evidence.replayed(self._evidence.extended(candidates), [tap])
+            judged.append(Explanation(candidates, local))
+            self._evidence.steps.tick()
+        return judged
+
+    def weighed(
+        self, option: Explanation, taps: frozenset[str], left: Sequence[str]
+    ) -> list[Explanation]:
+        """An explanation against all tap points it or its rivals change.
+
+        Where it spoils some blocks, it is also weighed in the other ones alone.
+
+        Args:
+            left: tap points of the trace that diverge.
+        """
+        whole = self._on_trace(option, taps, left)
+        weighed = [whole]
+        if whole.left and len(option.candidates) == 1:
+            (candidate,) = option.candidates
+            diverging = frozenset(t for t in left if t in taps)
+            spoilt = {
+                local.tap
+                for local in whole.under
+                if local.excess > 1 and self._evidence.tap_errors[local.tap].excess <= 1
+            }
+            blocks = {split(t)[0] for t in diverging} - {split(t)[0] for t in spoilt}
+            some = frozenset(b for b in blocks if b is not None)
+            placed = []
+            if spoilt and some and split(option.local.tap)[0] in some:
+                placed.append(candidate.within(some))
+            if spoilt and ops_of(candidate) <= BY_TAP:
+                healed = {local.tap for local in whole.under if local.excess <= 1} & diverging
+                placed.append(candidate.at(healed))
+            forms = (Explanation((form,), option.local) for form in placed)
+            weighed += [self._on_trace(form, taps, left) for form in forms]
+        return weighed
+
+    def _on_trace(
+        self, option: Explanation, taps: frozenset[str], diverging: Sequence[str]
+    ) -> Explanation:
+        """An explanation with what it leaves of the whole trace, and these tap points under it."""
+        under = tuple(self._evidence.replayed(self._evidence.extended(option.candidates), taps))
+        elsewhere = [t for t in diverging if t not in taps]
+        left = len(elsewhere) + sum(local.excess > 1 for local in under)
+        tokens = sum(int(local.wrong_rows.sum()) for local in under)
+        distance = float(np.sqrt(np.sum([local.distance**2 for local in under])))
+        self._evidence.steps.tick()
+        return replace(option, left=left, tokens=tokens, distance=distance, under=under)
+
+
+def _within_reach(ordered: Sequence[tuple[float, Option]]) -> list[Option]:
+    """The options, nearest first, whose error may be rounding if the nearest one's is."""
+    return [option for score, option in ordered if score <= ordered[0][0] + WITHIN_REACH]

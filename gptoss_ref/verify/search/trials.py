@@ -1,0 +1,254 @@
+"""Whole models with bugs in them, run from the tokens on and compared with somebody's outputs.
+
+A choice of experts that rounding turns moves whole rows about, so only the usual rows count: the
+rows' errors enter by their logarithms and by their quartiles, in which outliers have little weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_ref.config import ModelConfig
+from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
+from gptoss_ref.verify.mutants import Mutant
+from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
+from gptoss_ref.verify.noise.rounding import dithered
+from gptoss_ref.verify.progress import Steps
+from gptoss_ref.verify.replay.evaluate import Run, walk
+from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
+from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, changes
+from gptoss_ref.verify.search.target import Floats, Target
+from gptoss_ref.verify.thresholds import (
+    ALONG,
+    FAR_OFF,
+    FITTED,
+    GAIN,
+    SAMPLES,
+    SHORTLIST,
+    WINS,
+)
+from gptoss_ref.weights import ModelWeights
+
+Option = tuple[Candidate, ...]
+"""Bugs at once, applied one after the other."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a candidate, or several, or none, fits.
+
+    Attributes:
+        candidates: none: the specification.
+        error: (P,) rows' errors.
+        score: mean logarithm of them.
+        rounded: (P,) rows' errors of a run that rounds as the other does; empty: not measured.
+        typical: the median of what rounding explains; NaN: not measured.
+        excess: quartiles of the error over what rounding explains, infinite where rows are broken;
+            NaN: not measured.
+        allowed: (3,) quartiles of the errors that rounding explains.
+        broken: rows that are NaN or infinite in one of the two only, and not by rounding.
+        turned: mean logarithm of the sine of the angle between its rows and the observed ones,
+            which is 0 for outputs that have nothing to do with these, however small they are.
+    """
+
+    candidates: Option
+    error: Floats
+    score: float
+    rounded: Floats = field(default_factory=lambda: np.empty(0))
+    typical: float = np.nan
+    excess: float = np.nan
+    allowed: Floats = field(default_factory=lambda: np.full(3, np.nan))
+    broken: int = 0
+    turned: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Options that were run beside a base, which may be the specification.
+
+    Attributes:
+        standings: of those that alter the outputs, the nearest first.
+        base, turned: the score of the base, and its angle to the outputs.
+        effects: by the last candidate of each, what it does to the outputs of the base.
+        difference: what the base leaves to be explained.
+    """
+
+    standings: list[Standing]
+    base: float
+    turned: float
+    effects: list[tuple[Candidate, Floats]]
+    difference: Floats
+
+    def fittable(self) -> list[Mutant]:
+        """Mutants with a parameter that move the outputs along the difference, or against it."""
+        size = float(np.linalg.norm(self.difference))
+        along: dict[str, tuple[float, Mutant]] = {}
+        for candidate, effect in self.effects:
+            length = float(np.linalg.norm(effect))
+            if candidate.mutant.parameter is None or not 0 < length * size < np.inf:
+                continue
+            cosine = abs(float(effect @ self.difference)) / (length * size)
+            known, _ = along.get(candidate.name, (0.0, None))
+            along[candidate.name] = max(known, cosine), candidate.mutant
+        found = sorted(along.values(), key=lambda pair: -pair[0])
+        return [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
+
+    def together(self, size: int, count: int) -> list[Option]:
+        """Sets of candidates whose effects come nearest to the difference when they add up."""
+        if not self.effects:
+            return []
+        candidates, effects = zip(*self.effects, strict=True)
+        names = [candidate.name for candidate in candidates]
+        sets = nearest_sets(np.array(effects), self.difference, names, size, count)
+        return [tuple(candidates[i] for i in some) for some in sets]
+
+
+class Trials:
+    """Whole models on one prompt, each compared with one array of outputs.
+
+    Attributes:
+        target, rounding: what was observed of the other, and how it rounds.
+        specification: how the specification fits.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        config: ModelConfig,
+        tokens: Array,
+        target: Target,
+        rounding: str,
+        steps: Steps,
+        length: int | None = None,
+    ) -> None:
+        self.weights, self.config, self.tokens = weights, config, np.asarray(tokens)
+        self._length = length  # of the whole prompt, if the tokens are its beginning
+        self.target, self.rounding, self.steps = target, rounding, steps
+        # the operations of each base, and what would be seen of it, by a quick run
+        self._bases: dict[Option, tuple[ModelOps, Floats]] = {}
+        self.specification = self.measured(())
+
+    def beginning(self, length: int) -> Trials:
+        """The same on the first ``length`` tokens."""
+        target = self.target.beginning(length)
+        asked = self.weights, self.config, self.tokens[:length]
+        return Trials(*asked, target, self.rounding, self.steps, len(self.tokens))
+
+    def tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
+        """The options that alter the outputs of a base, by one quick run each, nearest first."""
+        policy = FLOAT64 if self.rounding == "float64" else FLOAT32
+        if base not in self._bases:
+            ops = applied(base)
+            (seen,) = self._seen([(ops, policy)])
+            self._bases[base] = ops, seen
+        ops, plain = self._bases[base]
+        error, standings = self.target.errors(plain), []
+        starts = range(0, len(options), AT_ONCE)
+        self.steps.expect(len(starts))
+        with np.errstate(invalid="ignore"):
+            difference = sketched(self.target.observed) - sketched(plain)  # (P, k)
+        effects = []
+        for start in starts:
+            some = options[start : start + AT_ONCE]
+            runs = [(_beside(base, ops, candidates), policy) for candidates in some]
+            for candidates, seen in zip(some, self._seen(runs), strict=True):
+                own = self.target.errors(seen)
+                if not np.array_equal(own, error):
+                    turned = self.target.turned(seen)
+                    score = self.target.score(own)
+                    standings.append(Standing(candidates, own, score, turned=turned))
+                    with np.errstate(invalid="ignore"):
+                        effect = sketched(seen) - sketched(plain)
+                    effects.append((candidates[-1], scaled(effect, difference)))
+            self.steps.tick()
+        standings.sort(key=lambda s: s.score)
+        whole = scaled(difference, difference)
+        turned = self.target.turned(plain)
+        return Tried(standings, self.target.score(error), turned, effects, whole)
+
+    def measured(self, candidates: Option) -> Standing:
+        """The same with a noise floor: exact, and against rounded runs of the same operations."""
+        ops = applied(candidates)
+        imitated = "float32" if self.rounding == "float64" else self.rounding
+        runs: list[Run] = [(ops, FLOAT64)]
+        runs += [(ops, dithered(imitated, seed)) for seed in range(SAMPLES)]
+        exact, *rounded = self._seen(runs)
+        error = self.target.errors(exact)
+        ours = [self.target.errors(sample, exact) for sample in rounded]
+        allowed = usually_allowed(ours, self.target.floor)
+        excused = np.any([unlike(sample, exact) for sample in rounded], axis=0)
+        broken = int((unlike(exact, self.target.observed) & ~excused).sum())
+        excess = np.inf if broken else usual_excess(error, allowed)
+        self.steps.tick()
+        alike = self.target.errors(rounded[0])
+        score, typical = self.target.score(error), float(allowed[1])
+        return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
+
+    def elected(self, standings: Sequence[Standing]) -> Standing | None:
+        """The nearest one, if it explains the outputs and the specification does not as well.
+
+        Where the specification will do by the noise floor, the candidate must be nearer beyond what
+        chance does, exact and rounded alike: a bug that rounds is near to all that is rounded.
+        """
+        spec = self.specification
+        for standing in standings[:SHORTLIST]:
+            if standing.score >= spec.score:
+                return None
+            if not spec.broken and usual_excess(standing.error, spec.allowed) > FAR_OFF:
+                continue
+            if spec.excess <= 1 and not self.wins(standing.error, spec.error):
+                return None
+            measured = self.measured(standing.candidates)
+            if spec.excess <= 1 and not self.wins(measured.rounded, spec.rounded):
+                return None
+            if measured.excess <= 1:
+                return measured
+        return None
+
+    def wins(self, error: Floats, other: Floats) -> bool:
+        """Whether the first errors are smaller than the others beyond what chance does."""
+        told = np.abs(error - other) > self.target.floor
+        count = int(told.sum())
+        wins = int((error < other)[told].sum())
+        gained = self.target.score(other) - self.target.score(error) > GAIN
+        return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
+
+    def _seen(self, runs: Sequence[Run]) -> list[Floats]:
+        """What would be observed of each run."""
+        asked = [self.target.tap]
+        where = self.weights, self.config, runs, self.tokens
+        ((_, values),) = walk(*where, {}, asked, length=self._length)
+        return [self.target.see(array) for array in values]
+
+
+def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
+    """(P,) rows with a value that is finite in one of the two only."""
+    differs: NDArray[np.bool_] = (np.isfinite(one) != np.isfinite(other)).any(axis=1)
+    return differs
+
+
+def applied(candidates: Option, ops: ModelOps = SPECIFICATION) -> ModelOps:
+    """The operations with some bugs, one after the other."""
+    for candidate in candidates:
+        ops = candidate.apply(ops)
+    return ops
+
+
+def _beside(base: Option, ops: ModelOps, candidates: Option) -> ModelOps:
+    """:func:`applied`, from the operations ``ops`` of a base if the candidates begin with it.
+
+    What runs have in common is computed once only if their operations are the same objects.
+    """
+    begins = candidates[: len(base)] == base
+    return applied(candidates[len(base) :], ops) if begins else applied(candidates)
+
+
+def order_matters(candidates: Option) -> bool:
+    """Whether two of the candidates change the same operation."""
+    ops = [changes(SPECIFICATION, c.apply(SPECIFICATION)) for c in candidates]
+    return sum(map(len, ops)) > len(frozenset[str]().union(*ops))
