@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ DAMAGED = (
     OverflowError,
     MemoryError,
     struct.error,
+    tokenize.TokenError,  # a header in which a bracket is not closed
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zipfile
 from typing import Any
 
 import pytest
@@ -10,7 +13,22 @@ from gptoss_ref.errors import GptOssError
 from tests.fuzz.__main__ import NAMES, fuzz
 from tests.fuzz.targets import targets
 
-CRASHES: dict[str, tuple[str, bytes]] = {}
+
+def npz_with_header(header: bytes) -> bytes:
+    """An .npz file of one array, whose .npy header is that text."""
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w") as archive:
+        length = struct.pack("<H", len(header))
+        archive.writestr("logits.npy", b"\x93NUMPY\x01\x00" + length + header + bytes(12))
+    return stored.getvalue()
+
+
+CRASHES: dict[str, tuple[str, bytes]] = {
+    "npz: a bracket of the header is not closed": (
+        "npz",
+        npz_with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, \n"),
+    ),
+}
 """Name of a case: target and input."""
 
 
