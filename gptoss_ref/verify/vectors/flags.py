@@ -33,6 +33,7 @@ FLAGS: dict[str, Flag] = {
             "experts-transposed",
             "shard-lost-rows",
             "norm-scale-missing",
+            "norm-scale-plus-one",
             "out-bias-missing",
         ),
     ),
@@ -229,7 +230,7 @@ FLAGS: dict[str, Flag] = {
             *("qkv-order", "residual-missing", "unembedding-tied", "norm-eps"),
             *("rope-skipped-on-window-layers", "rope-position-off-by-one"),
             *("k-bias-missing", "q-bias-missing", "v-bias-missing", "value-bias-folded"),
-            *("rows-reordered", "tensor-missing"),
+            *("rows-reordered", "tensor-missing", "norms-swapped"),
         ),
     ),
     "ModelWindow": Flag(

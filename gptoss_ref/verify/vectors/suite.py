@@ -35,7 +35,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "ac1f61497f0304374b3d4febd293e727ed796c3d39b55c068371f94f45e2433c"
+DIGEST = "221a73d6b223f6ea8b485ff1355e83444bd30f33ff7b10536bfe23a658cb1421"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
