@@ -30,6 +30,7 @@ SLOW = (
     "tests/verify/test_vectors.py::test_random_numbers_are_wrong_and_unexplained",
     "tests/verify/test_vectors_torch.py",
     "tests/verify/test_constants.py::test_and_from_logits_alone",
+    "tests/verify/test_constants.py::test_what_logits_cannot_tell_is_said",
     "tests/verify/test_constants.py::test_ports_with_released_constants",
     "tests/verify/test_equal_models.py::test_a_rounding_that_only_the_errors_show",
     "tests/verify/test_integers.py",

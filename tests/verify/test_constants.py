@@ -78,6 +78,15 @@ def test_and_from_logits_alone(model: gr.Model, field: str) -> None:
     check(gr.diagnose(model, alone), field, value)
 
 
+@pytest.mark.parametrize("bug", ["score-scale", "yarn-concentration"])
+def test_what_logits_cannot_tell_is_said(model: gr.Model, bug: str) -> None:
+    """A concentration of YaRN scales queries and keys, and with them the scores: the same logits."""
+    tokens = np.random.default_rng(12).integers(0, model.config.vocab_size, 40).tolist()
+    alone = {"logits": run(random_checkpoint(), tokens, "float32", {bug})["logits"]}
+    (cause,) = gr.diagnose(model, alone, tokens=tokens).causes
+    assert {cause.name, *cause.alternatives} == {"score-scale", "yarn-concentration"}
+
+
 def test_the_order_of_the_layers(model: gr.Model) -> None:
     diagnosis = gr.diagnose(model, port(model, 30, windowed=(False, True, False, True)))
     assert [cause.name for cause in diagnosis.causes] == ["window-odd-layers"]

@@ -202,15 +202,24 @@ class WholeModels:
         guesses = [g for g in found if g is not None]
         if not guesses:
             return
-        some = (refined(g, distances, COMPARED) for g in guesses)
-        nearest = min(some, key=lambda g: g.distance)
+        compared = (refined(g, distances, COMPARED) for g in guesses)
+        nearest, *others = sorted(compared, key=lambda g: g.distance)
         last = refined(nearest, distances).candidate
         fitted = self.trials.tried([(*base, last)], base).standings
         best = self.trials.elected(fitted)
         if best is None or (self.best is not None and best.score > self.best.score - GAIN):
             return
         self.ranked = [*fitted, *self.ranked]
+        for other in others[:1]:  # another constant may do the same to the outputs
+            rival = refined(other, distances).candidate
+            if self._explains((*base, rival), best):
+                self._rivals[last.name] = [rival.name]
         self.best = self._rounded_off(best)
+
+    def _explains(self, option: Option, best: Standing) -> bool:
+        """Whether an option leaves no more than the rounding of what explains the outputs."""
+        nearby = self.trials.tried([option], option[:-1]).standings
+        return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
 
     def _fit_beside(self, base: Option, options: Sequence[Option]) -> None:
         """A constant of any value beside bugs without one: all of ``base``, or all but one."""
@@ -230,8 +239,7 @@ class WholeModels:
         *base, found = best.candidates
 
         def explains(other: Candidate) -> bool:
-            nearby = self.trials.tried([(*base, other)], tuple(base)).standings
-            return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
+            return self._explains((*base, other), best)
 
         config, tokens = self.trials.config, len(self.trials.tokens)
         self.interval = interval(found, config, tokens, explains)
