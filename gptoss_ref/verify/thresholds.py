@@ -188,12 +188,10 @@ PREDICTED = 8
 NO_DOUBT = 0.6
 """A bug that leaves no more of what rounding explains than this is taken without trying others."""
 
-ALONG, FITTED, COMPARED = 0.2, 4, 3
+ALONG, FITTED, COMPARED = 0.3, 4, 3
 """Budget: constants are fitted to outputs if the cosine of what they change to what is to be
 explained is at least ALONG; so many of them, the largest first; and each is refined by so many
-rounds before the nearest one goes on. A concentration of YaRN and a scale of the scores that do the
-same to logits have cosines of 0.27 and 0.28 to the other's listed value (*random*): both must be
-among the fitted."""
+rounds before the nearest one goes on."""
 
 EFFECT_COLUMNS, EXTENDED_SETS = 64, 256
 """Budget: outputs of a row that effects are compared in, drawn at random; and sets of three that

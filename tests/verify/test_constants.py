@@ -80,7 +80,7 @@ def test_and_from_logits_alone(model: gr.Model, field: str) -> None:
 
 @pytest.mark.parametrize("bug", ["score-scale", "yarn-concentration"])
 def test_what_logits_cannot_tell_is_said(model: gr.Model, bug: str) -> None:
-    """A concentration of YaRN scales queries and keys, and with them the scores: the same logits."""
+    """A concentration of YaRN scales queries and keys, and so the scores: the same logits."""
     tokens = np.random.default_rng(12).integers(0, model.config.vocab_size, 40).tolist()
     alone = {"logits": run(random_checkpoint(), tokens, "float32", {bug})["logits"]}
     (cause,) = gr.diagnose(model, alone, tokens=tokens).causes

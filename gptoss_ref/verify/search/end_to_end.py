@@ -16,6 +16,7 @@ from itertools import combinations
 
 import numpy as np
 
+from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess
 from gptoss_ref.verify.search.candidates import Candidate, catalogue
 from gptoss_ref.verify.search.estimate import Guess, guess, interval, refined, shortest
@@ -198,11 +199,15 @@ class WholeModels:
         """
         config, tokens = self.trials.config, len(self.trials.tokens)
         distances = partial(self._distances, base)
-        found = (guess(m, config, tokens, distances) for m in around.fittable())
-        guesses = [g for g in found if g is not None]
-        if not guesses:
+
+        def guesses(mutants: Sequence[Mutant]) -> list[Guess]:
+            found = (guess(m, config, tokens, distances) for m in mutants)
+            return [g for g in found if g is not None]
+
+        first, second = around.fittable()
+        compared = [refined(g, distances, COMPARED) for g in guesses(first)]
+        if not compared:
             return
-        compared = (refined(g, distances, COMPARED) for g in guesses)
         nearest, *others = sorted(compared, key=lambda g: g.distance)
         last = refined(nearest, distances).candidate
         fitted = self.trials.tried([(*base, last)], base).standings
@@ -210,10 +215,11 @@ class WholeModels:
         if best is None or (self.best is not None and best.score > self.best.score - GAIN):
             return
         self.ranked = [*fitted, *self.ranked]
-        for other in others[:1]:  # another constant may do the same to the outputs
-            rival = refined(other, distances).candidate
-            if self._explains((*base, rival), best):
-                self._rivals[last.name] = [rival.name]
+        for some in (others, guesses(second)):  # another constant may do the same to the outputs
+            for other in sorted(some, key=lambda g: g.distance)[:1]:
+                rival = refined(other, distances).candidate
+                if self._explains((*base, rival), best):
+                    self._rivals.setdefault(last.name, []).append(rival.name)
         self.best = self._rounded_off(best)
 
     def _explains(self, option: Option, best: Standing) -> bool:

@@ -84,8 +84,11 @@ class Tried:
     effects: list[tuple[Candidate, Floats]]
     difference: Floats
 
-    def fittable(self) -> list[Mutant]:
-        """Mutants with a parameter that move the outputs along the difference, or against it."""
+    def fittable(self) -> tuple[list[Mutant], list[Mutant]]:
+        """Mutants with a parameter, those first that move the outputs along the difference.
+
+        Or against it. The first list is to be fitted, the second holds the others.
+        """
         size = float(np.linalg.norm(self.difference))
         along: dict[str, tuple[float, Mutant]] = {}
         for candidate, effect in self.effects:
@@ -96,7 +99,8 @@ class Tried:
             known, _ = along.get(candidate.name, (0.0, None))
             along[candidate.name] = max(known, cosine), candidate.mutant
         found = sorted(along.values(), key=lambda pair: -pair[0])
-        return [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
+        first = [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
+        return first, [mutant for _, mutant in found[len(first) :]]
 
     def together(self, size: int, count: int) -> list[Option]:
         """Sets of candidates whose effects come nearest to the difference when they add up."""
