@@ -89,7 +89,7 @@ def diagnose(
         return with_gradients(found, model, trace, rounding)
     judged = _judged(trace, taps, layers)
     if early is not None:
-        _begin(model, trace, rounding, steps, early)
+        _begin(model, trace, rounding, steps, early, judged)
     if judged is None and OUTPUTS.issuperset(trace):
         found = _of_outputs(model, trace, rounding, steps, stated)
     else:
@@ -149,10 +149,12 @@ def _begin(
     rounding: str,
     steps: Steps,
     early: Callable[[Diagnosis], None],
+    judged: Iterable[str] | None,
 ) -> None:
-    """Diagnose the first block alone, and say so if something is wrong."""
-    first = [tap for tap in trace if split(tap)[0] == 0 or tap == "embedding"]
-    if first:
+    """Diagnose what is judged of the first block alone, and say so if something is wrong."""
+    asked = trace if judged is None else judged
+    first = [tap for tap in asked if split(tap)[0] == 0 or tap == "embedding"]
+    if first and len(first) < len(list(asked)):
         search = Search(Evidence(model.weights, trace, rounding, steps, first))
         search.run(hidden=False)
         if any(local.excess > 1 for local in search.evidence.specification.values()):

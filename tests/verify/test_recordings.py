@@ -96,6 +96,36 @@ def padded(logits: np.ndarray) -> np.ndarray:
     return np.where(np.arange(logits.shape[1]) < logits.shape[1] - 5, logits, -1e4)
 
 
+@pytest.mark.parametrize("value", [-1e4, -1e9, -np.inf, np.finfo(np.float32).min])
+def test_logits_that_a_port_masks(value: float) -> None:
+    """Padded ids at the end, or some ids anywhere, the same in every row, and top-k."""
+    logits = run()["logits"].astype(np.float64)
+    rest = np.argsort(-logits, axis=1)[:, 9:]
+    top = logits.copy()
+    np.put_along_axis(top, rest, value, axis=1)
+    some, end = logits.copy(), logits.copy()
+    some[:, [2, 5, 11]], end[:, -5:] = value, value
+    for changed, words in (
+        (end, "are a padding of the vocabulary"),
+        (some, "3 logits, the same ones in every row"),
+        (top, "All but the largest logits of each row are masked"),
+    ):
+        if words[0] != "a" and value == -1e4:
+            continue  # might be a logit
+        assert words in said({"logits": changed.astype(np.float32)})
+
+
+@pytest.mark.parametrize("tap", ["logits", "block.0.attn.q", "block.0.mlp.residual"])
+def test_zeros_of_which_nothing_is_computed(tap: str) -> None:
+    """Alone, and among all tap points, of which only this one is asked for."""
+    whole = run()
+    nothing = np.zeros_like(whole[tap])
+    assert f"{tap} holds nothing but zeros" in said({tap: nothing})
+    found = gr.diagnose(good(), trace_of({**whole, tap: nothing}), taps=[tap])
+    assert not found.causes
+    assert f"{tap} holds nothing but zeros" in f"{found.verdict} {' '.join(found.notes)}"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
     ("tap", "change", "sentence", "harmless"),

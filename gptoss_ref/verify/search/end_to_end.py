@@ -60,6 +60,7 @@ class WholeModels:
         self.best: Standing | None = None
         self.alternatives: dict[str, tuple[str, ...]] = {}
         self._rivals: dict[str, list[str]] = {}  # what does as well in the place of a bug
+        self._close: list[Guess] = []  # the fitted constants among them
         self.interval: tuple[float, float] | None = None
         self._without = trials.specification.score  # of the specification where ``ranked`` ran
 
@@ -96,10 +97,7 @@ class WholeModels:
             self._search(options, together)
         else:
             beginning._search(options, together)
-            if beginning.best is None:
-                self.ranked = beginning.ranked
-                self._without = beginning.specification.score
-            elif not self._confirmed(beginning):
+            if not self._settled(beginning):
                 self._search(options, together)
         if self.best is not None:
             self.alternatives = self._alternatives(self.best)
@@ -147,27 +145,36 @@ class WholeModels:
         trials = self.trials.beginning(length)
         return WholeModels(trials) if trials.specification.excess > 1 else None
 
-    def _confirmed(self, beginning: WholeModels) -> bool:
-        """Whether what explains the beginning, or comes near, explains the whole prompt."""
-        assert beginning.best is not None
-        best = beginning.best.candidates
-        if beginning.best.excess > 1:  # a part of it only
-            self.ranked, self._rivals = beginning.ranked, beginning._rivals
-            self.best = self.trials.measured(best)
-            return self.best.excess < self.specification.excess
-        if beginning.interval is not None:
-            *base, found = best
-            begun = Guess(found, np.inf, *beginning.interval)
-            best = (*base, refined(begun, partial(self._distances, tuple(base))).candidate)
-        others = (s.candidates for s in beginning.ranked[:FINALISTS])
-        options = [best, *(o for o in others if o not in (best, beginning.best.candidates))]
+    def _settled(self, beginning: WholeModels) -> bool:
+        """Whether the whole prompt needs no search of its own after that in its beginning.
+
+        What explains the beginning, or what came near, explains the whole without a doubt; or
+        nothing explains either.
+        """
+        best: Option = ()
+        if beginning.best is not None and beginning.best.excess <= 1:
+            best = beginning.best.candidates
+            if beginning.interval is not None:
+                *base, last = best
+                begun = Guess(last, np.inf, *beginning.interval)
+                best = (*base, refined(begun, partial(self._distances, tuple(base))).candidate)
+        own = beginning.best.candidates if beginning.best is not None else ()
+        near = (s.candidates for s in beginning.ranked[:FINALISTS])
+        options = [*([best] if best else []), *(o for o in near if o not in (best, own))]
         self.ranked = self.trials.tried(options).standings
-        self.best = self.trials.elected(self.ranked)
-        if self.best is None:
+        found = self.trials.elected(self.ranked)
+        if found is None:
+            self.ranked, self._without = beginning.ranked, beginning.specification.score
+            return beginning.best is None
+        found = self._pruned(found)
+        if found.excess > NO_DOUBT:
             return False
-        self._rivals = beginning._rivals
-        if self.best.candidates[-1].value is not None:
-            self.best = self._rounded_off(self.best)
+        self.best = found
+        *base, last = found.candidates
+        if last.value is not None:
+            for other in beginning._close:
+                self._rival(last.name, other, tuple(base), found)
+            self.best = self._rounded_off(found)
         return True
 
     # --- what cannot be told from it ---
@@ -217,10 +224,15 @@ class WholeModels:
         self.ranked = [*fitted, *self.ranked]
         for some in (others, guesses(second)):  # another constant may do the same to the outputs
             for other in sorted(some, key=lambda g: g.distance)[:1]:
-                rival = refined(other, distances).candidate
-                if self._explains((*base, rival), best):
-                    self._rivals.setdefault(last.name, []).append(rival.name)
+                self._rival(last.name, other, base, best)
         self.best = self._rounded_off(best)
+
+    def _rival(self, name: str, other: Guess, base: Option, best: Standing) -> None:
+        """Note a constant that may take the place of the fitted one, if it explains as much."""
+        rival = refined(other, partial(self._distances, base))
+        if self._explains((*base, rival.candidate), best):
+            self._rivals.setdefault(name, []).append(rival.candidate.name)
+            self._close.append(other)
 
     def _explains(self, option: Option, best: Standing) -> bool:
         """Whether an option leaves no more than the rounding of what explains the outputs."""

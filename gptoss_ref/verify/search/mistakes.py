@@ -101,8 +101,13 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             sentence = "These are probabilities, not logits: their logarithms are compared."
             yield Mistake(sentence, np.where(faint, ours, logs), harmless=True, certain=True)
             return
-    if (filtered := _filtered(exact, other)) is not None:
-        yield filtered
+    masked = _masked(other)
+    if masked is not None and (masked != masked[0]).any():  # other logits in each row
+        sentence = (
+            "All but the largest logits of each row are masked, as before sampling with top-k or "
+            "top-p: only the others are compared."
+        )
+        yield _unmasked(exact, other, masked, sentence)
         return
     columns = other.shape[1]
     same = (other == other[:1]).all(axis=0) | np.isnan(other).all(axis=0)
@@ -116,6 +121,14 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             "every row, and are not compared."
         )
         yield Mistake(sentence, mended, harmless=True, certain=True)
+        return
+    if masked is not None:
+        sentence = (
+            f"{int(masked[0].sum())} logits, the same ones in every row, are one very negative "
+            "number: only the others are compared."
+        )
+        yield _unmasked(exact, other, masked, sentence)
+        return
     if not finite or not np.isfinite(exact).all():
         return
     a, b = (x - x.mean(1, keepdims=True) for x in (exact, other))
@@ -125,18 +138,17 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             yield Mistake(_scaled(factor), other / factor)
 
 
-def _filtered(exact: Floats, other: Floats) -> Mistake | None:
-    """Rows in which some of the smallest logits are replaced by one very negative number."""
+def _masked(other: Floats) -> NDArray[np.bool_] | None:
+    """Which logits (T, V) are one very negative number, two of each row at least; None: none."""
     least = other.min(axis=1, keepdims=True)  # (T, 1)
-    masked = other == least
-    count = int(masked.sum(1).min())
-    if count < 2 or masked.all() or not (least < FILTERED).all() or np.isnan(other).any():
+    masked: NDArray[np.bool_] = other == least
+    if masked.sum(1).min() < 2 or masked.all() or not (least < FILTERED).all():
         return None
-    sentence = (
-        "All but the largest logits of each row are masked, as before sampling with top-k or "
-        "top-p: only the others are compared."
-    )
-    # the masked ones are the specification's, relative to the others
+    return None if np.isnan(other).any() else masked
+
+
+def _unmasked(exact: Floats, other: Floats, masked: NDArray[np.bool_], sentence: str) -> Mistake:
+    """Logits whose masked ones are the specification's, relative to the others."""
     apart = np.where(masked, 0, np.where(masked, 0, other) - exact).sum(1)
     constant = apart / (~masked).sum(1)
     mended = np.where(masked, exact + constant[:, None], other)

@@ -84,6 +84,7 @@ class Search:
             asked = evidence.weights, evidence.trace, evidence.rounding, evidence.ops
             if not lost and (aside := kept_otherwise(*asked, tap)):
                 recording.set_aside(aside)
+                self.unknown = [u for u in self.unknown if u.tap not in aside]
                 continue
             kind = split(tap)[1]
             explained, nearest = self._explain(tap, two=kind not in tried)

@@ -66,10 +66,10 @@ class Recording:
                 evidence.go_on_with(trace.showing(tap, ~mistake.lost), [tap])
                 return True
             if mistake.mended is None:
-                users = [t for t in trace if tap in evidence.segments[t].inputs]
+                users = [t for t in evidence.tap_errors if tap in evidence.segments[t].inputs]
                 changed = trace.without([tap])
-                # what follows was not computed from that
-                fits = any(evidence.tap_errors[t].excess > 1 for t in users)
+                # what follows, if anything does, was not computed from that
+                fits = not users or any(evidence.tap_errors[t].excess > 1 for t in users)
             else:
                 changed = trace.replaced(tap, mistake.mended, grid=trace.grid(tap))
                 given = evidence.weights, changed, evidence.ops, evidence.rounding
@@ -130,7 +130,7 @@ class Recording:
     def set_aside(self, aside: frozenset[str]) -> None:
         """Go on without tap points that are kept in another form."""
         evidence, form = self._evidence, self._form_of(aside)
-        ordered = sorted(aside, key=list(evidence.specification).index)
+        ordered = sorted(aside, key=list(evidence.segments).index)
         self.aside |= dict.fromkeys(ordered, form)
         evidence.go_on_with(evidence.trace.without(aside), aside)
 
