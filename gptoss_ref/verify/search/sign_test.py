@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -29,9 +30,11 @@ from gptoss_ref.verify.search.score import some_experts
 from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, VOTERS
 from gptoss_ref.weights import ModelWeights
 
+Bug = TypeVar("Bug")
+
 
 @dataclass
-class Vote:
+class Vote(Generic[Bug]):
     """How the values told so far side.
 
     Attributes:
@@ -41,7 +44,7 @@ class Vote:
         clear, exact: values that it changes by many roundings, and those it gives to a rounding.
     """
 
-    candidate: Candidate
+    candidate: Bug
     tap: str = ""
     voters: int = 0
     sides: int = 0
@@ -83,7 +86,7 @@ def most_votes(
     entries: Sequence[Entry],
     tap_errors: Mapping[str, TapError],
     steps: Steps,
-) -> Vote | None:
+) -> Vote[Candidate] | None:
     """The candidate with the clearest vote over all tap points that do not diverge, if any.
 
     Args:
@@ -109,7 +112,7 @@ def most_votes(
         starts = range(0, len(candidates), AT_ONCE) if taps else ()
         polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
     steps.expect(len(polls))
-    votes: list[Vote] = []
+    votes: list[Vote[Candidate]] = []
     for taps, candidates in polls:
         some = [Vote(candidate) for candidate in candidates]
         for tap in taps:
@@ -142,9 +145,9 @@ def _poll(
     trace: Trace,
     rounding: str,
     ops: ModelOps,
-    votes: list[Vote],
+    votes: list[Vote[Candidate]],
     local: TapError,
-) -> list[Vote]:
+) -> list[Vote[Candidate]]:
     """The votes of one tap point counted, without the candidates that it rules out."""
     policy, tap = POLICIES[rounding], local.tap
     runs = [(ops, policy), *((vote.candidate.apply(ops), policy) for vote in votes)]
