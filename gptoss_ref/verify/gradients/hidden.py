@@ -19,7 +19,7 @@ from gptoss_ref.verify.gradients.mutants import GradientMutant
 from gptoss_ref.verify.gradients.replay import Judged, Replay
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.search.sign_test import Vote
+from gptoss_ref.verify.search.sign_test import Vote, clearest
 from gptoss_ref.verify.thresholds import (
     ALWAYS_ALLOWED,
     GROSS,
@@ -46,20 +46,7 @@ def most_votes(
         explained: of gradients that diverge, what explains them: they vote, too.
     """
     votes = [_polled(replay, judged, mutant, explained) for mutant in mutants]
-    elected = [vote for vote in votes if vote is not None and vote.elected]
-    elected.sort(key=lambda vote: (-vote.share, -vote.exact, -vote.voters))
-    if not elected:
-        return None
-    best = elected[0]
-    best.alternatives = tuple(
-        dict.fromkeys(
-            vote.candidate.name
-            for vote in elected[1:]
-            if (vote.share, vote.voters) == (best.share, best.voters)
-            and vote.candidate.name != best.candidate.name
-        )
-    )
-    return best
+    return clearest([vote for vote in votes if vote is not None])
 
 
 def _polled(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,7 +30,16 @@ from gptoss_ref.verify.search.score import some_experts
 from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, VOTERS
 from gptoss_ref.weights import ModelWeights
 
-Bug = TypeVar("Bug")
+
+class Named(Protocol):
+    """A bug with a name."""
+
+    @property
+    def name(self) -> str:
+        """As the catalogue has it."""
+
+
+Bug = TypeVar("Bug", bound=Named)
 
 
 @dataclass
@@ -117,16 +126,22 @@ def most_votes(
         some = [Vote(candidate) for candidate in candidates]
         for tap in taps:
             some = _poll(weights, trace, rounding, ops, some, tap_errors[tap])
-        votes += [vote for vote in some if vote.elected]
+        votes += some
         steps.tick()
-    votes.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
-    if not votes:
+    return clearest(votes)
+
+
+def clearest(votes: Sequence[Vote[Bug]]) -> Vote[Bug] | None:
+    """The clearest of the votes that elect their bug, if any, with what cannot be told from it."""
+    elected = [vote for vote in votes if vote.elected]
+    elected.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
+    if not elected:
         return None
-    best = votes[0]
+    best = elected[0]
     best.alternatives = tuple(
         dict.fromkeys(
             v.candidate.name
-            for v in votes[1:]
+            for v in elected[1:]
             if (v.share, v.voters) == (best.share, best.voters)
             and v.candidate.name != best.candidate.name
         )
