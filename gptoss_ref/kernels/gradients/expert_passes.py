@@ -112,7 +112,7 @@ def backward_pass(
 ) -> None:  # fmt: skip
     """Gradients from ``d_y`` (T, D), written to ``results`` by position and to ``parameters``.
 
-    ``gate_up`` (T·A, 2F) is what :func:`forward_pass` kept, or empty.
+    ``gate_up`` (T·A, 2F) is what ``forward_pass`` kept, or empty.
     """
     _backward_tasks(mixture, d_y, x, gate_up, results, parameters, tasks, team)
 
