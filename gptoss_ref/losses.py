@@ -87,7 +87,7 @@ def _rows(
     """One array (T,) for each row of the batch, with one of the dtype kinds ``kinds``."""
     if not isinstance(given, Iterable):
         raise GptOssError(f"{what} is {given!r}: expected {expected}, one for each token")
-    listed = list(given)
+    listed = given if isinstance(given, np.ndarray) else list(given)
     rows = [np.asarray(row) for row in (listed if batched else [listed])]
     if len(rows) != len(ids):
         raise GptOssError(f"{what} has {len(rows)} rows: expected {len(ids)}, as tokens has")

@@ -46,7 +46,13 @@ class TapGradients(dict[str, Array]):
         self._again = again
 
     def __missing__(self, name: str) -> Array:
-        self[name] = dict(self._again(name))[name]
+        found = dict(self._again(name))
+        if name not in found:
+            raise GptOssError(
+                f"{name!r} is a pattern: expected the name of one tap point, such as "
+                f"{next(iter(found))!r}"
+            )
+        self[name] = found[name]
         return self[name]
 
 

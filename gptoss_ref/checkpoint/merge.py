@@ -25,7 +25,7 @@ from gptoss_ref.errors import CheckpointError
 from gptoss_ref.layers import mxfp4
 from gptoss_ref.layers.linear import dense
 from gptoss_ref.numerics import FLOAT64, Array, bfloat16_to_float, float_to_bfloat16
-from gptoss_ref.weights import ExpertMatrix, ModelWeights
+from gptoss_ref.weights import MXFP4, ExpertMatrix, ModelWeights
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ class Merger:
             if factors is not None:
                 a, b = factors.a[at].astype(np.float64), factors.b[at].astype(np.float64)
                 after = after + factors.scale * b @ a
+            if not np.isfinite(before).all():
+                scale = " (a scale byte of 255)" if isinstance(matrix, MXFP4) else ""
+                raise CheckpointError(
+                    f"{weight}: holds a NaN or an infinity{scale} before the adapter is added: "
+                    "expected finite weights"
+                )
             if not np.isfinite(after).all():
                 raise CheckpointError(
                     f"{weight}: the sum with the adapter holds a NaN or an infinity"

@@ -110,7 +110,10 @@ def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
     for (module, depth), pair in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
         name = f"{_PREFIX}{module}{'.base_layer' * depth}.lora_A.weight"
         if set(pair) != {"A", "B"}:
-            raise CheckpointError(f"{path}: of {module!r} there is lora_{''.join(pair)} alone")
+            raise CheckpointError(
+                f"{path}: of {module!r} there is lora_{''.join(pair)} alone: expected both lora_A "
+                "and lora_B"
+            )
         place = _place(module, depth, found, modules, settings)
         if place is None:
             raise _unknown(path, name)

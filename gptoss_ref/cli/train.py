@@ -9,6 +9,7 @@ from typing import Any
 
 from gptoss_ref._extras import install_line
 from gptoss_ref.cli.console import notes, output
+from gptoss_ref.cli.options import UsageError
 from gptoss_ref.cli.sources import load_model
 from gptoss_ref.errors import GptOssError
 
@@ -22,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plot is not None:
         _check_plot(args.plot)
+    if args.evaluate_every and args.held_out is None:
+        raise UsageError("--evaluate-every needs data for the evaluation: expected --held-out FILE")
     lora = None if args.rank == 0 else LoRA(args.rank, args.alpha, tuple(args.targets))
     recipe = Recipe(
         steps=args.steps,
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     size = {"context": model.config.max_position_embeddings}
     data = read_jsonl(args.data, model.tokenizer, **size)
     held_out = read_jsonl(args.held_out, model.tokenizer, **size) if args.held_out else []
-    screen, done = notes(), 0
+    screen, done = notes(), -1
     try:
         with screen.progress("training", of_bytes=False) as bar:
 
@@ -69,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         if (Path(args.output) / STATE).exists():
-            screen.line(f"stopped after step {done}; saved in {args.output}; --resume continues")
+            after = f" after step {done}" if done >= 0 else ""  # else before the first report
+            screen.line(f"stopped{after}; saved in {args.output}; --resume continues")
         raise
     if args.plot is not None:
         from gptoss_ref.viz import loss_curve

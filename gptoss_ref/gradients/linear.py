@@ -69,6 +69,12 @@ def projections(
 
     Returns:
         ``d_x`` (T, M), and for each layer ``d_weight`` (N, M) and ``d_bias`` (N,), or None twice.
+
+    >>> q, k = np.array([[1.0, 2.0]]), np.array([[0.0, -1.0]])  # two layers, N = 1 each
+    >>> d_ys, x = [np.array([[1.0]]), np.array([[10.0]])], np.array([[5.0, 7.0]])
+    >>> d_x, (_, of_k) = projections(d_ys, x, [q, k], weight_gradients=[False, True])
+    >>> d_x, of_k[0]  # 1·(1, 2) + 10·(0, −1)
+    (array([[ 1., -8.]], dtype=float32), array([[50., 70.]], dtype=float32))
     """
     policy = get_policy(policy)
     d_x = product(d_ys[0], weights[0], policy=policy)

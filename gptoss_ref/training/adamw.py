@@ -12,13 +12,13 @@ Hutter 2017, arXiv 1711.05101; the order of operations is that of ``torch.optim.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
+from gptoss_ref.training.checks import is_number
 
 UNDECAYED = ("norm_scale", "bias", "sinks")
 """Suffixes of the names of weights that do not decay."""
@@ -39,12 +39,14 @@ class AdamW:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        rates = (*self.betas, self.eps, self.weight_decay)
-        if not all(0 <= beta < 1 for beta in self.betas) or not all(map(math.isfinite, rates)):
+        two = isinstance(self.betas, tuple | list) and len(self.betas) == 2
+        if not two or not all(is_number(beta) and 0 <= beta < 1 for beta in self.betas):
             raise GptOssError(
                 f"the betas of AdamW are {self.betas}: expected two from 0 to below 1"
             )
-        if self.eps <= 0 or self.weight_decay < 0:
+        if not (is_number(self.eps) and is_number(self.weight_decay)) or (
+            self.eps <= 0 or self.weight_decay < 0
+        ):
             raise GptOssError(
                 f"eps {self.eps} and weight_decay {self.weight_decay} of AdamW: expected a number "
                 "above 0 and one of 0 or more"

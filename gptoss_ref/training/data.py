@@ -103,16 +103,27 @@ def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, context: int) -> list[
 
 def _object(line: bytes, source: str) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{source}: not JSON: {error.msg} at character {error.pos + 1}") from None
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise DataError(f"{source}: expected a JSON object, not {type(value).__name__}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object, each of whose keys must occur once: of two texts one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DataError(f"key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
+    return found
 
 
 def example(
@@ -147,7 +158,7 @@ def example(
     # position t predicts token t + 1: shift both by one
     mask = np.array([*learnt[1:], False], bool)
     if not mask.any():
-        raise DataError(f"{source}: nothing to learn: expected at least one token that is")
+        raise DataError(f"{source}: nothing to learn: expected at least one token to learn")
     return Example(np.array(tokens, np.int64), np.array([*targets[1:], 0], np.int64), mask, source)
 
 

@@ -10,6 +10,7 @@ targets in short examples more weight, a known bug of gradient accumulation: tra
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ import numpy as np
 from gptoss_ref.backpropagation import backward
 from gptoss_ref.checkpoint.adapter import Adapter
 from gptoss_ref.checkpoint.locate import TINY, locate
-from gptoss_ref.checkpoint.peft import write_adapter
+from gptoss_ref.checkpoint.peft import CONFIG, TENSORS, write_adapter
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 from gptoss_ref.training.adamw import Moments
+from gptoss_ref.training.checks import check_examples
 from gptoss_ref.training.clipping import clip
 from gptoss_ref.training.data import Example
 from gptoss_ref.training.evaluation import evaluate
@@ -92,27 +94,31 @@ def train(
 
     Raises:
         GptOssError: there is no data; the recipe is invalid; the loss or a gradient is not finite
-            (the message names the first such tap point); ``out`` cannot be written, already holds
-            a run, or, to resume, holds none or another one; ``out`` is given without ``base`` for a
-            model whose weights are not those of its checkpoint.
+            (the message names the first such tap point); ``out`` cannot be written, has too little
+            room, already holds a run, an adapter or a checkpoint, or, to resume, holds no run or
+            another one; ``out`` is given without ``base`` for a model whose weights are not those
+            of its checkpoint.
+        DataError: an example does not fit the model, or nothing of it is learnt.
         KeyboardInterrupt: raised again after the last complete step has been saved.
     """
     began = time.perf_counter()
     recipe = recipe or Recipe()
-    data = list(data)
+    data, held_out = list(data), list(held_out)
     if not data:
         raise GptOssError("no data to train on: expected at least one example")
+    check_examples([*data, *held_out], model)
     steps = recipe.length(len(data))
     start = Parameters.start(model, recipe.lora, recipe.whole, recipe.seed)
     about = identity(model, data, recipe.to_json())
-    folder = None if out is None else _folder(Path(out), resume)
+    base = base or _base(model, saved=out is not None)
+    again = resume or recipe.save_every > 0  # a state is written beside a former one
+    folder = None if out is None else _folder(Path(out), resume, _room(start, again, resume))
     if resume:
         if folder is None:
             raise GptOssError("nothing to resume: expected out, the folder of the run")
         state = read_state(folder, start.arrays, about)
     else:
         state = State(start.arrays, Moments.zeros(start.arrays), 0, ())
-    base = base or _base(model, folder)
 
     def save() -> None:
         if folder is not None:
@@ -125,6 +131,7 @@ def train(
             report(entry, steps)
         return (*state.history, entry)
 
+    begun = state.step
     try:
         while state.step < steps:
             if held_out and _due(state, recipe.evaluate_every):
@@ -135,15 +142,19 @@ def train(
             state = State(arrays, moments, state.step + 1, record(entry))
             if recipe.save_every and state.step % recipe.save_every == 0 and state.step < steps:
                 save()
+        trained = start.with_arrays(state.arrays)
+        final = trained.applied(model)
+        if held_out and not _evaluated_at(state, steps):
+            entry = _evaluated(final, state, held_out)
+            state = State(state.arrays, state.moments, state.step, record(entry))
     except KeyboardInterrupt:
         save()
         raise
-    trained = start.with_arrays(state.arrays)
-    final = trained.applied(model)
-    if held_out and not _evaluated_at(state, steps):
-        state = State(
-            state.arrays, state.moments, state.step, record(_evaluated(final, state, held_out))
-        )
+    except GptOssError as error:  # the steps before it are not lost
+        if folder is None or state.step == begun:
+            raise
+        save()
+        raise type(error)(f"{error}; step {state.step} is saved in {folder}") from None
     save()
     seconds = time.perf_counter() - began
     return Run(final, trained.adapter(base), list(state.history), trained.count, seconds)
@@ -239,8 +250,8 @@ def _evaluated(model: Model, state: State, held_out: Sequence[Example]) -> dict[
     return {"step": state.step, **values}
 
 
-def _base(model: Model, folder: Path | None) -> str:
-    """The path or name of the model that the adapter belongs to."""
+def _base(model: Model, saved: bool) -> str:
+    """The path or name of the model that the adapter belongs to; it must have one to be saved."""
     if model.checkpoint is None:
         return ""
     stored = model.checkpoint.weights.named()
@@ -248,7 +259,7 @@ def _base(model: Model, folder: Path | None) -> str:
         same = now.blocks if isinstance(now, MXFP4) else now
         was = stored[name]
         if same is not (was.blocks if isinstance(was, MXFP4) else was):
-            if folder is None:
+            if not saved:
                 return ""
             raise GptOssError(
                 f"{name} of the model differs from its checkpoint, to which the adapter would be "
@@ -260,16 +271,39 @@ def _base(model: Model, folder: Path | None) -> str:
     return str(model.checkpoint.root.resolve())
 
 
-def _folder(out: Path, resume: bool) -> Path:
-    """Create the folder of a run if necessary; GptOssError if it cannot be written."""
-    if resume:
-        for left in out.glob(".*.partial"):  # from a run that was killed during a save
-            left.unlink(missing_ok=True)
-        return out
-    if (out / STATE).exists():
-        raise GptOssError(f"{out}: already holds a run: resume it, or choose another folder")
+def _room(start: Parameters, again: bool, resume: bool) -> int:
+    """Bytes that the files of a run need, of which ``resume`` has those of a former save."""
+    state = 3 * sum(array.nbytes for array in start.arrays.values())  # with both moments
+    files = state + 4 * start.count  # the adapter is float32
+    return (state if again else 0) + (0 if resume else files)
+
+
+def _folder(out: Path, resume: bool, needed: int) -> Path:
+    """The folder of a run, created if necessary, with room for ``needed`` bytes.
+
+    Raises:
+        GptOssError: it holds something else, cannot be written, or has no room.
+    """
+    if resume and not (out / STATE).is_file():
+        return out  # reading the state says so
+    if not resume:
+        held = {
+            STATE: "a run",
+            CONFIG: "an adapter",
+            TENSORS: "an adapter",
+            "config.json": "a model",
+        }
+        for name, what in held.items():
+            if (out / name).exists():
+                how = "resume it, or " if name == STATE else ""
+                raise GptOssError(f"{out}: already holds {what}: {how}choose another folder")
     try:
+        disk = shutil.disk_usage(next(p for p in (out, *out.parents) if p.exists()))
+        if disk.total and disk.free < needed:
+            raise GptOssError(f"{out}: the run needs {needed} bytes, the disk has {disk.free} free")
         out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(".*.partial") if resume else ():  # from a run killed during a save
+            left.unlink(missing_ok=True)
         probe = out / f".{STATE}.probe"
         probe.touch()
         probe.unlink()

@@ -22,6 +22,7 @@ import numpy as np
 from gptoss_ref.checkpoint.adapter import LowRank
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
+from gptoss_ref.training.checks import is_number
 from gptoss_ref.weights import ModelWeights
 
 MATRICES = ("*.attn.q_weight", "*.attn.k_weight", "*.attn.v_weight", "*.attn.out_weight",
@@ -54,7 +55,7 @@ class LoRA:
             raise GptOssError(
                 f"the rank of LoRA is {self.rank!r}: expected an integer of 1 or more"
             )
-        if not self.alpha > 0 or not math.isfinite(self.alpha):
+        if not (is_number(self.alpha) and self.alpha > 0):
             raise GptOssError(f"alpha of LoRA is {self.alpha!r}: expected a number above 0")
         targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
         object.__setattr__(self, "targets", targets)

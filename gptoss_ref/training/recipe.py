@@ -13,6 +13,7 @@ import numpy as np
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 from gptoss_ref.training.adamw import AdamW
+from gptoss_ref.training.checks import is_number
 from gptoss_ref.training.lora import LoRA
 from gptoss_ref.training.schedule import share
 
@@ -26,7 +27,8 @@ class Recipe:
         epochs: passes over the data, if ``steps`` is None.
         batch_size: examples per step.
         accumulation: number of parts in which a batch is computed, to save memory. The result is
-            the same except for rounding, because each target has the same weight.
+            the same except for rounding, because each target has the same weight. The
+            load-balancing loss is that of each part, which is another loss than that of the batch.
         learning_rate: at the peak of the schedule.
         schedule, warmup, floor: see :mod:`gptoss_ref.training.schedule`; ``warmup`` in steps.
         optimizer: the constants of AdamW.
@@ -69,10 +71,10 @@ class Recipe:
         if self.clip is not None:
             positive["clip"] = self.clip
         for name, value in positive.items():
-            if not (math.isfinite(value) and value > 0):
+            if not (is_number(value) and value > 0):
                 raise GptOssError(f"{name} is {value!r}: expected a number above 0")
         for name, value in (("floor", self.floor), ("aux loss", self.router_aux_loss_coef)):
-            if not (math.isfinite(value) and value >= 0):
+            if not (is_number(value) and value >= 0):
                 raise GptOssError(f"{name} is {value!r}: expected a number of 0 or more")
         whole = (self.whole,) if isinstance(self.whole, str) else tuple(self.whole)  # one pattern
         object.__setattr__(self, "whole", whole)

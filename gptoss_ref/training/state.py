@@ -100,7 +100,9 @@ def read_state(folder: Path, arrays: dict[str, Array], about: dict[str, Any]) ->
         run = json.loads(file.metadata["run"])
         if run["format"] != FORMAT:
             raise GptOssError(f"{path}: its format is {run['format']!r}: expected {FORMAT!r}")
-        step, history = int(run["step"]), tuple(run["history"])
+        step, history = int(run["step"]), tuple(dict(entry) for entry in run["history"])
+        if step < 0 or not all(isinstance(entry["step"], int) for entry in history):
+            raise ValueError(f"step {step}")
     except CheckpointError as error:
         raise GptOssError(str(error)) from None
     except GptOssError:

@@ -160,6 +160,11 @@ LOOKED_AT = 1 << 23
 """Budget: number of values whose votes are counted: one or two blocks of gpt-oss-20b on 200 tokens,
 or all of a small model. A bug in a single block is found only if that block is among them."""
 
+RESOLVED, RESOLVED_VALUES = 0.1, 8
+"""Values of a gradient below one rounding of the whole array vote only if RESOLVED_VALUES values of
+the same size do not depend on the bug, and all but the share RESOLVED of these are right within
+that relative error."""
+
 # --- search, end to end: from outputs alone ---
 
 SAMPLES = 3

@@ -104,6 +104,21 @@ def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_ctrl_c_before_the_first_step_of_a_resumed_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say that the run stopped after step 0."""
+    assert run(data, tmp_path / "out", "--steps", "1") == 0
+    capsys.readouterr()
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptoss_ref.training.train", interrupted)
+    assert run(data, tmp_path / "out", "--steps", "1", "--resume") == 130
+    assert f"stopped; saved in {tmp_path / 'out'}; --resume" in capsys.readouterr().err
+
+
 @pytest.fixture
 def fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a training that must fail as bad input; gives its one line."""
@@ -132,6 +147,10 @@ def fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cal
         (["--whole", "*.sink"], "no weight matches '*.sink'"),
         (["--held-out", "no/where"], "no/where: cannot be read: No such file or directory"),
         (["--resume"], "expected the state of a run to resume"),
+        (
+            ["--evaluate-every", "2"],
+            "--evaluate-every needs data for the evaluation: expected --he",
+        ),
         (["--plot", "loss.txt"], "--plot loss.txt: expected a file that ends with .svg"),
         (["--plot", "no/where.svg"], "--plot no/where.svg: its folder does not exist"),
     ],
@@ -162,3 +181,4 @@ def test_an_adapter_is_not_trained_further(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "first", "--steps", "1") == 0
     argv: list[Any] = ["train", tmp_path / "first", data, "-o", tmp_path / "second", *LORA]
     assert main([str(word) for word in argv]) == 2
+    assert not (tmp_path / "second").exists()

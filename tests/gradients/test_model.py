@@ -392,3 +392,5 @@ def test_a_tap_that_was_not_asked_for_is_computed_when_it_is_looked_up() -> None
     assert list(out.taps) == ["block.3.attn.q"]
     with pytest.raises(GptOssError, match=r"block\.3\.attn\.qq"):
         out.taps["block.3.attn.qq"]
+    with pytest.raises(GptOssError, match=r"is a pattern: .* such as 'block\.0\.attn\.q'"):
+        out.taps["*.attn.q"]

@@ -159,6 +159,7 @@ BAD: list[tuple[bytes | dict[str, Any], str]] = [
     (b"[1]", "expected a JSON object, not list"),
     (b'{"text": "\xff"}', "not UTF-8 at byte 10"),
     (b"[" * 100_000, "not JSON"),
+    (b'{"text": "a", "text": "b c"}', "key 'text' appears twice"),
     ({}, "none of them: expected one of messages, prompt, text, tokens"),
     ({"text": "a", "tokens": [1]}, "has text and tokens: expected one of"),
     ({"text": "ab", "weight": 1}, "unknown key 'weight': expected text"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import gptoss_ref as gr
 from gptoss_ref.checkpoint.peft import CONFIG, TENSORS
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
-from gptoss_ref.training import AdamW, Example, LoRA, Recipe, evaluate, train
+from gptoss_ref.training import AdamW, DataError, Example, LoRA, Recipe, evaluate, train
 from gptoss_ref.training.state import STATE
 from tests.support.distance import relative_l2
 from tests.support.strategies import as_weights, random_arrays, small_config
@@ -86,6 +88,47 @@ class Stop:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_the_last_evaluation_saves(
+    whole_run: tuple[gr.training.Run, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = [2]  # evaluations, the second of which is the last one
+
+    def interrupted(*arguments: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    once = replace(RECIPE, evaluate_every=0)
+    monkeypatch.setattr("gptoss_ref.training.loop.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_model(), DATA, once, held_out=HELD_OUT, out=tmp_path)
+    monkeypatch.undo()
+    run = train(small_model(), DATA, once, held_out=HELD_OUT, out=tmp_path, resume=True)
+    assert run.history[-2:] == whole_run[0].history[-2:]
+    assert files_of(tmp_path)[TENSORS] == whole_run[1][TENSORS]
+
+
+def test_an_error_on_the_way_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third step fails: the first two are saved, and can be gone on from."""
+    calls = []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:  # two parts a step
+            raise GptOssError("the loss is nan: somewhere")
+        return gr.backward(*arguments, **options)
+
+    monkeypatch.setattr("gptoss_ref.training.loop.backward", failing)
+    message = f"step 3, .*the loss is nan: somewhere; step 2 is saved in {tmp_path}$"
+    with pytest.raises(GptOssError, match=message):
+        train(small_model(), DATA, RECIPE, out=tmp_path)
+    assert sorted(files_of(tmp_path)) == sorted([CONFIG, TENSORS, STATE])
+    assert train(small_model(), DATA, RECIPE, out=tmp_path, resume=True).history[-1]["step"] == 7
 
 
 @pytest.mark.parametrize("records", [1, 2, 3, 5, 6, 8])
@@ -197,10 +240,11 @@ def test_a_loss_that_is_nan_is_named() -> None:
     broken = Model(CONFIGURATION, weights, backend="numpy")
     with pytest.raises(GptOssError) as caught:
         train(broken, DATA[:1], Recipe(steps=1, batch_size=1, lora=LORA))
+    where = "the first tap point that is not finite is block.1.attn.k, at [0, 0, 0]"
+    with pytest.raises(GptOssError, match=re.escape(f"data: line 1: the loss is nan: {where}")):
+        evaluate(broken, DATA)
     assert "step 1, data: line 1: the loss is nan: " in str(caught.value)
-    assert "the first tap point that is not finite is block.1.attn.k, at [0, 0, 0]" in str(
-        caught.value
-    )
+    assert where in str(caught.value)
 
 
 def test_gradients_that_are_not_finite_are_named() -> None:
@@ -244,6 +288,41 @@ def test_settings_of_lora_that_cannot_be() -> None:
         LoRA(rank=0)
     with pytest.raises(GptOssError, match="alpha of LoRA is -1: expected a number above 0"):
         LoRA(alpha=-1)
+
+
+ROW = DATA[0]
+
+
+@pytest.mark.parametrize("held_out", [False, True], ids=["data", "held out"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": ROW.mask & False}, "no position has a loss: the mask"),
+        ({"mask": ROW.mask[1:]}, r"mask has shape \(\d+,\) .*one for each token"),
+        ({"targets": ROW.targets[:-1]}, r"targets has shape \(\d+,\) .*one for each token"),
+        (
+            {"targets": ROW.targets + 61},
+            r"target \d+ at position 0 is out of range: expected 0 to 60",
+        ),
+        ({"targets": 0 * ROW.targets - 100, "mask": ROW.mask}, "no position has a loss"),
+        ({"tokens": ROW.tokens - 61}, r"token -\d+ at position 0 is out of range"),
+    ],
+)
+def test_examples_that_do_not_fit_are_named_before_the_first_step(
+    change: dict[str, Any], message: str, held_out: bool, tmp_path: Path
+) -> None:
+    rows = [*DATA[1:], replace(ROW, **change, source="mine: row 9")]
+    given = {"held_out": rows} if held_out else {}
+    with pytest.raises(DataError, match="mine: row 9: " + message):
+        train(small_model(), DATA if held_out else rows, RECIPE, out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="mine: row 9: " + message):
+        evaluate(small_model(), rows)
+
+
+def test_a_mask_of_zeros_and_ones() -> None:
+    whole = evaluate(small_model(), DATA)
+    assert evaluate(small_model(), [replace(e, mask=e.mask.astype(int)) for e in DATA]) == whole
 
 
 def test_no_data() -> None:
@@ -301,6 +380,38 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         train(small_model(), DATA, RECIPE, out=tmp_path / "file")
     with pytest.raises(GptOssError, match="cannot be written: Not a directory"):
         train(small_model(), DATA, RECIPE, out=tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [(CONFIG, "an adapter"), (TENSORS, "an adapter"), ("config.json", "a model")]
+)
+def test_a_folder_that_holds_something_else(name: str, what: str, tmp_path: Path) -> None:
+    """An adapter of somebody's would be overwritten, and a model become an adapter's folder."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(GptOssError, match=f"already holds {what}: choose another folder"):
+        train(small_model(), DATA, RECIPE, out=tmp_path)
+    assert files_of(tmp_path) == {name: b"{}"}
+
+
+def test_what_cannot_be_saved_is_said_before_the_work(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with too little room, and a folder that has become read-only."""
+    before, steps = files_of(stopped), Stop(100)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1000, free=100))
+    for out, resume in ((tmp_path / "new", False), (stopped, True)):
+        with pytest.raises(GptOssError, match=r"the run needs \d+ bytes, the disk has 100 free"):
+            train(small_model(), DATA, RECIPE, out=out, resume=resume, report=steps)
+    monkeypatch.undo()
+
+    def read_only(path: Path, *arguments: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(GptOssError, match="cannot be written: Read-only file system"):
+        train(small_model(), DATA, RECIPE, out=stopped, resume=True, report=steps)
+    assert steps.left == 100
+    assert {n: b for n, b in files_of(stopped).items() if n in before} == before
 
 
 def test_a_full_disk_while_saving(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

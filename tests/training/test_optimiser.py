@@ -123,6 +123,7 @@ def test_a_schedule_never_leaves_its_range(schedule: str) -> None:
         ("accumulation", True, "accumulation is True"),
         ("learning_rate", math.nan, "learning_rate is nan: expected a number above 0"),
         ("clip", 0.0, "clip is 0.0"),
+        ("learning_rate", "1e-3", "learning_rate is '1e-3': expected a number above 0"),
         ("floor", -1.0, "floor is -1.0: expected a number of 0 or more"),
         ("schedule", "cosinus", "unknown schedule 'cosinus': expected one of constant, linear"),
     ],
@@ -135,6 +136,8 @@ def test_a_recipe_that_cannot_be(setting: str, value: object, message: str) -> N
 def test_constants_of_adamw_that_cannot_be() -> None:
     with pytest.raises(GptOssError, match=r"betas of AdamW are \(0.9, 1.0\): expected two from 0"):
         AdamW(betas=(0.9, 1.0))
+    with pytest.raises(GptOssError, match=r"betas of AdamW are \(0.9,\): expected two from 0"):
+        AdamW(betas=(0.9,))  # type: ignore[arg-type]
     with pytest.raises(GptOssError, match="weight_decay -1 of AdamW"):
         AdamW(weight_decay=-1)
 

@@ -92,7 +92,7 @@ class Replay:
         ]
         if trace.router_aux_loss_coef:
             self._sites = [self._balanced(site, run) for run, site in enumerate(self._sites)]
-        self._known: dict[tuple[str, int], Array] = {}
+        self._known: dict[tuple[str, int, str], Array] = {}
 
     def _values(self, forward: Trace, needed: set[str]) -> list[dict[str, Array]]:
         """By run, the forward values: the trace's own, or computed from its nearest ones."""
@@ -108,11 +108,13 @@ class Replay:
                 values[name] = array
         return found
 
-    def _given(self, values: Array, run: int) -> Array:
-        """The trace's own values as a run starts from them: but in the first, a little off.
+    def _given(self, values: Array, run: int, rounding: str = "float32") -> Array:
+        """The trace's own values as a run starts from them: but in the first, a rounding off.
 
         A gradient is a sum of many terms, which may cancel, and a sum in float32 is off by about
-        as much as if its terms were each off by a rounding.
+        as much as if its terms were each off by a rounding. Gradients, in which every stage is
+        linear, are off by a rounding of the other's: it may have computed with values that it
+        rounded only when it stored them.
         """
         if values.dtype.kind in "iu":
             return values
@@ -120,7 +122,7 @@ class Replay:
         if run == 0:
             return values
         push = np.random.default_rng(run).uniform(-1, 1, values.shape)
-        pushed: Array = values * (1 + UNITS["float32"] * push).astype(values.dtype)
+        pushed: Array = values * (1 + UNITS[rounding] * push).astype(values.dtype)
         return pushed
 
     def _balanced(self, site: BlockContext, run: int) -> BlockContext:
@@ -135,7 +137,10 @@ class Replay:
 
     def judge(self, name: str, wrong: Sequence[Wrong] = ()) -> Judged:
         """The trace's gradient of that name against its recomputation, with some bugs."""
-        exact, *rounded = (self._compute(self.nodes[name], run, wrong) for run in self._all())
+        coarse = "float32" if self.rounding == "float64" else self.rounding
+        exact, *rounded = (
+            self._compute(self.nodes[name], run, wrong, coarse) for run in self._all()
+        )
         tap = names.of_tap(name)
         axis = names.axes(name).index("T") if tap is not None else 0
         samples = [measure_arrays(exact, sample, axis) for sample in rounded]
@@ -146,6 +151,13 @@ class Replay:
             measure_arrays(exact, self.trace[name], axis),
             level(samples, self.rounding),
         )
+
+    def computed(self, name: str, run: int, wrong: Sequence[Wrong]) -> Array:
+        """The gradient of that name from the trace's own nearest ones, with some bugs.
+
+        ``run`` 0 is in float64, 1 in the other's rounding.
+        """
+        return self._compute(self.nodes[name], run, wrong, "float32")
 
     def _all(self) -> range:
         return range(len(self.runs))
@@ -163,30 +175,31 @@ class Replay:
         before = [self.segment(grad) for grad in node.grads if grad not in self.trace]
         return frozenset({node.stage.name}).union(*before)
 
-    def _compute(self, node: Node, run: int, wrong: Sequence[Wrong]) -> Array:
+    def _compute(self, node: Node, run: int, wrong: Sequence[Wrong], off: str) -> Array:
+        """A stage in a run, in which given gradients are a rounding off, that of ``off``."""
         site = replace(
             self._sites[run],
             layer=node.layer,
-            unembedding=lambda: self._gradient("grad.weights.unembedding", run, wrong),
+            unembedding=lambda: self._gradient("grad.weights.unembedding", run, wrong, off),
         )
         compute = node.stage.compute
         for bug in wrong:
             if node.stage.name in bug:
                 compute = _with(bug[node.stage.name], compute)
-        grads = (self._gradient(grad, run, wrong) for grad in node.grads)
+        grads = (self._gradient(grad, run, wrong, off) for grad in node.grads)
         with np.errstate(invalid="ignore", over="ignore"):
             return compute(site, *grads, *(self._forward[run][tap] for tap in node.forward))
 
-    def _gradient(self, name: str, run: int, wrong: Sequence[Wrong]) -> Array:
-        given = name in self.trace
-        if (given or not wrong) and (name, run) in self._known:
-            return self._known[name, run]
+    def _gradient(self, name: str, run: int, wrong: Sequence[Wrong], off: str) -> Array:
+        given, key = name in self.trace, (name, run, off)
+        if (given or not wrong) and key in self._known:
+            return self._known[key]
         if given:
-            found = self._given(self.trace[name], run)
+            found = self._given(self.trace[name], run, off)
         else:
-            found = self._compute(self.nodes[name], run, wrong)
+            found = self._compute(self.nodes[name], run, wrong, off)
         if given or not wrong:
-            self._known[name, run] = found
+            self._known[key] = found
         return found
 
 

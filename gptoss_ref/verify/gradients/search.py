@@ -3,6 +3,7 @@
 Every gradient is recomputed from the other's own inputs. One that rounding does not explain is
 tried with each bug of the catalogue whose stages lie between it and its inputs; the bug that brings
 it down to what rounding explains is the cause. Bugs found before are tried first, and in pairs.
+At last come bugs that change less than rounding may (``hidden.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from gptoss_ref.model import Model
 from gptoss_ref.tracing import gradients as names
 from gptoss_ref.tracing.trace import Trace
+from gptoss_ref.verify.gradients.hidden import most_votes
 from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS, GradientMutant
 from gptoss_ref.verify.gradients.replay import Judged, Replay
 from gptoss_ref.verify.noise.metrics import measure_arrays
@@ -39,6 +41,7 @@ class Found:
     before: float
     after: float
     alternatives: tuple[str, ...]
+    share: float | None = None  # of the votes, for a bug smaller than rounding
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Search:
 
     replay: Replay
     judged: list[Judged] = field(default_factory=list)
-    notes: dict[str, str] = field(default_factory=dict)
+    explained: dict[str, tuple[GradientMutant, ...]] = field(default_factory=dict)
     found: list[Found] = field(default_factory=list)
     unknown: list[Unexplained] = field(default_factory=list)
 
@@ -60,6 +63,7 @@ class Search:
             self.judged.append(judged)
             if judged.excess > 1:
                 self._explain(judged)
+        self._find_hidden()
 
     def _explain(self, judged: Judged) -> None:
         segment = self.replay.segment(judged.name)
@@ -70,8 +74,10 @@ class Search:
             best = self._best(judged.name, [(m,) for m in candidates])
         if best is None:
             firsts = earlier or self._helpful(judged, candidates)
-            best = self._best(
-                judged.name, [(a, b) for a in firsts for b in candidates if a.name != b.name]
+            pairs = [(a, b) for a in firsts for b in candidates if a.name != b.name]
+            # one of the two may hide the other if it acts on what the other gives
+            best = self._best(judged.name, pairs) or self._best(
+                judged.name, [(b, a) for a, b in pairs]
             )
         if best is None:
             self._unexplained(judged)
@@ -83,7 +89,26 @@ class Search:
                 known.taps.append(judged.name)
             else:
                 self.found.append(Found(mutant, [judged.name], judged.excess, after, others))
-        self.notes[judged.name] = " and ".join(m.name for m in mutants)
+        self.explained[judged.name] = mutants
+
+    def _find_hidden(self) -> None:
+        """Bugs that are smaller than rounding, the clearest vote first."""
+        while True:
+            taken = {f.mutant.name for f in self.found}
+            mutants = [m for m in CATALOGUE if m.name not in taken]
+            best = most_votes(self.replay, self.judged, mutants, self.explained)
+            if best is None:
+                return
+            mutant = best.candidate
+            voted = [j for j in self.judged if self.replay.segment(j.name) & set(mutant.wrong)]
+            error = next(j.excess for j in voted if j.name == best.tap)
+            self.found.append(
+                Found(mutant, [best.tap], error, error, best.alternatives, best.share)
+            )
+            for judged in voted:
+                if judged.excess <= 1 or judged.name in self.explained:
+                    before = self.explained.get(judged.name, ())
+                    self.explained[judged.name] = (*before, mutant)
 
     def _best(
         self, name: str, candidates: Sequence[tuple[GradientMutant, ...]]
@@ -134,15 +159,19 @@ class Search:
         trace, errors = self.replay.trace, judged.errors
         wrong = judged.excess > 1
         verdict, note = "ok", ""
-        by = self.notes.get(judged.name, "")
+        by = self.explained.get(judged.name, ())
+        names_of = " and ".join(m.name for m in by)
         if wrong:
             verdict = "nan" if errors.broken.any() else "diverges"
             note = f"off by {in_words(judged.excess)}"
-            note += f"; explained by {by}" if by else "; not explained"
-            if by and all(f.mutant.equivalent for f in self.found if f.mutant.name in by):
+            note += f"; explained by {names_of}" if by else "; not explained"
+            if by and all(m.equivalent for m in by):
                 verdict = "rewritten"
         elif int(errors.lost.sum()) == trace[judged.name].size:
             verdict, note = "unjudged", ALL_LOST
+        elif by and judged.name in {f.taps[0] for f in self.found}:
+            verdict = "hidden"
+            note = f"less than rounding explains, but its values side with {names_of}"
         rows = np.flatnonzero(judged.wrong_rows)
         tokens = names.of_tap(judged.name) is not None
         return Row(
@@ -170,7 +199,9 @@ class Search:
         hit = {names.split(name)[0] for name in found.taps} - {None}
         stages = {names.split(name)[1] for name in found.taps}
         able = {n for n, stage in map(names.split, trace.gradients) if stage in stages} - {None}
-        blocks = None if hit == able else tuple(sorted(n for n in hit if n is not None))
+        blocks = None
+        if found.share is None and hit != able:  # votes are counted over all blocks
+            blocks = tuple(sorted(n for n in hit if n is not None))
         return Cause(
             name=mutant.name,
             variant=mutant.label,
@@ -184,6 +215,7 @@ class Search:
             error_after=found.after,
             alternatives=found.alternatives,
             confidence=1 / (1 + len(found.alternatives)),
+            share=found.share,
         )
 
     def conventions(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,8 +31,19 @@ from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, 
 from gptoss_ref.weights import ModelWeights
 
 
+class Named(Protocol):
+    """A bug with a name."""
+
+    @property
+    def name(self) -> str:
+        """As the catalogue has it."""
+
+
+Bug = TypeVar("Bug", bound=Named)
+
+
 @dataclass
-class Vote:
+class Vote(Generic[Bug]):
     """How the values told so far side.
 
     Attributes:
@@ -41,7 +53,7 @@ class Vote:
         clear, exact: values that it changes by many roundings, and those it gives to a rounding.
     """
 
-    candidate: Candidate
+    candidate: Bug
     tap: str = ""
     voters: int = 0
     sides: int = 0
@@ -83,7 +95,7 @@ def most_votes(
     entries: Sequence[Entry],
     tap_errors: Mapping[str, TapError],
     steps: Steps,
-) -> Vote | None:
+) -> Vote[Candidate] | None:
     """The candidate with the clearest vote over all tap points that do not diverge, if any.
 
     Args:
@@ -109,21 +121,27 @@ def most_votes(
         starts = range(0, len(candidates), AT_ONCE) if taps else ()
         polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
     steps.expect(len(polls))
-    votes: list[Vote] = []
+    votes: list[Vote[Candidate]] = []
     for taps, candidates in polls:
         some = [Vote(candidate) for candidate in candidates]
         for tap in taps:
             some = _poll(weights, trace, rounding, ops, some, tap_errors[tap])
-        votes += [vote for vote in some if vote.elected]
+        votes += some
         steps.tick()
-    votes.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
-    if not votes:
+    return clearest(votes)
+
+
+def clearest(votes: Sequence[Vote[Bug]]) -> Vote[Bug] | None:
+    """The clearest of the votes that elect their bug, if any, with what cannot be told from it."""
+    elected = [vote for vote in votes if vote.elected]
+    elected.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
+    if not elected:
         return None
-    best = votes[0]
+    best = elected[0]
     best.alternatives = tuple(
         dict.fromkeys(
             v.candidate.name
-            for v in votes[1:]
+            for v in elected[1:]
             if (v.share, v.voters) == (best.share, best.voters)
             and v.candidate.name != best.candidate.name
         )
@@ -142,9 +160,9 @@ def _poll(
     trace: Trace,
     rounding: str,
     ops: ModelOps,
-    votes: list[Vote],
+    votes: list[Vote[Candidate]],
     local: TapError,
-) -> list[Vote]:
+) -> list[Vote[Candidate]]:
     """The votes of one tap point counted, without the candidates that it rules out."""
     policy, tap = POLICIES[rounding], local.tap
     runs = [(ops, policy), *((vote.candidate.apply(ops), policy) for vote in votes)]

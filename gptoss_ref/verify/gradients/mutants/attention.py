@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_ref import gradients
 from gptoss_ref.numerics import Array
@@ -121,8 +122,7 @@ def key_gradient_of_one_head(
     right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
 ) -> Array:
     """The keys' gradient is that of the last query head of each group, not the sum."""
-    w, _ = at.softmax(site, q, k)
-    return at.to_keys(site, _last_of_group(site, at.d_scores(site, d_w, w)), q)
+    return right(site, np.where(_last_of_group(site, len(d_w)), d_w, d_w.dtype.type(0)), q, k)
 
 
 @bug(
@@ -135,17 +135,17 @@ def value_gradient_of_one_head(
     right: Compute, site: BlockContext, d_mix: Array, q: Array, k: Array
 ) -> Array:
     """The values' gradient is that of the last query head of each group, not the sum."""
-    w, _ = at.softmax(site, q, k)
-    return at.to_keys(site, _last_of_group(site, w), at.by_heads(site, d_mix))
+    by_heads = at.by_heads(site, d_mix)  # (T, H, C)
+    last = _last_of_group(site, by_heads.shape[1])[:, 0]
+    alone = np.where(last, by_heads, d_mix.dtype.type(0)).reshape(d_mix.shape)
+    return right(site, alone, q, k)
 
 
-def _last_of_group(site: BlockContext, w: Array) -> Array:
-    heads = np.arange(len(w))
-    return np.where(
-        (heads % site.config.group_size == site.config.group_size - 1)[:, None, None],
-        w,
-        w.dtype.type(0),
-    )
+def _last_of_group(site: BlockContext, heads: int) -> NDArray[np.bool_]:
+    """Whether each of so many heads is the last of its group: (H, 1, 1)."""
+    group = site.config.group_size
+    last: NDArray[np.bool_] = np.arange(heads) % group == group - 1
+    return last[:, None, None]
 
 
 def _window_edge(extra: int) -> Compute:
