@@ -1,13 +1,13 @@
-"""Experts for training: a float32 forward pass that can be kept, and the gradients.
+"""Experts for training: a float32 forward pass that can keep what it computes, and gradients.
 
-A task is an expert, with all tokens that chose it, some at a time: their rows are gathered, go
-through both matrices (``products.py``) and what lies between while they are in cache, and the
-results are stored by position (``expert_plan.py``). Then each token's results are summed. So
-weights are decoded and gradients of weights written once for some hundred tokens.
+A task is one expert with all tokens that chose it, some tokens at a time. The rows of these tokens
+are gathered and go through both matrices (``products.py``) and SwiGLU while they are in cache; the
+results are stored by position (``expert_plan.py``). In the end the results of each token are
+summed. So weights are decoded, and gradients of weights written, once for some hundred tokens.
 
-The router weight's gradient dw = dy · (W2 s + b2) is computed as (W2ᵀ dy) · s + dy · b2, because
-W2ᵀ dy is needed anyway and the product with W2 is not. Error: relative L2 below 5e-6 of the layer's
-gradient in float64.
+The gradient of a router weight, dw = dy · (W2 s + b2), is computed as (W2ᵀ dy) · s + dy · b2,
+because W2ᵀ dy is needed anyway and the product with W2 is not. Error: relative L2 below 5e-6
+against the layer's gradient in float64.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
 from gptoss_ref.weights import MXFP4, ExpertGradients, ExpertMatrix
 
 AT_ONCE = 192
-"""Tokens of an expert that are computed together: whole register tiles of any path."""
+"""Tokens of an expert that are processed together: whole register tiles of every path."""
 TOKENS = 64
-"""Tokens of a task when their results are summed."""
+"""Tokens of a task when the results of the experts are summed."""
 
 
 class _Mixture(NamedTuple):
-    """What both passes are given."""
+    """Arguments that both passes share."""
 
     path: Any
-    turn: Any  # the experts that somebody chose, in the order of tasks
-    starts: Any  # (E + 1,) where each expert's positions begin
-    slots: Any  # (T·A,) of each position
-    tokens: Any  # (T·A,) of each position, and some more
+    turn: Any  # the experts that a token chose, in the order of tasks
+    starts: Any  # (E + 1,) first position of each expert
+    slots: Any  # (T·A,) slot of each position
+    tokens: Any  # (T·A,) token of each position, and some more entries
     weights: Any  # (T·A,) by slot
     first: Any  # W1 (E·2F, D)
     first_bias: Any  # (E, 2F)
@@ -78,10 +78,11 @@ def kept_experts(
     keep: bool = True,
     policy: str | Policy = FLOAT32,
 ) -> tuple[Array, Array | None]:
-    """The layer's answer (T, D), and what :func:`experts` need not compute again.
+    """Return the experts' output (T, D), and values that :func:`experts` need not compute again.
 
-    That is gate and up (T·A, 2F), or None if not ``keep``. Arguments and errors are those of
-    :func:`gptoss_ref.kernels.experts`, which computes them where its integers are faster.
+    These are gate and up (T·A, 2F), or None if ``keep`` is False. Arguments and errors are those of
+    :func:`gptoss_ref.kernels.experts`, which computes the output if its integer products are
+    faster.
     """
     check_policy(policy)
     parameters = (mlp1_weight, mlp1_bias, mlp2_weight, mlp2_bias)
@@ -128,18 +129,19 @@ def experts(
         mlp2_weight: (E, D, F).
         mlp2_bias: (E, D).
         alpha, limit: of :func:`gptoss_ref.kernels.swiglu`.
-        weight_gradients: False leaves out the products for frozen experts, whose four gradients are
-            then None.
+        weight_gradients: False omits the products for frozen experts, whose four gradients are then
+            None.
         tap: called with the gradients of ``expert_out`` (T, A, D), ``swiglu`` (T, A, F) and
             ``gate_up`` (T, A, 2F).
-        kept: gate and up (T·A, 2F), as :func:`kept_experts` gives them; None: computed again.
+        kept: gate and up (T·A, 2F) from :func:`kept_experts`; None: they are computed again.
 
     Returns:
-        ``d_x`` (T, D), ``d_weights`` (T, A), and the weights' gradients in their own shapes.
+        ``d_x`` (T, D), ``d_weights`` (T, A), and the gradients of the weights in the weights'
+        shapes.
 
     Raises:
         CheckpointError: a chosen expert has a scale byte 255, and ``scale_255`` is ``"error"``.
-        GptOssError: another policy, shapes that do not fit, or indices that
+        GptOssError: a policy other than float32, shapes that do not match, or indices that
             :func:`gptoss_ref.kernels.experts` refuses.
     """
     check_policy(policy)
@@ -177,7 +179,7 @@ def experts(
 
 
 def _by_integers(tokens: int, width: int) -> bool:
-    """Whether products with so many tokens of that width run on integers, or on AMX."""
+    """Return whether products of this size run with integers or on AMX."""
     return method_of(tokens, width) in (INT16, AMX)
 
 
@@ -185,7 +187,7 @@ def _mixture(
     x: Array, indices: Array, weights: Array,
     parameters: tuple[ExpertMatrix, Array, ExpertMatrix, Array], alpha: float, limit: float
 ) -> tuple[Plan, _Mixture]:  # fmt: skip
-    """Which tokens go to which expert, and what kernels are given."""
+    """Return the assignment of tokens to experts, with the arguments of the kernels."""
     first, first_bias, second, second_bias = parameters
     count, doubled, width = first.shape
     if (
@@ -208,7 +210,7 @@ def _mixture(
             refuse_chosen(plan.active, weight)
     loads = plan.starts[plan.active + 1] - plan.starts[plan.active]
     ranked, teams = plan.active[np.argsort(-loads, kind="stable")], current_threads()
-    turn = np.concatenate([ranked[n::teams] for n in range(teams)])  # each thread's are as heavy
+    turn = np.concatenate([ranked[n::teams] for n in range(teams)])  # similar loads
     biases = (np.ascontiguousarray(widen(b, np.float32)) for b in (first_bias, second_bias))
     one, two = biases
     limits = np.float32(alpha), np.float32(limit)
@@ -219,10 +221,10 @@ def _mixture(
 
 
 def _stored(weight: ExpertMatrix) -> Any:
-    """A weight as ``products.py`` takes it."""
+    """Return a weight as ``products.py`` takes it."""
     if isinstance(weight, MXFP4):
         stored = stored_of(weight)
-        if stored is None:  # an awkward view
+        if stored is None:  # a non-contiguous view
             blocks, scales = weight.blocks.copy(), weight.scales.copy()
             stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
             assert stored is not None
@@ -241,7 +243,7 @@ def _forward(mixture: _Mixture, x: Any, gate_up: Any, answers: Any, tasks: int, 
 
 @jit_tasks
 def _forward_tasks(of: _Mixture, x: Any, gate_up: Any, answers: Any, start: int, stop: int) -> None:
-    """Gate and up by slot, if they are kept, and answers (T·A, D) by position."""
+    """Compute the outputs (T·A, D) by position and, if they are kept, gate and up by slot."""
     width, doubled = x.shape[1], of.first_bias.shape[1]
     half = doubled // 2
     room = room_for_panels()
@@ -272,7 +274,7 @@ def _forward_tasks(of: _Mixture, x: Any, gate_up: Any, answers: Any, start: int,
 def _gate_up(
     of: _Mixture, e: int, rows: Any, count: int, width: int, doubled: int, gu: Any, room: Any
 ) -> None:
-    """Gate and up of some rows."""
+    """Compute gate and up of some rows."""
     wider = padded(doubled)
     by_rows(
         of.path, rows, 0, padded(width), count, of.first, e * doubled, doubled, width, gu, wider,
@@ -345,7 +347,7 @@ def _backward_tasks(
                 if d_gate_up.size:
                     copy(both, d_gate_up[p + m])
                 if wanted:
-                    _scale(dy, weight)  # the gradient of the answer
+                    _scale(dy, weight)  # the gradient of the expert's output
                     add_all(both, d_first_bias[e])
                     add_all(dy, d_second_bias[e])
             if wanted:
@@ -381,14 +383,14 @@ def _scale(x: Any, factor: Any) -> None:
 
 @jit_inner
 def _turn_back(d: Any, gate_up: Any, alpha: Any, limit: Any) -> None:
-    """Gate and up become their gradients, from ``d`` (F,), that of the activations."""
+    """Replace gate and up by their gradients, given ``d`` (F,), the gradient of the activations."""
     for f in range(d.size):
         d_gate, d_up = slope(d[f], gate_up[2 * f], gate_up[2 * f + 1], alpha, limit)
         gate_up[2 * f], gate_up[2 * f + 1] = d_gate, d_up
 
 
 def _summed(rows: Array, plan: Plan, weights: Array, shape: tuple[int, ...]) -> Array:
-    """Each token's rows (T·A, D) by position, times their weights (T·A,) by slot: (T, D)."""
+    """Sum each token's rows (T·A, D), by position, times their weights (T·A,), by slot: (T, D)."""
     places = np.empty(len(rows), np.int64)
     places[plan.order] = np.arange(len(rows))
     out = np.empty((shape[0], rows.shape[1]), np.float32)
