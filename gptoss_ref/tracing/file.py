@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gptoss_ref._files import replacing
-from gptoss_ref.checkpoint.reader import SafetensorsFile
+from gptoss_ref.checkpoint.reader import SafetensorsFile, looks_like_safetensors
 from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.npz import load_npz, split_npz
@@ -159,6 +159,8 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             raise TraceError(f"{path}: not a trace: the file has no trace metadata")
         return arrays, {key: value for key, value in metadata.items() if key != "format"}
     try:
+        if path.is_file() and not looks_like_safetensors(path):
+            raise TraceError(f"{path}: not a trace: expected a .trace, .safetensors or .npz file")
         file = SafetensorsFile(path)
         if file.metadata.get("format") not in READABLE:
             raise TraceError(
@@ -168,6 +170,8 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         arrays = {name: file.array(name, FILE_DTYPES) for name in file.tensors}
     except CheckpointError as error:
         raise TraceError(str(error)) from None
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
     return arrays, {key: value for key, value in file.metadata.items() if key != "format"}
 
 
