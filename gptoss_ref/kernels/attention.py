@@ -138,8 +138,7 @@ def attention_weights(
 ) -> Array:
     """Return the attention weights (H, T, S), without the sink's column.
 
-    For observers only: the model itself never forms them. The arguments are those of
-    :func:`attention`.
+    For observers only: the model itself never forms them. Arguments as :func:`attention`.
     """
     q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
     weights = np.empty((q.shape[1], len(q), len(k)), np.float32)
