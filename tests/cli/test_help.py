@@ -101,6 +101,12 @@ def test_an_extra_comes_from_where_the_package_came(
     assert _extras.install_line("viz") == f'python -m pip install "{expected}"'
 
 
+def test_one_place_knows_how_to_install() -> None:
+    package = Path(_extras.__file__).parent
+    naming = [f.name for f in package.rglob("*.py") if "pip install" in f.read_text("utf-8")]
+    assert naming == ["_extras.py"]
+
+
 def test_a_wrong_signature_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.py"
     file.write_text("from math import sqrt\ndef swiglu(x): return x\ndef other(): pass\n")
