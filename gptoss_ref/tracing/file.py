@@ -2,7 +2,7 @@
 
 The configuration, the number of tokens and the policy determine the names, shapes and dtypes. So
 the header is written first, and then each array, or some of its rows, at its offset. Values that
-nobody writes are zero, as attention weights of later keys should be.
+are never written are zero, as attention weights of later keys should be.
 """
 
 from __future__ import annotations
@@ -99,7 +99,6 @@ class TraceWriter:
             for name in order
         }
         self._file = file
-        self._written = dict.fromkeys(order, 0)
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         file.truncate(start + at)
@@ -121,15 +120,10 @@ class TraceWriter:
             for head, weights in enumerate(values):
                 block[:, end - weights.shape[1] : end] = weights
                 self._put(slot, (head * rows + row) * keys, block)
-        self._written[name] += values.shape[axis]
 
     def _put(self, slot: Slot, first: int, values: Array) -> None:
         self._file.seek(slot.begin + first * slot.itemsize)
         self._file.write(np.ascontiguousarray(values).data)
-
-    def unwritten(self) -> list[str]:
-        """Names of the arrays of which no row has been written."""
-        return [name for name, rows in self._written.items() if not rows]
 
 
 @contextlib.contextmanager

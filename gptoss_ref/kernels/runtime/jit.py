@@ -57,11 +57,6 @@ def jit(function: F) -> F:
     return _compiled_lazily(function)
 
 
-def jit_dot(function: F) -> F:
-    """Compile a leaf whose sums of products may be reordered and fused."""
-    return _compiled_lazily(function, fastmath=DOT_PRODUCT)
-
-
 def jit_inner(function: F, **options: Any) -> F:
     """Compile a function that only kernels call (``parts.py``); Python cannot call it."""
     return cast(F, numba.njit(**OPTIONS | PART | options)(function))
