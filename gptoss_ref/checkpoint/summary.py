@@ -188,8 +188,9 @@ def describe(model: str | Path | ModelConfig | Checkpoint) -> Info:
     """The parameter table of a model.
 
     Args:
-        model: `20b` or `120b` for a released configuration, with no weights; a configuration; a
-            loaded checkpoint; or anything that `load_checkpoint` takes.
+        model: `20b` or `120b` for a released configuration, with no weights, unless there is a
+            folder of that name; a configuration; a loaded checkpoint; or anything that
+            `load_checkpoint` takes.
 
     Raises:
         ConfigError, CheckpointError: as `load_checkpoint`.
@@ -198,10 +199,10 @@ def describe(model: str | Path | ModelConfig | Checkpoint) -> Info:
         return _from_config("configuration", model)
     if isinstance(model, Checkpoint):
         return _from_checkpoint(str(model.path), model)
-    name = model.lower() if isinstance(model, str) and not Path(model).exists() else model
-    if isinstance(name, str) and name in RELEASED:
-        return _from_config(f"gpt-oss-{name.removeprefix('gpt-oss-')}", RELEASED[name])
-    if isinstance(name, str) and "/" not in name and not Path(name).exists():
+    if isinstance(model, str) and "/" not in model and not Path(model).exists():
+        name = model.lower()
+        if name in RELEASED:
+            return _from_config(f"gpt-oss-{name.removeprefix('gpt-oss-')}", RELEASED[name])
         near = difflib.get_close_matches(name, RELEASED, 1)
         if near:
             raise CheckpointError(f"{model}: no such folder: did you mean {near[0]}?")

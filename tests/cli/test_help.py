@@ -56,6 +56,7 @@ def test_help_shows_defaults() -> None:
         ("trace tiny --promt x -o y", "unknown option --promt: did you mean --prompt?"),
         ("convert tiny x --layout hff", "unknown --layout 'hff': did you mean hf?"),
         ("convert tiny ./tiny", "expected another name for the new folder"),
+        ("convert tiny other-constants", "expected another name for the new folder"),
     ],
 )
 def test_near_names(line: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
