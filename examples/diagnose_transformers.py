@@ -18,11 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import masking_utils
-
 import gptoss_ref as gr
+
+try:
+    import torch
+    import transformers
+    from transformers import masking_utils
+except ImportError:
+    sys.exit("this needs torch and transformers: python -m pip install torch transformers")
 
 TEXT = "Sort these numbers: 41, 7, 88, 23, 5, 67, 12. Then add the first and the last of them."
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+try:
+    import torch
+    from safetensors.torch import save_file
+    from torch import Tensor
+except ImportError:
+    sys.exit("this needs torch: python -m pip install torch")
 
 from data import TOKENIZER
 from gptoss_ref.chat.hf_tokenizer import tokenizer_json

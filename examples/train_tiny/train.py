@@ -12,12 +12,16 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    sys.exit("this needs torch: python -m pip install torch")
 
 from batch import Batch, collate
 from data import PLAIN, draw_branch, draw_context, draw_skill

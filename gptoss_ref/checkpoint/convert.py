@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.checkpoint.load import Checkpoint, load_adapted
 from gptoss_ref.checkpoint.locate import TINY
+from gptoss_ref.checkpoint.made import MADE
 from gptoss_ref.checkpoint.merge import Merged, MergedExperts, Merger
 from gptoss_ref.checkpoint.names import Layout, Place, places
 from gptoss_ref.checkpoint.writer import Output, Progress, new_folder, write_json, write_shards
@@ -116,9 +117,10 @@ def convert(
     """
     if dst == "":
         raise CheckpointError("the path of the result is empty; expected the path of a new folder")
-    if Path(dst).name == TINY:
+    name = Path(dst).name
+    if name in (TINY, *MADE):
         raise CheckpointError(
-            f"{dst}: {TINY!r} names the bundled model; expected another name for the new folder"
+            f"{dst}: {name!r} names a bundled model; expected another name for the new folder"
         )
     source, learnt = load_adapted(src, adapter)
     merger = None if learnt is None else Merger(learnt, source.weights)

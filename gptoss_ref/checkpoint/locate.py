@@ -5,6 +5,7 @@ Only `download` uses the network, and only an explicit request calls it.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -52,7 +53,9 @@ def locate(path: str | Path) -> tuple[Path, Path]:
                 f"{path}: no such folder; this name stands for a configuration without weights, "
                 f"for `info` only; {_EXPECTED}"
             )
-        raise CheckpointError(f"{path}: no such folder; {_EXPECTED}")
+        near = difflib.get_close_matches(str(path), (TINY, *MADE), 1)
+        hint = f": did you mean {near[0]}?" if near else f"; {_EXPECTED}"
+        raise CheckpointError(f"{path}: no such folder{hint}")
     if not folder.is_dir():
         raise CheckpointError(f"{path}: expected a checkpoint folder, not a file")
     original = folder / "original"

@@ -117,6 +117,18 @@ class SafetensorsFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether the suffix is that of a safetensors or trace file, or the JSON header is in place.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if path.suffix in (".safetensors", ".trace") or is_special(path):
+        return True  # SafetensorsFile says what is wrong with it
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"  # after eight bytes of length
+
+
 def _ask_for_large_pages(mapped: mmap.mmap) -> None:
     """Ask for pages of 2 MiB: where the system has them, reading weights is a third faster.
 

@@ -8,6 +8,7 @@ uses and the unembedding, but not the embedding, of which a token reads a single
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gptoss_ref.checkpoint import Checkpoint, load_checkpoint
 from gptoss_ref.checkpoint.names import Layout, places
 from gptoss_ref.checkpoint.reader import DTYPE_BITS
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B, SLIDING, ModelConfig
+from gptoss_ref.errors import CheckpointError
 from gptoss_ref.weights import MXFP4_BLOCK
 
 RELEASED = {
@@ -186,8 +188,9 @@ def describe(model: str | Path | ModelConfig | Checkpoint) -> Info:
     """The parameter table of a model.
 
     Args:
-        model: `20b` or `120b` for a released configuration, with no weights; a configuration; a
-            loaded checkpoint; or anything that `load_checkpoint` takes.
+        model: `20b` or `120b` for a released configuration, with no weights, unless there is a
+            folder of that name; a configuration; a loaded checkpoint; or anything that
+            `load_checkpoint` takes.
 
     Raises:
         ConfigError, CheckpointError: as `load_checkpoint`.
@@ -196,9 +199,13 @@ def describe(model: str | Path | ModelConfig | Checkpoint) -> Info:
         return _from_config("configuration", model)
     if isinstance(model, Checkpoint):
         return _from_checkpoint(str(model.path), model)
-    name = model.lower() if isinstance(model, str) and not Path(model).exists() else model
-    if isinstance(name, str) and name in RELEASED:
-        return _from_config(f"gpt-oss-{name.removeprefix('gpt-oss-')}", RELEASED[name])
+    if isinstance(model, str) and "/" not in model and not Path(model).exists():
+        name = model.lower()
+        if name in RELEASED:
+            return _from_config(f"gpt-oss-{name.removeprefix('gpt-oss-')}", RELEASED[name])
+        near = difflib.get_close_matches(name, RELEASED, 1)
+        if near:
+            raise CheckpointError(f"{model}: no such folder: did you mean {near[0]}?")
     return _from_checkpoint(str(model), load_checkpoint(model))
 
 

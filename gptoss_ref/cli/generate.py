@@ -8,7 +8,7 @@ import json
 import time
 
 from gptoss_ref.cli.console import output
-from gptoss_ref.cli.sources import load_model
+from gptoss_ref.cli.sources import compile_kernels, load_model
 from gptoss_ref.generation import Token, check_parameters, generate
 
 
@@ -18,9 +18,11 @@ def run(args: argparse.Namespace) -> int:
     It ends when the context is full, even before --max-tokens.
     """
     check_parameters(args.max_tokens, args.temperature, args.top_k, args.top_p, args.seed)
-    model = load_model(args)
+    model = load_model(args, compiled=False)
     tokenizer, screen = model.tokenizer, output()
     prompt = tokenizer.encode(args.prompt)
+    model.checked(prompt)
+    compile_kernels(model)
     # the last token is never fed to the model, so its position may be one beyond the context
     room = model.config.max_position_embeddings - len(prompt) + 1
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens

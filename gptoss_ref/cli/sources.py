@@ -52,13 +52,22 @@ def prompt_of(args: argparse.Namespace, tokenizer: Callable[[], Tokenizer]) -> l
     return ids
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """The model for a command with model options, with compiled kernels."""
+def load_model(args: argparse.Namespace, *, compiled: bool = True) -> Model:
+    """The model for a command with model options; its kernels are compiled unless told otherwise.
+
+    A command that checks more input calls :func:`compile_kernels` itself, after the checks.
+    """
     from gptoss_ref.model import load
 
     model = load(source(args.model, args.download), backend=args.backend, policy=args.policy)
+    if compiled:
+        compile_kernels(model)
+    return model
+
+
+def compile_kernels(model: Model) -> None:
+    """Compile the kernels if the model uses them and the cache does not have them."""
     if model.backend.name == "numba":
         from gptoss_ref.cli.compiling import compile_once
 
         compile_once()
-    return model

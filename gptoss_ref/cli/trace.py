@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from gptoss_ref.cli.console import notes, output
-from gptoss_ref.cli.sources import load_model, prompt_of
+from gptoss_ref.cli.sources import compile_kernels, load_model, prompt_of
 from gptoss_ref.tracing.file import check_suffix
 from gptoss_ref.tracing.record import file_size, trace
 
@@ -18,10 +18,11 @@ WORTH_SAYING = 50e6
 def run(args: argparse.Namespace) -> int:
     """Writes the trace and prints a summary."""
     check_suffix(Path(args.output))
-    model = load_model(args)
+    model = load_model(args, compiled=False)
     tokens = prompt_of(args, lambda: model.tokenizer) or []
     length = len(model.checked(tokens, 0))
     expected = file_size(model, length, args.taps or "*")
+    compile_kernels(model)
     if expected >= WORTH_SAYING:
         notes().line(f"{args.output}: will be {expected / 1e6:.0f} MB")
     with notes().progress("tracing", of_bytes=False) as progress:

@@ -10,7 +10,7 @@ from typing import Any
 from gptoss_ref._extras import install_line
 from gptoss_ref.cli.console import notes, output
 from gptoss_ref.cli.options import UsageError
-from gptoss_ref.cli.sources import load_model
+from gptoss_ref.cli.sources import compile_kernels, load_model
 from gptoss_ref.errors import GptOssError
 
 LINES = 20  # number of progress lines of a run without a terminal
@@ -45,12 +45,13 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.backend == "auto":  # a resumed run must use the same backend
         args.backend = "numba"
-    model = load_model(args)
+    model = load_model(args, compiled=False)
     size = {"context": model.config.max_position_embeddings}
     data = read_jsonl(args.data, model.tokenizer, **size)
     held_out = read_jsonl(args.held_out, model.tokenizer, **size) if args.held_out else []
     screen, done = notes(), -1
     try:
+        compile_kernels(model)
         with screen.progress("training", of_bytes=False) as bar:
 
             def report(entry: dict[str, Any], steps: int) -> None:

@@ -1,8 +1,27 @@
-"""The hot path: every layer of gpt-oss as a Numba kernel, named as in :mod:`gptoss_ref.layers`.
+"""Every layer of gpt-oss as a Numba kernel, named as in :mod:`gptoss_ref.layers`.
 
-A kernel has the signature of its layer and equals it under the float32 policy, within the bound
-that its file states. It shares no computation with it. Only ``threads`` and ``sampling`` are no
-layers. Importing this package compiles nothing: see :mod:`gptoss_ref.kernels.runtime.jit`.
+A kernel has the signature of its layer and gives the layer's result under the float32 policy,
+within the error bound that its file states. Kernels and layers share no computation, so each can
+test the other. ``threads`` and ``sampling`` are the only names here that are not layers. Importing
+this package compiles nothing: see :mod:`gptoss_ref.kernels.runtime.jit`.
+
+These words have one meaning in all files of this package:
+
+path
+    The family of instructions that a kernel uses: ``plain``, ``avx2``, ``avx512`` or ``amx``
+    (``runtime/isa.py``).
+task
+    A part of a kernel's work that does not depend on any other part (``runtime/threads.py``).
+team
+    The threads that share the tasks of a kernel (``runtime/tasks.py``).
+leaf
+    An innermost function, such as a dot product. A leaf may have one implementation per path.
+panel
+    Some rows of a matrix stored side by side, inner index first (``matmul/register_tile.py``).
+plane
+    One of the parts into which floats are split without loss (``matmul/amx.py``).
+L1, L2, L3
+    The first-, second- and third-level cache of the CPU.
 """
 
 from importlib import import_module

@@ -1,9 +1,10 @@
 """Attention with grouped queries, windows and sinks; mirrors ``layers/attention.py``.
 
-Many queries are tasks by key/value head and query; one query is tasks by chunks of keys. Both go
-over blocks of keys with an online softmax, described with its accumulators and error bound in
-``flash/``. Faster than the layer because scores stay in cache, whatever the number of keys, and
-the G query heads of a key/value head share what is read.
+For many queries, a task is one key/value head and some queries; for one query, a task is a chunk of
+keys. Both process the keys block by block with an online softmax; ``flash/`` describes it, with its
+accumulators and its error bound. The kernel is faster than the layer because the scores stay in
+cache for any number of keys, and because the G query heads of a key/value head share each key and
+value that is read.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 ROWS = 256
-"""Rows (queries times G) of a task, about."""
+"""Approximate number of rows (queries times G) of a task."""
 
 CHUNK, FEW = 4, 4
-"""Blocks of keys of a task for one query; single blocks up to ``FEW`` chunks, so that every thread
-has some. Results depend on it: it may not depend on the number of threads."""
+"""For one query: blocks of keys of a task, and the number of such tasks up to which a task has one
+block instead, so that each thread gets some. Results depend on these numbers, so they must not
+depend on the number of threads."""
 
 _NO_WINDOW = 1 << 62
 
@@ -46,19 +48,19 @@ def attention(
     *,
     policy: str | Policy = FLOAT32,
 ) -> Array:
-    """Mix of values ``v`` (S, K, C) that queries ``q`` (T, H, C) find by keys ``k`` (S, K, C).
+    """Compute attention of queries ``q`` (T, H, C) over keys ``k`` and values ``v`` (S, K, C).
 
     Args:
         sinks: (H,) logits.
         q_positions: (T,) absolute positions.
         k_positions: (S,) absolute positions, in any order.
-        window: keys a query sees, itself included; None for all.
+        window: number of keys that a query sees, including its own; None for all.
 
     Returns:
-        (T, H*C) float32.
+        The weighted sums of values, (T, H*C) float32.
 
     Raises:
-        GptOssError: another policy, shapes that do not fit, or a window below 1.
+        GptOssError: a policy other than float32, shapes that do not match, or a window below 1.
     """
     q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
     if v.shape != k.shape:
@@ -82,17 +84,17 @@ def attention(
 
 
 def chunks_of(keys: int) -> tuple[int, int]:
-    """For one query: blocks of keys of a task, and tasks."""
+    """Return, for one query, the number of blocks of a task and the number of tasks."""
     blocks = -(-keys // KEYS)
     size = CHUNK if blocks > FEW * CHUNK else 1
     return size, -(-blocks // size)
 
 
 def reach(window: int | None) -> int:
-    """The window as a number.
+    """Return the window as a number; no window is a very large one.
 
     Raises:
-        GptOssError: it is below 1.
+        GptOssError: the window is below 1.
     """
     if window is None:
         return _NO_WINDOW
@@ -104,7 +106,7 @@ def reach(window: int | None) -> int:
 def _checked(
     q: Array, k: Array, sinks: Array, q_positions: Array, k_positions: Array, policy: str | Policy
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """The arguments as the kernels take them."""
+    """Check the arguments and convert them to the types that the kernels take."""
     check_policy(policy)
     fitting = (
         q.ndim == k.ndim == 3
@@ -134,9 +136,9 @@ def attention_weights(
     *,
     policy: str | Policy = FLOAT32,
 ) -> Array:
-    """Weights of keys ``k`` (S, K, C) for queries ``q`` (T, H, C), sink column dropped: (H, T, S).
+    """Return the attention weights (H, T, S), without the sink's column.
 
-    For those who watch: the model itself never forms them. Arguments as :func:`attention`.
+    For observers only: the model itself never forms them. Arguments as :func:`attention`.
     """
     q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
     weights = np.empty((q.shape[1], len(q), len(k)), np.float32)

@@ -1,8 +1,8 @@
-"""A whole block for one token, as in decoding: attention, experts and both residuals in one kernel.
+"""One whole block for one token, as in decoding: attention, experts and both residual additions.
 
-It is the kernels of the layers one after the other, and gives what they give to the last bit. What
-it saves is what Python does between them: tens of megabytes of weights pass through the caches
-while a layer computes, so that Python's own memory has left them when it is next needed.
+One kernel calls the kernels of the layers one after the other, so the result is the same to the
+last bit. It saves the Python code between the layers. That code is slow in decoding: while a layer
+computes, tens of megabytes of weights pass through the caches and displace Python's own memory.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelW
 
 
 class Layer(Protocol):
-    """What earlier tokens have left in one block (``cache.LayerCache``)."""
+    """The keys and values that earlier tokens have left in one block (``cache.LayerCache``)."""
 
     window: int | None
 
     def reserved(self, length: int, count: int) -> tuple[Any, Array, Array, int]:
-        """Room for ``count`` positions after the ``length`` that are stored.
+        """Make room for ``count`` positions after the ``length`` stored ones.
 
         Returns:
-            the layer that has it; keys and values that can be seen from there, those of the new
-            positions last, and unset; the position of the first.
+            The layer that has the room; the keys and the values visible from the new positions,
+            whose entries come last and are not yet set; the position of the first entry.
         """
 
 
 Blocks = Callable[[Array, Array, Array, int, list[Any]], None]
-"""Takes x (1, D), which becomes the result; cosines and sines (1, C/2); the token's position; and
-the layers of the cache, which become those that hold the token too."""
+"""Arguments: x (1, D), which is overwritten with the result; cosines and sines (1, C/2); the
+token's position; the layers of the cache, which are replaced by layers that also hold the token."""
 
 
 def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
-    """All blocks for one token, of a model of that ``ModelConfig``.
+    """Return a function that runs all blocks of a model (``ModelConfig``) for one token.
 
-    None if some weights are not stored as the released ones are: those are contiguous
-    bfloat16, and contiguous MXFP4 for the experts.
+    Return None if a weight is not stored as in the released checkpoints: contiguous bfloat16, and
+    contiguous MXFP4 for the experts.
     """
     if weights.embedding.shape[1:] != (config.hidden_size,):
         return None
@@ -80,7 +80,7 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
         kernels = addresses[path_name()]
         first = (path, method_of(1, 0), kernels, x.reshape(-1), chosen, state)
         common = (*first, *constants, cos, sin)
-        # what Python does comes first, before the weights sweep the caches
+        # run all Python code first, before the weights displace its memory from the caches
         calls: list[list[Any]] = []
         for n, arguments in enumerate(prepared):
             assert arguments is not None
@@ -99,7 +99,7 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
 
 
 def _prepared(config: Any, block: BlockWeights) -> tuple[Any, ...] | None:
-    """The weights of a block as :func:`_block` takes them, or None."""
+    """Return the weights of a block as :func:`_block` takes them, or None."""
     attn, mlp = block.attn, block.mlp
     D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
     H, KC = config.num_attention_heads, config.num_key_value_heads * config.head_dim
@@ -122,20 +122,20 @@ def _prepared(config: Any, block: BlockWeights) -> tuple[Any, ...] | None:
 
 
 def _bits(weight: Matrix, *shape: int) -> Array | None:
-    """A weight of that shape, if it is contiguous bfloat16."""
-    if not isinstance(weight, np.ndarray) or weight.shape != shape:  # another kind, or no bias
+    """Return a weight of the given shape if it is contiguous bfloat16, else None."""
+    if not isinstance(weight, np.ndarray) or weight.shape != shape:  # another container, or no bias
         return None
     stored = weight_of(weight)
     return None if stored is None or stored.dtype != np.uint16 else stored
 
 
 def _blocks(weight: ExpertMatrix, shape: tuple[int, ...]) -> Stored | None:
-    """A matrix of that shape, if it is contiguous MXFP4."""
+    """Return a matrix of the given shape if it is contiguous MXFP4, else None."""
     return stored_of(weight) if isinstance(weight, MXFP4) and weight.shape == shape else None
 
 
 def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
-    """Of :func:`gemv`, :func:`flash_decode` and :func:`mixture`, for arguments as below."""
+    """Return the addresses of :func:`gemv`, :func:`flash_decode` and :func:`mixture`."""
     path, one = current_path(), np.ones(1, np.float32)
     heads, scalar, positions = np.ones((1, 1, 1), np.float32), np.float32(1), np.ones(1, np.int64)
     weight, sinks, experts = block[1], block[7], block[-8:]
@@ -158,7 +158,7 @@ _gemv, _flash_decode, _mixture = by_address(gemv), by_address(flash_decode), by_
 
 @jit_inner
 def _sized(team: Any, multiply_adds: int) -> Team:
-    """The team, if that much work is worth it."""
+    """Return the team if the work is large enough for threads, else the calling thread."""
     return team if multiply_adds > SMALL else ALONE
 
 
@@ -171,9 +171,10 @@ def _block(
     gate_weight: Any, gate_bias: Any, blocks: Any, scales: Any, scale_255: int, bias: Any,
     blocks_2: Any, scales_2: Any, scale_255_2: int, bias_2: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
-    """``tasks``: of the experts' first matrices. Keys and values of the token go to the last row.
+    """Run one block. The token's keys and values go to the last row of ``keys`` and ``values``.
 
-    Plain arguments, because tuples of arrays are slow to pass from Python.
+    ``tasks`` is the number of tasks of the experts' first matrices. All arguments are single arrays
+    and numbers, because passing tuples of arrays from Python is slow.
     """
     gemv_at, flash_at, mixture_at = kernels
     width, kv_heads, channels = x.size, keys.shape[1], keys.shape[2]
@@ -219,7 +220,7 @@ def _projections(
     x: Any, q_weight: Any, q_bias: Any, q: Any, k_weight: Any, k_bias: Any, k: Any, v_weight: Any,
     v_bias: Any, v: Any, start: int, stop: int
 ) -> None:  # fmt: skip
-    """Queries, keys and values of one token: rows numbered through, so threads start once."""
+    """Compute queries, keys and values of one token as one set of rows, so threads start once."""
     first, last = start * ROWS_PER_TASK, stop * ROWS_PER_TASK
     gemv_rows(x, q_weight, q_bias, q, first, last)
     gemv_rows(x, k_weight, k_bias, k, first - q.size, last - q.size)

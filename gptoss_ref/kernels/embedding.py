@@ -1,7 +1,7 @@
 """Token embedding; mirrors ``layers/embedding.py``.
 
-One pass: each row is widened straight into the result, where the layer gathers bits first. No
-accumulator; exact.
+One pass that converts each row directly into the result; the layer gathers the bits first. There
+is no accumulator, and the result is exact.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
 def embedding(tokens: Array, weight: Array, *, policy: str | Policy = FLOAT32) -> Array:
-    """Rows of ``weight`` (V, D) for ``tokens`` (T,) ints in [0, V): (T, D) float32.
+    """Look up the rows of ``weight`` (V, D) for ``tokens`` (T,), ints in [0, V): (T, D) float32.
 
     Raises:
-        GptOssError: another policy, or a token that is no integer or no row.
+        GptOssError: a policy other than float32, or tokens that are not integers in [0, V).
     """
     check_policy(policy)
     tokens = positions_of(tokens)
@@ -30,7 +30,7 @@ def embedding(tokens: Array, weight: Array, *, policy: str | Policy = FLOAT32) -
             f"tokens range from {tokens.min()} to {tokens.max()}: expected 0 to {len(weight) - 1}"
         )
     stored = weight_of(weight)
-    if stored is None:  # an awkward view: only the rows that are wanted are gathered
+    if stored is None:  # a non-contiguous view: gather the needed rows only
         stored = weight[tokens].astype(np.uint16 if is_bits(weight) else np.float32, order="C")
         tokens = np.arange(len(tokens))
         stored.flags.writeable = False

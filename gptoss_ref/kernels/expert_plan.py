@@ -1,4 +1,4 @@
-"""Which tokens go to which expert.
+"""Assignment of tokens to experts.
 
 A *slot* is one choice of one token: slot t·A + a is the a-th choice of token t. A *position*
 numbers the slots in the order of their experts.
@@ -19,7 +19,7 @@ from gptoss_ref.numerics import Array
 
 
 def refuse_indices(chosen: Array, per_token: int, count: int) -> None:
-    """Raise what choices of experts that are none of ``count``, or twice the same, deserve."""
+    """Raise GptOssError if an expert index is out of range or repeated within a token."""
     if chosen.min() < 0 or chosen.max() >= count:
         raise GptOssError(
             f"expert indices range from {chosen.min()} to {chosen.max()}: expected 0 to {count - 1}"
@@ -32,21 +32,21 @@ def refuse_indices(chosen: Array, per_token: int, count: int) -> None:
 
 
 class Plan(NamedTuple):
-    """The positions 0 … T·A − 1, by expert."""
+    """The positions 0 … T·A − 1 in the order of their experts."""
 
     order: Any  # the slot of each position
-    starts: Any  # (E + 1,) where each expert's positions begin
-    active: Any  # experts that somebody chose; none if ``refuse_indices`` would refuse
-    tokens: Any  # the token of each position; like ``positions``, SPARE entries more
+    starts: Any  # (E + 1,) first position of each expert
+    active: Any  # the experts that a token chose; empty if ``refuse_indices`` would raise
+    tokens: Any  # the token of each position; ``tokens`` and ``positions`` have SPARE more entries
     positions: Any
-    tiles: Any  # (E + 1,) each expert's first tile
+    tiles: Any  # (E + 1,) first tile of each expert
     tile_tokens: Any  # the token of each row of the tiles
-    tile_positions: Any  # its position
+    tile_positions: Any  # the position of each row of the tiles
 
 
 @jit
 def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
-    """The plan of slots ``chosen`` among ``count`` experts."""
+    """Return the plan for the slots ``chosen`` among ``count`` experts."""
     slots = chosen.size
     order, tokens, positions = integers(slots), zeros(slots + SPARE), zeros(slots + SPARE)
     starts, tiles, active = zeros(count + 1), zeros(count + 1), integers(count)
@@ -66,7 +66,11 @@ def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
 
 @jit_inner
 def _group(chosen: Any, per_token: int, order: Any, starts: Any, active: Any) -> int:
-    """Sort slots by expert into the last three arguments; number of active experts, 0 if wrong."""
+    """Sort slots by expert into the last three arguments.
+
+    Returns:
+        The number of active experts; 0 if the choices are invalid.
+    """
     count, n = starts.size - 1, 0
     for e in chosen:
         if e < 0 or e >= count:

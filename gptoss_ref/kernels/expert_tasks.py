@@ -1,4 +1,4 @@
-"""A pass of tokens through MXFP4 experts; see ``experts.py`` for what its two sets of tasks are."""
+"""MXFP4 experts for all tokens; ``experts.py`` describes the two sets of tasks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.swiglu import activated
 
 FINE, BAD_INDEX, REFUSED = 0, 1, 2
-"""How a pass ends: indices that are refused, or a scale byte 255 that is an error."""
+"""Results of a pass: success, an invalid index, or a refused scale byte 255."""
 
 
 class _Call(NamedTuple):
-    """What a pass is given, and writes."""
+    """Arguments and outputs of a pass."""
 
     weights: Any  # (T·A,), by slot
-    biases: Any  # of the first matrices, flat, and of the second
+    biases: Any  # of the first and of the second matrices, flat
     alpha: Any
     limit: Any
-    shown: Any  # (T·A, 2F + F + D): gate and up, activation, answer, by slot; or nothing
+    shown: Any  # (T·A, 2F + F + D) by slot: gate and up, activation, output; or empty
     out: Any  # (T, D)
-    state: Any  # int64 (1,): FINE, …
+    state: Any  # int64 (1,): FINE, BAD_INDEX or REFUSED
 
 
 @jit
@@ -46,13 +46,13 @@ def mixture(
     scale_255: int, bias: Any, blocks_2: Any, scales_2: Any, scale_255_2: int, bias_2: Any,
     alpha: Any, limit: Any, shown: Any, out: Any, state: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
-    """Tokens x (T, D) through their experts ``chosen`` (T·A,), into ``out`` (T, D).
+    """Compute the experts ``chosen`` (T·A,) for tokens x (T, D), into ``out`` (T, D).
 
     Args:
         bias: (E, 2F); ``bias_2``: (E, D).
-        shown: see :class:`_Call`; (0, 0) if nobody looks.
-        state: becomes how it ended.
-        tasks: of the first matrices; of the second there are those of D rows.
+        shown: see :class:`_Call`; (0, 0) without a tap.
+        state: set to FINE, BAD_INDEX or REFUSED.
+        tasks: number of tasks of the first matrices; the second have one per 64 rows of D.
     """
     (tokens, width), count, inner = x.shape, bias.shape[0], bias.shape[1] // 2
     biases = (bias.reshape(-1), bias_2.reshape(-1))
@@ -75,9 +75,9 @@ def _tasks(
     path: Any, last: bool, call: _Call, plan: Plan, stored: Stored, inputs: Any, of: Any,
     hidden: Any, start: int, stop: int
 ) -> None:  # fmt: skip
-    """Tasks ``start`` … ``stop`` − 1 of the first or the ``last`` matrices.
+    """Compute tasks ``start`` … ``stop`` − 1 of the first or the ``last`` matrices.
 
-    One function for both, so that the products are compiled once.
+    It is one function, so that the products are compiled once.
     """
     biases = call.biases[1] if last else call.biases[0]
     count = plan.starts.size - 1
@@ -114,7 +114,7 @@ def _tasks(
 def _activate(
     path: Any, call: _Call, slot: int, row: int, gate_up: Any, hidden: Any, position: int
 ) -> None:
-    """Gate and up from ``row`` on: the activations that are one block of the second input."""
+    """Turn gate and up from ``row`` on into activations: one block of the second input."""
     inner, column = hidden.x.size // call.weights.size, row // 2
     doubled = 2 * inner
     to = position * inner + column
@@ -129,7 +129,7 @@ def _activate(
 
 @jit_inner
 def _answer(call: _Call, slot: int, row: int, answer: Any) -> None:
-    """An expert's answer from ``row`` on, times its weight, onto the token's result."""
+    """Add an expert's output from ``row`` on, times its weight, to the token's result."""
     tokens, width = call.out.shape
     if call.shown.size:
         column = call.shown.shape[1] - width + row

@@ -1,20 +1,21 @@
 """Mixture of experts; mirrors ``layers/experts.py``.
 
-Tokens are grouped by expert, so that an expert's weights are read once a pass. With MXFP4 weights
-two sets of tasks run, and nothing but activations is stored between them:
+Tokens are grouped by expert, so that the weights of an expert are read once per pass. For MXFP4
+weights there are two sets of tasks, and only activations are stored between them:
 
 1. a task is 64 rows of the first matrices: gate and up of 32 activations, which are one block of
-   the second matrix's input. For one expert after the other it computes them for all tokens of
-   that expert, adds the bias and applies SwiGLU;
+   the second matrix's input. For one expert after the other it computes these rows for all tokens
+   of the expert, adds the bias and applies SwiGLU;
 2. a task is 64 rows of the result: for one expert after the other it computes the second matrix's
-   rows, adds the bias, and adds router weight times that to the tokens' results. No two tasks write
-   the same place.
+   rows, adds the bias, multiplies by the router's weight, and adds the product to the results of
+   the tokens. No two tasks write to the same element.
 
-A thread has a range of tasks, and takes them expert by expert: it reads long stretches of memory in
-order. Products, their accumulators and their error are those of ``matmul/``: each within 1e-4
-relative L2 of float64 given its input, and so is the result on Gaussian activations. Faster than
-the layer because weights are never widened in memory. Other weights (bfloat16 or float experts) go
-through ``linear`` expert by expert.
+Each thread has a range of tasks and processes them expert by expert, so that it reads long
+stretches of memory in order. The products, their accumulators and their errors are those of
+``matmul/``: each is within 1e-4 relative L2 of float64 given its input, and so is the result on
+Gaussian activations. The kernel is faster than the layer because weights are never decoded in
+memory. For other weights (bfloat16 or float experts), ``linear`` computes one expert after the
+other.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ def experts(
     policy: str | Policy = FLOAT32,
     tap: Tap | None = None,
 ) -> Array:
-    """Send ``x`` (T, D) through its experts ``indices`` (T, A) with ``weights`` (T, A): (T, D).
+    """Compute the weighted sum of the experts' outputs for ``x`` (T, D): (T, D).
 
     Args:
+        indices: (T, A), the experts of each token.
+        weights: (T, A), the router's weights.
         mlp1_weight: (E, 2F, D), gate and up rows interleaved.
         mlp1_bias: (E, 2F).
         mlp2_weight: (E, D, F).
@@ -65,8 +68,8 @@ def experts(
 
     Raises:
         CheckpointError: a chosen expert has a scale byte 255, and ``scale_255`` is ``"error"``.
-        GptOssError: another policy, shapes that do not fit, an index of no expert, or a token that
-            chooses an expert twice.
+        GptOssError: a policy other than float32, shapes that do not match, an index out of range,
+            or a token that chooses an expert twice.
     """
     check_policy(policy)
     count, doubled, width = mlp1_weight.shape
@@ -111,10 +114,10 @@ def experts(
 
 
 def refuse_chosen(chosen: Array, *matrices: ExpertMatrix) -> None:
-    """Raise a CheckpointError for the first of the experts ``chosen`` (A,) with a scale byte 255.
+    """Raise a CheckpointError if one of the experts ``chosen`` (A,) has a scale byte 255.
 
     Raises:
-        CheckpointError: there is one.
+        CheckpointError: names the first such expert.
     """
     for weight in matrices:
         assert isinstance(weight, MXFP4)
@@ -126,9 +129,13 @@ def _pass(
     x: Array, chosen: Array, weights: Array, first: Stored, second: Stored,
     biases: tuple[Array, Array], limits: tuple[float, float], stages: Array, out: Array
 ) -> int:  # fmt: skip
-    """All tokens through MXFP4 experts, into ``out``; how it ended."""
+    """Compute all tokens with MXFP4 experts, into ``out``.
+
+    Returns:
+        FINE, BAD_INDEX or REFUSED.
+    """
     state, (bias, bias_2) = np.zeros(1, np.int64), [matrix_of(bias) for bias in biases]
-    if bias.dtype != bias_2.dtype:  # the tasks of both matrices are one function, of one type
+    if bias.dtype != bias_2.dtype:  # one function computes both, for one type
         bias, bias_2 = (matrix_of(widen(each, np.float32)) for each in (bias, bias_2))
     run(
         mixture,
@@ -145,7 +152,7 @@ def _by_expert(
     x: Array, chosen: Array, weights: Array, mlp1_weight: ExpertMatrix, mlp2_weight: ExpertMatrix,
     biases: tuple[Array, Array], limits: tuple[float, float], stages: Array
 ) -> Array:  # fmt: skip
-    """The same with matrices of any kind: layers, expert by expert."""
+    """Compute all tokens with matrices of any kind, expert by expert, with other kernels."""
     out = np.zeros(x.shape, np.float32)
     if chosen.size == 0:
         return out

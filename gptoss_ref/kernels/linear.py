@@ -1,13 +1,13 @@
 """Linear layer y = W x + b; mirrors ``layers/linear.py``.
 
-Weights are read where they lie: bfloat16 bits are widened in registers (a shift), never stored as
-a second matrix. ``matmul/__init__.py`` has the table of which product runs when, with its bound
-and its rate.
+Weights are used as they are stored: bfloat16 bits are converted in registers (by a shift) and never
+written as a second matrix. ``matmul/__init__.py`` has a table of the products, with their error
+bounds and rates.
 
-Accumulator: float32. Error: that of any float32 sum, below 1e-6 relative L2 of float64 on Gaussian
+Accumulator: float32. Error: as for any float32 sum, relative L2 below 1e-6 of float64 on Gaussian
 and on heavy-tailed activations; MXFP4 within 1e-4. Matrices stored column by column (dequantised
-Hugging Face experts) are fast too; other strides, and float64 weights, are gathered a tile of rows
-at a time: correct, not fast.
+Hugging Face experts) are fast too. Matrices with other strides, and float64 weights, are first
+copied in pieces of some rows: this is correct, but not fast.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import MXFP4, ExpertMatrix
 
 GATHERED_VALUES = 1 << 22
-"""Weights of awkward layout gathered at a time: 16 MiB of float32."""
+"""Number of weights in a non-contiguous layout that are copied at a time: 16 MiB of float32."""
 
 
 def linear(
     x: Array, weight: ExpertMatrix, bias: Array | None = None, *, policy: str | Policy = FLOAT32
 ) -> Array:
-    """``x`` (…, M) times ``weight`` (N, M) transposed, plus ``bias`` (N,): (…, N) float32.
+    """Compute ``x`` (…, M) times ``weight`` (N, M) transposed, plus ``bias`` (N,): (…, N) float32.
 
     Raises:
-        GptOssError: another policy, or shapes that do not fit.
+        GptOssError: a policy other than float32, or shapes that do not match.
     """
     check_policy(policy)
     if len(weight.shape) != 2:
@@ -55,7 +55,7 @@ def linear(
 
 
 def _product(x: Array, weight: Array, bias: Array, y: Array) -> None:
-    """y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias`` ((N,) or empty)."""
+    """Compute y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias``."""
     if (stored := weight_of(weight)) is not None:
         multiply_stored(x, stored, False, bias, y)
     elif (stored := weight_of(weight.T)) is not None:

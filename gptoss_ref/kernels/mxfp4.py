@@ -1,9 +1,9 @@
 """MXFP4 to floats and back, and products with an MXFP4 matrix; mirrors ``layers/mxfp4.py``.
 
-``decode`` and ``encode`` are one pass over the blocks, by arithmetic, where the layer builds index
-arrays; both give the layer's result exactly. ``matmul`` reads 4.25 bits a weight and never forms
-the matrix: tasks of 64 rows, whose methods and error bounds (1e-4 relative L2 at most) are in
-``matmul/``.
+``decode`` and ``encode`` make one pass over the blocks and compute each value by arithmetic; the
+layer builds index arrays. Both give exactly the layer's result. ``matmul`` reads 4.25 bits per
+weight and never forms the matrix: a task has 64 rows. The methods and their error bounds (relative
+L2 of 1e-4 at most) are in ``matmul/``.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK
 
 Scale255 = Literal["nan", "exponent", "error"]
-"""What a scale byte of 255 means."""
+"""The meaning of a scale byte of 255."""
 
 ScaleRule = Literal["floor", "ceil", "even", "fit"]
-"""How the largest magnitude of a block gives its scale, see :func:`encode`."""
+"""The rule that derives the scale of a block from its largest magnitude, see :func:`encode`."""
 
 _RULES = {"floor": 0, "ceil": 1, "even": 2, "fit": 3}
 
@@ -55,11 +55,11 @@ def decode(
     dtype: DTypeLike = np.float32,
     name: str = "MXFP4 scales",
 ) -> Array:
-    """Values of ``blocks`` (…, M/32, 16) under ``scales`` (…, M/32): (…, M).
+    """Decode ``blocks`` (…, M/32, 16) with ``scales`` (…, M/32) to values (…, M).
 
     Raises:
         CheckpointError: a scale byte is 255 and ``scale_255`` is ``"error"``.
-        GptOssError: shapes that do not fit, or an unknown ``scale_255``.
+        GptOssError: shapes that do not match, or an unknown ``scale_255``.
     """
     if blocks.shape != (*scales.shape, MXFP4_BLOCK // 2):
         raise GptOssError(
@@ -69,7 +69,7 @@ def decode(
     code = scale_255_code(scale_255)
     if scale_255 == "error":
         refuse_255(scales, name)
-    halves = np.ldexp(1.0, np.arange(256) - 128)  # float64 holds them all
+    halves = np.ldexp(1.0, np.arange(256) - 128)  # float64 holds all of them
     if code == SCALE_255["nan"]:
         halves[255] = np.nan
     *lead, groups = scales.shape
@@ -91,10 +91,10 @@ def _decode(blocks: Any, scales: Any, halves: Any, out: Any) -> None:
 
 
 def encode(x: Array, *, rule: ScaleRule = "floor") -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Quantise ``x`` (…, M), M a multiple of 32, to blocks (…, M/32, 16) and scales (…, M/32).
+    """Quantise ``x`` (…, M), with M a multiple of 32, to blocks (…, M/32, 16) and scales (…, M/32).
 
     Raises:
-        GptOssError: M is no multiple of 32, or the rule is unknown.
+        GptOssError: M is not a multiple of 32, or the rule is unknown.
     """
     x = np.ascontiguousarray(x, dtype=np.float64)
     if x.ndim == 0 or x.shape[-1] % MXFP4_BLOCK:
@@ -130,7 +130,7 @@ def _encode(x: Any, rule: int, blocks: Any, scales: Any) -> None:
 
 @jit
 def _code(value: float, to_unit: float) -> int:
-    """E2M1 code nearest to value · to_unit, ties to the even code; the sign of zero is kept."""
+    """Return the E2M1 code nearest to value · to_unit (ties to even); zero keeps its sign."""
     ratio = abs(value) * to_unit
     code = int(ratio > 0.25) + int(ratio >= 0.75) + int(ratio > 1.25) + int(ratio >= 1.75)
     code += int(ratio > 2.5) + int(ratio >= 3.5) + int(ratio > 5.0)
@@ -139,7 +139,7 @@ def _code(value: float, to_unit: float) -> int:
 
 @jit
 def _scale_exponent(largest: float, rule: int) -> int:
-    """Exponent of the shared scale: see the table of rules at ``layers.mxfp4.encode``."""
+    """Return the exponent of the shared scale; ``layers.mxfp4.encode`` has the table of rules."""
     if largest == 0.0:
         return -127
     mantissa, exponent = math.frexp(largest)  # largest = mantissa · 2^exponent, ½ ≤ mantissa < 1
@@ -154,14 +154,14 @@ def _scale_exponent(largest: float, rule: int) -> int:
 
 
 def matmul(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
-    """y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias`` ((N,) or empty).
+    """Compute y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias``, if any.
 
     Raises:
         CheckpointError: a scale byte is 255 and the weight's ``scale_255`` is ``"error"``.
     """
     tokens, outputs = y.shape
     stored = stored_of(weight)
-    if stored is None:  # an awkward view: gathered some rows at a time
+    if stored is None:  # a non-contiguous view: copied some rows at a time
         for start in range(0, outputs, 4 * ROWS):
             rows = slice(start, start + 4 * ROWS)
             blocks, scales = weight.blocks[rows].copy(), weight.scales[rows].copy()
@@ -198,7 +198,7 @@ def _matmul_tasks(
     path: Any, stored: Stored, prepared: Any, of: Any, bias: Any, y: Any, failed: Any, start: int,
     stop: int
 ) -> None:  # fmt: skip
-    """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
+    """Compute the columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
     tokens, outputs = y.shape
     groups = prepared.x.size // tokens // BLOCK
     sums, scratch = sums_of(tokens), workspace(prepared, tokens, groups)

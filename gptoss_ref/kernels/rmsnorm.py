@@ -1,8 +1,8 @@
 """RMSNorm; mirrors ``layers/rmsnorm.py``.
 
-Token by token: one pass for the sum of squares, one for the result, where the layer makes four
-temporary arrays. Accumulator: float64, since float32's partial sums are 1e-6 off in some rows of
-2,880 values; relative L2 error below 2e-7.
+Token by token: one pass for the sum of squares and one for the result; the layer makes four
+temporary arrays. Accumulator: float64, because partial sums in float32 have errors of 1e-6 in some
+rows of 2,880 values. Relative L2 error below 2e-7.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
 def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: str | Policy = FLOAT32) -> Array:
-    """Normalise ``x`` (T, D) over its last axis, times ``scale`` (D,): (T, D) float32.
+    """Normalise ``x`` (T, D) over its last axis and multiply by ``scale`` (D,): (T, D) float32.
 
     Raises:
-        GptOssError: another policy, no values, or a scale that does not fit.
+        GptOssError: a policy other than float32, an empty last axis, or a scale of another shape.
     """
     check_policy(policy)
     if x.ndim == 0 or x.shape[-1] == 0:
@@ -35,7 +35,7 @@ def rmsnorm(x: Array, scale: Array, eps: float = 1e-5, *, policy: str | Policy =
 
 @jit
 def normalised(x: Any, scale: Any, eps: Any, y: Any) -> None:
-    """y (T·D,) = x (T·D,), normalised over each D, times ``scale`` (D,)."""
+    """Write into y (T·D,) the rows of x (T·D,), each normalised over D and times ``scale`` (D,)."""
     width = scale.size
     for at in range(0, x.size, width):
         mean = np.float32(_sum_of_squares(x[at : at + width]) / width)

@@ -1,8 +1,9 @@
 """Rotary positions with YaRN; mirrors ``layers/rope.py``.
 
-``rope_tables`` computes angles, cosines and sines in float64 and rounds once, like the layer's
-float32 policy: error below 2⁻²⁴ of the concentration. ``rope`` is one pass over pairs (i, i + C/2);
-three float32 roundings a value, no accumulator. The layer makes six temporary arrays.
+``rope_tables`` computes angles, cosines and sines in float64 and rounds once, like the layer under
+the float32 policy: the error is below 2⁻²⁴ of the concentration. ``rope`` makes one pass over the
+pairs (i, i + C/2), with three float32 roundings per value and no accumulator; the layer makes six
+temporary arrays.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def yarn(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
 ) -> tuple[NDArray[np.float64], float]:
-    """Angular frequencies (C/2,) in radians per position, and the concentration.
+    """Return the angular frequencies (C/2,) in radians per position, and the concentration.
 
-    Computed once a model, pair by pair, in plain Python. ``factor`` ≤ 1 is plain RoPE.
+    They are computed once per model, pair by pair, in plain Python. ``factor`` ≤ 1 is plain RoPE.
 
     Raises:
-        ConfigError: the ramp's ends do not satisfy 0 < i(beta_fast) < i(beta_slow) < C/2 − 1.
+        ConfigError: the ends of the ramp do not satisfy 0 < i(beta_fast) < i(beta_slow) < C/2 − 1.
     """
     half = head_dim // 2
     plain = [math.exp(-math.log(theta) * i / half) for i in range(half)]
@@ -57,12 +58,12 @@ def yarn(
 def rope_tables(
     positions: Array, inv_freq: Array, concentration: float, *, policy: str | Policy = FLOAT32
 ) -> tuple[Array, Array]:
-    """Cosines and sines, times the concentration, for ``positions`` (T,): two arrays (T, C/2).
+    """Return cosines and sines of ``positions`` (T,), times the concentration: two arrays (T, C/2).
 
-    ``inv_freq`` (C/2,) is in radians a position.
+    ``inv_freq`` (C/2,) is in radians per position.
 
     Raises:
-        GptOssError: another policy.
+        GptOssError: a policy other than float32.
     """
     check_policy(policy)
     positions = positions_of(positions)
@@ -83,10 +84,10 @@ def _tables(positions: Any, inv_freq: Any, concentration: float, cos: Any, sin: 
 
 
 def rope(x: Array, cos: Array, sin: Array, *, policy: str | Policy = FLOAT32) -> Array:
-    """Turn the heads ``x`` (T, H, C) by the tables ``cos``, ``sin`` (T, C/2): (T, H, C) float32.
+    """Rotate the heads ``x`` (T, H, C) by the tables ``cos``, ``sin`` (T, C/2): (T, H, C) float32.
 
     Raises:
-        GptOssError: another policy, or tables that do not fit.
+        GptOssError: a policy other than float32, or tables whose shape does not match.
     """
     check_policy(policy)
     half = (len(x), x.shape[-1] // 2) if x.ndim else ()
@@ -103,7 +104,7 @@ def rope(x: Array, cos: Array, sin: Array, *, policy: str | Policy = FLOAT32) ->
 
 @jit
 def turned(x: Any, cos: Any, sin: Any, y: Any) -> None:
-    """y (T, H, C) = the heads x (T, H, C), turned by ``cos`` and ``sin`` (T, C/2)."""
+    """Write into y (T, H, C) the heads x (T, H, C), rotated by ``cos`` and ``sin`` (T, C/2)."""
     half = cos.shape[1]
     for t in range(x.shape[0]):
         for h in range(x.shape[1]):

@@ -1,11 +1,11 @@
 """Router with top-k; mirrors ``layers/router.py``.
 
-The logits are a linear layer (float32 sums; relative L2 below 1e-6); the choice is A scans for the
-largest logit not yet taken, where the layer sorts all. Comparisons are strict, so of equal logits
-the lower index wins; a NaN counts as +∞. The softmax over the chosen uses the kernels' own
-exponential: of its logits, weights are within 5e-7 relative and 2⁻²⁴ of the distance to the largest
-logit, which is rounded; below e⁻⁸⁷ they are 0. No fast-math here: it may not assume that there are
-no NaNs.
+The logits are a linear layer (float32 sums; relative L2 error below 1e-6). The choice scans the
+logits A times for the largest one not yet taken; the layer sorts all of them. Comparisons are
+strict, so among equal logits the lowest index wins; a NaN counts as +∞. The softmax over the chosen
+experts uses the kernels' own exponential. Given the logits, a weight has a relative error of at
+most 5e-7 plus 2⁻²⁴ of the distance to the largest logit, because this distance is rounded; weights
+below e⁻⁸⁷ are 0. This file does not use fast-math, which could assume that there are no NaNs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from gptoss_ref.weights import RouterOutput
 def router(
     x: Array, weight: Array, bias: Array, experts_per_token: int, *, policy: str | Policy = FLOAT32
 ) -> RouterOutput:
-    """Route ``x`` (T, D) by ``weight`` (E, D) and ``bias`` (E,).
+    """Route ``x`` (T, D) with ``weight`` (E, D) and ``bias`` (E,).
+
+    Returns:
+        Logits (T, E), and indices and weights (T, A) of the chosen experts.
 
     Raises:
-        GptOssError: another policy, shapes that do not fit, or more choices than experts.
+        GptOssError: a policy other than float32, shapes that do not match, or more choices than
+            experts.
     """
     if x.ndim != 2:
         raise GptOssError(f"router: x of shape {x.shape}: expected (T, D)")
@@ -46,7 +50,7 @@ def router(
 
 @jit
 def choose(logits: Any, indices: Any, weights: Any) -> None:
-    """Into ``indices`` and ``weights`` (T, A): the largest A of ``logits`` (T, E), and softmax."""
+    """Write the indices of the A largest ``logits`` (T, E), and their softmax, both (T, A)."""
     (tokens, active), count = indices.shape, logits.shape[1]
     infinity = np.float32(np.inf)
     for t in range(tokens):

@@ -1,8 +1,9 @@
-"""Choosing a token from logits; mirrors ``gptoss_ref/sampling.py``.
+"""Sampling of a token from logits; mirrors ``gptoss_ref/sampling.py``.
 
-Each is a few passes over the vocabulary, without temporary arrays except for top-p, which keeps
-exactly the tokens that the layer keeps. The logits are float32 or float64 and everything is summed
-in float64; log-probabilities are within 1e-12 of the largest logit's size.
+Each function makes a few passes over the vocabulary, without temporary arrays. The exception is
+top-p, which keeps exactly the tokens that ``gptoss_ref/sampling.py`` keeps. Logits are float32 or
+float64, and all sums are float64; the error of a log-probability is within 1e-12 of the largest
+logit's magnitude.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gptoss_ref.numerics import Array
 
 
 def _checked(logits: Array) -> Array:
-    """Logits as the kernels take them: contiguous and writable, float32 or float64."""
+    """Return the logits contiguous and writable, in float32 or float64."""
     logits = np.asarray(logits)
     if logits.ndim != 1 or logits.dtype.kind != "f" or logits.size == 0:
         raise GptOssError(
@@ -29,9 +30,9 @@ def _checked(logits: Array) -> Array:
 
 
 def greedy(logits: Array) -> tuple[int, float]:
-    """The likeliest token of ``logits`` (V,), of equal ones the lowest, and its log-probability.
+    """Return the most likely token of ``logits`` (V,) and its log-probability.
 
-    A NaN counts as the largest, as in ``np.argmax``.
+    Among equal logits the lowest token wins; a NaN counts as the largest, as in ``np.argmax``.
     """
     token, log_probability = _greedy(_checked(logits))
     return int(token), float(log_probability)
@@ -58,7 +59,7 @@ def _log_sum_exp(logits: Any, shift: float) -> float:
 
 
 def log_probability(logits: Array, token: int) -> float:
-    """Natural logarithm of the softmax of ``logits`` (V,) at ``token``."""
+    """Return the natural logarithm of the softmax of ``logits`` (V,) at ``token``."""
     logits = _checked(logits)
     largest = float(logits.max())
     return float(logits[token]) - largest - float(_log_sum_exp(logits, largest))
@@ -67,11 +68,11 @@ def log_probability(logits: Array, token: int) -> float:
 def token_probabilities(
     logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> NDArray[np.float64]:
-    """Distribution (V,) that is drawn from: temperature, then top-k, then top-p, renormalised.
+    """Return the distribution (V,) to draw from: temperature, then top-k, then top-p, renormalised.
 
-    ``top_k`` keeps the k likeliest tokens and those equal to the k-th, 0 keeps all; ``top_p`` keeps
-    the fewest likeliest tokens whose probabilities sum to at least this, of equal ones the lowest
-    ids first.
+    ``top_k`` keeps the k most likely tokens and all that equal the k-th; 0 keeps all. ``top_p``
+    keeps the smallest number of most likely tokens whose probabilities sum to at least ``top_p``;
+    among equal probabilities the lowest ids come first.
     """
     logits = _checked(logits)
     floor = -np.inf
@@ -88,9 +89,10 @@ def token_probabilities(
 
 
 def _rounded_as_the_layer(logits: Array, temperature: float, floor: float) -> NDArray[np.float64]:
-    """The probabilities to the last bit: of equal tokens it decides which top-p cuts off.
+    """Return the probabilities equal to those of ``gptoss_ref/sampling.py`` to the last bit.
 
-    NumPy's exponential and its order of sums are not those of a compiled loop.
+    Among tokens of equal probability, the last bit decides which ones top-p removes. A compiled
+    loop would not give it: NumPy has another exponential and another order of summation.
     """
     with np.errstate(over="ignore"):
         shifted = (logits.astype(np.float64) - logits.max()) / temperature
@@ -116,12 +118,12 @@ def _softmax(logits: Any, temperature: float, floor: float, probabilities: Any) 
 
 @jit
 def _cut(probabilities: Any, order: Any, top_p: float) -> None:
-    """Drop what lies beyond the first ``top_p`` of probability mass, and renormalise."""
+    """Set the tokens beyond the first ``top_p`` of probability to 0, and renormalise."""
     so_far = mass = 0.0
     for i in order:
         p = probabilities[i]
         so_far += p
-        if so_far - p >= top_p:  # rounded as the layer's cumulative sum is
+        if so_far - p >= top_p:  # rounds as the cumulative sum in ``gptoss_ref/sampling.py``
             probabilities[i] = 0.0
         else:
             mass += p

@@ -1,10 +1,9 @@
 """Clamped SwiGLU; mirrors ``layers/swiglu.py``.
 
-One pass over the interleaved input, with the kernels' own exponential: the layer makes a dozen
-temporary arrays. No accumulator; error of each value below 4e-7 relative, and for a negative gate
-1.2e-7 · α · ``|gate|`` more, whose product is rounded before the exponential; beyond
-α · gate = −87 the result is 0. Inside ``experts`` the same leaf runs on tiles that are still in
-cache.
+One pass over the interleaved input, with the kernels' own exponential; the layer makes a dozen
+temporary arrays. No accumulator. Each value has a relative error below 4e-7; a negative gate adds
+1.2e-7 · α · ``|gate|``, because α · gate is rounded before the exponential; below α · gate = −87
+the result is 0. ``experts`` calls the same leaf on tiles that are still in cache.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy
 def swiglu(
     x: Array, alpha: float = 1.702, limit: float = 7.0, *, policy: str | Policy = FLOAT32
 ) -> Array:
-    """Activate ``x`` (…, 2F), gates at even and ups at odd entries: (…, F) float32.
+    """Activate ``x`` (…, 2F), gates at even and ups at odd indices: (…, F) float32.
 
     Raises:
-        GptOssError: another policy, or an odd last axis.
+        GptOssError: a policy other than float32, or an odd last axis.
     """
     check_policy(policy)
     if x.shape[-1] % 2:
@@ -38,7 +37,7 @@ def swiglu(
 
 @jit_inner
 def activated(gate: Any, up: Any, alpha: Any, limit: Any) -> Any:
-    """gate · sigmoid(alpha · gate) · (up + 1), both clamped; NaN stays NaN."""
+    """Return gate · sigmoid(alpha · gate) · (up + 1), gate and up clamped; NaN stays NaN."""
     gate = limit if gate > limit else gate
     up = limit if up > limit else up
     up = -limit if up < -limit else up

@@ -2,7 +2,7 @@
 
 The configuration, the number of tokens and the policy determine the names, shapes and dtypes. So
 the header is written first, and then each array, or some of its rows, at its offset. Values that
-nobody writes are zero, as attention weights of later keys should be.
+are never written are zero, as attention weights of later keys should be.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gptoss_ref._files import replacing
-from gptoss_ref.checkpoint.reader import SafetensorsFile
+from gptoss_ref.checkpoint.reader import SafetensorsFile, looks_like_safetensors
 from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.npz import load_npz, split_npz
@@ -99,7 +99,6 @@ class TraceWriter:
             for name in order
         }
         self._file = file
-        self._written = dict.fromkeys(order, 0)
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         file.truncate(start + at)
@@ -121,15 +120,10 @@ class TraceWriter:
             for head, weights in enumerate(values):
                 block[:, end - weights.shape[1] : end] = weights
                 self._put(slot, (head * rows + row) * keys, block)
-        self._written[name] += values.shape[axis]
 
     def _put(self, slot: Slot, first: int, values: Array) -> None:
         self._file.seek(slot.begin + first * slot.itemsize)
         self._file.write(np.ascontiguousarray(values).data)
-
-    def unwritten(self) -> list[str]:
-        """Names of the arrays of which no row has been written."""
-        return [name for name, rows in self._written.items() if not rows]
 
 
 @contextlib.contextmanager
@@ -159,6 +153,8 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             raise TraceError(f"{path}: not a trace: the file has no trace metadata")
         return arrays, {key: value for key, value in metadata.items() if key != "format"}
     try:
+        if path.is_file() and not looks_like_safetensors(path):
+            raise TraceError(f"{path}: not a trace: expected a .trace, .safetensors or .npz file")
         file = SafetensorsFile(path)
         if file.metadata.get("format") not in READABLE:
             raise TraceError(
@@ -168,6 +164,8 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         arrays = {name: file.array(name, FILE_DTYPES) for name in file.tensors}
     except CheckpointError as error:
         raise TraceError(str(error)) from None
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
     return arrays, {key: value for key, value in file.metadata.items() if key != "format"}
 
 

@@ -1,16 +1,17 @@
-"""Two traces of the same model and prompt, tap by tap: where do they part?
+"""Comparison of two traces of the same model and prompt, tap point by tap point.
 
-The *first divergence* is the first tap point whose error exceeds what rounding explains. What
-rounding explains is measured with the model (:mod:`~gptoss_ref.verify.noise.noise_floor`) or,
-where none is at hand, estimated from tap to tap (:mod:`~gptoss_ref.verify.noise.error_bounds`).
+The *first divergence* is the first tap point whose error exceeds what rounding explains. This
+allowance is measured with the model (:mod:`~gptoss_ref.verify.noise.noise_floor`) or, if there is
+no model, estimated from tap point to tap point (:mod:`~gptoss_ref.verify.noise.error_bounds`).
 
-A token that was sent to other experts within rounding's margin is a tie. With a model, what follows
-is compared with the model run along the other's routes; without one, what follows a tie is set
-aside: that token in its block, and every later token once attention has mixed them.
+If a token was sent to other experts within the margin of rounding, this is a tie. With a model, the
+later tap points are compared with a run of the model on the other's routes. Without one, everything
+that depends on the tie is set aside: that token in its block, and every later token after the next
+attention.
 
-Equal models are equal: heads and experts in another order are compared in the reference's
+Equal models are equal: heads and experts in another order are compared in the reference's order
 (:mod:`~gptoss_ref.verify.noise.renumbered`), and logits without the constant of each row. A
-divergence that a mistake of the recording explains is reported with its sentence
+divergence that a mistake in the recording explains is reported with its sentence
 (:mod:`~gptoss_ref.verify.search.mistakes`).
 """
 
@@ -124,7 +125,7 @@ def compare(
 
 
 def _may_be_coarser(report: Report) -> bool:
-    """Whether a divergence may be that of a rounding that the values do not show."""
+    """Return whether a rounding that the values do not show may explain a divergence."""
     first = report.first_divergence
     if first is None or first.verdict != "diverges" or not first.rel_l2 < COARSER_SMALL:
         return False

@@ -1,4 +1,4 @@
-"""diagnose: which known bugs explain somebody else's numbers."""
+"""diagnose: find the known bugs that explain another implementation's numbers."""
 
 from __future__ import annotations
 
@@ -54,21 +54,22 @@ def diagnose(
     Args:
         model: the same architecture and weights; only its weights are used, in float64 and in the
             other's rounding.
-        other: a trace, a file of one, or arrays under anybody's names (see
-            :func:`gptoss_ref.verify.observe.adapters.from_arrays`), as many tap points as there
-            are; or log-probabilities that a server shows.
-        tokens: (T,) of arrays that do not bring their own; of others, they must be the same.
-        rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: as its numbers
-            show, and what an observation says of itself.
-        taps: shell patterns of the tap points to judge; None: all that ``other`` holds.
-        layers: numbers of the blocks to judge; what is outside the blocks is then left out.
-        progress: called with steps done, steps in all as far as known, and what is being done.
-        early: called with a diagnosis of the first block alone, if something is wrong there, before
-            the others are looked at.
+        other: a trace, its file, or arrays under any names (see
+            :func:`gptoss_ref.verify.observe.adapters.from_arrays`), with any number of tap points;
+            or the log-probabilities of a server.
+        tokens: (T,), for arrays without tokens of their own; if ``other`` has tokens, they must be
+            equal.
+        rounding: of ``other``, one of float64, float32, bfloat16 and float16; None: the one that
+            its numbers show, or that an observation states.
+        taps: shell patterns of the tap points to judge; None: all that ``other`` has.
+        layers: numbers of the blocks to judge; tap points outside the blocks are then left out.
+        progress: called with the steps done, the known total, and the current work.
+        early: called with a diagnosis of the first block alone, before the other blocks are judged,
+            if the first block is wrong.
 
     Raises:
-        TraceError: no tap points, no tokens or other ones, another architecture, or a rounding that
-            is unknown or not to be told.
+        TraceError: no tap points; no tokens, or different ones; another architecture; or a rounding
+            that is unknown or cannot be determined.
     """
     progress = _releasing(model, progress or unwatched)
     steps = Steps(progress)
@@ -106,7 +107,7 @@ def _searched(
     judged: list[str] | None,
     stated: bool,
 ) -> Search:
-    """The search in a trace; if its rounding was not stated, under one that its errors show."""
+    """Search a trace; if its rounding was not stated, with the one that its errors show."""
     search = Search(Evidence(model.weights, trace, rounding, steps, judged))
     first = search.evidence.specification.values()
     coarser = None
@@ -126,12 +127,12 @@ def _searched(
 
 
 def _of_nothing(trace: Trace) -> str | None:
-    """A rounding for a trace in which an array was never written, and nothing shows one."""
+    """Return a rounding for a trace with an array that was never written, if nothing shows one."""
     return None if all(np.any(trace[tap]) for tap in trace) else "float32"
 
 
 def _releasing(model: Model, progress: Progress) -> Progress:
-    """The same, which also lets go of the weights that were read: they are read again when used."""
+    """Return a progress that also releases the pages of weights; they are read again when used."""
     if model.checkpoint is None:
         return progress
     shards = model.checkpoint.shards
@@ -164,7 +165,7 @@ def _begin(
 def _judged(
     trace: Trace, taps: str | Iterable[str] | None, layers: Iterable[int] | None
 ) -> list[str] | None:
-    """The tap points of a trace to be judged; None: all. TraceError if there are none."""
+    """Return the tap points to judge; None: all. TraceError if there are none."""
     if taps is None and layers is None:
         return None
     chosen = select("*" if taps is None else taps, trace.config)
@@ -176,9 +177,9 @@ def _judged(
 
 
 def _of_outputs(model: Model, trace: Trace, rounding: str, steps: Steps, stated: bool) -> Diagnosis:
-    """Whole models; and where the logits' own input is there, their stage by itself.
+    """Search whole models; if the input of the logits is known, also that stage alone.
 
-    A rewriting that changes both leaves only the logits to be compared with whole models.
+    If a rewriting changes both, only the logits can be compared with whole models.
     """
     if len(trace) == 1:
         (tap,) = trace

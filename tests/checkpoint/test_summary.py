@@ -162,9 +162,21 @@ def test_units() -> None:
     ]
 
 
+def test_a_folder_wins_over_the_name_of_a_released_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hf(tmp_path / "gpt-oss-20b")
+    assert describe("gpt-oss-20b").path is None
+    monkeypatch.chdir(tmp_path)
+    assert describe("gpt-oss-20b").path is not None
+
+
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        describe("21b")
+    for name, meant in (("21b", "20b"), ("gpt-os-120B", "gpt-oss-120b"), ("tinny", "tiny")):
+        with pytest.raises(CheckpointError, match=f"^{name}: no such folder: did you mean {meant}"):
+            describe(name)
+    with pytest.raises(CheckpointError, match="no such folder; expected"):
+        describe("neither")
     folder = write_hf(tmp_path / "c")
     (folder / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"config\.json: the key 'num_hidden_layers' is missing"):

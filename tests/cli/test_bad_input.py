@@ -447,6 +447,28 @@ def test_download_without_its_extra(
     assert "[hub]" in fails("info", "openai/gpt-oss-20b", "--download")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train tiny {} -o {}.out", "line 1"),
+        ("trace tiny --tokens 1,999 -o {}.trace --backend numba", "token 999 at position 1"),
+        ("generate  --backend numba", "the prompt is empty"),
+    ],
+)
+def test_bad_input_does_not_wait_for_the_compiler(
+    line: str, said: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled() -> bool:
+        raise AssertionError("compiled before the input was checked")
+
+    monkeypatch.setattr("gptoss_ref.cli.compiling.compile_once", compiled)
+    file = tmp_path / "file"
+    file.write_text("not JSON\n")
+    assert said in fails(*line.replace("{}", str(file)).split(" "))
+    with pytest.raises(AssertionError, match="compiled before"):
+        main(["trace", "tiny", "--tokens", "1", "-o", str(file), "--backend", "numba"])
+
+
 def test_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gptoss_ref", "info", str(tmp_path / "nothing")],

@@ -56,6 +56,7 @@ def test_help_shows_defaults() -> None:
         ("trace tiny --promt x -o y", "unknown option --promt: did you mean --prompt?"),
         ("convert tiny x --layout hff", "unknown --layout 'hff': did you mean hf?"),
         ("convert tiny ./tiny", "expected another name for the new folder"),
+        ("convert tiny other-constants", "expected another name for the new folder"),
     ],
 )
 def test_near_names(line: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +100,12 @@ def test_an_extra_comes_from_where_the_package_came(
 
     monkeypatch.setattr(_extras, "distribution", distribution)
     assert _extras.install_line("viz") == f'python -m pip install "{expected}"'
+
+
+def test_one_place_knows_how_to_install() -> None:
+    package = Path(_extras.__file__).parent
+    naming = [f.name for f in package.rglob("*.py") if "pip install" in f.read_text("utf-8")]
+    assert naming == ["_extras.py"]
 
 
 def test_a_wrong_signature_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,15 @@ def test_every_room_of_the_package_is_mentioned() -> None:
     rooms = {p.parent.name for p in (ROOT / "gptoss_ref").glob("*/__init__.py")}
     unmentioned = [room for room in sorted(rooms - {"viz"}) if f"gptoss_ref/{room}/" not in TEXT]
     assert not unmentioned
+
+
+def test_its_order_of_the_verifier_is_that_of_the_imports() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / "setup.cfg", "utf-8")
+    lines = contract["importlinter:contract:verify"]["layers"].split()
+    rows = re.findall(r"^\| \d \| `gptoss_ref/verify/(\w+)/` \|", TEXT, re.MULTILINE)
+    assert len(rows) == 6
+    assert [name for name in reversed(lines) if name in rows] == rows
 
 
 def test_it_fits_on_a_page() -> None:

@@ -191,6 +191,13 @@ def test_pages_keep_no_outputs_and_load_nothing_from_elsewhere() -> None:
     ]
 
 
+def test_every_decision_is_listed() -> None:
+    folder = DOCS / "decisions"
+    notes = sorted(note.name for note in folder.glob("0*.md"))
+    listed = re.findall(r"^\| \[(\d+)\]\((.+?)\)", (folder / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == [(name[:4], name) for name in notes]
+
+
 def test_the_bundle_of_mathjax_and_its_licence_travel_together() -> None:
     bundle = DOCS / "_static" / "mathjax" / "tex-svg.js"
     assert 'VERSION="3.2.2"' in bundle.read_text()

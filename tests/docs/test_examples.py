@@ -107,6 +107,30 @@ def test_scripts_explain_themselves(script: str, helps: dict[str, tuple[int, str
     assert printed.startswith("usage: ")
 
 
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # importing them fails
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["diagnose_transformers.py", "train_tiny/train.py", "train_tiny/export.py"],
+)
+def test_an_example_without_torch_says_so_in_one_line(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, f"examples/{script}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"this needs torch.*: python -m pip install torch.*\n", done.stderr)
+
+
 def test_the_benches_readme_names_every_bench() -> None:
     text = (ROOT / "benches/README.md").read_text()
     for script in SCRIPTS:

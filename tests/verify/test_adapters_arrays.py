@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import zipfile
 from functools import cache, partial
 from itertools import permutations
@@ -412,6 +413,25 @@ class TestFiles:
             read(tmp_path / "a.npz", tokens=TOKENS, config=CONFIG)
         with pytest.raises(TraceError, match=r"expected a trace, an \.npz"):
             read(tmp_path / "a.pt", tokens=TOKENS, config=CONFIG)
+
+    def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        """Not a complaint about the header of a safetensors file, which it never was."""
+        source = tmp_path / "mine.py"
+        for content in (b"", b"def swiglu(x):\n    return x\n", b"{", bytes(range(64))):
+            source.write_bytes(content)
+            with pytest.raises(TraceError, match=r"mine\.py: expected a trace, an \.npz"):
+                read(source, tokens=TOKENS, config=CONFIG)
+            with pytest.raises(TraceError, match=r"mine\.py: not a trace: expected a \.trace"):
+                Trace.load(source)
+        # the suffix does not matter if the contents are right
+        save_file({"logits": twin_taps()["logits"]}, source)
+        assert list(read(source, tokens=TOKENS, config=CONFIG)) == ["logits"]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_a_pipe_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+        with pytest.raises(TraceError, match="pipe: cannot be read: not a regular file"):
+            read(tmp_path / "pipe", tokens=TOKENS, config=CONFIG)
 
     def test_errors_name_the_file(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", logts=twin_taps()["logits"])

@@ -178,7 +178,8 @@ def test_a_function_alone_is_not_judged(file: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("place", "operation", "said"),
     [
-        ("mine.py", "rmsnorm", "expected FILE.py:FUNCTION"),
+        ("mine.py", "rmsnorm", "expected FILE.py:FUNCTION\n"),
+        ("{}", "rmsnorm", "expected FILE.py:FUNCTION, such as {}:right"),
         ("nowhere.py:f", "rmsnorm", "no such file"),
         ("{}:rigth", "rmsnorm", "has no function rigth (nearest: right)"),
         ("{}:not_a_function", "rmsnorm", "has no function not_a_function"),
@@ -190,7 +191,7 @@ def test_bad_input(
 ) -> None:
     status, printed = check(capsys, place.format(file), operation)
     assert status == 2
-    assert said in printed
+    assert said.format(file) in printed
     assert printed.count("\n") == 1
 
 

@@ -1,21 +1,22 @@
-"""Flash attention: keys and values a block at a time, with an online softmax.
+"""Flash attention: one block of keys and values at a time, with an online softmax.
 
-Rows are queries times the G heads that share a key/value head, so that each key and value is read
-once for all of them. For a block of keys, ``_flash_step``:
+A row is one query of one of the G heads that share a key/value head, so each key and value is read
+once for all these heads. For a block of keys, ``_flash_step``
 
-1. packs the keys as panels, and the register tile gives all scores of the block;
-2. scores that a query may not see become −∞ (not where positions show that all are visible; keys at
-   the block's ends that no query sees are left out, so a windowed layer touches its window only);
-3. online softmax: with m the largest score so far, l and acc are scaled by e^(m − m');
-4. the register tile again, the values being the panel as they lie, adds weights times values.
+1. packs the keys as panels; the register tile computes all scores of the block;
+2. sets the scores that a query may not see to −∞. It skips this if the positions show that all keys
+   are visible. Keys at the ends of a block that no query sees are left out, so a windowed layer
+   reads only its window;
+3. updates the online softmax: with m' the new largest score, l and acc are scaled by e^(m − m');
+4. adds weights times values with the register tile, with the values as its panel.
 
-``flash_prefill`` goes over the blocks for many queries: a task is one key/value head and some
-queries; the sink is the first score, with no value: m, l and acc begin as the sink, 1 and 0. For
-one query see ``flash_decode.py``.
+``flash_prefill`` processes many queries: a task is one key/value head and some queries. The sink is
+the first score, and has no value: m, l and acc start as the sink, 1 and 0. For one query see
+``flash_decode.py``.
 
-Accumulators: float32. The exponential is the kernels' own (2e-7). L2 error to float64 below 2e-6 of
-Σ weight · |value|, times the queries' size where it is above 1: scores are rounded to float32, and
-their rounding reaches the exponent, as in the layer.
+Accumulators: float32. The exponential is that of the kernels (2e-7). The L2 error against float64
+is below 2e-6 of Σ weight · |value|, times the size of the queries if this is above 1: scores are
+rounded to float32, and their rounding error enters the exponent, as in the layer.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ from gptoss_ref.kernels.runtime.scalar import widen
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 
 KEYS = 64
-"""Keys of a block; a multiple of every panel's width."""
+"""Keys of a block; a multiple of the width of every panel."""
 
 
 class Keys(NamedTuple):
-    """Keys and values, and who may see them."""
+    """Keys and values, their positions and the window."""
 
-    k: Any  # float32, flat, (S, K, C); so are the values
+    k: Any  # float32, flat, (S, K, C); ``v`` likewise
     v: Any
     heads: Any  # K
     channels: Any  # C
     q_positions: Any
     k_positions: Any
-    lowest: Any  # least position of each block of keys
-    highest: Any  # and greatest
+    lowest: Any  # smallest position of each block of keys
+    highest: Any  # largest position of each block of keys
     window: Any
 
 
 @jit_inner
 def keys_of(k: Any, v: Any, q_positions: Any, k_positions: Any, window: int) -> Keys:
-    """Of keys and values (S, K, C)."""
+    """Return the record for keys and values (S, K, C)."""
     blocks, size = (k_positions.size + KEYS - 1) // KEYS, k_positions.size
     lowest, highest = integers(blocks), integers(blocks)
     for b in range(blocks):
@@ -68,9 +69,10 @@ def keys_of(k: Any, v: Any, q_positions: Any, k_positions: Any, window: int) -> 
 def visible(
     k_positions: Any, b: int, low: int, high: int, earliest: int, latest: int, window: int
 ) -> tuple[int, int]:
-    """First key of block ``b`` and number of keys, less those at its ends that no query sees.
+    """Return the first key of block ``b`` and the number of keys.
 
-    ``low`` … ``high`` are the positions of its keys, ``earliest`` … ``latest`` of the queries.
+    Keys at both ends that no query sees are left out. The positions of the block's keys are
+    ``low`` … ``high``, those of the queries ``earliest`` … ``latest``.
     """
     at, end = b * KEYS, min((b + 1) * KEYS, k_positions.size)
     if low > latest or earliest - high >= window:
@@ -83,14 +85,14 @@ def visible(
 
 
 class State(NamedTuple):
-    """Of rows of queries: largest score, sum of weights, weighted sum of values; and scratch."""
+    """State of the online softmax for rows of queries: m, l and acc; and scratch arrays."""
 
     m: Any
     l: Any
     acc: Any  # rows of ``padded`` floats
-    scores: Any  # rows of KEYS
+    scores: Any  # rows of KEYS floats
     panel: Any
-    values: Any  # a block's values side by side
+    values: Any  # the values of a block, one row after the other
 
 
 @jit_inner
@@ -98,15 +100,15 @@ def _flash_step(
     path: Any, scaled: Any, keys: Keys, first: int, count: int, group: int, head: int, at: int,
     n: int, hidden: bool, padded: int, state: State
 ) -> None:  # fmt: skip
-    """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of ``count`` queries of key/value ``head``.
+    """Add keys ``at`` … ``at`` + ``n`` − 1 to the state of ``count`` queries of one ``head``.
 
     Args:
-        scaled: the rows t · G + g over √C; query t is number first + t.
-        hidden: some of the keys may not be seen by some query.
+        scaled: the queries divided by √C, in rows t · G + g; query t is number first + t.
+        hidden: whether some query may not see some of the keys.
         padded: length of a row of ``state.acc``.
     """
     rows, width = count * group, panel_width(path)
-    channels, stride = keys.channels, keys.heads * keys.channels  # from one key to the next
+    channels, stride = keys.channels, keys.heads * keys.channels  # distance between two keys
     base = at * stride + head * channels
     for l in range(0, n, width):
         some = min(width, n - l)
@@ -130,7 +132,7 @@ def _flash_step(
 
 @jit_inner
 def _hide(scores: Any, keys: Keys, first: int, count: int, group: int, at: int, n: int) -> None:
-    """Scores that a query may not see become −∞."""
+    """Set the scores that a query may not see to −∞."""
     positions = keys.k_positions[at : at + n]
     for t in range(count):
         p, window = keys.q_positions[first + t], keys.window
@@ -146,7 +148,10 @@ def flash_prefill(
     path: Any, q: Any, k: Any, v: Any, sinks: Any, q_positions: Any, k_positions: Any, window: int,
     per_task: int, scale: Any, out: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
-    """Many queries; task n is queries n // K · ``per_task`` … of key/value head n % K."""
+    """Attend with many queries. Task n has ``per_task`` queries from n // K · ``per_task`` on.
+
+    They belong to key/value head n % K.
+    """
     keys = keys_of(k, v, q_positions, k_positions, window)
     _prefill_tasks(path, q, keys, sinks, per_task, scale, out, tasks, team)
 
@@ -158,7 +163,7 @@ def _prefill_tasks(
 ) -> None:  # fmt: skip
     queries, heads, channels = q.shape
     group, width = heads // keys.heads, panel_width(path)
-    padded = (channels + WIDEST - 1) // WIDEST * WIDEST  # channels of a row, whole panels
+    padded = (channels + WIDEST - 1) // WIDEST * WIDEST  # length of a row of acc: whole panels
     most, q_positions = per_task * group, keys.q_positions
     scaled = floats(most * channels)
     state = State(

@@ -1,13 +1,12 @@
-"""Attention of one query, as in decoding: a task is a chunk of some blocks of keys, of all heads.
+"""Attention of one query, as in decoding: a task is a chunk of some blocks of keys, for all heads.
 
-The query heads that share a key/value head are the lanes of a vector, 8 at most, and keys are the
-rows of the register tile (``tile_8``): keys and values are used where they lie, each read once, and
-the softmax goes over whole vectors, as loops that LLVM vectorises. The next block is asked for into
-the second cache meanwhile. Then the chunks' sums and the sink are folded in order, whichever thread
-had which.
+The query heads that share a key/value head are the lanes of a vector, at most 8, and keys are the
+rows of the register tile (``tile_8``). So keys and values are used as they are stored, each is read
+once, and the softmax works on whole vectors. Meanwhile the next block is prefetched into L2. In the
+end the sums of the chunks and the sink are combined, always in the same order.
 
-More than 8 heads on a key/value head are several sets of lanes; lanes without a head compute with
-a query of 0, and nobody looks at them.
+More than 8 heads per key/value head are several sets of lanes. Lanes without a head have a query of
+0, and their results are not used.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from gptoss_ref.kernels.runtime.scalar import exp, widen
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 
 TOGETHER = 12
-"""Keys whose scores are computed at once; those of the next block are asked for in between."""
+"""Keys whose scores are computed together; then some keys of the next block are prefetched."""
 
 
 class State(NamedTuple):
-    """Of a chunk's sets of lanes: largest score, sum of weights, weighted sum of values."""
+    """State of the online softmax for a chunk's sets of lanes: m, l and acc; and scratch arrays."""
 
     m: Any  # (sets, 8), flat
     l: Any
     acc: Any  # (sets, 8, padded), flat
-    scores: Any  # (KEYS, 8) of a block and a set, flat
-    factors: Any  # (8,): what ``acc`` is to be multiplied by
-    values: Any  # a block's values side by side, if they are narrower than ``padded``
+    scores: Any  # (KEYS, 8) for one block and one set, flat
+    factors: Any  # (8,): the factors of ``acc``
+    values: Any  # a block's values in rows of ``padded`` floats, if C is smaller
 
 
 @jit
@@ -45,10 +44,10 @@ def flash_decode(
     path: Any, q: Any, k: Any, v: Any, sinks: Any, q_positions: Any, k_positions: Any, window: int,
     scale: Any, size: int, out: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
-    """One query, chunks of ``size`` blocks of keys being tasks."""
+    """Attend with one query; a task is a chunk of ``size`` blocks of keys."""
     keys = keys_of(k, v, q_positions, k_positions, window)
     group, channels = q.shape[1] // keys.heads, keys.channels
-    sets = (group + NARROW - 1) // NARROW  # of each key/value head
+    sets = (group + NARROW - 1) // NARROW  # per key/value head
     panels = floats(keys.heads * sets * channels * NARROW)  # (K, sets, C, 8)
     fill(panels, np.float32(0.0))
     for h in range(q.shape[1]):
@@ -69,7 +68,7 @@ def _decode_tasks(
     path: Any, panels: Any, group: int, keys: Keys, size: int, m: Any, l: Any, acc: Any,
     start: int, stop: int
 ) -> None:  # fmt: skip
-    """Sums of chunks ``start`` … ``stop`` − 1; those of all sets of lanes lie side by side."""
+    """Compute m, l and acc of chunks ``start`` … ``stop`` − 1, those of all sets side by side."""
     channels, p = keys.channels, keys.q_positions[0]
     padded = (channels + NARROW - 1) // NARROW * NARROW
     per_head = (group + NARROW - 1) // NARROW
@@ -108,12 +107,12 @@ def _decode_step(
     path: Any, panel: Any, keys: Keys, base: int, at: int, n: int, hidden: bool, heads: int,
     ahead: int, padded: int, state: State
 ) -> None:  # fmt: skip
-    """Keys ``at`` … ``at`` + ``n`` − 1 onto the sums of a set of ``heads`` lanes.
+    """Add keys ``at`` … ``at`` + ``n`` − 1 to the state of a set of ``heads`` lanes.
 
     Args:
-        panel: their queries over √C, (C, 8) flat.
-        base: where the first key lies, and its value.
-        ahead: how many elements further those of the next block lie.
+        panel: the queries divided by √C, (C, 8) flat.
+        base: index of the first element of the first key, and of its value.
+        ahead: distance in elements to the keys of the next block.
     """
     stride, scores = keys.heads * keys.channels, state.scores
     for j in range(0, n, TOGETHER):
@@ -140,7 +139,7 @@ def _decode_step(
             value = keys.v[base + j * stride : base + j * stride + keys.channels]
             copy(value, state.values[j * padded : j * padded + keys.channels])
         values, v_at, v_stride = state.values, 0, padded
-    some = (n * NARROW + padded - 1) // padded  # keys for each 8 channels
+    some = (n * NARROW + padded - 1) // padded  # keys to prefetch per 8 channels
     for c in range(0, padded, NARROW):
         j = c // NARROW * some
         _ask(keys.v, base + j * stride + ahead, min(some, n - j), stride, keys.channels)
@@ -152,7 +151,7 @@ def _decode_step(
 
 @jit_inner
 def _ask(array: Any, first: int, count: int, stride: int, size: int) -> None:
-    """Ask for the cache lines of ``count`` rows of ``size`` floats, into the second cache."""
+    """Prefetch ``count`` rows of ``size`` floats into L2."""
     for i in range(count):
         for c in range(0, size, 16):
             prefetch_later(array, first + i * stride + c)
@@ -160,7 +159,7 @@ def _ask(array: Any, first: int, count: int, stride: int, size: int) -> None:
 
 @jit_inner
 def _merge(sinks: Any, group: int, sets: int, m: Any, l: Any, acc: Any, out: Any) -> None:
-    """Fold the sums of all chunks, in order, and the sink into the result ``out`` (H·C)."""
+    """Combine the sums of all chunks, in order, and the sink into the result ``out`` (H·C)."""
     heads = sinks.size
     channels, lanes = out.size // heads, sets * NARROW
     padded = (channels + NARROW - 1) // NARROW * NARROW
@@ -170,7 +169,7 @@ def _merge(sinks: Any, group: int, sets: int, m: Any, l: Any, acc: Any, out: Any
         result = out[h * channels : (h + 1) * channels]
         fill(result, np.float32(0.0))
         for row in range(h // group * lanes + h % group, m.size, heads // group * lanes):
-            if l[row] == 0:  # nothing was visible; where scores were NaN the total is NaN
+            if l[row] == 0:  # no key was visible; if scores were NaN the total is NaN
                 continue
             after = most if most > m[row] else m[row]
             old, new = exp(np.float32(most - after)), exp(np.float32(m[row] - after))

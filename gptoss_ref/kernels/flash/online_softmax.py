@@ -1,15 +1,16 @@
-"""Online softmax: a block's scores become weights, and earlier sums are brought to their scale.
+"""Online softmax: turn a block of scores into weights, and rescale the earlier sums.
 
-For each row of scores there are m, the largest so far, l, the sum of weights e^(score − m), and
-acc, the sum of weights times values (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv
-2205.14135).
+For each row of scores there are m, the largest score so far, l, the sum of the weights
+e^(score − m), and acc, the sum of weights times values (Milakov and Gimelshein, arXiv 1805.02867;
+Dao et al., arXiv 2205.14135).
 
-Written as vectors of 16 lanes without an instruction of any one CPU, which LLVM splits into what
-there is; the Python function is what runs under ``NUMBA_DISABLE_JIT=1``. As loops over slices that
-LLVM vectorises it took 2.2 times as long with AVX-512 and 1.8 with AVX2: a maximum of floats that
-passes over NaN is not vectorised, and one of ordered integers costs four operations.
+The code is written as vectors of 16 lanes without instructions of a particular CPU; LLVM splits
+them into the vectors of the CPU. The Python function runs under ``NUMBA_DISABLE_JIT=1``. Loops over
+slices that LLVM vectorises took 2.2 times as long with AVX-512 and 1.8 times with AVX2: LLVM does
+not vectorise a maximum of floats that ignores NaN, and a maximum of ordered integers costs four
+operations.
 
-e^x is 2^n · e^r with |r| ≤ ln 2 / 2, within 2e-7 relative. No score is above the largest, so x ≤ 0:
+e^x is 2^n · e^r with |r| ≤ ln 2 / 2, within 2e-7 relative. No score exceeds the largest, so x ≤ 0:
 below −87.3 a weight is 0, and nothing overflows. NaN, and ∞ − ∞, give NaN.
 """
 
@@ -32,29 +33,30 @@ MASKED = np.float32(-np.inf)
 
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
 _MAGIC = 12582912.0
-"""1.5 · 2²³: adding it rounds to an integer, held in the low bits."""
+"""1.5 · 2²³. Adding it rounds a number to an integer, in the low bits."""
 _SMALLEST = -87.33654
 
 
 def online_softmax(
     scores: Any, stride: int, rows: int, n: int, m: Any, l: Any, acc: Any, width: int
 ) -> None:  # fmt: skip
-    """One block of ``n`` keys onto the sums of ``rows`` rows, but for its values.
+    """Add one block of ``n`` keys to m and l of ``rows`` rows; the caller adds the values.
 
-    With m' the largest of m[r] and the row's scores: scores[r · stride + j] becomes
-    e^(score − m'); l and the row of ``acc`` are multiplied by e^(m − m'), and the weights added to
-    l; m becomes m'. All −∞: weights are 0. NaN among them makes l NaN, and leaves m to the others.
+    With m' the largest of m[r] and the row's scores, scores[r · stride + j] becomes e^(score − m');
+    l and the row of ``acc`` are multiplied by e^(m − m'); the weights are added to l; m becomes m'.
+    If all scores are −∞, the weights are 0. A NaN makes l NaN, and m ignores it.
 
     Args:
-        stride: of the rows of scores, a multiple of 16; what is beyond ``n`` may be overwritten.
-        width: of the rows of ``acc``, a multiple of 16.
+        stride: distance of the rows of scores, a multiple of 16; columns from ``n`` on may be
+            overwritten.
+        width: length of a row of ``acc``, a multiple of 16.
     """
     for row in range(rows):
         some = scores[row * stride : row * stride + n]
         most = m[row]
         for score in some:
             most = score if score > most else most
-        base = np.float32(0.0) if most == MASKED else most  # −∞ − 0: no weight; NaN stays NaN
+        base = np.float32(0.0) if most == MASKED else most  # −∞ − 0 gives weight 0; NaN stays NaN
         factor = exp(np.float32(m[row] - base))
         total = np.float32(0.0)
         for j in range(n):
@@ -81,7 +83,7 @@ def _constant(value: float) -> Value:
 
 
 def _exp(builder: Any, x: Value) -> Value:
-    """e^x for x ≤ 0 (and NaN)."""
+    """Return e^x for x ≤ 0 or NaN."""
     shifted = vec.multiply_add(builder, x, _constant(_LOG2E), _constant(_MAGIC))
     n = builder.fsub(shifted, _constant(_MAGIC))
     r = vec.multiply_add(builder, n, _constant(-_LN2_HIGH), x)
@@ -103,7 +105,7 @@ def _larger(builder: Any, a: Value, b: Value) -> Value:
 
 
 def _in_all_lanes(builder: Any, combine: Any, a: Value) -> Value:
-    """``combine`` of all lanes of ``a``, in all lanes."""
+    """Return a vector with ``combine`` of all lanes of ``a`` in each lane."""
     for distance in (8, 4, 2, 1):
         a = combine(a, vec.shuffle(builder, a, [lane ^ distance for lane in range(LANES)]))
     return a
@@ -114,7 +116,7 @@ def _vectors(
     typing_context: Any, scores: Any, stride: Any, rows: Any, n: Any, m: Any, l: Any, acc: Any,
     width: Any
 ) -> Any:  # fmt: skip
-    """:func:`online_softmax`; lanes beyond ``n`` count as −∞."""
+    """Compute :func:`online_softmax`; lanes from ``n`` on count as −∞."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scores_, stride_, rows_, n_, m_, l_, acc_, width_ = args
@@ -141,7 +143,7 @@ def _vectors(
                 state[0, 0] = _larger(builder, score, state[0, 0])
             most = _in_all_lanes(builder, lambda a, b: _larger(builder, a, b), state[0, 0])
             masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
-            base = builder.select(masked, _constant(0.0), most)  # −∞ − 0: no weight
+            base = builder.select(masked, _constant(0.0), most)  # −∞ − 0 gives weight 0
             with cgutils.for_range(builder, steps) as loop:
                 at = builder.mul(loop.index, index(LANES))
                 score = vec.load(builder, start, at, type_)
@@ -171,11 +173,13 @@ def _vectors(
 
 
 def online_softmax_lanes(scores: Any, n: int, m: Any, l: Any, factors: Any) -> None:
-    """The same where the rows are the 8 lanes of ``scores`` (n, 8), flat; but for ``acc``.
+    """Like :func:`online_softmax`, if the rows are the 8 lanes of ``scores`` (n, 8), flat.
+
+    It does not change acc; the caller multiplies it by ``factors``.
 
     Args:
-        scores: row ``n`` may be overwritten, if n is odd.
-        factors: become e^(m − m') of each lane.
+        scores: row ``n`` may be overwritten if n is odd.
+        factors: overwritten with e^(m − m') of each lane.
     """
     for lane in range(HALF):
         most = m[lane]
@@ -204,7 +208,7 @@ def _online_softmax_lanes(*arguments: Any) -> Any:
 
 @intrinsic
 def _lanes(typing_context: Any, scores: Any, steps: Any, m: Any, l: Any, factors: Any) -> Any:
-    """:func:`online_softmax_lanes`, two keys a vector."""
+    """Compute :func:`online_softmax_lanes` with two keys per vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, tops, totals, to = (

@@ -1,9 +1,9 @@
-"""The hot path of the backward pass: gradients as Numba kernels.
+"""Gradients as Numba kernels, named as in :mod:`gptoss_ref.gradients`.
 
-What is here has the signature of its namesake in :mod:`gptoss_ref.gradients` and equals it under
-the float32 policy, within the bound that its file states; it shares no computation with it.
-``experts`` and ``attention`` take one argument more, and ``kept_experts`` is the experts' forward
-pass for training. The load-balancing loss is computed by that module.
+A function has the signature of its namesake there and gives its result under the float32 policy,
+within the error bound that its file states. They share no computation. ``experts`` and
+``attention`` have one more argument, and ``kept_experts`` is the experts' forward pass for
+training. The load-balancing loss has no kernel; :mod:`gptoss_ref.gradients` computes it.
 """
 
 from gptoss_ref.kernels.gradients.attention import attention

@@ -1,11 +1,11 @@
 """Gradient of attention; mirrors ``gradients/attention.py``.
 
-A task is one key/value head of one row of the batch. Its queries are taken some at a time, those of
-a group's heads together, with the keys that they can see: scores and dw are products on register
-tiles, one pass over them makes weights and gradients of the scores of them in place, and three more
-products give dq and add to dk and dv, which stay in cache. Accumulators: float32, float64 for a
-sink's gradient; relative L2 error below 2e-5 (dq and dk are differences that may cancel), against
-the layer's gradient in float64.
+A task is one key/value head of one row of the batch. Some queries are processed at a time, those of
+all heads of the group together, with the keys that they can see. Scores and dw are products with
+register tiles; one pass over both turns them, in place, into weights and gradients of the scores;
+three more products give dq and add to dk and dv, which stay in cache. Accumulators: float32, and
+float64 for the gradient of a sink. The relative L2 error is below 2e-5 against the layer's gradient
+in float64; dq and dk are differences in which terms may cancel.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
 from gptoss_ref.weights import AttentionGradients
 
 ROWS = 96
-"""Queries times heads that are taken together: whole register tiles of any path."""
+"""Rows (queries times heads) that are processed together: whole register tiles of every path."""
 SCORES = 1 << 19
-"""Scores that are held at a time, twice, by each thread: 2 MiB."""
+"""Number of scores that each thread holds at a time; there are two such arrays of 2 MiB."""
 
 _NO_WINDOW = 1 << 62
 
@@ -53,20 +53,20 @@ def attention(
     """Gradients of the inputs of :func:`gptoss_ref.kernels.attention`, from ``d_mix`` (T, H*C).
 
     Args:
-        q: (T, H, C), turned by their positions.
+        q: (T, H, C), rotated by position.
         k: (S, K, C), likewise.
         v: (S, K, C).
         sinks: (H,) logits.
         q_positions: (T,) absolute positions.
         k_positions: (S,) absolute positions, in any order.
-        window: keys a query sees, itself included; None for all.
-        rows: where each row of a batch lies along T, which is then S too; None: one row.
+        window: number of keys that a query sees, including its own; None for all.
+        rows: the range of each row of a batch along T (then S = T); None: one row.
 
     Returns:
         ``d_q`` (T, H, C), ``d_k`` (S, K, C), ``d_v`` (S, K, C), ``d_sinks`` (H,).
 
     Raises:
-        GptOssError: another policy than float32, or shapes that do not fit.
+        GptOssError: a policy other than float32, or shapes that do not match.
     """
     check_policy(policy)
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
@@ -89,7 +89,7 @@ def attention(
     for of_q, of_k in parts:
         order[of_k] = of_k.start + np.argsort(k_positions[of_k], kind="stable")
         positions, asked = k_positions[order[of_k]], q_positions[of_q]
-        first[of_q] = np.searchsorted(positions, asked - reach, "right")  # the keys that it sees
+        first[of_q] = np.searchsorted(positions, asked - reach, "right")  # the first key it sees
         last[of_q] = np.searchsorted(positions, asked, "right")
     most = max((int(_reach(first[a], last[a])) for a, _ in parts), default=0)
     bounds = np.array([[a.start, a.stop, b.start, b.stop] for a, b in parts], np.int64)
@@ -106,7 +106,10 @@ def attention(
 
 
 def _reach(first: Array, last: Array) -> int:
-    """Keys that ROWS queries see together, at most: few with a window, if they are in order."""
+    """Return the largest number of keys that ROWS queries see together.
+
+    It is small if there is a window and the positions are in order.
+    """
     steps = np.diff([first, last])
     if len(first) and ((steps < 0) | (steps > 1)).any():
         return int(last.max())
@@ -119,13 +122,13 @@ class _Given(NamedTuple):
     k: Any  # (S, K, C)
     v: Any  # (S, K, C)
     d_mix: Any  # (T, H·C)
-    order: Any  # (S,) the keys of each row of the batch by position
-    first: Any  # (T,) in that order, from the row's first key: the first that a query sees
-    last: Any  # (T,) one past the last
-    bounds: Any  # (rows of the batch, 4): first query, one past the last; the same of the keys
+    order: Any  # (S,) the keys of each row of the batch, ordered by position
+    first: Any  # (T,) index in that order of the first key that a query sees, within its row
+    last: Any  # (T,) index after the last key that a query sees
+    bounds: Any  # (rows of the batch, 4): first query, end of queries, first key, end of keys
     sinks: Any  # (H,)
     scale: Any
-    most: Any  # keys that ROWS queries see together
+    most: Any  # largest number of keys that ROWS queries see together
 
 
 @jit
@@ -207,7 +210,7 @@ def _attention_tasks(
 
 @jit_inner
 def _gather(x: Any, order: Any, head: int, channels: int, stride: int, out: Any) -> None:
-    """One head's rows in ``order``, with zeros beside and behind them."""
+    """Copy one head's rows in ``order``, with zeros as padding."""
     fill(out, np.float32(0.0))
     for j in range(order.size):
         for c in range(channels):
@@ -218,7 +221,7 @@ def _gather(x: Any, order: Any, head: int, channels: int, stride: int, out: Any)
 def _queries(
     of: _Given, t: int, count: int, head: int, group: int, stride: int, q: Any, d: Any
 ) -> None:
-    """The queries of a group's heads, and their d_mix: rows i·G + g."""
+    """Copy the queries of a group's heads, and their d_mix, into rows i·G + g."""
     channels = of.q.shape[2]
     fill(q[: count * group * stride], np.float32(0.0))
     fill(d[: count * group * stride], np.float32(0.0))
@@ -232,7 +235,7 @@ def _queries(
 
 @jit_inner
 def _seen(first: Any, last: Any, room: int, width: int) -> Any:
-    """Whole panels, of ``room`` keys, of those that some queries see."""
+    """Return the range of keys that some queries see, in whole panels of ``width`` keys."""
     low, high = first[0], last[0]
     for i in range(first.size):
         low, high = min(low, first[i]), max(high, last[i])
@@ -242,9 +245,10 @@ def _seen(first: Any, last: Any, room: int, width: int) -> Any:
 
 @jit_dot_inner
 def _between(scores: Any, d_weights: Any, low: int, high: int, sink: Any, scale: Any) -> Any:
-    """In place: ``scores`` (s,) to weights, ``d_weights`` to the gradient of q · k.
+    """In place, turn ``scores`` (s,) into weights and ``d_weights`` into the gradient of q · k.
 
-    Returns the query's part of the sink's gradient.
+    Returns:
+        The query's part of the gradient of the sink.
     """
     zero = np.float32(0.0)
     w, d = scores[low:high], d_weights[low:high]

@@ -1,8 +1,8 @@
 """Cross entropy and its gradient; mirrors ``gradients/cross_entropy.py``.
 
-Row by row, while the row's logits are in cache: the largest, the sum of exponentials, the result.
-Accumulators: float32 in several partial sums, float64 over rows. Error: that of the kernels'
-exponential; relative L2 below 2e-6.
+Row by row, while the logits of the row are in cache: the largest logit, the sum of exponentials,
+the result. Accumulators: float32 in several partial sums, float64 over rows. Error: that of the
+kernels' exponential; relative L2 below 2e-6.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 WORK = 8
-"""Operations a logit, to judge whether threads are worth it."""
+"""Operations per logit, to decide whether to use threads."""
 
 
 def cross_entropy(
@@ -32,17 +32,17 @@ def cross_entropy(
     count: float | None = None,
     policy: str | Policy = FLOAT32,
 ) -> tuple[float, Array]:
-    """The loss (natural logarithm) and its gradient (T, V).
+    """Return the loss (natural logarithm) and its gradient (T, V).
 
     Args:
         logits: (T, V).
-        targets: (T,) token ids; one that the mask leaves out is not looked at.
-        mask: (T,) booleans, True where a position counts; None counts all.
-        count: what to divide by instead of the number that counts, for rows that are a part of a
-            larger batch.
+        targets: (T,) token ids; targets that the mask excludes are not checked.
+        mask: (T,) booleans, True if a position counts; None: all count.
+        count: divisor of the sum, if the rows are a part of a larger batch; None: the number of
+            positions that count.
 
     Raises:
-        GptOssError: another policy than float32, or a target that counts and is no column.
+        GptOssError: a policy other than float32, or a target that counts and is not in [0, V).
     """
     check_policy(policy)
     counts = np.ones(len(logits), np.bool_) if mask is None else np.ascontiguousarray(mask, bool)
@@ -85,7 +85,7 @@ def _cross_entropy_tasks(
 
 @jit_dot_inner
 def _softmax(logits: Any, divisor: Any, out: Any) -> Any:
-    """The largest logit, Σ exp(ℓ − it), and into ``out`` the softmax over ``divisor``."""
+    """Return the largest logit and Σ exp(ℓ − largest); ``out`` becomes softmax / ``divisor``."""
     top = logits[0]
     for v in range(logits.size):
         top = max(top, logits[v])

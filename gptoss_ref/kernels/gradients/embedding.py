@@ -23,7 +23,7 @@ def embedding(
     """Gradient (V, D) of the table, from ``d_x`` (T, D) and ``tokens`` (T,); V is ``vocabulary``.
 
     Raises:
-        GptOssError: another policy than float32, or a token that is no row.
+        GptOssError: a policy other than float32, or a token outside [0, V).
     """
     check_policy(policy)
     tokens = positions_of(tokens)

@@ -1,12 +1,12 @@
-"""Experts for training: a float32 forward pass that can be kept, and the gradients.
+"""Experts for training: a float32 forward pass that can keep what it computes, and gradients.
 
 A task is an expert, with all tokens that chose it, some at a time (``expert_passes.py``). Then each
 token's results are summed. So weights are decoded and gradients of weights written once for some
 hundred tokens.
 
-The router weight's gradient dw = dy · (W2 s + b2) is computed as (W2ᵀ dy) · s + dy · b2, because
-W2ᵀ dy is needed anyway and the product with W2 is not. Error: relative L2 below 5e-6 of the layer's
-gradient in float64.
+The gradient of a router weight, dw = dy · (W2 s + b2), is computed as (W2ᵀ dy) · s + dy · b2,
+because W2ᵀ dy is needed anyway and the product with W2 is not. Error: relative L2 below 5e-6
+against the layer's gradient in float64.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ def kept_experts(
     keep: bool = True,
     policy: str | Policy = FLOAT32,
 ) -> tuple[Array, Array | None]:
-    """The layer's answer (T, D), and what :func:`experts` need not compute again.
+    """Return the experts' output (T, D), and values that :func:`experts` need not compute again.
 
-    That is gate and up (T·A, 2F), or None if not ``keep``. Arguments and errors are those of
-    :func:`gptoss_ref.kernels.experts`, which computes them where its integers are faster.
+    These are gate and up (T·A, 2F), or None if ``keep`` is False. Arguments and errors are those of
+    :func:`gptoss_ref.kernels.experts`, which computes the output if its integer products are
+    faster.
     """
     check_policy(policy)
     parameters = (mlp1_weight, mlp1_bias, mlp2_weight, mlp2_bias)
@@ -99,18 +100,19 @@ def experts(
         mlp2_weight: (E, D, F).
         mlp2_bias: (E, D).
         alpha, limit: of :func:`gptoss_ref.kernels.swiglu`.
-        weight_gradients: False leaves out the products for frozen experts, whose four gradients are
-            then None.
+        weight_gradients: False omits the products for frozen experts, whose four gradients are then
+            None.
         tap: called with the gradients of ``expert_out`` (T, A, D), ``swiglu`` (T, A, F) and
             ``gate_up`` (T, A, 2F).
-        kept: gate and up (T·A, 2F), as :func:`kept_experts` gives them; None: computed again.
+        kept: gate and up (T·A, 2F) from :func:`kept_experts`; None: they are computed again.
 
     Returns:
-        ``d_x`` (T, D), ``d_weights`` (T, A), and the weights' gradients in their own shapes.
+        ``d_x`` (T, D), ``d_weights`` (T, A), and the gradients of the weights in the weights'
+        shapes.
 
     Raises:
         CheckpointError: a chosen expert has a scale byte 255, and ``scale_255`` is ``"error"``.
-        GptOssError: another policy, shapes that do not fit, or indices that
+        GptOssError: a policy other than float32, shapes that do not match, or indices that
             :func:`gptoss_ref.kernels.experts` refuses.
     """
     check_policy(policy)
@@ -148,7 +150,7 @@ def experts(
 
 
 def _by_integers(tokens: int, width: int) -> bool:
-    """Whether products with so many tokens of that width run on integers, or on AMX."""
+    """Return whether products of this size run with integers or on AMX."""
     return method_of(tokens, width) in (INT16, AMX)
 
 
@@ -179,7 +181,7 @@ def _mixture(
             refuse_chosen(plan.active, weight)
     loads = plan.starts[plan.active + 1] - plan.starts[plan.active]
     ranked, teams = plan.active[np.argsort(-loads, kind="stable")], current_threads()
-    turn = np.concatenate([ranked[n::teams] for n in range(teams)])  # each thread's are as heavy
+    turn = np.concatenate([ranked[n::teams] for n in range(teams)])  # similar loads
     biases = (np.ascontiguousarray(widen(b, np.float32)) for b in (first_bias, second_bias))
     one, two = biases
     limits = np.float32(alpha), np.float32(limit)
@@ -190,10 +192,10 @@ def _mixture(
 
 
 def _stored(weight: ExpertMatrix) -> Any:
-    """A weight as ``products.py`` takes it."""
+    """Return a weight as ``products.py`` takes it."""
     if isinstance(weight, MXFP4):
         stored = stored_of(weight)
-        if stored is None:  # an awkward view
+        if stored is None:  # a non-contiguous view
             blocks, scales = weight.blocks.copy(), weight.scales.copy()
             stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
             assert stored is not None
@@ -206,7 +208,7 @@ def _stored(weight: ExpertMatrix) -> Any:
 
 
 def _summed(rows: Array, plan: Plan, weights: Array, shape: tuple[int, ...]) -> Array:
-    """Each token's rows (T·A, D) by position, times their weights (T·A,) by slot: (T, D)."""
+    """Sum each token's rows (T·A, D), by position, times their weights (T·A,), by slot: (T, D)."""
     places = np.empty(len(rows), np.int64)
     places[plan.order] = np.arange(len(rows))
     out = np.empty((shape[0], rows.shape[1]), np.float32)

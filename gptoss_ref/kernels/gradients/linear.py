@@ -1,9 +1,9 @@
 """Gradients of linear layers; mirrors ``gradients/linear.py``.
 
-The gradient of the input is the forward pass's product with the matrix taken column by column
-(``matmul/gemm.py``), or for MXFP4 decoded into panels of columns (``products.py``). The gradient of
-the weight is a sum over tokens: a task has some of its rows, and 256 tokens at a time. Error:
-relative L2 below 1e-6 for the input, and that of any float32 sum over the tokens for the weight.
+The gradient of the input is the product of the forward pass with the matrix used column by column
+(``matmul/gemm.py``); MXFP4 is decoded into panels of columns (``products.py``). The gradient of the
+weight is a sum over tokens: a task computes some of its rows, with 256 tokens at a time. Error:
+relative L2 below 1e-6 for the input; for the weight, that of any float32 sum over the tokens.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def linear(
     """Gradients of ``x`` (T, M), ``weight`` (N, M) and the bias, from ``d_y`` (T, N).
 
     Args:
-        weight_gradients: False leaves out the products for a frozen layer: ``d_weight`` and
-            ``d_bias`` are then None.
+        weight_gradients: False omits the products for a frozen layer: ``d_weight`` and ``d_bias``
+            are then None.
 
     Raises:
-        GptOssError: another policy than float32, or shapes that do not fit.
+        GptOssError: a policy other than float32, or shapes that do not match.
         CheckpointError: a scale byte is 255 and the weight's ``scale_255`` is ``"error"``.
     """
     d_x, ((d_weight, d_bias),) = projections(
@@ -63,18 +63,18 @@ def projections(
     weight_gradients: Sequence[bool],
     policy: str | Policy = FLOAT32,
 ) -> tuple[Array, list[tuple[Array | None, Array | None]]]:
-    """Gradients of several linear layers that read the same ``x`` (T, M), such as q, k and v.
+    """Gradients of several linear layers that have the same input ``x`` (T, M), such as q, k and v.
 
     Args:
-        d_ys: of each layer, (T, N).
-        weights: of each layer, (N, M).
-        weight_gradients: of each layer, see :func:`linear`.
+        d_ys: for each layer, (T, N).
+        weights: for each layer, (N, M).
+        weight_gradients: for each layer, see :func:`linear`.
 
     Returns:
         ``d_x`` (T, M), and for each layer ``d_weight`` (N, M) and ``d_bias`` (N,), or None twice.
 
     Raises:
-        GptOssError: another policy than float32, or shapes that do not fit.
+        GptOssError: a policy other than float32, or shapes that do not match.
         CheckpointError: a scale byte is 255 and a weight's ``scale_255`` is ``"error"``.
     """
     check_policy(policy)
@@ -94,13 +94,13 @@ def projections(
 
 
 def _of_input(d_y: Array, weight: ExpertMatrix) -> Array:
-    """``d_y`` (T, N) times ``weight`` (N, M): (T, M)."""
+    """Return ``d_y`` (T, N) times ``weight`` (N, M): (T, M)."""
     if not isinstance(weight, MXFP4):
         return forward(d_y, weight.T)
     if weight.scale_255 == "error":
         refuse_255(weight.scales, weight.name)
     stored = stored_of(weight)
-    if stored is None:  # an awkward view
+    if stored is None:  # a non-contiguous view
         blocks, scales = weight.blocks.copy(), weight.scales.copy()
         stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
         assert stored is not None
@@ -134,9 +134,9 @@ def _mxfp4_input_tasks(
 
 
 def _of_parameters(d_y: Array, x: Array) -> tuple[Array, Array]:
-    """Gradients (N, M) and (N,) of a layer's weight and bias, from ``d_y`` (T, N), ``x`` (T, M)."""
+    """Return gradients (N, M) and (N,) of weight and bias, from ``d_y`` (T, N) and ``x`` (T, M)."""
     outputs = d_y.shape[1]
-    rows = min(192, max(24, -(-outputs // 192) * 12))  # about sixteen tasks, of whole tiles
+    rows = min(192, max(24, -(-outputs // 192) * 12))  # about sixteen tasks, each of whole tiles
     d_weight = np.empty((outputs, x.shape[1]), np.float32)
     d_y, x = values(d_y), values(x)
     run(

@@ -1,18 +1,18 @@
-"""The matrix products of a backward pass on register tiles, for rows of one expert or of one task.
+"""Matrix products of the backward pass on register tiles, for the rows of one expert or one task.
 
-A panel of 32 columns is cut from a weight (a block of MXFP4 is decoded into just these) and then
-multiplied with all rows of activations, so that a weight is decoded once for all of them:
+A panel of 32 columns is copied from a weight (of MXFP4, one block is decoded) and then multiplied
+by all rows of activations, so that each weight is decoded once for all of them:
 
 ==============  ====================================================================================
 part            computes, for rows m
 ==============  ====================================================================================
-``by_rows``     out[m, j] = Σ_k x[m, k] W[j, k]: the forward pass again
-``by_columns``  out[m, k] = Σ_j x[m, j] W[j, k]: the gradient of what the layer was given
+``by_rows``     out[m, j] = Σ_k x[m, k] W[j, k]: the product of the forward pass
+``by_columns``  out[m, k] = Σ_j x[m, j] W[j, k]: the gradient of the layer's input
 ``outer``       out[j, k] = Σ_m x[m, j] z[m, k]: the gradient of the weight
 ==============  ====================================================================================
 
-All arrays are flat float32, and weights flat bfloat16, float32 or ``Stored`` MXFP4. Results of the
-first two have rows of a multiple of 32 values, of which those beyond the last column mean nothing.
+All arrays are flat float32; weights are flat bfloat16, float32 or ``Stored`` MXFP4. The results of
+the first two have rows of a multiple of 32 values; values beyond the last column have no meaning.
 Accumulators: float32, in pieces of 256; relative L2 error below 1e-6.
 """
 
@@ -37,23 +37,23 @@ from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
 
 DEPTH = 256
-"""Inner indices of a panel."""
+"""Inner length of a panel."""
 WIDTH = 32
 """Columns of a panel: a block of MXFP4."""
 NEAR = 16 * WIDTH
-"""Columns of a result that are gone through together, and stay in the second cache."""
+"""Columns of a result that are processed together, so that they stay in L2."""
 SOME = 768
-"""Rows of a weight's gradient that stay in the second cache while all panels pass by."""
+"""Rows of a weight's gradient that stay in L2 while all panels are processed."""
 
 
 @jit_inner
 def padded(n: int) -> int:
-    """``n`` up to a multiple of a panel's columns."""
+    """Return ``n`` rounded up to a multiple of the columns of a panel."""
     return (n + WIDTH - 1) // WIDTH * WIDTH
 
 
 def fetch(weight: Any, row: int, inputs: int, column: int, out: Any) -> None:
-    """Columns ``column`` … of a row of a weight (N, M), as floats; zeros beyond the last."""
+    """Copy columns ``column`` … of a row of a weight (N, M) as floats, then zeros."""
     if isinstance(weight, Stored):
         _fetch_mxfp4(weight, row, inputs, column, out)
     else:
@@ -85,7 +85,7 @@ def _fetch_floats(weight: Any, row: int, inputs: int, column: int, out: Any) -> 
 
 
 def columns(weight: Any, first: int, depth: int, inputs: int, column: int, panel: Any) -> None:
-    """32 columns from ``column`` on of ``depth`` rows from ``first`` on, as a panel (depth, 32)."""
+    """Copy 32 columns of ``depth`` rows, from ``column`` and ``first`` on, as a panel."""
     if isinstance(weight, Stored):
         _columns_mxfp4(weight, first, depth, inputs, column, panel)
     else:
@@ -133,7 +133,7 @@ def _columns_floats(
 
 @jit_inner
 def room_for_panels() -> Any:
-    """A panel, what it is made of, and where it overhangs a result."""
+    """Allocate a panel, its source rows, and the part of a panel that extends beyond a result."""
     return floats(DEPTH * WIDTH), floats(DEPTH * SOME), floats(SOME * WIDTH)
 
 
@@ -184,9 +184,9 @@ def outer(
     path: Any, x: Any, x_at: int, x_stride: int, z: Any, z_at: int, z_stride: int, count: int,
     rows: int, columns: int, out: Any, out_at: int, out_stride: int, add: bool, room: Any
 ) -> None:  # fmt: skip
-    """out[j, k] = Σ_m x[m, j] z[m, k] for m < ``count``, at most 256; ``add``: onto what is there.
+    """out[j, k] = Σ_m x[m, j] z[m, k] for m < ``count`` ≤ 256; with ``add``, added to ``out``.
 
-    Of j < ``rows`` and k < ``columns``; nothing is written beside these.
+    It has j < ``rows`` and k < ``columns``; nothing else is written.
     """
     panel, near, edge = room
     width = panel_width(path)

@@ -1,8 +1,8 @@
 """Gradient of RMSNorm; mirrors ``gradients/rmsnorm.py``.
 
-Token by token, two passes over values that are in cache: the two sums, then the result. A task has
-64 tokens; each task's part of the scale's gradient is summed afterwards. Accumulators: float32 in
-several partial sums; relative L2 error below 2e-6.
+Token by token, two passes over values in cache: the two sums, then the result. A task has 64
+tokens; the parts of the scale's gradient from all tasks are summed afterwards. Accumulators:
+float32 in several partial sums; relative L2 error below 2e-6.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
 from gptoss_ref.weights import RMSNormGradients
 
 TOKENS = 64
-"""Of a task."""
+"""Tokens of a task."""
 WORK = 8
-"""Operations a value, to judge whether threads are worth it."""
+"""Operations per value, to decide whether to use threads."""
 
 
 def rmsnorm(
@@ -31,13 +31,13 @@ def rmsnorm(
 ) -> RMSNormGradients:
     """Gradients of ``x`` (T, D) and ``scale`` (D,), from ``d_y`` (T, D).
 
-    ``eps`` is what the layer adds to the mean square.
+    ``eps`` is the number that the layer adds to the mean square.
 
     Returns:
         ``d_x`` (T, D), ``d_scale`` (D,).
 
     Raises:
-        GptOssError: another policy than float32, or shapes that do not fit.
+        GptOssError: a policy other than float32, or shapes that do not match.
     """
     check_policy(policy)
     if x.ndim != 2 or d_y.shape != x.shape or scale.shape != x.shape[1:]:

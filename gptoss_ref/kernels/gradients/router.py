@@ -1,7 +1,7 @@
 """Gradient of the router; mirrors ``gradients/router.py``.
 
-The softmax over the chosen is a handful of values a token; what costs are the linear layer's three
-products, which are those of ``linear.py``. Error: that of a float32 sum.
+The softmax over the chosen experts has only a few values per token. The cost is in the three
+products of the linear layer, which ``linear.py`` computes. Error: that of a float32 sum.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ def router(
     Args:
         x: (T, D).
         weight: (E, D).
-        indices: (T, A), what the layer chose.
-        weights: (T, A), its softmax over the chosen.
-        d_logits: (T, E), a gradient that reaches the logits by another way (load balancing), or
-            None.
+        indices: (T, A), the layer's choice.
+        weights: (T, A), the layer's softmax over the chosen experts.
+        d_logits: (T, E), another gradient of the logits (from load balancing), or None.
         weight_gradients: see :func:`gptoss_ref.kernels.gradients.linear`.
 
     Returns:
         ``d_logits`` (T, E), ``d_x`` (T, D), ``d_weight`` (E, D), ``d_bias`` (E,).
 
     Raises:
-        GptOssError: another policy than float32, or shapes that do not fit.
+        GptOssError: a policy other than float32, or shapes that do not match.
     """
     total = np.zeros((len(x), weight.shape[0]), np.float32)
     if d_logits is not None:

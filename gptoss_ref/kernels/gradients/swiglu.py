@@ -1,6 +1,6 @@
 """Gradient of the clamped SwiGLU; mirrors ``gradients/swiglu.py``.
 
-One pass over the pairs, where the NumPy gradient makes a dozen temporary arrays. Error: that of the
+One pass over the pairs; the NumPy gradient makes a dozen temporary arrays. Error: that of the
 kernels' exponential; relative L2 below 2e-6.
 """
 
@@ -24,12 +24,12 @@ def swiglu(
     *,
     policy: str | Policy = FLOAT32,
 ) -> Array:
-    """Gradient (…, 2F) of ``x`` (…, 2F), gates at even and ups at odd entries, from ``d_y`` (…, F).
+    """Gradient (…, 2F) of ``x`` (…, 2F), gates at even and ups at odd indices, from ``d_y`` (…, F).
 
     ``alpha`` and ``limit`` are those of the layer.
 
     Raises:
-        GptOssError: another policy than float32.
+        GptOssError: a policy other than float32.
     """
     check_policy(policy)
     x, d_y = (np.ascontiguousarray(a, np.float32) for a in (x, d_y))
@@ -48,7 +48,7 @@ def _gradients(d_y: Any, x: Any, alpha: Any, limit: Any, d_x: Any) -> None:
 
 @jit_inner
 def slope(d_y: Any, raw_gate: Any, raw_up: Any, alpha: Any, limit: Any) -> Any:
-    """Gradients of one gate and its up."""
+    """Return the gradients of one gate and its up."""
     one, nothing = np.float32(1.0), np.float32(0.0)
     gate = limit if raw_gate > limit else raw_gate
     up = limit if raw_up > limit else raw_up

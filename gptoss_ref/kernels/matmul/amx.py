@@ -1,25 +1,25 @@
 """Products of many activations with bfloat16 weights on AMX, the matrix unit of some x86 CPUs.
 
 A tile register holds 16 rows of 64 bytes. One instruction, ``tdpbf16ps``, multiplies 16 rows of 32
-bfloat16 weights with 16 activations' 32 values, and adds to 16 x 16 float32 sums. Weights are
-loaded as they are stored. Activations are float32, and are split into **planes**, bfloat16 numbers
-that add up to the float32 number exactly:
+bfloat16 weights by 16 rows of 32 activations, and adds the products to 16 x 16 float32 sums.
+Weights are loaded as they are stored. Activations are float32; each is split into **planes**,
+bfloat16 numbers whose sum is exactly the float32 number:
 
     x = hi + mid + lo,   hi = bfloat16(x), mid = bfloat16(x − hi), lo = x − hi − mid
 
-since each takes 8 of the 24 bits. Three products with exact factors take the place of one, so the
-error is that of a float32 sum: within n · 2⁻²⁴ of Σ |w·x|, below 1e-6 relative L2. Numbers below
-2⁻¹²⁶ count as zero, which costs x below 2⁻¹⁰⁸ some of its last bits. Infinities and NaN are in
-``hi``, with zeros behind them. An infinite *weight* gives NaN where planes have other signs or are
-zero: ``linear`` computes again without tiles what has a NaN.
+because each plane holds 8 of the 24 bits. Three products with exact factors replace one, so the
+error is that of a float32 sum: within n · 2⁻²⁴ of Σ |w·x|, relative L2 below 1e-6. Numbers below
+2⁻¹²⁶ count as zero, so an x below 2⁻¹⁰⁸ loses some of its last bits. For infinities and NaN, ``hi``
+is the value and the other planes are zero. An infinite *weight* gives NaN if the planes have
+different signs or are zero: ``linear`` computes such a product again without tiles.
 
-``configured`` tiles hold state of the thread: a kernel calls ``configure`` before its first product
-and ``release`` after the last. None of this runs on another path than ``amx``.
+The tile configuration belongs to the thread: a kernel calls ``configure`` before its first product
+and ``release`` after the last one. All of this runs on the path ``amx`` only.
 
 The layout of **split** activations: tiles of 16 rows, one after the other; in a tile, for each 32
 columns (a *step*), its planes; in a plane, for each pair of columns, the 16 rows' two bfloat16
-numbers. That is 1024 bytes a plane, on cache lines of their own: unaligned tiles load at a third
-of the speed.
+numbers. That is 1024 bytes per plane, aligned to cache lines: unaligned tiles load at a third of
+the speed.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ PLANES = 3
 STEP_WORDS = PLANES * 256
 """Words (uint32) of one step of 16 split rows."""
 SUMS = (2 * ROWS) ** 2
-"""Room that ``product`` needs for its sums."""
+"""Number of floats that ``product`` needs for its sums."""
 
 _UPPER, _HALF, _EXPONENT, _QUIET_NAN = -0x10000, 0x8000, 0x7F800000, 0x7FC00000
 
 
 @jit_tasks
 def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
-    """Tiles ``start`` … ``stop`` − 1 of rows ``of`` of ``x``, flat, into ``planes``.
+    """Split rows ``of`` of ``x``, flat, into ``planes``: tiles ``start`` … ``stop`` − 1.
 
-    Tiles hold rows of[0] … of[15], of[16] … and so on; the last repeats its last row.
+    The first tile has rows of[0] … of[15], the next of[16] … of[31] and so on; the last tile
+    repeats its last row.
     """
     tiles = (of.size + ROWS - 1) // ROWS
     steps = planes.size // tiles // STEP_WORDS
@@ -68,22 +69,22 @@ def split_rows(x: Any, of: Any, planes: Any, start: int, stop: int) -> None:
 
 @jit_inner
 def planes_of(tiles: int, inputs: int) -> Any:
-    """Room for that many tiles of split rows of ``inputs`` values."""
+    """Allocate planes for ``tiles`` tiles of rows of ``inputs`` values."""
     return on_cache_line(4 * tiles * (inputs // STEP) * STEP_WORDS).view(np.uint32)
 
 
 def _instruction(builder: ir.IRBuilder, name: str, *arguments: Value | int) -> None:
-    """A tile instruction; plain integers are numbers of tile registers."""
+    """Call a tile instruction; plain integers are numbers of tile registers."""
     values = [ir.Constant(i8, a) if isinstance(a, int) else a for a in arguments]
     vec.call(builder, f"llvm.x86.{name}", ir.VoidType(), *values)
 
 
 def configure() -> None:
-    """All eight tile registers hold 16 rows of 64 bytes."""
+    """Configure all eight tile registers of this thread as 16 rows of 64 bytes."""
 
 
 def release() -> None:
-    """The thread's tile registers are no longer in use."""
+    """Release the tile registers of this thread."""
 
 
 @overload(configure, **LEAF)
@@ -120,9 +121,9 @@ def _release(typing_context: Any) -> Any:
 
 
 def _rounded(builder: ir.IRBuilder, x: Value) -> Value:
-    """The bfloat16 number nearest to each float, as the bits of a float; NaN is kept.
+    """Return the nearest bfloat16 number to each float, as the bits of a float; NaN stays NaN.
 
-    A finite number that would round to infinity is cut instead.
+    A finite number that would round to infinity is truncated instead.
     """
 
     def constant(value: int) -> Value:
@@ -139,19 +140,19 @@ def _rounded(builder: ir.IRBuilder, x: Value) -> Value:
 
 
 def _planes(builder: ir.IRBuilder, x: Value) -> list[Value]:
-    """The bits of bfloat16 numbers that add up to ``x``, as the upper halves of words."""
+    """Return the bits of bfloat16 numbers whose sum is ``x``, in the upper halves of words."""
     planes, rest = [], x
     for _ in range(PLANES):
         planes.append(_rounded(builder, rest))
         rest = builder.fsub(rest, builder.bitcast(planes[-1], x.type))
-        # infinity − infinity, and NaN: nothing is left
+        # infinity − infinity, and NaN: the rest is zero
         number = builder.fcmp_ordered("ord", rest, rest)
         rest = builder.select(number, rest, vec.constant(f32, 0.0, x.type.count))
     return planes
 
 
 def _paired(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
-    """The upper halves of 32 words, two a word, the earlier below."""
+    """Return the upper halves of 32 words, two per word, the earlier one in the lower half."""
     even = vec.shuffle(builder, a, range(0, 2 * ROWS, 2), b)
     odd = vec.shuffle(builder, a, range(1, 2 * ROWS, 2), b)
     return builder.or_(builder.lshr(even, vec.constant(i32, 16, ROWS)), odd)
@@ -160,9 +161,9 @@ def _paired(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
 def split_step(
     x: Any, column: int, width: int, of: Any, of_at: int, last: int, planes: Any, to: int
 ) -> None:
-    """One step, columns ``column`` …, of rows of[of_at] … of[of_at + last] of ``x``, flat.
+    """Split one step of 16 rows: columns from ``column`` on of rows of[of_at] … of[of_at + last].
 
-    A row is ``width`` long; it is written from planes[to] on.
+    ``x`` is flat, with rows of ``width`` values; the planes are written from planes[to] on.
     """
     step = planes[to : to + STEP_WORDS].reshape(PLANES, ROWS, ROWS)  # plane, pair, row
     for r in range(ROWS):
@@ -229,7 +230,7 @@ def _split_step(
 
 
 def _product_of(tiles: int) -> Any:
-    """32 rows of weights times ``tiles`` (1 or 2) tiles of split activations."""
+    """Return the product of 32 rows of weights with 1 or 2 tiles of split activations."""
 
     @intrinsic
     def product_of(
@@ -288,8 +289,8 @@ def product(
     """out[to + m · stride + r] = row r · activations m + bias[r], for r < 32, m < count ≤ 32.
 
     Args:
-        weights: bfloat16 bits, flat; 32 rows of ``steps`` · 32 one after the other, from ``at``.
-        planes: split activations, as long; m counts from tile number ``tile``.
+        weights: bfloat16 bits, flat; 32 rows of ``steps`` · 32 values, from index ``at`` on.
+        planes: split activations in rows of the same length; m counts from tile number ``tile``.
         bias: float32 (32,).
         sums: float32 (SUMS,), overwritten.
     """

@@ -1,11 +1,11 @@
 """Products of bfloat16 or float32 rows with several tokens.
 
-256 columns at a time: a panel of rows is packed, stays in the first cache, and is multiplied with
-all tokens on register tiles (``register_tile.py``). Some columns of up to 768 activations stay in
-the second cache while all panels pass by; so many tokens and 64 rows are a task. On AMX 32 rows as
-they lie are multiplied with all tokens split into bfloat16 planes (``amx.py``).
+The columns are processed 256 at a time: a panel of rows is packed, stays in L1, and is multiplied
+by all tokens with register tiles (``register_tile.py``). These columns of at most 768 tokens stay
+in L2 while all panels are processed; at most 768 tokens and 64 rows are a task. On AMX, 32 rows are
+multiplied as they are stored by all tokens, split into bfloat16 planes (``amx.py``).
 
-Accumulators: float32, in pieces of 256. Error: that of a float32 sum, below 1e-6 relative L2.
+Accumulators: float32, in pieces of 256. Error: that of a float32 sum, relative L2 below 1e-6.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gptoss_ref.numerics import Array
 
 ROWS_PER_TASK = 64
 DEPTH = 256
-"""Inner indices of a panel: 32 rows of that depth fill a first-level cache."""
+"""Inner length of a panel: 32 rows of this length fill L1."""
 TOKENS = 768
-"""Tokens multiplied at once: with that depth they fit a second-level cache."""
+"""Tokens multiplied together: with that inner length they fit L2."""
 AMX_ROWS = 32
 """Rows of a task on AMX."""
 AMX_BYTES = 1 << 20
-"""Of split activations multiplied at once, to fit a second-level cache."""
+"""Bytes of split activations multiplied together, so that they fit L2."""
 
 
 def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Array) -> None:
-    """y (T, N) = x (T, M) times a weight (N, M) transposed, plus ``bias`` ((N,) or empty).
+    """Compute y (T, N) = x (T, M) times a weight (N, M) transposed, plus ``bias`` ((N,) or empty).
 
     Args:
         stored: contiguous bfloat16 or float32, read-only; (M, N) if ``by_column``.
@@ -53,7 +53,7 @@ def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Ar
     elif path_name() == "amx" and stored.dtype == np.uint16 and inputs % amx.STEP == 0 < inputs:
         nan = np.zeros(1, np.bool_)
         run(gemm_amx, -(-outputs // AMX_ROWS), work, x, flat, bias, y, nan)
-        if nan[0]:  # perhaps of an infinite weight, ∞ − ∞ of planes: summed whole instead
+        if nan[0]:  # perhaps ∞ − ∞ from an infinite weight: compute without planes
             run(gemm, tasks * chunks, work, path, x, flat, False, bias, y)
     else:
         run(gemm, tasks * chunks, work, path, x, flat, False, bias, y)
@@ -82,12 +82,12 @@ def gemm(
 def _gemm_tasks(
     path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, start: int, stop: int
 ) -> None:
-    """Tasks ``start`` … ``stop`` − 1: some tokens, and 64 columns of y (T, N)."""
+    """Compute tasks ``start`` … ``stop`` − 1, each some tokens and 64 columns of y (T, N)."""
     tokens, outputs = y.shape
     columns = (outputs + ROWS_PER_TASK - 1) // ROWS_PER_TASK
     width = panel_width(path)
     panel = floats(DEPTH * width)  # [DEPTH, L]
-    edge = floats(TOKENS * width)  # [T, L], where a panel overhangs y
+    edge = floats(TOKENS * width)  # [T, L], for a panel that extends beyond y
     for chunk in range(start // columns, (stop + columns - 1) // columns):
         begin = max(start - chunk * columns, 0) * ROWS_PER_TASK
         end = min(min(stop - chunk * columns, columns) * ROWS_PER_TASK, outputs)
@@ -101,7 +101,7 @@ def _gemm_part(
     path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, t: int, count: int,
     begin: int, end: int, panel: Any, edge: Any
 ) -> None:  # fmt: skip
-    """Columns ``begin`` … ``end`` − 1 of y (T, N) for ``count`` tokens from ``t`` on."""
+    """Compute columns ``begin`` … ``end`` − 1 of y (T, N) for ``count`` tokens from ``t`` on."""
     inputs, outputs = x.shape[1], y.shape[1]
     width = panel_width(path)
     x_flat, y_flat = x.reshape(-1), y.reshape(-1)
@@ -138,7 +138,7 @@ def _gemm_part(
 
 @jit_inner
 def widen_all(stored: Any, out: Any) -> None:
-    """Stored weights (N,) as float32."""
+    """Convert stored weights (N,) to float32."""
     for i in range(out.size):
         out[i] = widen(stored[i])
 
@@ -164,9 +164,9 @@ def _pack_columns(
 
 @jit
 def gemm_amx(x: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, team: Any) -> None:
-    """:func:`gemm` on AMX, for bfloat16 ``weight`` stored row by row.
+    """Like :func:`gemm`, on AMX, for a bfloat16 ``weight`` stored row by row.
 
-    ``nan``: set if there is a NaN among the results.
+    ``nan`` is set if a result is NaN.
     """
     tokens, inputs = x.shape
     tiles = (tokens + amx.ROWS - 1) // amx.ROWS
@@ -181,10 +181,10 @@ def gemm_amx(x: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, team:
 def _gemm_amx_tasks(
     x: Any, planes: Any, weight: Any, bias: Any, y: Any, nan: Any, start: int, stop: int
 ) -> None:
-    """Columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1, some tokens at a time.
+    """Compute the columns of y (T, N) of tasks ``start`` … ``stop`` − 1, for some tokens at a time.
 
-    Their split activations stay in the second-level cache while the weights pass by. Rows that
-    fill no 32 take a dot product each.
+    The split activations of these tokens stay in L2 while the weights are read. Rows that do not
+    fill a group of 32 are computed as dot products.
     """
     tokens, outputs = y.shape
     inputs = x.shape[1]
@@ -218,7 +218,7 @@ def _gemm_amx_tasks(
 
 @jit_inner
 def _all_numbers(x: Any) -> bool:
-    """Whether none of some values is a NaN."""
+    """Return whether no value is NaN."""
     nans = 0
     for value in x:
         nans += int(value != value)

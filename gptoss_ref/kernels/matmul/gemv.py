@@ -1,11 +1,10 @@
-"""Products of stored rows with one token: a dot product a row.
+"""Products of stored rows with one token: one dot product per row.
 
-Rows are read once, in order. A row is cut into pieces; before a piece is multiplied, the cache
-lines ``NEAR`` and ``FAR`` bytes further are asked for, into the first and into the second cache.
-Requests into the first alone are too few at a time to keep the memory busy
-(docs/decisions/0017).
+Rows are read once, in order, in pieces. Before a piece is multiplied, the cache lines ``NEAR`` and
+``FAR`` bytes ahead are prefetched, into L1 and into L2. Prefetches into L1 alone are too few at a
+time to keep the memory busy (docs/decisions/0017).
 
-Accumulators: float32, several partial sums a piece (LLVM takes four vectors), pieces in order.
+Accumulators: float32, several partial sums per piece (LLVM uses four vectors), pieces in order.
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ from gptoss_ref.kernels.runtime.llvm_ir import prefetch_lines
 from gptoss_ref.kernels.runtime.scalar import widen
 
 PIECE = 512
-"""Products that are summed at a time: with few partial sums, as without vectors, short sums."""
+"""Products that are summed at a time. The sums stay short even if there are few partial sums, as
+without vectors.
+"""
 
 
 @jit_dot_inner
 def dot_piece(w: Any, x: Any) -> Any:
-    """Σ w[k] · x[k]; ``w`` uint16 (bfloat16 bits) or float32."""
+    """Σ w[k] · x[k]; ``w`` is uint16 (bfloat16 bits) or float32."""
     total = np.float32(0.0)
     for k in range(w.size):
         total += widen(w[k]) * x[k]
@@ -33,7 +34,7 @@ def dot_piece(w: Any, x: Any) -> Any:
 
 @jit_dot_inner
 def dot(w: Any, x: Any) -> Any:
-    """Σ w[k] · x[k] over arrays of one length, asking for what lies behind ``w``."""
+    """Σ w[k] · x[k] over arrays of the same length; prefetches the memory after ``w``."""
     total = np.float32(0.0)
     for k in range(0, w.size, PIECE):
         piece = w[k : k + PIECE]
@@ -44,7 +45,7 @@ def dot(w: Any, x: Any) -> Any:
 
 @jit_inner
 def gemv_rows(x: Any, weight: Any, bias: Any, y: Any, first: int, last: int) -> None:
-    """y[n] for ``first`` ≤ n < ``last``, if there are such rows; flat ``weight`` (N, M)."""
+    """Compute y[n] for ``first`` ≤ n < ``last``, within the N rows; ``weight`` (N, M) is flat."""
     inputs = x.size
     for n in range(max(first, 0), min(last, y.size)):
         total = dot(weight[n * inputs : (n + 1) * inputs], x)

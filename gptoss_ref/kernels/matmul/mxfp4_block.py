@@ -1,13 +1,13 @@
-"""What a block of MXFP4 is, and the product of a stored row with activations in float32.
+"""The format of an MXFP4 block, and the product of a stored row with activations in float32.
 
-A block is 16 bytes and one scale byte s: byte j holds values 2j (low nibble) and 2j + 1 (high), and
-every value is an E2M1 number times 2^(s − 127). Twice an E2M1 number is an integer d, −12 … 12,
-whose magnitude is m + max(m − 4, 0) + 2 max(m − 6, 0) of the magnitude bits m: arithmetic that LLVM
-vectorises on any CPU.
+A block is 16 bytes and one scale byte s. Byte j holds values 2j (low nibble) and 2j + 1 (high
+nibble); each value is an E2M1 number times 2^(s − 127). Twice an E2M1 number is an integer d,
+−12 … 12. Its magnitude is m + max(m − 4, 0) + 2 max(m − 6, 0) with m the magnitude bits: arithmetic
+that LLVM vectorises on any CPU.
 
-``dot_float`` is what every CPU can run, and what the integer methods leave to it: activations or
-scales of extreme size. Each weight is formed exactly; products and sums are float32, so that the
-error is that of any float32 sum.
+Every CPU can run ``dot_float``. The integer methods use it for activations or scales of extreme
+size. Each weight is decoded exactly; products and sums are float32, so the error is that of any
+float32 sum.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gptoss_ref.kernels.runtime.jit import jit_inner
 from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
 
 BLOCK = 32
-"""Values of a block."""
+"""Values per block."""
 
 ROWS = 64
 """Rows of a task: 64 rows of gate and up make one block of 32 activations."""
 
 SCALE_255 = {"nan": 0, "exponent": 1, "error": 2}
-"""The numbers by which kernels know the meanings of a scale byte 255."""
+"""The numbers that stand for the meanings of a scale byte 255 in kernels."""
 
 
 _TOO_LARGE = np.float32(2.0**48).view(np.int32)
@@ -36,7 +36,7 @@ _TOO_SMALL = np.float32(2.0**-60).view(np.int32)
 
 
 class Stored(NamedTuple):
-    """A matrix, or those of all experts, one after the other; both arrays flat and read-only."""
+    """A matrix, or the matrices of all experts one after the other; flat and read-only."""
 
     blocks: Any  # uint8
     scales: Any  # uint8
@@ -45,7 +45,7 @@ class Stored(NamedTuple):
 
 @jit_inner
 def half_scale(byte: Any, scale_255: int) -> Any:
-    """Half of a block's scale, 2^(byte − 128), which float32 holds exactly for every byte."""
+    """Return half of a block's scale, 2^(byte − 128), which float32 can represent exactly."""
     if byte >= 2:
         if byte == 255 and scale_255 != 1:
             return np.float32(np.nan)
@@ -55,7 +55,7 @@ def half_scale(byte: Any, scale_255: int) -> Any:
 
 @jit_inner
 def doubled(code: Any) -> Any:
-    """Twice the E2M1 value of a code 0 … 15, as float32, by arithmetic."""
+    """Return twice the E2M1 value of a code 0 … 15, as float32, by arithmetic."""
     m = np.int32(code & np.int32(7))
     d = np.int32(m + max(np.int32(m - np.int32(4)), np.int32(0)))
     d = np.int32(d + np.int32(2) * max(np.int32(m - np.int32(6)), np.int32(0)))
@@ -65,7 +65,7 @@ def doubled(code: Any) -> Any:
 
 @jit_inner
 def decode_values(bytes_: Any, half: Any, out: Any) -> None:
-    """The 32 values of one block (16,), in their order, to ``out`` (32,)."""
+    """Decode one block (16,) to ``out`` (32,)."""
     for j in range(16):
         byte = np.int32(bytes_[j])
         out[2 * j] = doubled(np.int32(byte & np.int32(15))) * half
@@ -74,7 +74,7 @@ def decode_values(bytes_: Any, half: Any, out: Any) -> None:
 
 @jit_inner
 def decode_row(stored: Stored, block: int, groups: int, out: Any) -> None:
-    """The values of ``groups`` blocks from number ``block`` on, to ``out`` (groups · 32,)."""
+    """Decode ``groups`` blocks from number ``block`` on, to ``out`` (groups · 32,)."""
     for g in range(groups):
         at = block + g
         half = half_scale(stored.scales[at], stored.scale_255)
@@ -84,9 +84,9 @@ def decode_row(stored: Stored, block: int, groups: int, out: Any) -> None:
 
 @jit_inner
 def dot_float(stored: Stored, block: int, groups: int, x: Any, room: Any) -> Any:
-    """The row whose first block is number ``block``, times ``x`` (groups · 32,), in float32.
+    """Return the product of a row with ``x`` (groups · 32,), in float32.
 
-    ``room``: as long as ``x``, overwritten.
+    The first block of the row is number ``block``; ``room`` is as long as ``x`` and is overwritten.
     """
     decode_row(stored, block, groups, room)
     return dot(room, x)
@@ -94,7 +94,7 @@ def dot_float(stored: Stored, block: int, groups: int, x: Any, room: Any) -> Any
 
 @jit_inner
 def largest_scale(scales: Any) -> int:
-    """The largest of some scale bytes."""
+    """Return the largest scale byte."""
     largest = np.uint8(0)
     for byte in scales:
         largest = byte if byte > largest else largest
@@ -103,20 +103,20 @@ def largest_scale(scales: Any) -> int:
 
 @jit_inner
 def refused(stored: Stored, block: int, count: int) -> bool:
-    """Whether ``count`` blocks from ``block`` on have a scale byte 255, and it is an error."""
+    """Return whether ``count`` blocks from ``block`` on have a scale byte 255 that is an error."""
     refuse = stored.scale_255 == 2
     return bool(refuse and largest_scale(stored.scales[block : block + count]) == 255)
 
 
 @jit_inner
 def out_of_range(largest: Any) -> bool:
-    """Whether integers cannot carry a block whose largest magnitude has those bits."""
+    """Return whether a block is out of range, given the bits of its largest magnitude."""
     return bool(largest != 0 and (largest < _TOO_SMALL or largest > _TOO_LARGE))
 
 
 @jit_inner
 def largest_bits(x: Any) -> Any:
-    """The bits of the largest magnitude of a block of activations; NaN is above infinity."""
+    """Return the bits of the largest magnitude of a block of activations; NaN is above infinity."""
     largest = np.int32(0)
     for value in x:
         bits = np.int32(float_bits(value) & np.int32(0x7FFFFFFF))
@@ -129,10 +129,10 @@ def redo_out_of_range(
     stored: Stored, block: int, rows: int, groups: int, prepared: Any, of: Any, of_at: int,
     count: int, sums: Any, largest: int, smallest: int
 ) -> bool:  # fmt: skip
-    """Compute in float32 what is out of range.
+    """Compute the products of rows that are out of range again, in float32.
 
-    That are rows of activations, and rows of weights whose largest scale byte is not ``smallest``
-    … ``largest``. False if a scale byte 255 is refused.
+    These are rows of activations that were marked, and rows of weights whose largest scale byte is
+    not within ``smallest`` … ``largest``. Return False if a scale byte 255 is refused.
     """
     inputs = groups * BLOCK
     room = floats(inputs)

@@ -1,14 +1,14 @@
-"""Products of MXFP4 rows with activations in float32: what every CPU can run.
+"""Products of MXFP4 rows with activations in float32, for every CPU.
 
 ==========  ========================================================================================
-tokens      way
+tokens      method
 ==========  ========================================================================================
-1 to 4      a row is decoded into a scratch in the first cache, then a dot product a token
-more        16 rows of 256 columns are decoded, packed as a panel, and multiplied on register tiles;
-            a panel serves all tokens
+1 to 4      a row is decoded into a scratch array in L1, then one dot product per token
+more        16 rows of 256 columns are decoded, packed as a panel, and multiplied with register
+            tiles; a panel serves all tokens
 ==========  ========================================================================================
 
-Error: that of a float32 sum, below 1e-6 relative L2.
+Error: that of a float32 sum, relative L2 below 1e-6.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GROUPS = 8
 
 
 class Floats(NamedTuple):
-    """R rows of activations as they are."""
+    """R rows of activations, unchanged."""
 
     x: Any  # float32, flat, (R, M)
     rows: int  # R
@@ -43,18 +43,18 @@ class Floats(NamedTuple):
 
 @jit_inner
 def new_floats(path: Any, x: Any, rows: int, tiles: int) -> Floats:
-    """Nothing to prepare."""
+    """Return the activations; there is nothing to prepare."""
     return Floats(x, rows)
 
 
 @jit_inner
 def quantise_floats(path: Any, prepared: Floats, row: int, g: int, groups: int) -> None:
-    """Nothing to do."""
+    """Do nothing."""
 
 
 @jit_inner
 def workspace_floats(prepared: Floats, tokens: int, groups: int) -> Any:
-    """A decoded row or slab, a panel, gathered activations, and where their numbers begin."""
+    """Return scratch: a decoded row or slab, a panel, gathered activations and their start."""
     depth, begin = GROUPS * BLOCK, integers(1)
     begin[0] = -1
     return (
@@ -85,7 +85,7 @@ def multiply_floats(
         return True
     fill(sums[: count * ROWS], np.float32(0.0))
     width, start_of = panel_width(path), of[of_at]
-    in_order = True  # rows that follow one another are used where they lie
+    in_order = True  # consecutive rows are used without a copy
     for m in range(count):
         in_order = in_order and of[of_at + m] == start_of + m
     x, x_at = (prepared.x, start_of * inputs) if in_order else (gathered, 0)

@@ -1,16 +1,17 @@
-"""Products of MXFP4 rows with many activations on AMX: rows become bfloat16, then ``_tiles.py``.
+"""Products of MXFP4 rows with many activations on AMX: rows become bfloat16, then ``amx.py``.
 
-An E2M1 number times its scale is a bfloat16 number exactly. The 16 words of a table hold the
-bfloat16 of each code; adding the scale's exponent to the words that are not zero makes the table
-of a block, and one look-up of 32 words decodes the block, in its order.
+An E2M1 number times its scale is exactly a bfloat16 number. A table has 16 words, the bfloat16
+number of each code. Adding the exponent of the scale to the words that are not zero gives the table
+of a block, and one look-up of 32 words decodes the block in order.
 
-Loop order: 32 rows at a time are decoded into a scratch that stays in the second-level cache, and
-multiplied with all activations, 32 at a time. Accumulators: float32 in tile registers. Error: that
-of a float32 sum, below 1e-6 relative L2 (``_tiles.py``). Faster than the other ways because a tile
-instruction does 16 x 16 x 32 products.
+Loop order: 32 rows at a time are decoded into a scratch array that stays in L2, and multiplied by
+all activations, 32 at a time. Accumulators: float32 in tile registers. Error: that of a float32
+sum, relative L2 below 1e-6 (``amx.py``). It is faster than the other methods because one tile
+instruction computes 16 x 16 x 32 products.
 
-Rows whose largest scale byte is beyond 40 … 215, whose sums might leave the range of AMX's floats,
-take the float way; a scale byte below 2 in another row counts as 2, which is 2⁻¹²⁵.
+If the largest scale byte of a row is outside 40 … 215, the sums might leave the range of AMX's
+floats, and the row is computed in float32 (``mxfp4_block.dot_float``). In other rows a scale byte
+below 2 counts as 2, which is 2⁻¹²⁵.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _CODES = [*_MAGNITUDES, *[magnitude - 0x8000 for magnitude in _MAGNITUDES]]
 
 
 class AmxPlanes(NamedTuple):
-    """R rows of activations, split by :func:`settle_amx` in the order of their experts' tiles."""
+    """R rows of activations; :func:`settle_amx` splits them in the order of the experts' tiles."""
 
     x: Any  # float32, flat, (R, M)
     out_of_range: Any  # bool (R,)
@@ -62,7 +63,7 @@ class AmxPlanes(NamedTuple):
 
 
 def _decode_row(blocks: Any, scales: Any, block: int, groups: int, out: Any, to: int) -> None:
-    """out[to …] = the row of ``groups`` blocks whose first is number ``block``, bfloat16 bits."""
+    """Write the bfloat16 bits of the row whose first block is number ``block``, from out[to] on."""
     codes = np.array(_CODES) & 0xFFFF
     for g in range(groups):
         bytes_ = blocks[(block + g) * 16 : (block + g + 1) * 16]
@@ -90,7 +91,7 @@ def _decode_row_vectors(
         source = vec.data(context, builder, blocks, args[0])
         scales_ = vec.data(context, builder, scales, args[1])
         target = builder.gep(vec.data(context, builder, out, args[4]), [args[5]])
-        table = vec.constant(i16, 2 * _CODES)  # an index has five bits, a code four
+        table = vec.constant(i16, 2 * _CODES)  # a look-up index has five bits, a code has four
         numbers = vec.constant(i16, [-1 if code & 0x7FFF else 0 for code in 2 * _CODES])
         with cgutils.for_range(builder, args[3]) as loop:
             number = builder.add(args[2], loop.index)
@@ -99,8 +100,8 @@ def _decode_row_vectors(
             exponent = vec.splat(builder, builder.shl(builder.sub(scale, i16(127)), i16(7)), BLOCK)
             scaled = builder.add(table, builder.and_(exponent, numbers))
             stored = vec.load(builder, source, builder.mul(number, index(16)), vec.vector(i8, 16))
-            pairs = builder.zext(stored, vec.vector(i32, 16))  # low code in bits 0-3 …
-            pairs = builder.or_(pairs, builder.shl(pairs, vec.constant(i32, 12, 16)))  # high 16-19
+            pairs = builder.zext(stored, vec.vector(i32, 16))  # low code: bits 0-3
+            pairs = builder.or_(pairs, builder.shl(pairs, vec.constant(i32, 12, 16)))  # high: 16-19
             values = vec.call(
                 builder, "llvm.x86.avx512.permvar.hi.512", words, scaled,
                 builder.bitcast(pairs, words),
@@ -114,13 +115,13 @@ def _decode_row_vectors(
 
 @jit_inner
 def new_amx(path: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
-    """Room for rows that are split into so many tiles."""
+    """Allocate planes for ``tiles`` tiles of split rows."""
     return AmxPlanes(x, falses(rows), planes_of(tiles, x.size // rows))
 
 
 @jit_inner
 def quantise_amx(path: Any, prepared: AmxPlanes, row: int, g: int, groups: int) -> None:
-    """Only whether a block is out of range: rows are split together, by :func:`settle_amx`."""
+    """Note whether a block is out of range; :func:`settle_amx` splits the rows later."""
     at = (row * groups + g) * BLOCK
     if out_of_range(largest_bits(prepared.x[at : at + BLOCK])):
         prepared.out_of_range[row] = True
@@ -128,13 +129,13 @@ def quantise_amx(path: Any, prepared: AmxPlanes, row: int, g: int, groups: int) 
 
 @jit_inner
 def settle_amx(prepared: AmxPlanes, of: Any, team: Any) -> None:
-    """Split rows ``of``, tile by tile."""
+    """Split the rows ``of``, tile by tile."""
     split_rows(prepared.x, of, prepared.split, (of.size + ROWS - 1) // ROWS, team)
 
 
 @jit_inner
 def workspace_amx(prepared: AmxPlanes, tokens: int, groups: int) -> Any:
-    """Decoded rows, no bias, and tiles of sums."""
+    """Return scratch arrays: decoded rows, a bias of zeros, and tiles of sums."""
     none = floats(DECODED)
     fill(none, np.float32(0.0))
     return on_cache_line(2 * DECODED * groups * BLOCK).view(np.uint16), none, floats(SUMS)

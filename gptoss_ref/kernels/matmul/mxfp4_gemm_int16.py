@@ -1,19 +1,19 @@
 """Products of MXFP4 rows with many activations, in 16-bit integers (AVX2, AVX-512).
 
-Each block of 32 activations is rounded to int16 with one float32 factor, its largest magnitude
-becoming 32767. A **panel** is one block of 32 (AVX2: 16) rows side by side. A table look-up turns
-its nibbles into d, twice the E2M1 value, in the high byte of an int16 (256 d, no sign extension
-needed); one instruction then multiplies and adds pairs, twice as many products as a fused
-multiply-add of the same width.
+Each block of 32 activations is rounded to int16 with one float32 factor, so that its largest
+magnitude becomes 32767. A **panel** is one block of 32 (AVX2: 16) rows side by side. A table
+look-up turns its nibbles into d, twice the E2M1 value, in the high byte of an int16 (256 d, without
+sign extension). One instruction then multiplies and adds pairs: twice as many products as a fused
+multiply-add on vectors of the same size.
 
-Loop order: rows by panels, in them blocks, in them activations, 8 (AVX2: 6) at a time, in them the
-pairs of a block. Accumulators: int32 in registers, exact for a block (at most 32 · 3072 · 32767,
-spread over several lanes, each below 2³⁰); a float32 for each result, in memory, to which one fused
-multiply-add adds a block.
+Loop order: panels of rows; in a panel, blocks; in a block, activations, 8 (AVX2: 6) at a time; then
+the pairs of a block. Accumulators: int32 in registers, exact for a block (at most
+32 · 3072 · 32767, spread over several lanes, each below 2³⁰), and one float32 per result in memory,
+to which one fused multiply-add adds a block.
 
-Error: each activation is off by at most 2⁻¹⁶ of its *block's* largest, so the relative L2 error is
-about 2e-5 on Gaussian activations and below 1e-4 where one is 1000 times the rest. One
-decoded block serves all activations, two products a lane.
+Error: each activation has an error of at most 2⁻¹⁶ of the largest in its *block*, so the relative
+L2 error is about 2e-5 on Gaussian activations, and below 1e-4 if one activation is 1000 times the
+rest. It is fast because one decoded block serves all activations, with two products per lane.
 """
 
 from __future__ import annotations
@@ -41,24 +41,26 @@ from gptoss_ref.kernels.runtime.llvm_ir import f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
 
 SPARE = 8
-"""Readable entries that must follow the list of activation rows, and rows their arrays."""
+"""Number of entries after the list of activation rows, and of rows after their arrays, that can be
+read.
+"""
 
 TOKENS = 128
-"""Rows of activations that pass by a panel before the next: their sums fit the first cache."""
+"""Rows of activations that are multiplied by a panel before the next panel: their sums fit L1."""
 
 AHEAD = 64
-"""Bytes of each row that are asked for ahead: so many rows at a time are no stream to the CPU."""
+"""Distance in bytes of the prefetch in each row: the CPU itself cannot follow so many rows."""
 
 LARGEST_SCALE = 215
-"""Rows of weights with a scale byte beyond it might overflow a float32."""
+"""Rows of weights with a larger scale byte might overflow a float32."""
 
-_MAGIC = np.float32(12582912.0)  # 1.5 · 2²³: a float32 added to it is rounded to an integer
-_UNIT = np.float32(1 / (32767 * 1024))  # 1024: 256 of the high byte, 2 of d, 2 of the scale's form
+_MAGIC = np.float32(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 to an integer
+_UNIT = np.float32(1 / (32767 * 1024))  # 1024 = 256 (high byte) · 2 (d) · 2 (scale)
 _DOUBLED = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 
 class Int16(NamedTuple):
-    """R rows of activations in 16 bits; block g of all rows before block g + 1 of any."""
+    """R rows of activations in 16 bits: block g of all rows, then block g + 1 of all rows."""
 
     x: Any  # float32, flat, (R, M)
     out_of_range: Any  # bool (R,)
@@ -68,14 +70,14 @@ class Int16(NamedTuple):
 
 @jit_inner
 def new_int16(path: Any, x: Any, rows: int, tiles: int) -> Int16:
-    """Room for the rounded activations."""
+    """Allocate the rounded activations."""
     blocks = (rows + SPARE) * (x.size // rows // BLOCK)
     return Int16(x, falses(rows), np.empty(blocks * BLOCK, np.int16), floats(blocks))
 
 
 @jit_inner
 def quantise_int16(path: Any, prepared: Int16, row: int, g: int, groups: int) -> None:
-    """Round block ``g`` of a row."""
+    """Round block ``g`` of a row to int16."""
     at = (row * groups + g) * BLOCK
     block = prepared.x[at : at + BLOCK]
     largest = largest_bits(block)
@@ -93,7 +95,7 @@ def quantise_int16(path: Any, prepared: Int16, row: int, g: int, groups: int) ->
 
 
 def _pairs_add(builder: Any, wide: bool, total: Any, a: Any, b: Any) -> Any:
-    """total + the products of int16 pairs of ``a`` and ``b`` (vectors of as many int32)."""
+    """Return ``total`` plus the products of int16 pairs of ``a`` and ``b`` (as many int32)."""
     lanes = total.type.count
     if wide:
         name = f"llvm.x86.avx512.vpdpwssd.{lanes * 32}"
@@ -110,7 +112,7 @@ def _pairs_add(builder: Any, wide: bool, total: Any, a: Any, b: Any) -> Any:
 
 
 def _looked_up(builder: Any, wide: bool, nibbles: Any) -> Any:
-    """``_DOUBLED`` of each byte (0 … 15) of a vector."""
+    """Return ``_DOUBLED`` of each byte (0 … 15) of a vector."""
     lanes = nibbles.type.count
     if lanes == 64 and not wide:
         halves = [
@@ -127,7 +129,7 @@ def _looked_up(builder: Any, wide: bool, nibbles: Any) -> Any:
 
 
 def _pack_int16(wide: bool) -> Any:
-    """One block of 32 or 16 rows as a panel: panel[j, l] holds the pair of byte j of row l."""
+    """Pack one block of 32 or 16 rows as a panel: panel[j, l] has the pair of byte j of row l."""
 
     @intrinsic
     def pack_int16(
@@ -223,7 +225,7 @@ def _tile_int16(wide: bool, tokens: int) -> Any:
 # fmt: off
 def _add_products(path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int16,
                   of: Any, of_at: int, count: int, sums: Any, workspace: Any) -> None:
-    """sums[m · 64 + r] += the rows' products with ``count`` activations."""
+    """sums[m · 64 + r] += row r · activations m, for ``count`` activations."""
     doubled = 256 * np.array(_DOUBLED)
     blocks_of_g = prepared.out_of_range.size + SPARE
     for r, g in np.ndindex(rows, groups):
@@ -277,7 +279,7 @@ def _add_products_on(path: Any, *others: Any) -> Any:
 
 @jit_inner
 def workspace_int16(prepared: Int16, tokens: int, groups: int) -> Any:
-    """A panel and its rows' scales."""
+    """Allocate a panel and the scales of its rows."""
     return np.empty(16 * 32, np.int32), floats(32)
 
 

@@ -1,23 +1,25 @@
 """Products of MXFP4 rows with few activations, in 24-bit integers (AVX2, AVX-512).
 
 Each block of 32 activations is rounded to 24-bit integers X that share one power of two:
-x = X · 2^(E − 23), where the largest magnitude lies below 2^E. X is cut into three signed bytes,
-X = 65536 hi + 256 mid + lo, which lie in three **planes**. A table look-up turns nibbles into the
-unsigned bytes d + 12 (d is twice the E2M1 value), and one instruction multiplies 64 unsigned with
-64 signed bytes and adds fours of products: six of them make 128 exact products of 24 bits. What
-the 12 adds, 12 · Σ X, is known beforehand and taken off; sums of 8 products stay below
-2³¹ (8 · 12 · 2²³). The scale 2^(s + E) is formed by adding bytes, and applied by one fused
-multiply-add.
+x = X · 2^(E − 23), where the largest magnitude is below 2^E. X is split into three signed bytes,
+X = 65536 hi + 256 mid + lo, which are stored in three **planes**. A table look-up turns nibbles
+into the unsigned bytes d + 12 (d is twice the E2M1 value). One instruction multiplies 64 unsigned
+with 64 signed bytes and adds groups of four products; six such instructions make 128 exact products
+of 24 bits. The contribution of the 12 is 12 · Σ X; it is known beforehand and subtracted. Sums of 8
+products stay below 2³¹ (8 · 12 · 2²³). The scale 2^(s + E) is formed by adding bytes, and applied
+by one fused multiply-add.
 
 Loop order: rows one after the other, so that memory is read in order; in a row, groups of four
 vectors.
-Accumulators: one float32 a lane, which holds the sum of every 16th eight values.
-Error: each activation is off by at most 2⁻²⁴ of its block's largest, and sums of 8 products are
-rounded to float32 once: below 1e-6 relative L2 on Gaussian activations, as float32 sums are.
+Accumulators: one float32 per lane, for every 16th sum of 8 products.
+Error: each activation has an error of at most 2⁻²⁴ of the largest in its block, and sums of 8
+products are rounded to float32 once: relative L2 below 1e-6 on Gaussian activations, as for float32
+sums.
 
-Why faster than float32: 64 products an instruction in place of 16, no unpacking.
+It is faster than float32 because one instruction computes 64 products instead of 16, without
+unpacking.
 
-A sum that is not finite (scale bytes that are too large, or 255) is left to ``dot_float``.
+If a sum is not finite (scale bytes that are too large, or 255), ``dot_float`` computes it.
 """
 
 from __future__ import annotations
@@ -49,20 +51,20 @@ from gptoss_ref.kernels.runtime.scalar import bits_float
 PLANES = 3
 
 _INFINITY = np.float32(np.inf)
-_LOWEST = 70  # E is kept as the byte E + 71, so that a byte 0 is no block
+_LOWEST = 70  # E is stored as the byte E + 71; the byte 0 means no block
 _UNIT = np.float32(2.0 ** -(127 + 23 + 1 - 127 + _LOWEST + 1))
 _SHIFTED = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]  # d + 12 of each code
 
 
 @jit_inner
 def vector_bytes(n: int) -> int:
-    """Bytes kept of the ``n`` blocks of a vector: six times 16 n, and 4 n integers to take off."""
+    """Return the bytes for a vector's ``n`` blocks: six times 16 n, and 4 n int32 to subtract."""
     return (2 * PLANES + 1) * 16 * n
 
 
 @jit_inner
 def group_bytes(n: int) -> int:
-    """Bytes kept of a group: four vectors, and an exponent a block; whole vectors."""
+    """Return the bytes for a group: four vectors, and one exponent per block; whole vectors."""
     return 4 * vector_bytes(n) + 16 * n
 
 
@@ -71,11 +73,11 @@ class Int8Planes(NamedTuple):
 
     x: Any  # float32, flat, (R, M)
     out_of_range: Any  # bool (R,)
-    planes: Any  # uint8, flat; on a cache line
+    planes: Any  # uint8, flat; starts on a cache line
 
 
 def blocks_of_vector(path: Any) -> int:
-    """Stored blocks that one vector holds: 16 bytes each."""
+    """Return the number of stored blocks, of 16 bytes each, in one vector."""
     return lanes_of(path) // 4
 
 
@@ -87,7 +89,7 @@ def _blocks_of_vector(path: Any) -> Any:
 
 @jit_inner
 def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
-    """Room for the planes; what no block fills is 0."""
+    """Allocate the planes; bytes that belong to no block are 0."""
     n, groups = blocks_of_vector(path), x.size // rows // BLOCK
     planes = on_cache_line(rows * ((groups + 4 * n - 1) // (4 * n)) * group_bytes(n))
     fill(planes, np.uint8(0))
@@ -96,7 +98,7 @@ def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
 
 @jit_inner
 def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> None:
-    """Keep block ``g`` of a row in its planes; rows out of range are left out."""
+    """Write block ``g`` of a row to its planes, unless the row is out of range."""
     at = (row * groups + g) * BLOCK
     largest = largest_bits(prepared.x[at : at + BLOCK])
     if out_of_range(largest):
@@ -108,7 +110,7 @@ def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int
     rows = prepared.out_of_range.size
     start = row * (prepared.planes.size // rows) + group * group_bytes(n)
     base = start + lane // n * vector_bytes(n) + lane % n * 16
-    # 2^E is above the largest magnitude by 1/128 at least: hi, mid, lo then stay within a byte
+    # 2^E exceeds the largest magnitude by at least 1/128, so that hi, mid and lo fit a byte
     exponent = ((largest + np.int32(0x20000)) >> np.int32(23)) - np.int32(126) if largest else 0
     up = bits_float(np.int32((np.int32(150) - np.int32(exponent)) << np.int32(23)))
     _cut(prepared.x, at, up, prepared.planes, base, size)
@@ -116,7 +118,7 @@ def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int
 
 
 def _cut(x: Any, at: int, up: Any, planes: Any, to: int, size: int) -> None:
-    """The bytes of x[at …] times ``up``, and what is to take off.
+    """Write the bytes of x[at …] times ``up``, and the numbers to subtract.
 
     Byte j of plane 2p + h belongs to value 2j + h; p counts from the upper byte.
     """
@@ -172,10 +174,10 @@ def _cut_vectors(
 
 
 def _looked_up(builder: ir.IRBuilder, nibbles: Value) -> Value:
-    """``_SHIFTED`` of the lower four bits of each byte."""
+    """Return ``_SHIFTED`` of the lower four bits of each byte."""
     lanes = nibbles.type.count
     table = vec.constant(i8, _SHIFTED * (lanes // 16))
-    if lanes == 64 and "avx512vbmi" in cpu_features():  # takes six bits, and the table repeats
+    if lanes == 64 and "avx512vbmi" in cpu_features():  # uses six bits; the table repeats
         return vec.call(builder, "llvm.x86.avx512.permvar.qi.512", nibbles.type, table, nibbles)
     name = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}[lanes]
     nibbles = builder.and_(nibbles, vec.constant(i8, 15, lanes))
@@ -183,14 +185,14 @@ def _looked_up(builder: ir.IRBuilder, nibbles: Value) -> Value:
 
 
 def _fours_add(builder: ir.IRBuilder, total: Value, pairs: list[tuple[Value, Value]]) -> Value:
-    """total + the products of unsigned and signed bytes, fours of them; two such vectors."""
+    """Return ``total`` plus products of unsigned and signed bytes, in fours, of two pairs."""
     lanes = total.type.count
     if lanes == 16:
         for a, b in pairs:
             total = vec.call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, a, b)
         return total
     both = []
-    for a, b in pairs:  # pairs of products in int16: at most 4 · 24 · 128, both together
+    for a, b in pairs:  # sums of two products in int16: both together at most 4 · 24 · 128
         halves = [builder.bitcast(v, vec.vector(i8, 4 * lanes)) for v in (a, b)]
         both.append(
             vec.call(builder, "llvm.x86.avx2.pmadd.ub.sw", vec.vector(i16, 2 * lanes), *halves)
@@ -201,19 +203,19 @@ def _fours_add(builder: ir.IRBuilder, total: Value, pairs: list[tuple[Value, Val
 
 
 def dot_planes_of(n: int) -> Any:
-    """The product of one stored row with one row of planes, ``n`` blocks (4 or 2) at a time."""
+    """Return the product of a stored row with a row of planes, 4 or 2 blocks (``n``) at a time."""
     bytes_, ints, floats = vec.vector(i8, 16 * n), vec.vector(i32, 4 * n), vec.vector(f32, 4 * n)
     size, vector = 16 * n, (2 * PLANES + 1) * 16 * n
     group = 4 * vector + size
 
     def scale(builder: ir.IRBuilder, scales: Value, exponents: Value) -> Value:
-        """2^(s + E + 71 − 127) of the 4 n blocks of a group; beyond the range it is infinite."""
+        """Return 2^(s + E + 71 − 127) of the 4 n blocks of a group; infinity beyond the range."""
         both = vec.call(builder, f"llvm.uadd.sat.v{4 * n}i8", scales.type, scales, exponents)
         wide = builder.shl(builder.zext(both, ints), vec.constant(i32, 23, 4 * n))
         return builder.bitcast(wide, floats)
 
     def products(builder: ir.IRBuilder, stored: Value, kept: Value) -> Value:
-        """Exact sums of 8 products: of the blocks ``stored`` and the activations at ``kept``."""
+        """Return exact sums of 8 products of ``stored`` blocks with the activations at ``kept``."""
 
         def at(number: int) -> Value:
             return vec.load(builder, kept, index(number * size), ints)
@@ -295,7 +297,7 @@ def dot_planes_of(n: int) -> Any:
 def _dot_planes(
     path: Any, blocks: Any, scales: Any, block: int, groups: int, planes: Any, at: int
 ) -> Any:
-    """The row whose first block is number ``block``, times the row of planes at planes[at]."""
+    """Return the product of the row from ``block`` on with the row of planes at planes[at]."""
     n, total, shifted = blocks_of_vector(path), np.float32(0.0), np.array(_SHIFTED)
     for g in range(groups):
         start, lane = at + g // (4 * n) * group_bytes(n), g % (4 * n)
@@ -326,7 +328,7 @@ def _dot_planes_on(path: Any, *others: Any) -> Any:
 
 @jit_inner
 def workspace_int8(prepared: Int8Planes, tokens: int, groups: int) -> Any:
-    """A decoded row."""
+    """Allocate a decoded row."""
     return floats(groups * BLOCK)
 
 

@@ -1,18 +1,19 @@
-"""The products of MXFP4 rows behind one interface: Numba takes the method from a type.
+"""One interface to the methods of MXFP4 products; Numba selects the method by a type.
 
 ==============  ===================  ===============================  ==============================
-method          taken for            activations are prepared as      file
+method          used for             activations are prepared as      file
 ==============  ===================  ===============================  ==============================
 ``FLOAT``       the plain path       they are                         ``mxfp4_float.py``
-``INT8``        up to 4, narrow      24-bit integers in planes        ``mxfp4_gemv_int8.py``
-``INT16``       more                 int16 with a factor a block      ``mxfp4_gemm_int16.py``
-``AMX``         more, on AMX         bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
+``INT8``        1 to 4 tokens, or    24-bit integers in planes        ``mxfp4_gemv_int8.py``
+                rows below 512
+``INT16``       more tokens          int16 with one factor per block  ``mxfp4_gemm_int16.py``
+``AMX``         more tokens on AMX   bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
 
-Integers cannot carry everything: rows of activations with NaN, infinities, or a block whose largest
-is beyond 2⁻⁶⁰ … 2⁴⁸ and not 0 are **out of range**, and rows of weights with extreme scale bytes
-are too. The methods leave those to ``mxfp4_block.dot_float``, so that NaN and infinities propagate
-as in the layer.
+Integers cannot represent all values. A row of activations is **out of range** if it has NaN,
+infinities, or a block whose largest magnitude is not 0 and outside 2⁻⁶⁰ … 2⁴⁸; a row of weights, if
+its scale bytes are extreme. All methods compute such rows with ``mxfp4_block.dot_float``, so that
+NaN and infinities propagate as in the layer.
 """
 
 from __future__ import annotations
@@ -62,17 +63,19 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
 FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
-"""Arguments that stand for a method; Numba looks at their types only."""
+"""Arguments that select a method; Numba looks at their types only."""
 
 FEW_TOKENS = 4
 WIDE = 512
-"""Narrower activations are not worth the rounding to int16: ``INT8`` takes any number of them."""
+"""Rows of fewer activations are too short to profit from rounding to int16: ``INT8`` takes any
+number of them.
+"""
 
 _BYTE = np.dtype(np.uint8)
 
 
 def method_of(tokens: int, width: int) -> Any:
-    """The method that products with so many tokens of that width take now."""
+    """Return the method for ``tokens`` rows of ``width`` activations on the current path."""
     path = path_name()
     if path == "plain":
         return FLOAT
@@ -100,38 +103,38 @@ _METHODS = {
 
 
 def _named(method: Any) -> _Method:
-    """The method that a token stands for, or while a kernel is compiled, its type."""
+    """Return the method selected by an argument or, during compilation, by its type."""
     tokens = {types.uint8: FLOAT, types.uint16: INT8, types.uint32: INT16, types.uint64: AMX}
     return _METHODS[tokens.get(method, method)]
 
 
 def _of(prepared: Any) -> _Method:
-    """The method of prepared activations, or of their type."""
+    """Return the method of prepared activations or of their type."""
     class_ = getattr(prepared, "instance_class", type(prepared))
     return next(m for m in _METHODS.values() if m.prepared is class_)
 
 
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
-    """Room for the rows ``x``, flat (R, M), prepared for a method, to be filled by ``quantise``.
+    """Allocate the prepared form of the rows ``x``, flat (R, M); ``quantise`` fills it.
 
-    ``tiles``: how many tiles of 16 rows :func:`settle` will be given.
+    ``tiles``: number of tiles of 16 rows that :func:`settle` will get.
     """
     return _named(method).new(path, x, rows, tiles)
 
 
 def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> None:
-    """Block ``g`` of row ``row``, of ``groups`` blocks, has its activations: prepare them."""
+    """Prepare block ``g`` of row ``row``, which has ``groups`` blocks; its activations are set."""
     _of(prepared).quantise(path, prepared, row, g, groups)
 
 
 def settle(path: Any, prepared: Any, of: Any, team: Any) -> None:
-    """All rows are there; ``of``: those of the tiles, for AMX, which orders them by expert."""
+    """Finish the preparation of all rows. ``of``: the rows of the tiles, by expert (for AMX)."""
     if isinstance(prepared, AmxPlanes):
         settle_amx(prepared, of, team)
 
 
 def workspace(prepared: Any, tokens: int, groups: int) -> Any:
-    """Scratch that :func:`multiply` needs for up to so many tokens."""
+    """Allocate the scratch arrays that :func:`multiply` needs for at most ``tokens`` tokens."""
     return _of(prepared).workspace(prepared, tokens, groups)
 
 
@@ -142,13 +145,14 @@ def multiply(
     """sums[m · 64 + r] = row r · activations m, for r < rows ≤ 64 and m < count.
 
     Args:
-        block: number of the rows' first block; a row has ``groups``.
-        of: m stands for row of[of_at + m] of ``prepared``; ``SPARE`` entries follow.
-        tile: number of the tile, of those given to :func:`settle`, where m begins.
-        sums: float32, with room for 32 tokens more.
+        block: number of the first block of the rows; each row has ``groups`` blocks.
+        of: column m uses row of[of_at + m] of ``prepared``; ``of`` has ``SPARE`` more entries that
+            can be read.
+        tile: number of the tile in which m starts, among those given to :func:`settle`.
+        sums: float32, with space for 32 more tokens.
 
     Returns:
-        False if there is a scale byte 255 that ``stored.scale_255`` refuses.
+        False if ``stored.scale_255`` refuses a scale byte 255.
     """
     return _of(prepared).multiply(
         path, stored, block, rows, groups, prepared, of, of_at, tile, count, sums, workspace
@@ -197,7 +201,7 @@ def _multiply(path: Any, stored: Any, block: Any, rows: Any, groups: Any, prepar
 
 @jit_inner
 def prepare(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
-    """The rows ``x``, flat (R, M), prepared; but for :func:`settle`."""
+    """Prepare the rows ``x``, flat (R, M), without :func:`settle`."""
     prepared = new(path, method, x, rows, tiles)
     groups = x.size // rows // BLOCK
     for row in range(rows):
@@ -208,16 +212,16 @@ def prepare(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
 
 @jit_inner
 def sums_of(tokens: int) -> Any:
-    """Room for the results of :func:`multiply`."""
+    """Allocate the results of :func:`multiply`."""
     return floats((tokens + 32) * ROWS)
 
 
 def stored_of(weight: MXFP4) -> Stored | None:
-    """``weight`` as kernels take it, or None if it is not contiguous.
+    """Return ``weight`` as kernels take it, or None if it is not contiguous.
 
     Raises:
-        GptOssError: blocks that do not fit the scales, other arrays than of bytes, or an unknown
-            ``scale_255``.
+        GptOssError: blocks that do not match the scales, arrays of other types than uint8, or an
+            unknown ``scale_255``.
     """
     blocks, scales = weight.blocks, weight.scales
     if blocks.shape != (*scales.shape, BLOCK // 2):
@@ -242,10 +246,10 @@ def _read_only(array: Array) -> Array:
 
 
 def scale_255_code(scale_255: str) -> int:
-    """The number by which kernels know a meaning of the scale byte 255.
+    """Return the number that stands for a meaning of the scale byte 255 in kernels.
 
     Raises:
-        GptOssError: there is no such meaning.
+        GptOssError: the meaning is unknown.
     """
     if scale_255 not in SCALE_255:
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
@@ -253,7 +257,7 @@ def scale_255_code(scale_255: str) -> int:
 
 
 def refuse_255(scales: Array, name: str) -> None:
-    """Raise a CheckpointError that says where ``scales`` holds a byte 255, if it does."""
+    """Raise a CheckpointError with the place of a scale byte 255, if ``scales`` has one."""
     if scales.size and scales.max() == 255:
         where = [int(i) for i in np.argwhere(scales == 255)[0]]
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """The register tile: products of a packed panel with some rows of activations.
 
-A **panel** holds some rows of a matrix side by side, its inner index outermost: ``panel[k, l]`` is
-column k of row l, so that one vector instruction multiplies the same k of all rows. Its width L is
+A **panel** holds some rows of a matrix side by side, inner index first: ``panel[k, l]`` is column k
+of row l, so that one vector instruction multiplies the same k of all rows. Its width L is
 ``panel_width(path)`` rows: 32 or 16.
 
 ==========  ========================================================================================
@@ -12,16 +12,19 @@ leaf        computes
 ``tile_8``  the same with a panel of 8 rows on every path: the query heads that share a key
 ==========  ========================================================================================
 
-They are written as vectors of 16 (8) lanes without an instruction of any one CPU: LLVM splits them
-into what there is, NEON's four lanes too. Paths differ only in how many sums its registers
-hold. The Python functions are what runs under ``NUMBA_DISABLE_JIT=1`` and ``NUMBA_BOUNDSCHECK=1``.
+The leaves are written as vectors of 16 (8) lanes without instructions of a particular CPU: LLVM
+splits them into the vectors of the CPU, including the four lanes of NEON. Paths differ only in the
+number of sums that fit the registers. The Python functions run under ``NUMBA_DISABLE_JIT=1`` and
+``NUMBA_BOUNDSCHECK=1``.
 
-Accumulators are float32, one a result, in order of k; callers cut k into pieces. Sums of n products
-stay within n · 2⁻²⁴ of Σ |w·x|, the bound of any float32 sum; at the released sizes the relative L2
-error is below 1e-6 on Gaussian activations and on those with one element 1000 times the rest.
+Accumulators are float32, one per result, in the order of k; callers split k into pieces. The error
+of a sum of n products is within n · 2⁻²⁴ of Σ |w·x|, the bound of any float32 sum; at the released
+sizes the relative L2 error is below 1e-6 on Gaussian activations and on those with one element 1000
+times the rest.
 
-Why not loops that LLVM vectorises (docs/performance.md): 4 x 4 dot products at a time give 85 to 95
-GFLOP/s where this gives 105 to 115, and as long vectors of sums in memory 46 (AMD Zen 4).
+Loops that LLVM vectorises are slower (docs/performance.md): 4 x 4 dot products at a time reach 85
+to 95 GFLOP/s, and long vectors of sums in memory reach 46; this file reaches 105 to 115 (AMD Zen
+4).
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ _SHAPES: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     "avx2": (16, (6, 4, 2, 1)),
     "plain": (16, (6, 4, 2, 1)),
 }
-"""Of each path: L, and rows of x that ``tile`` takes at once, so that the sums fill the registers:
-24 of 32 of 64 bytes, 12 of 16 of 32 bytes, on ARM 24 of 32 of 16 bytes."""
+"""For each path: L, and the numbers of rows of x that ``tile`` can take at once. The sums fill the
+registers: 24 of 32 registers of 64 bytes, 12 of 16 of 32 bytes, on ARM 24 of 32 of 16 bytes."""
 
 
 def _shape(path: Any) -> tuple[int, tuple[int, int, int, int]]:
@@ -60,17 +63,17 @@ def _shape(path: Any) -> tuple[int, tuple[int, int, int, int]]:
 
 
 def panel_width(path: Any) -> int:
-    """Rows of a panel, L."""
+    """Return the number of rows of a panel, L."""
     return LANES
 
 
 def pack(
     path: Any, w: Any, at: int, stride: int, rows: int, depth: int, ahead: int, panel: Any
 ) -> None:
-    """panel[k, l] = w[at + l · stride + k] for l < L; rows from ``rows`` on repeat the last.
+    """panel[k, l] = w[at + l · stride + k] for l < L; rows from ``rows`` on repeat the last row.
 
-    The cache lines ``ahead`` elements further are asked for, into the second cache: keys lie at
-    powers of two from one another, and in the first would drive each other out.
+    The cache lines ``ahead`` elements further on are prefetched into L2. Keys are powers of two
+    apart, and would evict each other from L1.
     """
     width = 16
     for l in range(width):
@@ -80,7 +83,7 @@ def pack(
 
 
 def _in_python(width: int) -> Any:
-    """:func:`tile` with panels of that width, by the definition."""
+    """Return :func:`tile` for panels of ``width``, by its definition."""
 
     # fmt: off
     def tile(path, count, x, x_at, x_stride, x_step, panel, panel_at,  # type: ignore[no-untyped-def]
@@ -102,11 +105,11 @@ def _in_python(width: int) -> Any:
 
 
 tile, tile_8 = _in_python(LANES), _in_python(NARROW)
-"""out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; ``add``: onto what is there.
+"""out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; with ``add``, added to ``out``.
 
-What is there is added last: a long sum cut into pieces rounds less than one in sequence. All arrays
-are flat; ``*_at`` is where the first element lies, ``*_stride`` the distance of rows, ``x_step``
-that of the k of a row.
+The old value of ``out`` is added last: a long sum in pieces has a smaller rounding error than a
+sequential one. All arrays are flat; ``*_at`` is the index of the first element, ``*_stride`` the
+distance between rows, ``x_step`` the distance between two k of a row.
 """
 
 
@@ -148,7 +151,7 @@ def _tile_8(path: Any, *others: Any) -> Any:
 
 
 def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
-    """:func:`tile`, so many rows of x at once as there are: of four numbers the largest."""
+    """Return :func:`tile` for any number of rows, in steps of the largest count that fits."""
     most, many, some, _ = rows
     tile_most, tile_many, tile_some, tile_one = (_tile_of(m, vectors, lanes) for m in rows)
 
@@ -180,7 +183,7 @@ def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
 
 
 def _widened(builder: Any, raw: Any) -> Any:
-    """A vector of stored weights as floats."""
+    """Return a vector of stored weights as floats."""
     if raw.type.element == f32:
         return raw
     lanes = raw.type.count
@@ -193,7 +196,7 @@ def _vector_pack(
     typing_context: Any, w: Any, at: Any, stride: Any, last: Any, squares: Any, ahead: Any,
     panel: Any, first: Any, width: Any
 ) -> Any:  # fmt: skip
-    """16 rows of ``w`` from ``at`` into columns ``first`` … of a panel, 16 x 16 at a time."""
+    """Pack 16 rows of ``w`` from ``at`` on into columns ``first`` … of a panel, in 16 x 16."""
     element = i16 if w.dtype is types.uint16 else f32
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -219,7 +222,7 @@ def _vector_pack(
 
 
 def _tile_of(tokens: int, vectors: int, lanes: int) -> Any:
-    """The product of ``tokens`` rows of x with a panel of ``vectors`` · ``lanes`` columns."""
+    """Return the product of ``tokens`` rows with a panel of ``vectors`` · ``lanes`` columns."""
 
     @intrinsic
     def tile_of(

@@ -1,15 +1,17 @@
-"""What compiles, caches, schedules and reports kernels.
+"""Compilation, cache, threads and instruction sets of the kernels.
 
 ==============  ==================================================================================
 ``jit``         Numba's options, and the cache on disk
-``parts``       parts of kernels, which become machine code inside the kernels only
-``isa``         which instructions are used
-``threads``     how many threads
-``tasks``       a kernel's tasks on those threads; calls through addresses
-``llvm_ir``     a vocabulary for vector instructions
-``scalar``      leaves of one value: widening, bits, the exponential
-``arrays``      arguments brought to the few array types that are compiled for
-``warmup``      compiling ahead of time
-``doctor``      what this machine gives
+``parts``       functions that only kernels call, compiled only inside these kernels
+``isa``         choice of the instruction set
+``threads``     number of threads
+``tasks``       distribution of a kernel's tasks over the threads; calls by address
+``llvm_ir``     functions that write vector instructions
+``scalar``      functions of one value: conversion, bits, the exponential
+``arrays``      conversion of arguments to the few array types that kernels are compiled for
+``buffers``     allocation of scratch arrays in kernels
+``warmup``      compilation ahead of time
+``announce``    the message that kernels are being compiled
+``doctor``      report on this machine: instructions, threads, memory bandwidth
 ==============  ==================================================================================
 """

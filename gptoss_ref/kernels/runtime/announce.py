@@ -1,4 +1,4 @@
-"""Telling the user that kernels compile, and knowing whether they have been."""
+"""The message that kernels are being compiled, and the check whether they have been."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ announced = {"compiling": False}
 
 
 def is_warm() -> bool:
-    """Whether nothing is left to compile: :func:`warmup` has run to its end before, on this path.
+    """Return whether :func:`warmup` has run to its end on this path, so nothing is left to compile.
 
-    Under ``NUMBA_DISABLE_JIT=1`` there never is.
+    Under ``NUMBA_DISABLE_JIT=1`` nothing is ever compiled, and the answer is True.
     """
     if config.DISABLE_JIT:
         return True
@@ -28,9 +28,10 @@ def is_warm() -> bool:
 
 
 def mark() -> str:
-    """File that tells of a finished warm-up, named by what Numba keeps compiled code apart by.
+    """Return the name of the marker of a finished warm-up, made from Numba's cache key.
 
-    And by whether there are threads: on one core the loop over them is left uncompiled.
+    The name also says whether there are several threads: with one core the parallel loop is not
+    compiled.
     """
     cpu = config.CPU_NAME or get_host_cpu_name()
     kind = "threads" if current_threads() > 1 else "one-thread"
@@ -39,17 +40,18 @@ def mark() -> str:
 
 
 def announce() -> None:
-    """Say on standard error that kernels compile: one line, the first time in this process.
+    """Print one line on standard error when the first kernel of this process is compiled.
 
-    Nothing is said where :func:`is_warm`: then it is one kernel, of types that no chat uses.
+    Nothing is printed if :func:`is_warm`: then a single kernel is compiled, for types that a chat
+    does not use.
     """
     if announced["compiling"] or is_warm():
         return
     announced["compiling"] = True
-    if sys.stderr is not None:  # as under pythonw, or in a service
+    if sys.stderr is not None:  # None under pythonw and in services
         once = ", once" if cache_folder() else ""
         line = f"gptoss_ref: compiling kernels{once} (ahead of time: gptoss-ref warmup)\n"
-        with suppress(OSError, ValueError):  # a full disk, a closed stream
+        with suppress(OSError, ValueError):  # the disk is full, or the stream is closed
             sys.stderr.write(line)
             sys.stderr.flush()
 

@@ -1,8 +1,8 @@
-"""What kernels take: arguments brought to the few array types that are compiled for.
+"""Conversion of arguments to the few array types that kernels are compiled for.
 
 Activations become contiguous float32 (copied only if they are not). Weights are never copied; they
-become read-only views, because a mapped checkpoint is read-only and Numba would compile a second
-time for writable arrays.
+become read-only views, because a mapped checkpoint is read-only and Numba would compile each kernel
+a second time for writable arrays.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ EMPTY.flags.writeable = False
 
 
 def check_policy(policy: str | Policy) -> None:
-    """Refuse policies whose rounding the kernels do not follow.
+    """Raise if the policy is not float32, the only one whose rounding the kernels follow.
 
     Raises:
-        GptOssError: the policy is not float32, or no policy.
+        GptOssError: another policy, or an unknown one.
     """
     policy = get_policy(policy)
     if policy.name != "float32":
@@ -31,7 +31,7 @@ def check_policy(policy: str | Policy) -> None:
 
 
 def values(x: Array) -> Array:
-    """Activations as a contiguous, aligned, writable float32 array."""
+    """Return activations as a contiguous, aligned, writable float32 array."""
     flags = x.flags
     if x.dtype == _FLOAT and flags.c_contiguous and flags.behaved:
         return x
@@ -39,7 +39,7 @@ def values(x: Array) -> Array:
 
 
 def positions_of(positions: Array) -> Array:
-    """Positions or token ids as a contiguous, writable int64 array.
+    """Return positions or token ids as a contiguous, writable int64 array.
 
     Raises:
         GptOssError: they are not integers.
@@ -51,12 +51,12 @@ def positions_of(positions: Array) -> Array:
 
 
 def is_bits(weight: Array) -> bool:
-    """Whether a stored array is of bfloat16 bits, in either order of bytes."""
+    """Return whether a stored array holds bfloat16 bits, in either byte order."""
     return weight.dtype.kind == "u" and weight.dtype.itemsize == 2
 
 
 def weight_of(weight: Array) -> Array | None:
-    """A stored matrix as a read-only view, or None if it is not contiguous bfloat16 or float32."""
+    """Return a stored matrix as a read-only view, or None if not contiguous bfloat16 or float32."""
     flags = weight.flags
     dtype = weight.dtype
     if (dtype != _BITS and dtype != _FLOAT) or not (flags.c_contiguous and flags.aligned):
@@ -68,10 +68,12 @@ def weight_of(weight: Array) -> Array | None:
 
 
 def vector_of(vector: Array | None, size: int) -> Array:
-    """A bias or scale (size,) as a contiguous read-only array, bfloat16 or float32; None as empty.
+    """Return a bias or scale (size,) as a contiguous read-only array; None gives an empty array.
+
+    Its type is bfloat16 or float32.
 
     Raises:
-        GptOssError: another size.
+        GptOssError: the vector has another shape.
     """
     if vector is None:
         return EMPTY
@@ -81,9 +83,9 @@ def vector_of(vector: Array | None, size: int) -> Array:
 
 
 def matrix_of(matrix: Array) -> Array:
-    """Small weights, such as the biases (E, N) of all experts, contiguous and read-only.
+    """Return small weights, such as the biases (E, N) of all experts, contiguous and read-only.
 
-    They keep bfloat16 bits; other floats become float32.
+    bfloat16 bits stay as they are; other floats become float32.
     """
     whole = weight_of(matrix)
     if whole is None:

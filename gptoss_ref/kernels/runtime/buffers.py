@@ -1,4 +1,4 @@
-"""Room that kernels compute in. One function for each kind, so that each is compiled once."""
+"""Allocation of scratch arrays in kernels; one function per type, so that each is compiled once."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from gptoss_ref.kernels.runtime.jit import jit_inner
 
 @jit_inner
 def fill(array: Any, value: Any) -> None:
-    """``value`` everywhere in a flat array."""
+    """Set all elements of a flat array to ``value``."""
     for i in range(array.size):
         array[i] = value
 
 
 @jit_inner
 def floats(n: int) -> Any:
-    """float32 (n,), unset."""
+    """Return an uninitialised float32 array (n,)."""
     return np.empty(n, np.float32)
 
 
 @jit_inner
 def integers(n: int) -> Any:
-    """int64 (n,), unset."""
+    """Return an uninitialised int64 array (n,)."""
     return np.empty(n, np.int64)
 
 
 @jit_inner
 def zeros(n: int) -> Any:
-    """int64 (n,), all 0."""
+    """Return an int64 array (n,) of zeros."""
     counts = integers(n)
     fill(counts, 0)
     return counts
@@ -38,7 +38,7 @@ def zeros(n: int) -> Any:
 
 @jit_inner
 def falses(n: int) -> Any:
-    """bool (n,), all False."""
+    """Return a bool array (n,) of False."""
     flags = np.empty(n, np.bool_)
     fill(flags, False)
     return flags
@@ -46,7 +46,7 @@ def falses(n: int) -> Any:
 
 @jit_inner
 def on_cache_line(n: int) -> Any:
-    """Bytes (n,), unset, that begin on a cache line."""
+    """Return n uninitialised bytes that start on a cache line."""
     buffer = np.empty(n + 64, np.uint8)
     start = 63 - (np.int64(buffer.ctypes.data) + 63) % 64
     return buffer[start : start + n]
@@ -54,6 +54,6 @@ def on_cache_line(n: int) -> Any:
 
 @jit_inner
 def copy(source: Any, target: Any) -> None:
-    """A flat array, to another of its length."""
+    """Copy a flat array to another one of the same length."""
     for i in range(target.size):
         target[i] = source[i]

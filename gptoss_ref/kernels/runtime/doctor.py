@@ -1,8 +1,9 @@
-"""What this machine gives the kernels: instructions, threads, cache folder, memory bandwidth.
+"""Report on this machine: instruction sets, threads, cache folder, memory bandwidth.
 
-Decoding one token reads every weight it touches once, so bandwidth over bytes is a ceiling of the
-tokens per second. The bandwidth is the better of a plain and a prefetching read: on some CPUs the
-hardware's own prefetching does not reach memory speed.
+Decoding one token reads every weight that the token uses once, so the bandwidth divided by these
+bytes is an upper bound of the tokens per second. The bandwidth is the better of two measurements,
+with and without prefetch instructions: on some CPUs the hardware prefetcher alone does not reach
+the speed of the memory.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from gptoss_ref.kernels.runtime.threads import SMALL, current_threads, run, thre
 from gptoss_ref.numerics import Array
 
 MXFP4_BYTES = 17 / 32
-"""Of one weight: half a byte, and its share of the scale byte."""
+"""Bytes of one weight: half a byte, and its share of the scale byte."""
 
 LEAST_MEGABYTES = 64
-"""Fewer may lie in the caches, whose rate is several times the memory's."""
+"""Smallest array for the measurement; a smaller one may fit into the caches, which are several
+times as fast as memory.
+"""
 
 _LINE = 64
 """Bytes of a cache line."""
@@ -41,15 +44,15 @@ _LINE = 64
 def doctor(
     configs: Mapping[str, Any] | None = None, *, megabytes: int = 1024, seconds: float = 1.0
 ) -> dict[str, Any]:
-    """Facts of this machine as plain values, ready for JSON.
+    """Return facts about this machine as plain values that JSON can hold.
 
     Args:
-        configs: models (:class:`gptoss_ref.config.ModelConfig`) whose speed is predicted, by name.
-        megabytes: read at a time by the measurement, 64 or more; more than the caches hold.
-        seconds: spent on each of the two measurements, about.
+        configs: models (:class:`gptoss_ref.config.ModelConfig`) by name, whose speed is predicted.
+        megabytes: size of the array that is read; 64 or more, and more than the caches hold.
+        seconds: approximate duration of each of the two measurements.
 
     Raises:
-        GptOssError: what :func:`bandwidth` refuses.
+        GptOssError: see :func:`bandwidth`.
     """
     plain, prefetching = bandwidth(megabytes, seconds)
     best = max(plain, prefetching)
@@ -77,9 +80,9 @@ def doctor(
 
 
 def bytes_per_token(config: Any) -> float:
-    """Bytes of weights that one token reads: bfloat16, but MXFP4 for its experts.
+    """Return the bytes of weights that one token reads: bfloat16, and MXFP4 for its experts.
 
-    Keys and values are left out: they depend on the context's length.
+    Keys and values are not included: they depend on the length of the context.
     """
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     C, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
@@ -92,13 +95,13 @@ def bytes_per_token(config: Any) -> float:
 
 
 def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float]:
-    """Gigabytes a second that all threads read together: plainly, and with prefetching.
+    """Return the GB/s that all threads read together, without and with prefetch instructions.
 
-    The median over several reads, taken in turns, of an array of that size.
+    Each is the median of several reads of an array of the given size; the two kinds alternate.
 
     Raises:
-        GptOssError: nothing is compiled (``NUMBA_DISABLE_JIT``), the array would fit into caches,
-            or there is not so much memory.
+        GptOssError: kernels are not compiled (``NUMBA_DISABLE_JIT``), the array would fit into the
+            caches, or there is not enough memory for it.
     """
     if config.DISABLE_JIT:
         raise GptOssError(
@@ -114,7 +117,7 @@ def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float
         raise GptOssError(f"no memory for an array of {megabytes} MB to read") from error
     n = current_threads()
     rates: tuple[list[float], list[float]] = ([], [])
-    _read(words, False, n)  # compiled, and the pages are there
+    _read(words, False, n)  # compiles, and maps the pages
     end = time.perf_counter() + 2 * seconds
     while time.perf_counter() < end or len(rates[0]) < 3:
         for prefetching in (False, True):
@@ -125,7 +128,7 @@ def bandwidth(megabytes: int = 1024, seconds: float = 1.0) -> tuple[float, float
 
 
 def _read(words: Array, prefetching: bool, n: int) -> int:
-    """Sum of all words, which is what makes them be read; ``n`` threads take equal parts."""
+    """Return the sum of all words, so that they are read; ``n`` threads take equal parts."""
     total = np.zeros(n, np.int64)
     run(_read_words, n, max(words.size, SMALL + 1), words, prefetching, total)
     return int(total.sum())
@@ -138,7 +141,7 @@ def _read_words(*arguments: Any) -> None:
 
 @jit_tasks
 def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int) -> None:
-    """Parts ``first`` … ``last`` − 1 of the words, a sum each."""
+    """Sum parts ``first`` … ``last`` − 1 of the words, each into its own element of ``total``."""
     n = total.size
     for t in range(first, last):
         start, stop = t * words.size // n, (t + 1) * words.size // n
@@ -153,7 +156,7 @@ def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int
 
 @intrinsic
 def _sum_prefetching(typing_context: Any, words: Any, start: Any, steps: Any) -> Any:
-    """Sum of ``steps`` times four cache lines."""
+    """Return the sum of ``steps`` times four cache lines."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         data = builder.gep(vec.data(context, builder, words, args[0]), [args[1]])

@@ -1,23 +1,25 @@
-"""Which instructions kernels use.
+"""Choice of the instruction set that kernels use.
 
-A few innermost loops exist as vector instructions of one family of CPUs beside a form for all.
-Numba specialises a function on the *types* of its arguments, so the choice travels as the type of a
-first argument ``path`` (whose value is never read), and one source of a kernel serves all paths:
+A few innermost loops have two forms: vector instructions of one CPU family, and a form for all
+CPUs. Numba specialises a function by the *types* of its arguments. Therefore kernels have a first
+argument ``path`` whose type selects the form and whose value is never read, so that one source
+serves all paths:
 
 ===========  ===================  ==============================================================
-path         type of ``path``     needs
+path         type of ``path``     requirements
 ===========  ===================  ==============================================================
-``plain``    uint8                nothing
+``plain``    uint8                none
 ``avx2``     uint16               AVX2 and FMA
 ``avx512``   uint32               AVX-512 F, BW, VL and VNNI
-``amx``      uint64               those, AMX for bfloat16, and Linux, which grants its use
+``amx``      uint64               those of ``avx512``, AMX for bfloat16, and permission by Linux
 ===========  ===================  ==============================================================
 
-Every vector leaf is also written as a plain Python function, which is what runs under
-``NUMBA_DISABLE_JIT=1``: there every path can be taken, and its logic tested, on any CPU.
+Each vectorised leaf also exists as a plain Python function, which runs under
+``NUMBA_DISABLE_JIT=1``. In this mode every path can run on any CPU, so that its logic can be
+tested.
 
-The best path that the CPU has is taken; the environment variable ``GPTOSS_REF_KERNELS`` names a
-lesser one.
+By default kernels use the best path that the CPU has; the environment variable
+``GPTOSS_REF_KERNELS`` selects another one.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ PATHS: dict[str, Any] = {
     "avx2": np.uint16(0),
     "plain": np.uint8(0),
 }
-"""Every path, best first, and the argument that stands for it."""
+"""All paths, best first, with the argument that selects each."""
 
 PATH_TYPES = {
     "amx": types.uint64,
@@ -64,7 +66,7 @@ ENVIRONMENT = "GPTOSS_REF_KERNELS"
 
 
 def name_of(path: Any) -> str:
-    """The path of a value of :data:`PATHS`, or, while a kernel is compiled, of its type."""
+    """Return a path's name, given a value of :data:`PATHS` or, during compilation, its type."""
     for name, value in PATHS.items():
         if path == PATH_TYPES[name] or type(path) is type(value):
             return name
@@ -72,23 +74,23 @@ def name_of(path: Any) -> str:
 
 
 def lanes_of(path: Any) -> int:
-    """Floats of a path's vectors, as far as leaves depend on it."""
+    """Return the number of floats in a vector of this path."""
     return 16 if name_of(path) in ("amx", "avx512") else 8
 
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """LLVM's names of the features that kernels are compiled for, such as ``avx2``."""
-    chosen = config.CPU_FEATURES  # None: those of this CPU
+    """Return LLVM's names of the features that kernels are compiled for, such as ``avx2``."""
+    chosen = config.CPU_FEATURES  # None means those of this CPU
     flags = get_host_cpu_features() if chosen is None else chosen
     return frozenset(flag[1:] for flag in flags.split(",") if flag.startswith("+"))
 
 
 @cache
 def available_paths() -> tuple[str, ...]:
-    """Names of the paths that this process can run, best first; ``plain`` is always the last.
+    """Return the names of the paths that this process can run, best first; ``plain`` is the last.
 
-    Without compilation those are all: Python functions stand for the instructions.
+    Without compilation all paths can run, because Python functions replace the instructions.
     """
     if config.DISABLE_JIT:
         return tuple(PATHS)
@@ -98,7 +100,7 @@ def available_paths() -> tuple[str, ...]:
 
 @cache
 def _tiles_granted() -> bool:
-    """Ask Linux for the use of AMX's tile registers, which it grants to a process that asks."""
+    """Ask Linux for permission to use AMX's tile registers; return whether it was granted."""
     if sys.platform != "linux":
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # numbers of x86-64
@@ -111,10 +113,10 @@ _forced: list[str] = []
 
 @contextmanager
 def instructions(path: str) -> Iterator[None]:
-    """Within this context, kernels called from any thread take ``path``.
+    """Within this context, kernels use ``path``, from whichever thread they are called.
 
     Raises:
-        GptOssError: this CPU cannot run the path, or there is none of that name.
+        GptOssError: this CPU cannot run the path, or the name is unknown.
     """
     _forced.append(_checked(path))
     try:
@@ -124,12 +126,12 @@ def instructions(path: str) -> Iterator[None]:
 
 
 def current_path() -> Any:
-    """The first argument of a kernel: it stands for the path to take."""
+    """Return the first argument of a kernel, which selects the path."""
     return PATHS[path_name()]
 
 
 def path_name() -> str:
-    """Name of the path that kernels take now."""
+    """Return the name of the path that kernels use now."""
     return _forced[-1] if _forced else _default_path()
 
 

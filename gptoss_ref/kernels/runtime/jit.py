@@ -1,7 +1,7 @@
-"""How kernels are compiled: Numba's options, and the cache on disk.
+"""Compilation of kernels: Numba's options, and the cache on disk.
 
-This is the only file that passes options to Numba. Nothing compiles when it is imported: a kernel
-compiles when it is first called with arguments of some types, and is then kept on disk.
+Only this file passes options to Numba. Importing it compiles nothing: a kernel is compiled when it
+is first called with arguments of some types, and is then stored on disk.
 """
 
 from __future__ import annotations
@@ -24,54 +24,51 @@ from gptoss_ref.kernels.runtime.parts import KERNEL, PART
 F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-"""Of every kernel: the GIL is released, a division by zero gives an infinity, as in NumPy, and none
-is called from C."""
+"""Options of every kernel: it releases the GIL, a division by zero gives an infinity as in NumPy,
+and there is no wrapper for calls from C."""
 
 DOT_PRODUCT = {"contract", "reassoc"}
-"""Liberties of a dot product: fused multiply-add, and several partial sums. Never ``nnan`` or
-``ninf``: NaN and infinities must propagate, and masks are −inf."""
+"""What the compiler may do in a dot product: use fused multiply-add, and keep several partial sums.
+``nnan`` and ``ninf`` are never used: NaN and infinities must propagate, and masks are −inf."""
 
 LEAF: dict[str, Any] = {
     "strict": False,
     "jit_options": OPTIONS | PART | {"fastmath": DOT_PRODUCT},
 }
-"""Of ``numba.extending.overload``: how a leaf is given its forms for the paths."""
+"""Arguments of ``numba.extending.overload`` for a leaf, which has an implementation per path."""
 
 INTERPRETED = bool(config.DISABLE_JIT)
-"""Whether ``NUMBA_DISABLE_JIT`` is set: kernels are plain Python, to be stepped through."""
+"""Whether ``NUMBA_DISABLE_JIT`` is set: a debugger can then step through the kernels."""
 
 INLINED: dict[str, Any] = {
     "strict": False,
     "jit_options": LEAF["jit_options"] | {"forceinline": True},
 }
-"""The same for a leaf that is called for every row: a call with arrays costs more than ten ns."""
+"""The same for a leaf that is called for every row: it is inlined, because a call with array
+arguments costs more than 10 ns.
+"""
 
 when_compiling: list[Callable[[], None]] = []
-"""Called each time that a kernel is about to be compiled (``warmup`` tells the user)."""
+"""Functions that are called before each compilation (``announce`` tells the user)."""
 
 
 def jit(function: F) -> F:
-    """A kernel that runs on the calling thread."""
+    """Compile a kernel that runs on the calling thread."""
     return _compiled_lazily(function)
 
 
-def jit_dot(function: F) -> F:
-    """A leaf that may reorder and fuse its sums of products."""
-    return _compiled_lazily(function, fastmath=DOT_PRODUCT)
-
-
 def jit_inner(function: F, **options: Any) -> F:
-    """A part of kernels that only they call (``parts.py``): Python cannot call it."""
+    """Compile a function that only kernels call (``parts.py``); Python cannot call it."""
     return cast(F, numba.njit(**OPTIONS | PART | options)(function))
 
 
 def jit_dot_inner(function: F) -> F:
-    """A part that may reorder and fuse its sums of products, put where it is called."""
+    """Like :func:`jit_inner`, inlined; its sums of products may be reordered and fused."""
     return jit_inner(function, fastmath=DOT_PRODUCT, forceinline=True)
 
 
 def jit_parallel(function: F) -> F:
-    """A kernel whose ``prange`` loop runs on Numba's threads."""
+    """Compile a kernel whose ``prange`` loop runs on Numba's threads."""
     return _compiled_lazily(function, parallel=True)
 
 
@@ -86,8 +83,8 @@ def _compiled_lazily(function: F, **options: Any) -> F:
 class _LazyCache(caching.NullCache):
     """Numba's cache of one function, opened when the function is first compiled or loaded.
 
-    Numba's own ``cache=True`` touches the disk when a function is *defined*, and raises where it
-    finds no folder; kernels then compile in memory instead, with one warning.
+    Numba's own ``cache=True`` accesses the disk when a function is *defined*, and raises if it
+    finds no folder. Here kernels are then compiled in memory, with one warning.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -127,12 +124,12 @@ class _LazyCache(caching.NullCache):
 
 @cache
 def cache_folder() -> Path | None:
-    """Folder of the compiled kernels, or None (after one warning) where none can be written.
+    """Return the folder of the compiled kernels, or None if it cannot be written (one warning).
 
-    It lies in ``NUMBA_CACHE_DIR`` if that is set, else in the user's cache folder, so that an
-    installation may be read-only. Its name holds a digest of the kernels' sources (Numba itself
-    notices only that a function's own file changed, not what the function calls) and of
-    ``NUMBA_BOUNDSCHECK``, which Numba's own keys leave out.
+    The folder is in ``NUMBA_CACHE_DIR`` if this is set, else in the user's cache folder, so that an
+    installation may be read-only. Its name has a digest of the sources of all kernels, because
+    Numba notices changes in a function's own file but not in the functions that it calls, and of
+    ``NUMBA_BOUNDSCHECK``, which is not part of Numba's keys.
     """
     digest = hashlib.sha256(b"bounds checked" if config.BOUNDSCHECK else b"")
     root = Path(__file__).parents[1]
@@ -143,7 +140,7 @@ def cache_folder() -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-        os.utime(folder)  # when it was last used, for ``warmup.drop_unused``
+        os.utime(folder)  # the time of last use, for ``warmup.drop_unused``
     except OSError as error:
         warnings.warn(
             f"cannot write to the kernel cache {folder} ({error.strerror}): kernels are compiled "

@@ -1,8 +1,8 @@
-"""A small vocabulary for writing vector instructions as LLVM IR, for Numba intrinsics.
+"""Functions that write vector instructions as LLVM IR, for Numba intrinsics.
 
-Vectors have a type and a number of lanes. Where LLVM knows an operation for any vector (loads,
-shuffles, shifts, fused multiply-add) the IR is the same on every CPU; only multiplication of int16
-pairs and table look-up are named after one family of instructions.
+A vector has an element type and a number of lanes. If LLVM has an operation for any vector (loads,
+shuffles, shifts, fused multiply-add), the IR is the same on every CPU. Only the multiplication of
+int16 pairs and the table look-up are intrinsics of one CPU family.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ Value = Any
 
 
 def vector(element: ir.Type, lanes: int) -> ir.Type:
-    """Type of ``lanes`` values of type ``element``."""
+    """Return the type of a vector of ``lanes`` elements."""
     return ir.VectorType(element, lanes)
 
 
 def constant(element: ir.Type, values: Sequence[float] | float, lanes: int = 0) -> Value:
-    """A vector of ``values``, or of one value in all ``lanes``."""
+    """Return a vector of ``values``, or of one value in all ``lanes``."""
     if isinstance(values, Sequence):
         return ir.Constant(vector(element, len(values)), list(values))
     return ir.Constant(vector(element, lanes), [values] * lanes)
 
 
 def index(value: int) -> Value:
-    """An array index."""
+    """Return an array index."""
     return ir.Constant(i64, value)
 
 
 def data(context: Any, builder: ir.IRBuilder, array_type: Any, array: Value) -> Value:
-    """Pointer to the first element of a contiguous array."""
+    """Return the pointer to the first element of a contiguous array."""
     return make_array(array_type)(context, builder, array).data
 
 
 def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -> Value:
-    """The vector (or scalar) at ``pointer`` + ``offset`` elements; no alignment is assumed."""
+    """Load the vector (or scalar) at ``pointer`` + ``offset`` elements; it need not be aligned."""
     at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
     value = builder.load(at)
     value.align = 1
@@ -56,7 +56,7 @@ def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -
 def load_first(
     builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type, count: Value
 ) -> Value:
-    """Like :func:`load`, but only the first ``count`` lanes are read; the others are 0."""
+    """Like :func:`load`, but read the first ``count`` lanes only; the others are 0."""
     lanes, bits = type_.count, type_.element.width
     at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
     numbers = constant(i32, list(range(lanes)))
@@ -67,25 +67,25 @@ def load_first(
 
 
 def store(builder: ir.IRBuilder, value: Value, pointer: Value, offset: Value) -> None:
-    """Write a vector (or scalar) at ``pointer`` + ``offset`` elements; none need be aligned."""
+    """Write a vector (or scalar) at ``pointer`` + ``offset`` elements; it need not be aligned."""
     at = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
     builder.store(value, at).align = 1
 
 
 def splat(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
-    """``scalar`` in all lanes."""
+    """Return a vector with ``scalar`` in all lanes."""
     type_ = vector(scalar.type, lanes)
     one = builder.insert_element(ir.Constant(type_, ir.Undefined), scalar, ir.Constant(i32, 0))
     return builder.shuffle_vector(one, one, constant(i32, 0, lanes))
 
 
 def shuffle(builder: ir.IRBuilder, a: Value, lanes: Sequence[int], b: Value = None) -> Value:
-    """Lanes of ``a`` (0 … n − 1) and ``b`` (n …), in the order given."""
+    """Return the given lanes of ``a`` (0 … n − 1) and ``b`` (n …)."""
     return builder.shuffle_vector(a, a if b is None else b, constant(i32, list(lanes)))
 
 
 def picked(builder: ir.IRBuilder, a: Value, first: Value, lanes: Sequence[int]) -> Value:
-    """Like :func:`shuffle` of a float vector of 8 or 16 lanes, each ``lanes`` + ``first``."""
+    """Like :func:`shuffle` of one vector of 8 or 16 floats; adds ``first`` to each of ``lanes``."""
     numbers = splat(builder, builder.trunc(first, i32), a.type.count)
     numbers = builder.add(constant(i32, lanes), numbers)
     if a.type.count == 16:
@@ -94,24 +94,24 @@ def picked(builder: ir.IRBuilder, a: Value, first: Value, lanes: Sequence[int]) 
 
 
 def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: Value) -> Value:
-    """Call the LLVM intrinsic ``name``."""
+    """Call an LLVM intrinsic by its name."""
     type_ = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, type_, name), arguments)
 
 
 def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-    """a · b + c, rounded once."""
+    """Return a · b + c, rounded once."""
     return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
 
 
 def multiply_add(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-    """a · b + c, in one instruction where the CPU has one, on vectors of any element."""
+    """Return a · b + c for vectors of any type, as one instruction if the CPU has it."""
     product = builder.fmul(a, b, flags=("contract",))
     return builder.fadd(product, c, flags=("contract",))
 
 
 def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
-    """Sum of the lanes of a float vector, by halves."""
+    """Return the sum of the lanes of a float vector, added in halves."""
     while a.type.count > 1:
         half = a.type.count // 2
         low, high = shuffle(builder, a, range(half)), shuffle(builder, a, range(half, 2 * half))
@@ -120,14 +120,14 @@ def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
 
 
 NEAR, FAR = 1024, 4096
-"""Bytes ahead of a row's reading that are asked for: into the first cache, and into the second.
+"""Distance of the prefetches in bytes: into L1, and into L2.
 
-Requests into the first cache alone are too few at a time to keep the memory busy: a product read
-at 0.84 of what a plain reading loop reads, and with both at 0.98 (two cores, large pages)."""
+Prefetches into L1 alone are too few at a time to keep the memory busy: a product reached 0.84 of
+the rate of a loop that only reads, and 0.98 with both (two cores, large pages)."""
 
 
 def prefetch_stream(builder: ir.IRBuilder, pointer: Value, offset: Value, size: int) -> None:
-    """Ask for what follows ``size`` bytes that are about to be read in a stream."""
+    """Prefetch the memory that follows the next ``size`` bytes of a stream."""
     for line in range(0, size, 64):
         prefetch(builder, pointer, offset, NEAR + line)
         prefetch(builder, pointer, offset, FAR + line, keep=2)
@@ -136,11 +136,11 @@ def prefetch_stream(builder: ir.IRBuilder, pointer: Value, offset: Value, size: 
 def prefetch(
     builder: ir.IRBuilder, pointer: Value, offset: Value, ahead: int, keep: int = 3
 ) -> None:
-    """Ask for the cache line ``ahead`` bytes beyond ``pointer`` + ``offset`` elements.
+    """Prefetch the cache line ``ahead`` bytes beyond ``pointer`` + ``offset`` elements.
 
-    ``keep``: 3 brings it into the first-level cache, 1 and 2 into a later one.
+    ``keep``: 3 loads it into L1, 1 and 2 into a later cache.
 
-    An address that is not mapped is ignored by the CPU: reading ahead needs no bound.
+    The CPU ignores an address that is not mapped, so no bounds check is needed.
     """
     at = builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
     at = builder.gep(at, [index(ahead)])
@@ -151,10 +151,10 @@ def prefetch(
 
 
 def prefetch_lines(array: Any) -> None:
-    """Ask for what follows 16-bit weights, as :func:`prefetch_stream` does; compiled code only.
+    """Prefetch the memory after an array of 16-bit weights (:func:`prefetch_stream`).
 
-    For float32 it costs more than it saves: 25 GFLOP/s with it, 31 without, in the third cache, and
-    16 both ways from memory (AMD Zen 4).
+    Only compiled code does so. For float32 it costs more than it saves: 25 GFLOP/s with it and 31
+    without in L3; 16 in both cases from memory (AMD Zen 4).
     """
 
 
@@ -180,7 +180,7 @@ def _prefetch_lines(array: Any) -> Any:
 
 
 def prefetch_later(array: Any, at: int) -> None:
-    """Ask for the line of element ``at``, which may lie beyond the array, into the second cache."""
+    """Prefetch into L2 the line of element ``at``, which may lie beyond the end of the array."""
 
 
 @overload(prefetch_later, **INLINED)
@@ -197,7 +197,7 @@ def _prefetch_later(array: Any, at: Any) -> Any:
 
 
 def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
-    """The columns of a square of vectors: n vectors of n lanes, n a power of two.
+    """Return the transpose of a square of vectors: n vectors of n lanes, n a power of two.
 
     Each of log2 n rounds interleaves row i with row i + n/2, which moves one bit of the row number
     into the lane number.
@@ -213,7 +213,7 @@ def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
 
 
 class Accumulators:
-    """A grid of float or integer vectors that a loop adds to; LLVM keeps them in registers."""
+    """A grid of vectors that a loop adds to; LLVM keeps them in registers."""
 
     def __init__(self, builder: ir.IRBuilder, rows: int, columns: int, type_: ir.Type) -> None:
         self._builder = builder

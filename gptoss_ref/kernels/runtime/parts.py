@@ -1,12 +1,12 @@
-"""Parts of kernels: functions that only kernels call, and that become machine code inside them.
+"""Parts of kernels: functions that only kernels call, compiled only inside these kernels.
 
-Numba optimises every function and makes machine code of it where it is defined, and does both again
-in each kernel that contains it. For a part the first is wasted. So parts are compiled by a pipeline
-of their own: the LLVM code that comes out of Numba's lowering is linked into the kernel as it is,
-and optimised there. In kernels a first optimisation, which is only to save memory, is left out.
+Numba optimises each function and makes machine code of it, and does both again in each kernel that
+contains the function. For a part the first time is wasted. Therefore parts have their own compiler
+pipeline: the LLVM code from Numba's lowering is linked into the kernel without changes, and is
+optimised there. Kernels skip Numba's first optimisation, whose only purpose is to save memory.
 
-This uses interfaces of Numba that are not documented. Where they are missing, ``PART`` and
-``KERNEL`` leave them out, and functions are compiled as any other.
+This uses undocumented interfaces of Numba. If they are missing, ``PART`` and ``KERNEL`` do not
+contain the pipelines, and functions are compiled as usual.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class _KernelLibrary(codegen.JITCodeLibrary):
 
 
 class _PartLibrary(_KernelLibrary):
-    """The LLVM code of a part, never optimised or made executable by itself."""
+    """The LLVM code of a part, which is never optimised or made executable by itself."""
 
     def finalize(self) -> None:
-        """Link what the part calls."""
+        """Link the functions that the part calls."""
         self._raise_if_finalized()
         for library in dict.fromkeys(self._linking_libraries):
             self._reload_init.update(library._reload_init)
@@ -37,20 +37,20 @@ class _PartLibrary(_KernelLibrary):
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        """None: a part has no address."""
+        """Return 0: a part has no address."""
         return 0
 
     @property
     def codegen(self) -> Any:
-        """Where Numba would set the addresses that Python objects have."""
+        """Return the object in which Numba sets the addresses of Python objects."""
         return self
 
     def set_env(self, name: str, env: Any) -> None:
-        """A part has no Python objects."""
+        """Do nothing: a part has no Python objects."""
 
 
 def _pipeline(library: type) -> type:
-    """Numba's own compiler, with libraries of that kind."""
+    """Return Numba's compiler with libraries of the given type."""
 
     @register_pass(mutates_CFG=False, analysis_only=False)
     class TakeLibrary(LoweringPass):
@@ -86,4 +86,4 @@ KERNEL: dict[str, Any] = {"pipeline_class": _pipeline(_KernelLibrary)} if _FOUND
 PART: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True} | (
     {"pipeline_class": _pipeline(_PartLibrary)} if _FOUND else {}
 )
-"""And for a part."""
+"""Options of ``numba.njit`` for a part."""

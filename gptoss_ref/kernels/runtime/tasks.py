@@ -1,11 +1,12 @@
-"""A kernel's tasks, run in ranges: on the calling thread, or one range on each of several.
+"""Distribution of a kernel's tasks: all on the calling thread, or one range on each thread.
 
-A kernel's body is compiled once, whatever the number of threads: it is reached by its address. So
-is the one ``prange`` loop that there is; it knows nothing but addresses and numbers, and serves all
-kernels. (A ``prange`` loop that contained a body would have Numba compile it five times over.)
+The body of a kernel is compiled once for any number of threads, and called by its address. The
+single ``prange`` loop is compiled once, too: it gets addresses and numbers only, and serves all
+kernels. (If a ``prange`` loop contained the body, Numba would compile the body five times.)
 
-What a task raises on several threads is lost, as in any ``prange`` loop: kernels do not raise, they
-set what Python looks at afterwards. An error of ``NUMBA_BOUNDSCHECK`` shows on one thread only.
+An exception in a task is lost if there are several threads, as in any ``prange`` loop. Therefore
+kernels do not raise; they set a value that Python checks afterwards. An error found by
+``NUMBA_BOUNDSCHECK`` is reported on one thread only.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from numba.extending import intrinsic
 from gptoss_ref.kernels.runtime.jit import jit_inner, jit_parallel
 
 Team = tuple[int, int]
-"""How many threads, and the address of what runs a task on them: see :func:`team_of`."""
+"""The number of threads, and the address of the function that runs tasks on them."""
 
 ALONE: Team = (1, 0)
-"""The calling thread."""
+"""The team that is the calling thread only."""
 
 _NUMBER = types.int64
 _RANGE = (_NUMBER, _NUMBER)
@@ -34,10 +35,9 @@ _LOOP = (_NUMBER, _NUMBER, _NUMBER, _NUMBER)
 
 
 def jit_tasks(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes a function of (…, first task, one past the last) one of (…, tasks, team), for kernels.
+    """Wrap f(…, start, stop) as g(…, tasks, team), which splits the tasks over the team's threads.
 
-    All ``tasks`` are done, one range of them on each thread of the team; Numba must have been told
-    how many threads those are.
+    ``g`` can be called in kernels only. Numba must have been told the number of threads.
     """
     if config.DISABLE_JIT:
         return lambda *arguments: function(*arguments[:-2], 0, arguments[-2])
@@ -52,21 +52,22 @@ def _on_threads(task: int, packed: int, tasks: int, n: int) -> None:
 
 @cache
 def _loop() -> int:
-    """Address of :func:`_on_threads`."""
+    """Return the address of :func:`_on_threads`."""
     _on_threads.compile(_LOOP)  # type: ignore[attr-defined]
     compiled = _on_threads.overloads[_LOOP]  # type: ignore[attr-defined]
     return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
 
 def team_of(n: int) -> Team:
-    """A team of ``n`` threads, which must have been started."""
+    """Return a team of ``n`` threads, which must have been started."""
     return n, _loop()
 
 
 def by_address(kernel: Any) -> Any:
-    """What calls ``kernel`` in another kernel, as (address, its arguments), see :func:`address_of`.
+    """Return a function of (address, arguments) that calls ``kernel`` from inside another kernel.
 
-    So it is compiled once, not again inside every caller.
+    The called kernel is compiled once, and not again inside every caller. :func:`address_of` gives
+    the address.
     """
     if config.DISABLE_JIT:
         return lambda address, *arguments: kernel(*arguments)
@@ -88,7 +89,7 @@ def by_address(kernel: Any) -> Any:
 
 
 def address_of(kernel: Any, *arguments: Any) -> int:
-    """Where ``kernel`` lies, compiled for such arguments."""
+    """Compile ``kernel`` for arguments of the given types, and return its address."""
     if config.DISABLE_JIT:
         return 0
     given = tuple(typeof(argument) for argument in arguments)
@@ -98,7 +99,7 @@ def address_of(kernel: Any, *arguments: Any) -> int:
 
 
 def _in_ranges(part: Any) -> Any:
-    """What :func:`jit_tasks` makes of ``part``, in the place where it is called."""
+    """Return the intrinsic that :func:`jit_tasks` calls for ``part``."""
 
     @intrinsic
     def in_ranges(typing_context: Any, *arguments: Any) -> Any:
@@ -135,7 +136,10 @@ def _in_ranges(part: Any) -> Any:
 
 
 def _borrowed(context: Any, builder: Any, type_: Any, value: Any) -> Any:
-    """Arrays without their reference counts, for which threads would fight; the caller has them."""
+    """Remove the reference counts from arrays, so that threads do not contend for them.
+
+    The caller keeps the arrays alive.
+    """
     if isinstance(type_, types.BaseTuple):
         for i, element in enumerate(type_):
             lent = _borrowed(context, builder, element, builder.extract_value(value, i))
@@ -149,14 +153,14 @@ def _borrowed(context: Any, builder: Any, type_: Any, value: Any) -> Any:
 
 
 def _task(context: Any, module: Any, part: Any, given: Any, pointer: Any) -> Any:
-    """The function (packed, start, stop) that calls ``part`` with what lies at ``packed``."""
+    """Return f(packed, start, stop), which calls ``part`` with the arguments at ``packed``."""
     name = f"task.{part.llvm_func_name}"
     if name in module.globals:
         return module.globals[name]
     convention = context.call_conv
     task = ir.Function(module, convention.get_function_type(types.none, _TASK), name)
     task.linkage = "internal"
-    task.attributes.add("noinline")  # it is called in two places
+    task.attributes.add("noinline")  # two places call it
     builder = ir.IRBuilder(task.append_basic_block("entry"))
     packed, *range_ = convention.get_arguments(task)
     values = cgutils.unpack_tuple(builder, builder.load(builder.inttoptr(packed, pointer)))
@@ -168,7 +172,7 @@ def _task(context: Any, module: Any, part: Any, given: Any, pointer: Any) -> Any
 
 @intrinsic
 def _call(typing_context: Any, address: Any, numbers: Any) -> Any:
-    """Call the compiled function of some numbers at ``address``."""
+    """Call the compiled function at ``address`` with some integers."""
     given = (_NUMBER,) * len(numbers)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -182,13 +186,13 @@ def _call(typing_context: Any, address: Any, numbers: Any) -> Any:
 
 
 def _cast(context: Any, builder: Any, packed: Any, from_: Any, to: Any) -> list[Any]:
-    """The elements of a tuple, as other types."""
+    """Cast the elements of a tuple to the given types."""
     values = cgutils.unpack_tuple(builder, packed)
     return [context.cast(builder, *each) for each in zip(values, from_, to, strict=True)]
 
 
 def _call_checked(context: Any, builder: Any, callee: Any, given: Any, values: Any) -> None:
-    """Call a compiled function that returns nothing, and pass on what it raises."""
+    """Call a compiled function without result, and propagate its exception."""
     status, _ = context.call_conv.call_function(builder, callee, types.none, given, values)
     with cgutils.if_unlikely(builder, status.is_error):
         context.call_conv.return_status_propagate(builder, status)

@@ -1,16 +1,16 @@
-"""How many threads the kernels use, and how they are started safely.
+"""The number of threads that kernels use, and the safe start of these threads.
 
-A kernel's work is cut into *tasks* whose results do not depend on one another; a task is always
-computed by the same instructions in the same order, whichever thread runs it. So results do not
-depend on the number of threads.
+The work of a kernel is divided into independent *tasks*. A task is always computed by the same
+instructions in the same order, on whichever thread, so results do not depend on the number of
+threads.
 
-Two Python threads may run kernels at once: Numba's OpenMP and TBB layers allow it, and where only
+Two Python threads may run kernels at the same time: Numba's OpenMP and TBB layers allow it. If only
 its ``workqueue`` layer is available, which would abort the process, parallel kernels take turns.
-After a ``fork`` Numba's threads are gone, whoever had started them, and OpenMP would end the
-process: in the child of a process that had threads every kernel runs on the calling thread.
+A ``fork`` does not copy Numba's threads, and OpenMP would end the child process. Therefore, in the
+child of a process that had threads, every kernel runs on the calling thread.
 
-``numba.set_num_threads`` belongs to the caller: kernels keep to it where :func:`threads` says
-nothing else, and leave it as it was.
+``numba.set_num_threads`` belongs to the caller: kernels use its value unless :func:`threads` sets
+another one, and restore it afterwards.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.runtime.tasks import ALONE, team_of
 
 SMALL = 1 << 20
-"""Multiply-adds below which starting threads would cost more than it saves.
+"""Number of multiply-adds up to which a kernel runs on one thread.
 
-On an idle machine that is 2^18. But threads that meet at the end of a kernel wait for the one
-whose core another process has taken, for milliseconds: a kernel of some 50 us runs alone."""
+On an idle machine threads pay off from 2^18. But all threads wait at the end of a kernel, and if
+another process has taken the core of one of them, they wait for milliseconds. Therefore kernels of
+about 50 us run on one thread."""
 
 _chosen = threading.local()
 _turns = threading.Lock()
@@ -42,7 +43,7 @@ _state = {"take_turns": True, "started": False, "forked": False}
 
 
 def available_threads() -> int:
-    """Threads that kernels may use: the cores this process may run on, less if Numba is limited."""
+    """Return the number of cores this process may run on, or Numba's limit if that is smaller."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -51,7 +52,7 @@ def available_threads() -> int:
 
 
 def current_threads() -> int:
-    """Threads that a large kernel called now, from this Python thread, will use."""
+    """Return the number of threads that a large kernel called from this thread would use."""
     if _state["forked"] or config.DISABLE_JIT:
         return 1
     if chosen := getattr(_chosen, "n", 0):
@@ -61,7 +62,7 @@ def current_threads() -> int:
 
 
 def _running() -> bool:
-    """Whether Numba's threads have been started, by kernels or by anybody else."""
+    """Return whether Numba's threads have been started, by kernels or by other code."""
     return bool(getattr(_numba_threads, "_is_initialized", True))
 
 
@@ -70,8 +71,8 @@ def threads(n: int) -> Iterator[None]:
     """Within this context, kernels called from this Python thread use ``n`` threads.
 
     Raises:
-        GptOssError: fewer than one thread, or more than the cores that this process may use (more
-            would only slow one another down).
+        GptOssError: ``n`` is below 1, or above the number of cores that this process may use (more
+            threads would only slow each other down).
     """
     most = available_threads()
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= most:
@@ -87,10 +88,10 @@ def threads(n: int) -> Iterator[None]:
 
 
 def run(kernel: Callable[..., Any], tasks: int, multiply_adds: int, *arguments: Any) -> None:
-    """Run a kernel's ``tasks``, on threads if they are worth it.
+    """Run the ``tasks`` of a kernel, on several threads if the work is large enough.
 
     Args:
-        kernel: called with the arguments, the number of tasks and a team (``_tasks.py``).
+        kernel: called with the arguments, the number of tasks and a team (``tasks.py``).
     """
     with team(tasks, multiply_adds) as of:
         kernel(*arguments, tasks, of)
@@ -98,7 +99,7 @@ def run(kernel: Callable[..., Any], tasks: int, multiply_adds: int, *arguments: 
 
 @contextmanager
 def team(tasks: int, multiply_adds: int) -> Iterator[tuple[int, int]]:
-    """Within this context, a team for kernels of up to that many tasks and so much work."""
+    """Yield the threads for a kernel of ``tasks`` tasks: one if ``multiply_adds`` ≤ SMALL."""
     n = min(current_threads(), tasks) if multiply_adds > SMALL else 1
     if n <= 1:
         yield ALONE
@@ -117,23 +118,23 @@ def team(tasks: int, multiply_adds: int) -> Iterator[tuple[int, int]]:
 
 
 def threading_layer() -> str:
-    """Numba's threading layer: ``tbb``, ``omp`` or ``workqueue``."""
+    """Return Numba's threading layer: ``tbb``, ``omp`` or ``workqueue``."""
     _start()
     return str(numba.threading_layer())
 
 
 def _start() -> None:
-    """Start Numba's threads, and learn whether its layer allows two callers at once."""
+    """Start Numba's threads, and find out whether its layer allows two callers at once."""
     with _turns:
         if not _state["started"]:
-            numba.get_num_threads()  # starts them
+            numba.get_num_threads()  # this call starts them
             _state["take_turns"] = numba.threading_layer() not in ("omp", "tbb")
             _state["started"] = True
 
 
 def _after_fork() -> None:
     global _turns
-    _turns = threading.Lock()  # another thread may have held it
+    _turns = threading.Lock()  # another thread may have held the lock
     _state["forked"] = _running()
 
 

@@ -1,10 +1,10 @@
-"""Compiling the kernels of a chat ahead of time.
+"""Compilation of the kernels of a chat ahead of time.
 
-A kernel compiles when it is first called; :func:`warmup` calls each of those that a chat uses
-with small arrays of the types that a checkpoint gives, for one token and for several, below and
-above the size from which threads are used. What is in the cache folder is loaded instead.
+A kernel is compiled when it is first called. :func:`warmup` calls each kernel that a chat uses with
+small arrays of the types that a checkpoint gives: for one token and for several, and for sizes with
+and without threads. Kernels that are in the cache folder are loaded instead of compiled.
 
-Who calls kernels without it waits at the first call, and is told why (``announce``).
+Without a warm-up, the first call of a kernel waits for its compilation, and ``announce`` says so.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from gptoss_ref.weights import (
 __all__ = ["STEPS", "Progress", "drop_unused", "is_warm", "warmup"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being compiled, the steps done and the number of steps."""
+"""Called with the current step's name, the number of finished steps and the number of steps."""
 
 
 UNUSED = 30 * 24 * 3600
-"""Seconds after which the folder of another version is removed, if no process has used it."""
+"""Seconds without use after which the folder of another version is removed."""
 
 _FOLDER = re.compile("kernels-[0-9a-f]{12}")
 
 
 def _bits(*shape: int) -> Any:
-    """bfloat16 ones."""
+    """Return bfloat16 ones."""
     return np.full(shape, 0x3F80, np.uint16)
 
 
@@ -94,7 +94,7 @@ def _linear(tokens: int, size: int) -> None:
 
 
 class _Room:
-    """A layer of a cache, with room for one position."""
+    """A layer of a cache with one position."""
 
     window = None
 
@@ -138,17 +138,17 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
 
 
 def warmup(progress: Progress | None = None) -> None:
-    """Compile or load every kernel of a chat, for the instruction path and threads in effect.
+    """Compile or load every kernel of a chat, for the current path and number of threads.
 
-    The first time, folders of versions that nobody uses any more are removed.
+    The first warm-up also removes folders of versions that have not been used for 30 days.
 
     Args:
-        progress: told what compiles, in the place of ``announce``.
+        progress: called before each step; it replaces the message of ``announce``.
     """
     if progress is not None:
         announced["compiling"] = True
     collecting = gc.isenabled()
-    gc.disable()  # a compiler makes many small objects, and no cycles that matter
+    gc.disable()  # a compiler creates many small objects and few cycles
     try:
         for done, (name, step) in enumerate(STEPS):
             if progress is not None:
@@ -166,15 +166,15 @@ def warmup(progress: Progress | None = None) -> None:
 
 
 def drop_unused(folder: Path) -> None:
-    """Remove the folders beside ``folder`` whose kernels no process has used for 30 days.
+    """Remove the other folders of kernels beside ``folder`` that were not used for 30 days.
 
-    They are of other versions of this package, whose sources differ; who runs one of these again
-    compiles again. Only folders with the names of ours are looked at, no links; what cannot be
-    removed stays.
+    They belong to other versions of this package; a process that runs such a version compiles its
+    kernels again. Only folders whose names match are considered, and no links; a folder that cannot
+    be removed stays.
     """
     with suppress(OSError):
         for other in list(folder.parent.iterdir()):
             if _FOLDER.fullmatch(other.name) and other != folder:
-                with suppress(OSError):  # another process removes it, or it is somebody else's
+                with suppress(OSError):  # another process removes it, or it belongs to another user
                     if time.time() - other.lstat().st_mtime > UNUSED:
-                        shutil.rmtree(other)  # an error for a link
+                        shutil.rmtree(other)  # raises for a link

@@ -1,1 +1,1 @@
-"""How far rounding alone takes the numbers of a correct run: errors, noise floors, routing ties."""
+"""Errors of arrays, the errors that rounding explains, and ties in the choice of experts."""

@@ -1,9 +1,10 @@
-"""A noise floor without a model: an error may come out of an operation only so much larger.
+"""A noise floor without a model: each operation may magnify an error by a stated factor.
 
-Where no model is at hand to measure with, each tap point is held to the errors that the two traces
-themselves show at what it is computed from, times what the operation may make of them
-(:data:`~gptoss_ref.verify.noise.tolerances.GAINS`), plus the operation's own rounding. Tap points
-that a trace lacks pass their bound on, so that long gaps soon allow anything: those are not judged.
+If there is no model to measure with, the allowance of a tap point is computed from the errors that
+the two traces show at its inputs, times the gain of the operation
+(:data:`~gptoss_ref.verify.noise.tolerances.GAINS`), plus the rounding of the operation itself. A
+tap point that a trace lacks passes on its bound. After a long gap the bound would allow any error;
+such tap points are not judged.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Floats = NDArray[np.float64]
 
 
 class Propagation:
-    """The noise floors of two traces, tap by tap, as their errors become known.
+    """The noise floors of two traces, tap by tap, computed while their errors become known.
 
     Args:
         config: of the model.
-        rounding: the coarser of the two.
+        rounding: the coarser one of the two.
         length: T.
     """
 
@@ -37,20 +38,21 @@ class Propagation:
         self._errors: dict[str, Floats] = {}
 
     def level(self, name: str) -> NoiseFloor:
-        """What may be expected at a tap point; all before it have been passed to :meth:`saw`."""
+        """Return the noise floor of a tap point; all earlier ones were passed to :meth:`saw`."""
         bound = self._bound(name)
-        # A level's allowed errors are multiples of it: here the bound is itself what is allowed.
+        # The allowance is a multiple of the level; here the bound is the allowance.
         whole = float(np.sqrt(np.mean(bound**2))) / WHOLE_ARRAY
         return NoiseFloor(whole, bound / ONE_ROW, UNITS[self._rounding])
 
     def useful(self, name: str) -> bool:
-        """Whether the bound at a tap point can tell right from wrong."""
+        """Return whether the bound at a tap point can distinguish right from wrong."""
         return bool(np.median(self._bound(name)) < HOPELESS)
 
     def saw(self, name: str, errors: Floats | None) -> None:
-        """Take note of the relative errors (T,) at a tap point; None: a trace lacks it.
+        """Record the relative errors (T,) at a tap point; None: a trace lacks it.
 
-        What exceeds its bound is no rounding error, and excuses nothing that is computed from it.
+        The part of an error that exceeds its bound is no rounding error, so it does not raise the
+        allowance of the tap points computed from it.
         """
         bound = self._bound(name)
         self._errors[name] = bound if errors is None else np.minimum(errors, bound)

@@ -1,9 +1,9 @@
-"""Products of the experts in integers: the activations are rounded, and that is no bug.
+"""Products of the experts in integers: rounding the activations is not a bug.
 
 Kernels for MXFP4 multiply integers. Each block of 32 activations is rounded to whole multiples of a
-step, its largest magnitude being the largest integer. What that does to the results, 2e-5 with 16
-bits and 5e-3 with 8, is far more than float32 explains, but it can be told from a bug: with the
-activations rounded in just that way, the numbers agree as float32 ones do.
+step, so that its largest magnitude becomes the largest integer. The effect, 2e-5 with 16 bits and
+5e-3 with 8, is much larger than float32 rounding explains. But it can be distinguished from a bug:
+if the activations are rounded in the same way, the numbers agree as float32 numbers do.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from gptoss_ref.weights import MXFP4_BLOCK
 
 @dataclass(frozen=True)
 class Integers:
-    """A way of rounding activations.
+    """A rule for rounding activations to integers.
 
     Attributes:
         bits: of an integer.
-        step: dtype in which a block's step is kept.
-        fused: whether the product of a value and the inverse step is rounded once with what is
-            added to it to make it whole.
-        who: does it so.
+        step: dtype in which the step of a block is kept.
+        fused: False if the product of a value and the inverse step is rounded to float32 before it
+            is rounded to an integer.
+        who: the program that uses the rule.
     """
 
     bits: int
@@ -37,7 +37,7 @@ class Integers:
     who: str
 
     def rounded(self, x: Array) -> Array:
-        """Activations (n, M), M a multiple of 32, each a whole multiple of its block's step."""
+        """Round activations (n, M), 32 | M, to whole multiples of their block's step."""
         blocks = x.reshape(len(x), -1, MXFP4_BLOCK).astype(np.float32).astype(np.float64)
         top = np.float32((1 << (self.bits - 1)) - 1)
         largest = np.abs(blocks).max(axis=-1, keepdims=True)  # (n, M/32, 1)
@@ -61,11 +61,11 @@ FORMS = (
     Integers(16, np.float32, False, "some kernels"),
     Integers(8, np.float16, False, "ggml's kernels"),
 )
-"""The ways that are known."""
+"""The known rules."""
 
 
 def in_integers(ops: ModelOps, form: Integers) -> ModelOps:
-    """``ops`` with the activations of the experts' products rounded."""
+    """Return ``ops`` with rounded activations in the products of the experts."""
 
     def expert_linear(at: OpContext, x: Array, *rest: Any) -> Array:
         y: Array = ops.expert_linear(at, form.rounded(x).astype(at.policy.dtype), *rest)

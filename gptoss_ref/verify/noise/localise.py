@@ -1,4 +1,4 @@
-"""Where in an array the wrong numbers are: which tokens, and which heads, experts or channels."""
+"""The wrong numbers of an array: which tokens, and which heads, experts or channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = {"H": "head", "K": "key/value head", "E": "expert", "A": "place", "C": "
 
 
 def locate_error(tap: str, exact: Array, other: Array, wrong_rows: NDArray[np.bool_]) -> str:
-    """The tokens that are wrong, and along which axes the error is concentrated, in words.
+    """Return the wrong tokens, and the axes along which the error is concentrated, in words.
 
     Args:
         exact, other: the tap point by the specification and by the other implementation.
@@ -31,7 +31,7 @@ def locate_error(tap: str, exact: Array, other: Array, wrong_rows: NDArray[np.bo
 
 
 def tokens_of(wrong: NDArray[np.bool_]) -> str:
-    """Which tokens a mask (T,) holds, in words."""
+    """Return the tokens of a mask (T,) in words."""
     count = int(wrong.sum())
     if count == len(wrong):
         return "all tokens"

@@ -1,6 +1,6 @@
-"""Errors of one array against another, row by row, without holding either whole.
+"""Errors of one array against another, row by row, without either array in memory as a whole.
 
-A *row* is what belongs to one token: the axis T of a tap point.
+A *row* has the values of one token: it is one index of the axis T of a tap point.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Rows = Callable[[slice], Array]
 """Some rows of an array, T first: (t, …)."""
 
 BLOCK_VALUES = 1 << 16
-"""Values looked at together: few enough to stay in a core's cache."""
+"""Number of values compared at a time: few enough to stay in a core's cache."""
 
 BLOCK_LOGITS = 1 << 20
-"""The same of logits, whose rows are long."""
+"""The same for logits, whose rows are long."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Errors:
 
     @property
     def rel_l2(self) -> float:
-        """L2 norm of the difference over that of the reference; 0 where both are 0."""
+        """L2 norm of the difference over that of the reference; 0 if both are 0."""
         return ratio(_norm(self.error), _norm(self.norm))
 
     @property
@@ -65,7 +65,7 @@ class Errors:
         return float(max(-1.0, 1 - (d * d - (a - b) ** 2) / (2 * a * b)))
 
     def of(self, rows: NDArray[np.bool_]) -> Errors:
-        """The same of some rows only."""
+        """Return the errors of some rows only."""
         return Errors(
             self.error[rows],
             self.norm[rows],
@@ -76,14 +76,14 @@ class Errors:
         )
 
     def where(self, rows: NDArray[np.bool_]) -> Errors:
-        """The same with nothing wrong in the other rows."""
+        """Return the errors with the other rows set to zero."""
         return Errors(*(np.where(rows, values, 0) for values in vars(self).values()))
 
     def rows(self) -> NDArray[np.float64]:
         """(T,) error relative to the reference's norm.
 
-        A row that is nearly all cancellation is held to a tenth of the usual norm: its error does
-        not shrink with it.
+        The norm counts as at least a tenth of the root mean square of all rows' norms: if the terms
+        of a row nearly cancel, its error does not become smaller with it.
         """
         usual = np.sqrt(np.mean(self.norm**2)) if self.norm.size else 0.0
         scale = np.maximum(self.norm, 0.1 * usual)
@@ -107,18 +107,18 @@ def over(error: NDArray[np.float64] | float, allowed: Array | float) -> NDArray[
 
 
 TOP = 5
-"""Logits compared as sets: the most likely so many tokens."""
+"""Number of the most likely tokens that are compared as a set."""
 
 QUARTILES = (0.25, 0.5, 0.75)
 
 
 def usually_allowed(samples: Sequence[NDArray[np.float64]], floor: float = 0.0) -> Array:
-    """(3,) quartiles of the rows' errors that rounding explains.
+    """Return the quartiles (3,) of the rows' errors that rounding explains.
 
-    For where it may move some rows about at random, so that only the usual ones tell.
+    They are used if rounding can change some rows at random, so that only typical rows count.
 
     Args:
-        samples: (T,) each, errors of runs in which rounding is all that differs.
+        samples: (T,) each, errors of runs that differ by rounding only.
         floor: error that is always allowed.
     """
     quartiles = np.mean([np.quantile(rows, QUARTILES) for rows in samples], axis=0)
@@ -127,7 +127,7 @@ def usually_allowed(samples: Sequence[NDArray[np.float64]], floor: float = 0.0) 
 
 
 def usual_excess(error: NDArray[np.float64], allowed: Array) -> float:
-    """The quartiles of the rows' errors (T,) over the allowed ones (3,), the largest."""
+    """Return the largest ratio of the quartiles of the errors (T,) to allowed ones (3,)."""
     return float(over(np.quantile(error, QUARTILES), allowed).max())
 
 
@@ -175,15 +175,16 @@ def log_softmax(x: Array) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Shift:
-    """By what constant each row of some logits (T, V) differs from the reference's.
+    """The constant by which each row of logits (T, V) differs from the reference.
 
-    Logits that differ by a constant a row have the same softmax: they are the same model's.
+    Logits that differ by one constant per row have the same softmax, so they are those of the same
+    model.
 
     Attributes:
         constant: (T,) the mean difference of each row, over the finite values.
         size, other_size: L2 norms of the reference's logits and of the other ones.
         left: L2 norm of the difference without the constants.
-        log_sums: (T,) logarithm of the sum of the other's exponentials; 0 of log-probabilities.
+        log_sums: (T,) logarithm of the sum of the other's exponentials; 0 for log-probabilities.
     """
 
     constant: NDArray[np.float64]
@@ -195,12 +196,12 @@ class Shift:
 
     @property
     def grown(self) -> float:
-        """How much larger the logits are with their constants: they are rounded with them."""
+        """Norm of the logits over the reference's, at least 1: they were rounded in this form."""
         return max(1.0, self.other_size / self.size) if self.size else 1.0
 
     @property
     def remark(self) -> str | None:
-        """What to say of the constants; None if they are rounding's."""
+        """The remark on the constants; None if rounding explains them."""
         removed = math.sqrt(self.vocabulary) * _norm(self.constant)
         if self.vocabulary < 2 or removed <= CONSTANT_A_ROW * self.left:
             return None
@@ -213,7 +214,7 @@ class Shift:
 
 
 def shift_of(ref: Rows, other: Rows, length: int, vocabulary: int) -> Shift:
-    """The constants of ``length`` rows of logits (T, V) against the reference's."""
+    """Return the constants of ``length`` rows of logits (T, V) against the reference."""
     step = max(1, BLOCK_LOGITS // vocabulary)
     constant, sums = np.zeros(length), np.zeros(length)
     squares = np.zeros(3)
@@ -236,16 +237,16 @@ def shift_of(ref: Rows, other: Rows, length: int, vocabulary: int) -> Shift:
 
 
 def without_shift(rows: Rows, shift: Shift) -> Rows:
-    """The same logits without the constant of each row."""
+    """Return the logits without the constant of each row."""
     return lambda which: np.asarray(rows(which), np.float64) - shift.constant[which, None]
 
 
 def logit_figures(ref: Rows, other: Rows, length: int, vocabulary: int) -> dict[str, float]:
-    """How alike two sets of logits (T, V) are as predictions.
+    """Return figures of the agreement of two sets of logits (T, V) as predictions.
 
     ``kl_mean`` and ``kl_max``: Kullback-Leibler divergence of the other's probabilities from the
-    reference's, in nats a token. ``top1``: share of tokens with the same most likely next token.
-    ``top5``: of the five most likely ones, how many are common to both.
+    reference's, in nats per token. ``top1``: share of tokens with the same most likely next token.
+    ``top5``: number of common tokens among the five most likely ones of both.
     """
     step = max(1, BLOCK_LOGITS // vocabulary)
     count = min(TOP, vocabulary)

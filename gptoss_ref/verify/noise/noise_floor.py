@@ -1,9 +1,9 @@
-"""The noise floor: how far from float64 rounding alone carries a correct run, measured.
+"""The noise floor: the measured error that rounding alone causes in a correct run.
 
-The specification is run in float64 and, in step with it, under the rounding of the implementation
-that is to be judged. The distance between the two at a tap point is what rounding explains there.
-Both runs follow the *same routes*, those of the implementation to be judged, so that a choice
-between two nearly equal experts, which is nobody's error, does not enter.
+The specification is run in float64 and, in parallel, with the rounding of the implementation under
+test. The distance of the two runs at a tap point is the error that rounding explains there. Both
+runs use the *same routes*, the implementation's own choices of experts, so that a choice between
+two nearly equal experts, which is not an error, does not contribute.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class NoiseFloor:
     unit: float
 
     def extended(self, length: int, rounding: str) -> NoiseFloor:
-        """The same for a longer prompt than it was measured on.
+        """Return the noise floor for a longer prompt than it was measured on.
 
-        Later rows are held to the worst row measured. Rotary angles that are computed in float32
-        grow less exact with the position, which shows where nothing rounds more coarsely.
+        Later rows get the allowance of the worst measured row. Rotary angles that are computed in
+        float32 become less exact with the position, which is visible if no coarser rounding hides
+        it.
         """
         have = len(self.rows)
         if length <= have:
@@ -62,46 +63,46 @@ class NoiseFloor:
         return NoiseFloor(self.whole * max(1.0, float(growth.max())), rows, self.unit)
 
     def times(self, factor: float) -> NoiseFloor:
-        """The same for numbers that are rounded with something ``factor`` times as large."""
+        """Return the noise floor for numbers rounded with something ``factor`` times as large."""
         return NoiseFloor(self.whole * factor, self.rows * factor, self.unit * factor)
 
     @staticmethod
     def allowing(error: float, length: int, unit: float) -> NoiseFloor:
-        """A noise floor that allows this relative error of the whole array and of any row."""
+        """Return a noise floor that allows this relative error, also of each row."""
         return NoiseFloor(error / WHOLE_ARRAY, np.full(length, error / ONE_ROW), unit)
 
     @property
     def allowed(self) -> float:
-        """Relative L2 distance up to which a whole array is explained by rounding."""
+        """Largest relative L2 distance of the whole array that rounding explains."""
         return max(WHOLE_ARRAY * self.whole, ALWAYS_ALLOWED * self.unit)
 
     @property
     def allowed_rows(self) -> NDArray[np.float64]:
-        """(T,) the same for each row, which is never held to less than the usual row's."""
+        """(T,) the same for each row; it is at least that of a typical row."""
         usual = float(np.sqrt(np.mean(self.rows**2)))
         return np.maximum(ONE_ROW * np.maximum(self.rows, usual), ALWAYS_ALLOWED * self.unit)
 
 
 def level(samples: Iterable[Errors], rounding: str) -> NoiseFloor:
-    """The noise floor of a tap point from one or several rounded runs' distances to float64."""
+    """Return the noise floor of a tap point, given the distances of rounded runs to float64."""
     samples = list(samples)
     rows = np.max([sample.rows() for sample in samples], axis=0)
     whole = max(sample.rel_l2 for sample in samples)
     scale = 1.0
-    if rounding == "float64":  # nothing is exacter: float32's distance, as much smaller
+    if rounding == "float64":  # no type is more exact: use float32's distance, scaled down
         scale = UNITS["float64"] / UNITS["float32"]
     return NoiseFloor(whole * scale, rows * scale, UNITS[rounding])
 
 
 def runs_of(ops: ModelOps, rounding: str, length: int) -> list[Run]:
-    """The runs behind a noise floor: one in float64, then some that round as the other does."""
+    """Return the runs behind a noise floor: one in float64, and some with the other's rounding."""
     imitated = "float32" if rounding == "float64" else rounding
     samples = ((ops, dithered(imitated, seed)) for seed in range(samples_of(length)))
     return [(ops, FLOAT64), *samples]
 
 
 def samples_of(length: int) -> int:
-    """How many runs of a prompt show what rounding does: a short one has few values."""
+    """Return the number of rounded runs: more for a short prompt, which has few values."""
     return min(8, math.ceil(MEASURED_ROWS / length))
 
 
@@ -113,16 +114,16 @@ def measured(
     wanted: Iterable[str],
     given: Mapping[str, Array] | None = None,
 ) -> Iterator[tuple[str, Array, NoiseFloor]]:
-    """Each wanted tap point in order: its name, its values in float64, and the noise floor there.
+    """Yield each wanted tap point in order: its name, its values in float64, and its noise floor.
 
-    Nothing is kept: a trace of any length passes through one array at a time.
+    Only one array is in memory at a time, so a trace can have any length.
 
     Args:
         tokens: (T,), from position 0.
         rounding: one of UNITS.
-        given: tap points that replace the computed ones in both runs. The other implementation's
-            expert indices make both follow its routes; all of its tap points make every stage a
-            local one, computed from the other implementation's own inputs.
+        given: tap points that replace the computed ones in both runs. With the other
+            implementation's expert indices, both runs follow its routes. With all of its tap
+            points, every stage is computed from the other implementation's own inputs.
 
     Raises:
         TraceError: an unknown rounding.
@@ -141,9 +142,9 @@ def measured(
 def follow(
     model: Model, tokens: Array, rounding: str, wanted: Iterable[str], routes: Trace
 ) -> Iterator[Array]:
-    """The wanted tap points, in order, of the specification run along somebody's routes.
+    """Yield the wanted tap points, in order, of the specification on the routes of another run.
 
-    ``tokens`` (T,); in a precision next to which ``rounding`` is coarse.
+    ``tokens`` (T,). The precision is one that is much finer than ``rounding``.
     """
     policy = FLOAT64 if rounding in ("float64", "float32") else FLOAT32
     known = whole(routes)
@@ -184,13 +185,14 @@ def measure_noise_floors(
     routes: Trace | None = None,
     steps: Steps | None = None,
 ) -> NoiseFloors:
-    """Measure what a rounding explains, on the beginning of a prompt.
+    """Measure the error that a rounding explains, on the first tokens of a prompt.
 
     Args:
         tokens: (T,).
         rounding: one of UNITS.
         wanted: tap points; None: all. Router logits are always measured.
-        routes: whose choices of experts to follow, where it holds them; else the specification's.
+        routes: the trace whose choices of experts are followed, if it has them; else those of the
+            specification.
         steps: counts the tap points.
     """
     config = model.config
@@ -214,9 +216,9 @@ def measure_noise_floors(
 
 
 def made_by(model: Model, trace: Trace) -> bool:
-    """Whether a trace can be of this model: its configuration, and its embeddings if it has them.
+    """Return whether a trace can be of this model: its configuration and its embeddings match.
 
-    Embeddings are rows of the model's table, rounded to the trace's dtype.
+    Embeddings, if the trace has them, are rows of the model's table, rounded to the trace's dtype.
     """
     if model.config.differences(trace.config):
         return False

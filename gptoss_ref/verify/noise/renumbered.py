@@ -1,8 +1,8 @@
-"""Heads and experts that another trace has in another order: the same model, listed otherwise.
+"""Heads and experts in another order: the same model, numbered differently.
 
-Query heads that share a key/value head may change places, key/value heads may with all of theirs,
-and experts may be numbered in any way: nothing that leaves the block changes. Such a trace is put
-into the reference's order before it is compared.
+Query heads that share a key/value head may change places, key/value heads may change places
+together with their query heads, and experts may have any numbers: the output of the block does not
+change. Such a trace is put into the reference's order before it is compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMES = {
     "key and value heads": "heads-permuted",
     "experts": "experts-permuted",
 }
-"""What the catalogue of rewritings calls another order."""
+"""Names in the catalogue of rewritings for another order."""
 
 HEADS = ("attn.q", "attn.q_rope", "attn.weights", "attn.mix")
 KEYS = ("attn.k", "attn.k_rope", "attn.v")
@@ -30,9 +30,9 @@ ORDERED = (*HEADS, *KEYS, "mlp.router_logits", "mlp.expert_indices")
 
 
 def in_order_of(ref: Trace, other: Trace) -> tuple[Trace, list[str]]:
-    """``other`` with its heads and experts in the order of ``ref``, and what was done, in words.
+    """Return ``other`` with heads and experts in the order of ``ref``, and the changes in words.
 
-    Only tap points that both hold are looked at.
+    Only tap points that both traces have are used.
     """
     config = ref.config
     moved: dict[str, list[int]] = {}
@@ -60,7 +60,7 @@ def in_order_of(ref: Trace, other: Trace) -> tuple[Trace, list[str]]:
 
 
 def _order(ref: Trace, other: Trace, taps: Sequence[str], size: int) -> Array | None:
-    """(N,) which of OTHER's heads is each of REF's; None: the same one, or nothing shows it."""
+    """(N,) the head of OTHER for each head of REF; None: the same one, or no tap point shows it."""
     for tap in taps:
         a, b = (_by_head(trace, tap, size) for trace in (ref, other))
         usable = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
@@ -74,7 +74,7 @@ def _order(ref: Trace, other: Trace, taps: Sequence[str], size: int) -> Array | 
 
 
 def _by_head(trace: Trace, tap: str, size: int) -> Array:
-    """(N, …) the first rows of a tap point with heads, one line for each of them."""
+    """(N, …) the first rows of a tap point with heads, one line per head."""
     axis = axes(tap).index("T")
     rows = np.moveaxis(trace.rows(tap, slice(0, REORDERED_ROWS), axis), axis, 0)
     values: Array = np.moveaxis(rows.reshape(len(rows), size, -1), 1, 0).reshape(size, -1)
@@ -88,7 +88,7 @@ def _reordered(tap: str, values: Array, order: Array) -> Array:
 
 
 def _experts(ref: Trace, other: Trace, at: str) -> Array | None:
-    """(E,) which of OTHER's experts is each of REF's; None: the same one, or nothing shows it."""
+    """(E,) the expert of OTHER for each expert of REF; None: the same, or no tap point shows it."""
     logits, chosen = at + "mlp.router_logits", at + "mlp.expert_indices"
     if logits in ref and logits in other:
         return _order(ref, other, [logits], ref.config.num_experts)
@@ -106,7 +106,7 @@ def _experts(ref: Trace, other: Trace, at: str) -> Array | None:
 
 
 def _membership(trace: Trace, chosen: str, shares: str | None) -> Array:
-    """(E, T) with which weight a token goes to an expert; without weights, with which rank."""
+    """(E, T) the weight of each expert for each token; if weights are missing, the rank."""
     indices = trace[chosen]  # (T, A)
     count = indices.shape[1]
     ranks = np.broadcast_to(1 + np.arange(count)[::-1] / (8 * count), indices.shape)
@@ -117,7 +117,7 @@ def _membership(trace: Trace, chosen: str, shares: str | None) -> Array:
 
 
 def _renumbered(other: Trace, at: str, order: Array) -> Trace:
-    """The trace with one block's experts numbered as REF numbers them."""
+    """Return the trace with the experts of one block numbered as in REF."""
     logits, chosen = at + "mlp.router_logits", at + "mlp.expert_indices"
     if logits in other:
         other = other.replaced(logits, other[logits][:, order])
@@ -127,7 +127,7 @@ def _renumbered(other: Trace, at: str, order: Array) -> Trace:
 
 
 def _matched(a: Array, b: Array) -> Array:
-    """(N,) for each line of ``a`` (N, M) one of ``b``, the nearest pairs first."""
+    """(N,) a line of ``b`` for each line of ``a`` (N, M), nearest pairs first."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     order = np.full(len(a), -1)
     free = np.ones(len(b), bool)

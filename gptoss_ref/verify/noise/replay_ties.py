@@ -1,4 +1,4 @@
-"""Ties in a local replay: rows that hang on a choice of experts, and the choices themselves."""
+"""Ties in a local replay: rows that depend on a choice of experts, and the choices."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, ONE_ROW
 
 
 class Ties:
-    """Which rows depend on a choice of experts that rounding may have turned.
+    """The rows that depend on a choice of experts that rounding may have changed.
 
     Attributes:
-        logits: the router logits that must be computed to know.
+        logits: the router logits that must be computed to find out.
     """
 
     def __init__(self, trace: Trace, path: Iterable[Node], rounding: str) -> None:
@@ -67,7 +67,7 @@ class Ties:
         self.slack = self._least(self.router)
 
     def _least(self, logits: Array) -> Floats:
-        """A choice may have been made before the logits were rounded, or after."""
+        """Return the slack of given logits: the choice may precede or follow their rounding."""
         least: Floats = 2 * ALWAYS_ALLOWED * self._unit * np.abs(logits).max(axis=1)
         return least
 
@@ -75,7 +75,7 @@ class Ties:
 def judge_choice(
     tap: str, inputs: tuple[str, ...], trace: Trace, ties: Ties, tied: Mask
 ) -> TapError:
-    """The other's choice of experts against the router logits: wrong only beyond the margin."""
+    """Judge the other's choice of experts by the router logits: wrong only beyond the margin."""
     indices, block = trace[tap], split(tap)[0]
     chosen, choice = chosen_by(ties.router, indices, ties.slack)
     seen = trace.observed(tap)

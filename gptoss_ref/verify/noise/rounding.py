@@ -1,9 +1,9 @@
-"""Roundings a producer may have, and policies that imitate them for the noise floor.
+"""The roundings of other implementations, and policies that imitate them for the noise floor.
 
-The noise floor asks: how far from float64 does a *correct* run with this rounding land? So it must
-be no stricter than any correct implementation. Two conventions differ from this package's policies:
-float32 producers usually compute rotary angles in float32 too (off by up to p·2⁻²⁴ rad at position
-p), and some producers round to float16, for which the package has no policy.
+The noise floor is the distance from float64 of a *correct* run with this rounding. So it must not
+be stricter than any correct implementation. Two conventions differ from this package's policies:
+float32 implementations usually compute rotary angles in float32 too (an error of up to p·2⁻²⁴ rad
+at position p), and some implementations round to float16, for which the package has no policy.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ FINEST_FIRST = tuple(UNITS)
 
 
 def known(rounding: str | None) -> str:
-    """A rounding by its name.
+    """Return a rounding by its name.
 
     Raises:
-        TraceError: it is None, for what shows no rounding and none was stated, or unknown.
+        TraceError: it is unknown; or it is None, because the numbers show no rounding and the
+            caller stated none.
     """
     expected = ", ".join(UNITS)
     if rounding is None:
@@ -60,10 +61,10 @@ POLICIES: dict[str, Policy] = {
 
 @dataclass(frozen=True)
 class Dithered(Policy):
-    """Another policy whose every rounding is first pushed by up to half a step, at random.
+    """A policy that adds a random shift of up to half a step before each rounding of another.
 
-    One run is one sample of what rounding does. Short prompts have few values, and one sample of
-    their error may happen to be small; dithered runs are further samples.
+    One run is one sample of the effect of rounding. Short prompts have few values, and the error of
+    one sample may be small by chance; dithered runs are further samples.
     """
 
     base: Policy = field(default=FLOAT32_ANGLES)
@@ -75,7 +76,7 @@ class Dithered(Policy):
 
 
 def dithered(rounding: str, seed: int) -> Policy:
-    """A policy that samples what this rounding may do; seed 0 is the rounding itself."""
+    """Return a policy that samples the effect of this rounding; seed 0 is the rounding itself."""
     base = POLICIES[rounding]
     if seed == 0:
         return base

@@ -1,9 +1,9 @@
-"""How somebody's numbers were rounded, where the format of the arrays does not say.
+"""The rounding of another program's numbers, if the format of the arrays does not show it.
 
-The format of a file is not the rounding of a run. Arrays of a bfloat16 run are saved as float32,
-which their values show (:func:`~gptoss_ref.tracing.trace.rounding_of`); or a log-softmax in float32
-was taken of them, which leaves their grid but for a constant a row; or a run multiplies in TF32 and
-stores float32, which only the size of its errors shows.
+The format of a file need not be the rounding of the run. If arrays of a bfloat16 run were saved as
+float32, their values show it (:func:`~gptoss_ref.tracing.trace.rounding_of`). If a log-softmax was
+computed from them in float32, their grid is shifted by a constant per row. If a run multiplies in
+TF32 and stores float32, only the size of its errors shows it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gptoss_ref.weights import ModelWeights
 
 
 def coarser_than(rounding: str) -> tuple[str, ...]:
-    """The roundings that are coarser, the finest first.
+    """Return the coarser roundings, the finest first.
 
     >>> coarser_than("float32")
     ('float16', 'bfloat16')
@@ -35,11 +35,11 @@ def coarser_than(rounding: str) -> tuple[str, ...]:
 
 
 def grid_under_constant(exact: Array, other: Array) -> str | None:
-    """The grid on which logits (T, V) lay before each row was moved by a constant, if on any.
+    """Return the grid of logits (T, V) before each row got a constant; None if there is none.
 
     Args:
-        exact: as the specification has them.
-        other: as they were recorded, in float32 or float64.
+        exact: the logits of the specification.
+        other: the recorded ones, in float32 or float64.
     """
     exact, other = (np.asarray(x, np.float64) for x in (exact, other))
     usable = np.isfinite(other).all(axis=1) & np.isfinite(exact).all(axis=1)
@@ -49,7 +49,7 @@ def grid_under_constant(exact: Array, other: Array) -> str | None:
             shift = float(np.mean(theirs - ours))
             size = np.abs(theirs - shift)
             octave = 2.0 ** math.floor(math.log2(max(size.max(), 1e-30)) - 1)
-            large = theirs[(size >= 1.05 * octave)]  # not near the next octave, where grids differ
+            large = theirs[(size >= 1.05 * octave)]  # not near the next octave: other grid
             if len(large) > 2:
                 phase = np.exp(2j * np.pi * large / (2 * UNITS[rounding] * octave))
                 total += abs(phase.sum())
@@ -62,13 +62,14 @@ def grid_under_constant(exact: Array, other: Array) -> str | None:
 def shown_by_errors(
     weights: ModelWeights, trace: Trace, rounding: str, found: Iterable[TapError]
 ) -> str | None:
-    """A coarser rounding that the errors are those of; None if they are not.
+    """Return a coarser rounding that explains the errors; None if there is none.
 
-    A bug is wrong at its own stage, because every stage is judged from the other's own inputs. A
-    rounding shows at most of them. Its errors are no larger than it explains, and not much smaller.
+    A bug is wrong at its own stage only, because every stage is judged from the other's own inputs.
+    A rounding shows at most stages. Its errors are at most as large as it explains, and not much
+    smaller.
 
     Args:
-        rounding: that the values show by themselves.
+        rounding: the one that the values show.
         found: the trace's tap points against the specification, under that rounding.
     """
     judged = [local for local in found if _computed(local.tap)]
@@ -87,7 +88,7 @@ def shown_by_errors(
 
 
 def stages(found: Iterable[TapError]) -> int:
-    """How many kinds of tap points diverge."""
+    """Number of kinds of tap points that diverge."""
     return len({split(local.tap)[1] for local in found if local.excess > 1})
 
 
@@ -97,7 +98,7 @@ def _computed(tap: str) -> bool:
 
 
 def by_errors_in_words(stored: str, rounding: str) -> str:
-    """What to say of a rounding that only the errors show."""
+    """Return the note on a rounding that only the errors show."""
     return (
         f"OTHER's values are stored finer than {rounding}, but are as far off as a correct run in "
         f"{rounding} is: they are judged as such; state the rounding if it was {stored} throughout"
@@ -105,7 +106,7 @@ def by_errors_in_words(stored: str, rounding: str) -> str:
 
 
 def roundings_in_words(trace: Trace, rounding: str) -> list[str]:
-    """Which roundings the values show, where that is not what they are stored as, or several."""
+    """Return the note on roundings that the values show, if several or other than the dtype."""
     shown: dict[tuple[str, str], list[str]] = {}
     for tap in trace:
         grid = trace.grid(tap) if _computed(tap) else None

@@ -1,8 +1,8 @@
-"""Routing of two traces: which tokens went to other experts, and whether rounding may do that.
+"""Routing of two traces: tokens sent to different experts, and whether rounding explains it.
 
-Top-k is a discrete choice. Where two router logits are closer than rounding can tell, both choices
-are right, and everything computed from one of them is far from the other: that is a tie, not an
-error. Here it is told from a wrong choice by its margin.
+Top-k is a discrete choice. If two router logits are closer than rounding can distinguish, both
+choices are right, and everything computed from one differs much from the other. This is a tie, not
+an error. The margin distinguishes it from a wrong choice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Flip:
     """A token that the two traces send to different experts.
 
     Attributes:
-        left, taken: the experts that only the reference, and only the other chose.
-        margin: by how much the reference's logits prefer what the other left.
-        allowed: how much of that rounding explains.
+        left, taken: the experts that only the reference chose, and that only the other chose.
+        margin: by how much the reference's logits prefer the experts that the other did not choose.
+        allowed: the part of the margin that rounding explains.
     """
 
     block: int
@@ -48,14 +48,15 @@ class Flip:
 
 @dataclass(frozen=True)
 class Choice:
-    """One block's choices of both traces.
+    """The choices of both traces in one block.
 
     Attributes:
         differs: (T,) tokens whose sets of experts differ.
-        margin: (T,) by how much the reference's logits prefer an expert that the other left to one
-            that it took; 0 where the sets are equal, infinite where an expert is named twice.
-        slack: (T,) how much of that rounding explains.
-        contradicts: (T,) the other's choice is not even that of its own logits.
+        margin: (T,) by how much the reference's logits prefer an expert that the other did not
+            choose to one that it chose; 0 if the sets are equal, infinite if an expert occurs
+            twice.
+        slack: (T,) the part of the margin that rounding explains.
+        contradicts: (T,) whether the other's choice contradicts its own logits.
     """
 
     differs: Mask
@@ -69,7 +70,7 @@ class Choice:
         return (self.differs & (self.margin > self.slack)) | self.contradicts
 
     def among(self, seen: Mask) -> Choice:
-        """The same of the rows (T,) that were observed; the others are alike."""
+        """Return the same for the observed rows (T,); the other rows count as equal."""
         differs, contradicts = self.differs & seen, self.contradicts & seen
         return Choice(differs, np.where(seen, self.margin, 0.0), self.slack, contradicts)
 
@@ -105,7 +106,7 @@ def compare_choices(
 
 
 def slack_of(logits: Array, level: NoiseFloor) -> Floats:
-    """(T,) by how much rounding may misjudge the difference of two router logits (T, E)."""
+    """(T,) the largest error that rounding causes in the difference of two router logits (T, E)."""
     usual = np.linalg.norm(logits, axis=1) / np.sqrt(logits.shape[1])
     largest = np.abs(logits).max(axis=1)
     slack: Floats = (
@@ -115,13 +116,13 @@ def slack_of(logits: Array, level: NoiseFloor) -> Floats:
 
 
 def near_ties(logits: Array, chosen: int, level: NoiseFloor) -> Mask:
-    """(T,) tokens that rounding may send to other experts than the ``chosen`` largest."""
+    """(T,) tokens for which rounding may change which experts are the ``chosen`` largest."""
     near: Mask = margin_of(logits, chosen) <= slack_of(logits, level)
     return near
 
 
 def flips(block: int | None, ref: Array, other: Array, choice: Choice) -> tuple[Flip, ...]:
-    """The tokens whose sets of experts differ within their margin."""
+    """Return the tokens whose sets of experts differ within their margin."""
     return tuple(
         Flip(
             -1 if block is None else block,
@@ -136,10 +137,10 @@ def flips(block: int | None, ref: Array, other: Array, choice: Choice) -> tuple[
 
 
 def chosen_by(logits: Array, taken: Array, slack: Floats) -> tuple[Array, Choice]:
-    """The experts (T, A) of router logits (T, E), and the choice ``taken`` (T, A) beside them.
+    """Return the experts (T, A) of router logits (T, E), and the choice ``taken`` beside them.
 
     Args:
-        slack: (T,) by how much two logits may be misjudged.
+        slack: (T,) the largest error of the difference of two logits.
     """
     chosen = top_k(logits, taken.shape[1])
     differs = (_sets(chosen, logits.shape[1]) != _sets(taken, logits.shape[1])).any(axis=1)
@@ -149,7 +150,7 @@ def chosen_by(logits: Array, taken: Array, slack: Floats) -> tuple[Array, Choice
 
 
 def margin_of(logits: Array, chosen: int) -> Floats:
-    """(T,) by how much the last of ``chosen`` logits (T, E) exceeds the next one."""
+    """(T,) the difference of the last of ``chosen`` logits (T, E) and the next one."""
     if chosen >= logits.shape[1]:
         return np.full(len(logits), np.inf)
     ordered = -np.partition(-logits, (chosen - 1, chosen), axis=1)
@@ -158,7 +159,7 @@ def margin_of(logits: Array, chosen: int) -> Floats:
 
 
 def alignment(ref: Array, other: Array) -> Array:
-    """(T, A) where in ``other`` each expert of ``ref`` stands, for tokens with equal sets."""
+    """(T, A) the place in ``other`` of each expert of ``ref``, for tokens with equal sets."""
     places = np.empty_like(ref)
     np.put_along_axis(places, np.argsort(ref, axis=1), np.argsort(other, axis=1), axis=1)
     return places
@@ -172,7 +173,7 @@ def _sets(indices: Array, experts: int) -> Mask:
 
 
 def _violation(logits: Array, indices: Array) -> Floats:
-    """(T,) by how much an expert that was left exceeds one that was taken, 0 if none does."""
+    """(T,) by how much an expert that was not chosen exceeds a chosen one; 0 if none does."""
     taken = _sets(indices, logits.shape[1])
     least = np.where(taken, logits, np.inf).min(axis=1)
     most = np.where(taken, -np.inf, logits).max(axis=1)

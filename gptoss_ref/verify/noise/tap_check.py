@@ -1,15 +1,16 @@
-"""Local replay: each of somebody's tap points recomputed from their own nearest ones before it.
+"""Local replay: each observed tap point, recomputed from the nearest observed ones before it.
 
     for local in replay(model.weights, trace, ModelOps(), "bfloat16"):
         print(local.tap, local.excess)       # above 1: more than rounding explains
 
-Because every stage starts from the other implementation's own numbers, an early error does not
-smear over everything after it, and drift never adds up. What rounding explains is measured in the
-same way: the same stage, from the same inputs, in float64 and under the other's rounding.
+Every stage starts from the other implementation's own numbers. So an early error does not affect
+everything after it, and rounding errors do not accumulate. The error that rounding explains is
+measured in the same way: the same stage, from the same inputs, in float64 and with the other's
+rounding.
 
-A choice of experts that rounding can turn is a **tie**, not an error. Where the other's choice is
-known it is followed. Where it is not, the rows that may have gone another way are set aside, and
-with them what depends on them, up to the next tap point that is known.
+A choice of experts that rounding can change is a **tie**, not an error. If the other's choice is
+known, the replay follows it. If not, the rows that may have other experts are set aside, and all
+rows that depend on them, up to the next observed tap point.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ def replay(
     rounding: str,
     wanted: Iterable[str] | None = None,
 ) -> Iterator[TapError]:
-    """Each tap point of ``trace`` in the order of computation, recomputed by ``ops``.
+    """Yield each tap point of ``trace`` in the order of computation, recomputed by ``ops``.
 
-    A tap point that shows a coarser rounding than the run, or is computed from one that does, is
-    judged by that: it was rounded when it was recorded.
+    A tap point with a coarser rounding than the run was rounded when it was recorded. It, and tap
+    points computed from it, are judged by that rounding.
 
     Args:
         rounding: of the other implementation, one of
             :data:`~gptoss_ref.verify.noise.rounding.UNITS`.
-        wanted: only these tap points, which the trace must hold; None: all it holds.
+        wanted: only these tap points, which the trace must have; None: all that it has.
     """
     wanted = frozenset(trace if wanted is None else wanted)
     groups: dict[str, list[str]] = {}
@@ -75,7 +76,7 @@ def replay(
 
 
 def _roundings(trace: Trace, rounding: str, wanted: Iterable[str]) -> dict[str, str]:
-    """By which rounding each tap point is judged."""
+    """Return the rounding by which each tap point is judged."""
     grids = {
         tap: grid
         for tap in trace
@@ -101,7 +102,7 @@ def _replay(
     rounding: str,
     wanted: Iterable[str],
 ) -> Iterator[TapError]:
-    """:func:`replay` of the tap points ``wanted``, all by one rounding."""
+    """Like :func:`replay` of the tap points ``wanted``, with one rounding for all."""
     wanted = frozenset(wanted)
     origins = segments(trace.config, trace)
     path = needed(trace.config, trace, wanted)
@@ -131,9 +132,9 @@ def _replay(
 
 
 def _beyond(node: Node) -> float:
-    """The excess from which on no noise in proportion to the terms will do, however they cancel.
+    """Return the excess above which noise in proportion to the terms cannot explain an error.
 
-    It is asked for the products of experts only, which take long.
+    It is only used for the products of experts, which are slow.
     """
     return CANCELLED if "expert_linear" in node.stage.ops else math.inf
 
@@ -142,9 +143,9 @@ def _in_integers(
     asked: tuple[ModelWeights, Trace, ModelOps, str, str],
     judged: tuple[tuple[str, ...], Sequence[Array], Array, str, Mask, Mask],
 ) -> TapError | None:
-    """A product of experts, judged as one of integers; None: it is not that.
+    """Judge a product of experts as an integer product; None if it is not one.
 
-    The noise floor is that of the plain product: the change that the integers make is taken off.
+    The noise floor is that of the plain product; the effect of the integers is subtracted.
 
     Args:
         asked: arguments of :func:`_rough`.
@@ -171,9 +172,9 @@ def _in_integers(
 def _rough(
     weights: ModelWeights, trace: Trace, ops: ModelOps, rounding: str, tap: str
 ) -> Iterator[Array]:
-    """Runs that show what any order of summation, and any rounding of the inputs, may do.
+    """Return runs that sample other orders of summation and other roundings of the inputs.
 
-    Only what the usual noise floor does not explain is judged by them: they cost more.
+    They are only used if the usual noise floor does not explain an error, because they are slower.
     """
     scores = None
     heads = [tap.replace("mix", name) for name in ("q_rope", "k_rope")]
@@ -195,7 +196,7 @@ def judge(
     tied: Mask,
     seen: Mask,
 ) -> TapError:
-    """The other's array against the runs of :func:`runs_of`; ties take no part in the noise floor.
+    """Judge the other's array by the runs of :func:`runs_of`; ties do not enter the noise floor.
 
     Only the rows ``seen`` (T,) are judged.
     """
@@ -243,7 +244,7 @@ def _shift(exact: Array, other: Array) -> Shift:
 
 
 def _spread(local: TapError, seen: Mask, shape: tuple[int, ...]) -> TapError:
-    """What was found of the rows ``seen`` (T,), at their places among all rows."""
+    """Return the figures of the rows ``seen`` (T,) at their places among all rows."""
 
     def at(rows: Array) -> Array:
         out = np.zeros(len(seen), rows.dtype)

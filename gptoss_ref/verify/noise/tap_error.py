@@ -23,24 +23,24 @@ class TapError:
 
     Attributes:
         tap: its name.
-        inputs: the given tap points it was recomputed from; empty: from the tokens alone.
+        inputs: the given tap points from which it was recomputed; empty: the tokens only.
         shape: of the array.
-        error: (T,) relative error of each row; of a choice of experts, by how much (in logits) an
-            expert that was left out exceeds one that was taken.
-        allowed: (T,) how much of it rounding explains.
+        error: (T,) relative error of each row; for a choice of experts, by how much (in logits) an
+            expert that was not chosen exceeds a chosen one.
+        allowed: (T,) the part of it that rounding explains.
         whole, whole_allowed: the same for the array, over the rows without ties.
-        tied: (T,) rows that depend on a choice of experts that rounding may have turned.
-        broken: (T,) values that are NaN or infinite in one of the two only.
-        lost: whether all are in both, so that nothing can be judged.
+        tied: (T,) rows that depend on a choice of experts that rounding may have changed.
+        broken: (T,) values that are NaN or infinite in only one of the two.
+        lost: whether all values are so in both, so that nothing can be judged.
         max_abs, cosine: of the whole array.
-        noise: (T,) relative error of the same stage where rounding is all that differs.
-        distance: relative L2 distance to the replay that rounds as the other does; of a choice of
-            experts, the share of rows that choose otherwise.
+        noise: (T,) relative error of the same stage if it differs by rounding only.
+        distance: relative L2 distance to the replay with the other's rounding; for a choice of
+            experts, the share of rows with another choice.
         flips: rows whose choice of experts differs within its tie.
-        extra: of logits, how alike they are as predictions.
-        seen: (T,) rows that were observed; the others are neither right nor wrong. Empty: all.
-        remark: of logits, that they differ by a constant in every row, in words.
-        integers: how the activations of a product were rounded to integers, which was allowed for.
+        extra: for logits, figures of the agreement of the predictions.
+        seen: (T,) rows that were observed; the others are not judged. Empty: all.
+        remark: for logits, a constant by which every row differs, in words.
+        integers: the rule by which the activations were rounded to integers, if it was allowed for.
     """
 
     tap: str
@@ -74,10 +74,10 @@ class TapError:
 
     @property
     def excess(self) -> float:
-        """Error over what rounding explains: above 1 something is wrong.
+        """Ratio of the error to what rounding explains: above 1 something is wrong.
 
-        Where most rows hang on ties, rounding moves whole rows about at random; then only the
-        usual rows are compared: the quartiles of the error with those of rounding's.
+        If most rows depend on ties, rounding changes whole rows at random. Then only typical rows
+        are compared: the quartiles of the error with those of rounding.
         """
         if not self.judged:
             return usual_excess(self.error[self._rows], usually_allowed([self.noise[self._rows]]))

@@ -1,12 +1,13 @@
-"""How exact one operation is: the one table of tolerances, for the tests and for compare.
+"""The error of one operation: the table of tolerances for the tests and for ``compare``.
 
-Relative L2 distance of one operation's result to float64, given the same inputs, by operation (a
-stage of :data:`gptoss_ref.tracing.taps.STAGES`) and rounding; ``"*"`` is every operation not named.
+It has the relative L2 distance of one operation's result to float64, given the same inputs, by
+operation (a stage of :data:`gptoss_ref.tracing.taps.STAGES`) and rounding; ``"*"`` is every other
+operation.
 
-float64 and float32: the largest seen in 300 random configurations of each test are 6e-16 and 1e-6
-(attention: exp turns the scores' absolute error into a relative one); the other layers stay below
-6e-7. The coarser roundings: four roundings, the most that any operation makes one after the other
-(SwiGLU), and sixteen where exp stands between scores of size ten and the result.
+float64 and float32: the largest errors in 300 random configurations of each test are 6e-16 and 1e-6
+(attention, because exp turns the absolute error of a score into a relative one); the other layers
+stay below 6e-7. The coarser roundings: four roundings, the largest number of successive roundings
+in an operation (SwiGLU), and sixteen if exp lies between scores of size ten and the result.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ TOLERANCES: dict[tuple[str, str], float] = {
 }
 
 GAINS: dict[str, float] = {"attn.weights": 30.0, "attn.mix": 30.0, "mlp.expert_weights": 30.0}
-"""How many times larger a relative error may leave an operation than it entered it.
+"""Largest factor by which an operation may magnify the relative error of its inputs.
 
-exp makes an absolute error of a score a relative one of a weight, so where scores are of size ten
-it grows that much and more. For every other operation, :data:`USUAL_GAIN`.
+exp turns an absolute error of a score into a relative error of a weight, so with scores of size ten
+it grows by this factor or more. For every other operation, :data:`USUAL_GAIN`.
 """
 
 USUAL_GAIN = 8.0
-"""The largest seen is 3, of single tokens whose sums nearly cancel."""
+"""The largest observed factor is 3, for single tokens whose sums nearly cancel."""
 
 
 def tolerance(operation: str, rounding: str) -> float:
-    """Relative L2 distance to float64 within which one operation is right under a rounding.
+    """Return the largest relative L2 distance to float64 of a correct operation with a rounding.
 
     >>> tolerance("attn.q", "float32")
     3e-06
@@ -45,5 +46,5 @@ def tolerance(operation: str, rounding: str) -> float:
 
 
 def gain(operation: str) -> float:
-    """How much an operation may magnify the relative error of what it is computed from."""
+    """Return the largest factor by which an operation magnifies its inputs' relative error."""
     return GAINS.get(operation, USUAL_GAIN)

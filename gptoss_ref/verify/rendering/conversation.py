@@ -23,7 +23,7 @@ from gptoss_ref.chat.messages import (
     SystemContent,
 )
 from gptoss_ref.chat.tool_data import tool_from_dict
-from gptoss_ref.chat.tools import Tool, ToolNamespace, browser, python
+from gptoss_ref.chat.tools import ToolNamespace, browser, python
 from gptoss_ref.errors import HarmonyError
 
 MAX_BYTES = 16 << 20
@@ -343,15 +343,3 @@ def _result(
     if name in pending:
         pending.remove(name)
     return Message.tool(name, _text(message, number))
-
-
-def functions_of(conversation: Conversation) -> tuple[Tool, ...]:
-    """The function tools of a conversation."""
-    return tuple(
-        tool
-        for message in conversation.messages
-        for part in message.parts
-        if isinstance(part, DeveloperContent)
-        for space in part.tools
-        for tool in space.tools
-    )

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gptoss_ref._extras import install_line
 from gptoss_ref.chat.hf_tokenizer import read_tokenizer_json
 from gptoss_ref.chat.tokenizer import Tokenizer
 from gptoss_ref.errors import GptOssError, HarmonyError
@@ -200,7 +201,7 @@ def render_template(
         GptOssError: jinja2 is not installed.
     """
     if find_spec("jinja2") is None:
-        raise GptOssError("jinja2 is not installed: pip install 'gptoss-ref[verify]'")
+        raise GptOssError(f"jinja2 is not installed: {install_line('verify')}")
     job = {
         "template": template,
         "renderings": list(renderings),

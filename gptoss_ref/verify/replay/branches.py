@@ -1,7 +1,7 @@
-"""Many last tokens of one prompt at once: what does the model say of each?
+"""The output of the model for many alternative last tokens of one prompt, computed together.
 
-The prompt is computed once, and every token that may come last is a further row, at the position
-behind it, that sees the prompt and itself but none of the others.
+The prompt is computed once. Each alternative last token is one more row, at the position after the
+prompt; it sees the prompt and itself, but none of the other alternatives.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from gptoss_ref.weights import ModelWeights
 def each_last(
     weights: ModelWeights, config: ModelConfig, prompt: Array, last: Array, tap: str
 ) -> Array:
-    """The last row of ``tap`` for a prompt (T,) with each of some tokens (N,) behind it: (N, …).
+    """Return the last row of ``tap`` for a prompt (T,) plus each of some tokens (N,): (N, …).
 
-    By the specification, in float32. Rows of attention weights are (N, H, T + 1).
+    It is computed by the specification in float32. Rows of attention weights are (N, H, T + 1).
     """
     length = len(prompt)
 

@@ -1,4 +1,4 @@
-"""Where a stage is computed: one block, the operations it follows, and the weights it needs."""
+"""The context of a stage: one block, the operations that apply, and the weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gptoss_ref.verify.replay.ops import ModelOps, OpContext, expert_linear, exp
 from gptoss_ref.weights import BlockWeights, ExpertMatrix, ModelWeights
 
 Decoded = dict[tuple[Callable[..., Array], int, object], Array]
-"""One expert's matrix as several runs decode it: by rule, stored matrices and dtype."""
+"""One expert's matrix, shared by runs: by decoding rule, stored matrices and dtype."""
 
 
 class BlockContext:
-    """One block (or the ends, ``layer`` None) under one set of operations: what its stages need."""
+    """One block (or the ends, if ``layer`` is None) with its operations and weights."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class BlockContext:
 
     @cached_property
     def ends(self) -> ModelWeights:
-        """Embedding, last norm and unembedding, as the operations load them."""
+        """The weights of embedding, last norm and unembedding, as the operations load them."""
         return self.ops.end_weights(self.at("embedding"), self._weights)
 
     @cached_property
@@ -56,17 +56,19 @@ class BlockContext:
         return self.ops.rope_tables(at, self.positions, *self.ops.yarn(at))
 
     def matrix(self, tap: str, stored: ExpertMatrix, expert: int, decoded: Decoded) -> ExpertMatrix:
-        """One expert's matrix (N, M) out of ``stored`` (E, N, M).
+        """Return one expert's matrix (N, M) of ``stored`` (E, N, M).
 
-        As values; but as it is stored where nothing differs from the specification, whose product
-        decodes a few rows at a time: what is in the cache is not read from memory again.
+        It is decoded to values. If no operation differs from the specification, it is returned as
+        stored, because the specification's product decodes a few rows at a time and does not read
+        them twice.
 
         Args:
-            decoded: this expert's matrix as other runs have decoded it, for those that agree.
+            decoded: this expert's matrix as other runs have decoded it, for runs that decode it
+                equally.
         """
         ops, at = self.ops, self.at(tap, expert)
         op = ops.expert_matrix
-        key = (op, id(stored), at.policy.dtype)  # the sites hold ``stored``: its id is its own
+        key = (op, id(stored), at.policy.dtype)  # the sites hold ``stored``: its id is unique
         if key not in decoded:
             if (op, ops.expert_linear) == (expert_matrix, expert_linear):
                 return stored[expert]

@@ -1,10 +1,9 @@
-"""Computing the wanted tap points of a model from the nearest given ones.
+"""Computation of the wanted tap points of a model from the nearest given ones.
 
-With nothing given that is a pass of the whole model; with another implementation's own tap points
-it is a *local replay*, in which an early error does not smear over everything after it.
+If no tap point is given, this is a pass of the whole model. If another implementation's own tap
+points are given, it is a *local replay*, in which an early error does not affect later stages.
 
-One block's weights are touched at a time, and only the matrices of experts that were chosen are
-decoded.
+One block's weights are read at a time, and only the matrices of chosen experts are decoded.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from gptoss_ref.weights import ModelWeights
 
 @dataclass(frozen=True)
 class Node:
-    """One stage at its place in a model: ``tap`` is computed from the tap points ``inputs``."""
+    """One stage of a model: ``tap`` is computed from the tap points ``inputs``."""
 
     tap: str
     layer: int | None
@@ -44,16 +43,16 @@ class Node:
 
 
 def whole(given: Iterable[str]) -> frozenset[str]:
-    """The given tap points of which all rows are known.
+    """Return the given tap points of which all rows are known.
 
-    Of a trace that holds some rows of a tap point only, these take the place of the computed ones.
+    If a trace has only some rows of a tap point, these rows replace the computed ones.
     """
     in_part: frozenset[str] = getattr(given, "observed_in_part", frozenset())
     return frozenset(given) - in_part
 
 
 def nodes(config: ModelConfig, given: Iterable[str] = ()) -> tuple[Node, ...]:
-    """The whole graph in the order of computation, as it is where the taps ``given`` are known."""
+    """Return the whole graph in the order of computation, if the taps ``given`` are known."""
     given = whole(given)
     layers = range(config.num_hidden_layers)
     return _graph(tuple(f"block.{n}.attn.weights" in given for n in layers))
@@ -78,9 +77,9 @@ def _graph(weights_given: tuple[bool, ...]) -> tuple[Node, ...]:
 
 
 def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> list[Node]:
-    """The stages that must be computed for the taps ``wanted``, in the order of computation.
+    """Return the stages that are needed for the taps ``wanted``, in the order of computation.
 
-    A wanted tap is computed from its inputs even where it is given itself.
+    A wanted tap is computed from its inputs even if it is given.
 
     Raises:
         TraceError: there is no such tap point.
@@ -100,11 +99,11 @@ def needed(config: ModelConfig, given: Iterable[str], wanted: Iterable[str]) -> 
 
 @dataclass(frozen=True)
 class Segment:
-    """What lies between a tap point and the given ones before it.
+    """The stages between a tap point and the given ones before it.
 
     Attributes:
-        inputs: the given tap points it is computed from.
-        ops: names of the fields of :class:`ModelOps` that are used on the way.
+        inputs: the given tap points from which it is computed.
+        ops: names of the fields of :class:`ModelOps` that these stages use.
     """
 
     inputs: tuple[str, ...]
@@ -112,7 +111,7 @@ class Segment:
 
 
 def segments(config: ModelConfig, given: Iterable[str]) -> dict[str, Segment]:
-    """The segment that ends at each tap point of a model."""
+    """Return the segment that ends at each tap point of a model."""
     known = whole(given)
     found: dict[str, Segment] = {}
     for node in nodes(config, given):
@@ -135,14 +134,14 @@ def predict(
     wanted: Iterable[str],
     policy: Policy = FLOAT64,
 ) -> dict[str, Array]:
-    """Each wanted tap point, computed by ``ops`` from the nearest given ones.
+    """Return each wanted tap point, computed by ``ops`` from the nearest given ones.
 
     Args:
         tokens: (T,), at positions 0 to T − 1.
-        given: tap points of whatever origin; each *replaces* the computed one for everything
-            downstream. Read one at a time, when it is first needed.
+        given: tap points of any origin; each *replaces* the computed one for everything that
+            depends on it. Each is read when it is first needed.
         wanted: names of tap points.
-        policy: in which to compute; the given ones enter as they are, unrounded.
+        policy: of the computation; given tap points are used as they are, without rounding.
 
     Raises:
         TraceError: there is no such tap point.
@@ -151,7 +150,7 @@ def predict(
 
 
 Run = tuple[ModelOps, Policy]
-"""What to compute by, and where to round."""
+"""The operations and the rounding policy of one run."""
 
 
 def predict_each(
@@ -182,20 +181,20 @@ def walk(
     experts: frozenset[int] | None = None,
     length: int | None = None,
 ) -> Iterator[tuple[str, list[Array]]]:
-    """The wanted tap points of ``tokens`` (T,) one after the other, with their values in every run.
+    """Yield the wanted tap points of ``tokens`` (T,) in order, with their values in every run.
 
-    The runs go side by side, so that each block's weights are met once. Nothing is held longer
-    than the stages that follow need it; arguments and errors as for :func:`predict`.
+    The runs are computed together, so that each block's weights are read once. Values are kept only
+    as long as later stages need them. Arguments and errors are those of :func:`predict`.
 
     Args:
-        experts: the only ones whose products are computed, the others' are NaN; None: all.
+        experts: the only experts whose products are computed, those of others are NaN; None: all.
         length: number of tokens of the whole prompt, if ``tokens`` are only its beginning.
     """
     wanted, known = frozenset(wanted), whole(given)
     path = needed(config, given, wanted)
     last_use = {tap: i for i, node in enumerate(path) for tap in node.inputs}
     tokens = np.asarray(tokens)
-    live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and still to be used
+    live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and needed by later stages
     lent = _Lent(given)
     sites: list[BlockContext] = []
     for i, node in enumerate(path):
@@ -211,7 +210,7 @@ def walk(
             }
             for site, values in zip(sites, live, strict=True)
         ]
-        with np.errstate(invalid="ignore", over="ignore"):  # bugs may make NaN of anything
+        with np.errstate(invalid="ignore", over="ignore"):  # a bug may cause NaN anywhere
             out = _computed(node.stage, sites, at_hand)
         if node.tap not in known and last_use.get(node.tap, -1) > i:
             for computed, values in zip(out, live, strict=True):
@@ -231,9 +230,9 @@ def walk(
 def _computed(
     stage: Stage, sites: Sequence[BlockContext], inputs: Sequence[Mapping[str, Array]]
 ) -> list[Array]:
-    """A stage in every run: once for runs that agree in operations, rounding and inputs.
+    """Compute a stage in every run: once for runs with equal operations, rounding and inputs.
 
-    Results that are equal become one array, so that such runs are told again behind it.
+    Equal results become one array, so that later stages recognise such runs.
     """
     leads: dict[tuple[int, ...], int] = {}
     leader = []
@@ -253,7 +252,7 @@ def _computed(
 
 
 def _patched(computed: Array, tap: str, given: Mapping[str, Array]) -> Array:
-    """A computed tap point with the rows that were observed of it in their place."""
+    """Return a computed tap point with its observed rows in place of the computed ones."""
     seen, axis = given.observed(tap), axes(tap).index("T")  # type: ignore[attr-defined]
     values = computed.copy()
     np.moveaxis(values, axis, 0)[seen] = np.moveaxis(given[tap], axis, 0)[seen]
@@ -261,14 +260,14 @@ def _patched(computed: Array, tap: str, given: Mapping[str, Array]) -> Array:
 
 
 class _Lent:
-    """Given tap points that are still to be used, each in the dtypes of the runs."""
+    """Given tap points that later stages need, each in the dtypes of the runs."""
 
     def __init__(self, given: Mapping[str, Array]) -> None:
         self._given = given
         self._held: dict[str, dict[object, Array]] = {}
 
     def get(self, tap: str, policy: Policy) -> Array:
-        """The values as the stages of ``policy`` take them; nothing is rounded to its grid."""
+        """Return the values in the dtype of ``policy``, without rounding to its grid."""
         dtype = np.dtype(np.int64) if tap.endswith(tuple(DISCRETE)) else policy.dtype
         held = self._held.setdefault(tap, {})
         if dtype not in held:

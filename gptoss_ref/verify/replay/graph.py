@@ -1,7 +1,7 @@
-"""The stages of a block: for each tap point, what it is computed from and how.
+"""The stages of a block: the inputs and the computation of each tap point.
 
-What a stage computes is said by :class:`~gptoss_ref.verify.replay.ops.ModelOps`; which stages are
-computed, and from whose values, by :mod:`gptoss_ref.verify.replay.evaluate`.
+:class:`~gptoss_ref.verify.replay.ops.ModelOps` defines what a stage computes;
+:mod:`gptoss_ref.verify.replay.evaluate` selects the stages and the values from which they start.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.verify.replay.context import BlockContext, Decoded
 
 STREAM = "stream"
-"""Input of a stage: the residual stream as it enters the block."""
+"""Name of the input that is the residual stream at the start of the block."""
 
 TILE_SCORES = 1 << 24
-"""Attention weights held at a time where they are not wanted: 128 MiB of float64."""
+"""Number of attention weights in memory at a time if they are not wanted: 128 MiB of float64."""
 
 Values = Mapping[str, Array]
 """Arrays by tap point."""
@@ -30,13 +30,13 @@ ComputeAll = Callable[[Sequence[BlockContext], Sequence[Values]], list[Array]]
 
 @dataclass(frozen=True)
 class Stage:
-    """How one tap point is computed.
+    """The computation of one tap point.
 
     Attributes:
         name: of the tap point, without its block.
         inputs: tap points of the same block, or STREAM.
         ops: names of the fields of :class:`~gptoss_ref.verify.replay.ops.ModelOps` that it uses.
-        compute: from the sites of several runs, and the values of its inputs in each.
+        compute: a function of the sites of several runs, and of the values of its inputs in each.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _mix_from_weights(site: BlockContext, values: Values) -> Array:
 
 
 def _mix_from_heads(site: BlockContext, values: Values) -> Array:
-    """The weights of some queries at a time, so that memory does not grow with T²."""
+    """Compute the weights of some queries at a time, so that memory does not grow with T²."""
     count, heads, _ = values["attn.q_rope"].shape
     tile = max(1, TILE_SCORES // (heads * count))
     tiles = (slice(start, start + tile) for start in range(0, count, tile))
@@ -151,10 +151,10 @@ def _by_expert(
     inputs: Sequence[Array],
     values: Sequence[Values],
 ) -> list[Array]:
-    """Each chosen expert's matrix times its rows of ``inputs`` (T, A, M), plus its bias: (T, A, N).
+    """Each chosen expert's matrix times its rows of ``inputs`` (T, A, M), plus bias: (T, A, N).
 
-    One expert after the other, with all runs: its matrix is decoded once for those that agree on
-    how. Rows of experts that are not asked for are NaN.
+    Experts are computed one after the other, for all runs: each matrix is decoded once for runs
+    that decode it equally. Rows of experts that are not wanted are NaN.
     """
     chosen = [v["mlp.expert_indices"] for v in values]
     mlps = [site.block.mlp for site in sites]
@@ -282,7 +282,7 @@ MIX_FROM_WEIGHTS = Stage(
     frozenset(("window", "attention_mix")),
     _one_by_one(_mix_from_weights),
 )
-"""Takes the place of the stage ``attn.mix`` where the attention weights are given."""
+"""Replaces the stage ``attn.mix`` if the attention weights are given."""
 
 _, FIRST = _stage("embedding", "", "end_weights embedding", _embedding)
 LAST: dict[str, Stage] = dict(

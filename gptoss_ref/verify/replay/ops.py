@@ -1,16 +1,17 @@
-"""Everything in the model that somebody could get wrong, as replaceable functions.
+"""The operations of the model as replaceable functions.
 
 ``ModelOps()`` is the specification, computed by :mod:`gptoss_ref.layers`. A wrong implementation is
-a copy with one function exchanged::
+a copy with another function::
 
     def swiglu(at, x):                       # plain SiLU: alpha is forgotten
         return layers.swiglu(x, 1.0, at.config.swiglu_limit, policy=at.policy)
 
     wrong = dataclasses.replace(ModelOps(), swiglu=swiglu)
 
-Every function is told first *where* it is used (:class:`OpContext`): the configuration, the policy
-that rounds, the layer and the tap point. A replacement that calls the operation it replaces
-composes with other ones. Shapes carry the axis letters of :mod:`gptoss_ref.layers`.
+The first argument of every function says *where* it is used (:class:`OpContext`): the
+configuration, the policy that rounds, the layer and the tap point. A replacement that calls the
+operation it replaces can be combined with other replacements. Shapes use the axis letters of
+:mod:`gptoss_ref.layers`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class OpContext:
 
 
 def end_weights(at: OpContext, weights: ModelWeights) -> ModelWeights:
-    """The weights outside the blocks as they were loaded; ``blocks`` is not looked at here."""
+    """Return the weights outside the blocks, as they were loaded; ``blocks`` is not used here."""
     return weights
 
 
@@ -86,10 +87,10 @@ def linear(at: OpContext, x: Array, weight: Matrix, bias: Matrix | None) -> Arra
 
 
 def yarn(at: OpContext, parts: Parts = RIGHT) -> tuple[Array, float]:
-    """Angular frequencies (C/2,) and the concentration.
+    """Return the angular frequencies (C/2,) and the concentration.
 
-    A wrong part is handed down to the operation that is replaced, so that several may be wrong at
-    once.
+    A wrong part is passed on to the replaced operation, so that several parts can be wrong
+    together.
     """
     return frequencies(at.config, parts)
 
@@ -102,12 +103,12 @@ def rope_tables(
 
 
 def rope(at: OpContext, x: Array, cos: Array, sin: Array) -> Array:
-    """Queries (T, H, C) at ``attn.q_rope`` or keys (T, K, C) at ``attn.k_rope``, turned."""
+    """Queries (T, H, C) at ``attn.q_rope`` or keys (T, K, C) at ``attn.k_rope``, rotated."""
     return layers.rope(x, cos, sin, policy=at.policy)
 
 
 def window(at: OpContext) -> int | None:
-    """Keys that a query of this layer sees, itself included; None: all before it."""
+    """Number of keys that a query of this layer sees, including its own; None: all before it."""
     assert at.layer is not None
     return at.config.window(at.layer)
 
@@ -164,10 +165,11 @@ def swiglu(at: OpContext, x: Array) -> Array:
 
 
 def combine(at: OpContext, answers: Array, weights: Array, indices: Array, bias: Matrix) -> Array:
-    """Sum of the experts' answers (T, A, D), mlp2's bias included, by weights (T, A): (T, D).
+    """Sum of the experts' outputs (T, A, D), with the bias of mlp2, by weights (T, A): (T, D).
 
     Args:
-        indices: (T, A), whose answers they are; summed by ascending expert, as the layer does.
+        indices: (T, A), the experts of these outputs; they are summed by ascending expert, as in
+            the layer.
         bias: (E, D), of mlp2.
     """
     policy = at.policy

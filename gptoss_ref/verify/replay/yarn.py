@@ -1,7 +1,8 @@
-"""YaRN's frequencies with one or several of their parts wrong.
+"""YaRN's frequencies with one or several wrong parts.
 
-:func:`gptoss_ref.layers.yarn` computes them in one piece. Bugs lie in the parts: in the ends of the
-ramp, in what runs along it, in the slow frequencies. Given one by one, they can be wrong together.
+:func:`gptoss_ref.layers.yarn` computes them in one function. Bugs are in its parts: in the ends of
+the ramp, in the variable along it, in the slow frequencies. With separate parts, several can be
+wrong together.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from gptoss_ref.numerics import Array
 
 @dataclass(frozen=True)
 class Parts:
-    """What differs from the specification; None: nothing.
+    """The parts that differ from the specification; None if a part does not.
 
     Attributes:
-        bounds: the pairs at which the ramp begins and ends, given the right ones.
-        step: how much the ramp's running index grows from pair to pair.
-        slow: (C/2,) the frequencies of the pairs beyond the ramp, of a configuration.
+        bounds: the pairs at which the ramp begins and ends, as a function of the right ones.
+        step: increase of the ramp's index from pair to pair.
+        slow: (C/2,) the frequencies of the pairs beyond the ramp, as a function of a configuration.
     """
 
     bounds: Callable[[float, float], tuple[float, float]] | None = None
@@ -36,11 +37,11 @@ class Parts:
 RIGHT = Parts()
 
 NARROWEST = 1e-3
-"""Pairs over which the ramp rises at least, where wrong constants leave it no room."""
+"""Smallest number of pairs over which the ramp rises, if wrong constants leave less."""
 
 
 def frequencies(config: ModelConfig, parts: Parts = RIGHT) -> tuple[Array, float]:
-    """Angular frequencies (C/2,) and the concentration; plain RoPE has no parts to be wrong."""
+    """Return angular frequencies (C/2,) and concentration; plain RoPE has no parts to be wrong."""
     if config.rope_scaling_factor <= 1:
         return layers.yarn(config.head_dim, config.rope_theta)
     if parts == RIGHT and (exact := _specified(config)) is not None:
@@ -56,7 +57,7 @@ def frequencies(config: ModelConfig, parts: Parts = RIGHT) -> tuple[Array, float
 
 
 def _specified(config: ModelConfig) -> tuple[Array, float] | None:
-    """By the layer; None for constants that no checkpoint may have, but a wrong port has."""
+    """Return the layer's result; None for constants that no checkpoint may have, but a port may."""
     try:
         return layers.yarn(
             config.head_dim,

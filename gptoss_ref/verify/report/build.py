@@ -52,7 +52,7 @@ def of_stages(search: Search) -> Diagnosis:
 
 
 def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
-    """What is computed or kept otherwise and comes to the same, in words."""
+    """Return the rewritings in words: other computations or forms with the same result."""
     harmless = (f.candidate for f in found if f.candidate.harmless)
     lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
     lines += search.recording.reordered
@@ -71,7 +71,7 @@ def _unknown(search: Search, unknown: Unknown) -> Unexplained:
 
 
 def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
-    """One tap point, by the specification."""
+    """Return the row of one tap point, against the specification."""
     trace, tap = search.evidence.given, local.tap
     wrong = local.excess > 1
     hidden = [f for f in found if f.tap == tap and f.share is not None]
@@ -297,7 +297,7 @@ def _rows_seen(trace: Trace) -> list[str]:
 
 
 def _skipped(trace: Trace) -> list[str]:
-    """How many arrays had no place, and the first of them."""
+    """Return the note on arrays without a tap point: their number and the first ones."""
     if not trace.skipped:
         return []
     count, first = len(trace.skipped), trace.skipped[0]

@@ -58,16 +58,16 @@ class Comparison:
         self.yardstick, self.rounding, self.common = yardstick, rounding, frozenset(common)
         self.length = len(ref.tokens)
         self.propagation = Propagation(ref.config, rounding, self.length)
-        self.aside = np.zeros(self.length, bool)  # tokens that are not judged, and ...
-        self.why = ""  # ... why not
-        self.places: Array | None = None  # where OTHER has each of REF's experts
+        self.aside = np.zeros(self.length, bool)  # tokens that are not judged,
+        self.why = ""  # and the reason
+        self.places: Array | None = None  # index in OTHER of each of REF's experts
         self.router: tuple[Array, NoiseFloor | None] | None = (
             None  # REF's logits and their noise floor
         )
         self.flips: list[Flip] = []
         self.notes = list(notes)
         self.steps = steps or Steps(unwatched)
-        self.wrong = False  # whether a row diverges, and not by a mistake of the recording
+        self.wrong = False  # whether a row diverges without a mistake in the recording
         self.again = model is not None and self._must_compute_again()
 
     def report(self) -> Report:
@@ -103,9 +103,11 @@ class Comparison:
         )
 
     def _settled(self, rows: list[Row]) -> list[Row]:
-        """The rows with what follows from one another; the first divergence is one by itself, too.
+        """Return the rows with verdicts that depend on other rows.
 
-        Where the yardstick was measured, that is: a given one is what its caller wants.
+        The first divergence is one from OTHER's own inputs, too.
+
+        This needs a measured noise floor; if the caller gave one, its verdicts stay.
         """
         while True:
             settled = settle(rows, self.ref.config)
@@ -123,14 +125,14 @@ class Comparison:
             rows = [right if row.name == first.name else row for row in rows]
 
     def _alone(self, name: str) -> float:
-        """How far off a tap point is from OTHER's own inputs, over what rounding explains."""
+        """Return the error of a tap point, from OTHER's own inputs, over what rounding explains."""
         assert self.model is not None
         asked = self.model.weights, self.other, SPECIFICATION, self.rounding, [name]
         (local,) = replay(*asked)
         return local.excess
 
     def _must_compute_again(self) -> bool:
-        """Whether OTHER took other routes than REF, or REF does not say how near it was to that."""
+        """Return whether OTHER took other routes than REF, or REF does not show its margins."""
         for n in range(self.ref.config.num_hidden_layers):
             chosen, logits = f"block.{n}.mlp.expert_indices", f"block.{n}.mlp.router_logits"
             if chosen in self.common:
@@ -156,7 +158,7 @@ class Comparison:
             yield name, _rows_in(next(values), name) if name in wanted else None
 
     def _level(self, name: str) -> NoiseFloor | None:
-        """The noise floor of a tap point, which OTHER may have rounded when it was recorded."""
+        """Return the noise floor of a tap point, which OTHER may have rounded when recording it."""
         level = self._level_of_run(name)
         grid = self.other.grid(name) if name in self.other else None
         if level is None or grid is None or UNITS[grid] <= level.unit or name == "embedding":
@@ -188,7 +190,7 @@ class Comparison:
         return row
 
     def _judged(self, name: str, reference: Rows, other: Rows) -> Judged:
-        """The row of a tap point with these rows of OTHER."""
+        """Return the report row of a tap point, for these rows of OTHER."""
         shape = self.other.shape_of(name)
         values = int(np.prod(shape)) // self.length
         level, remarks = self._level(name), []
@@ -210,9 +212,10 @@ class Comparison:
         return float_row(self._place(name), errors, level, aside, why, extra), whole, remarks
 
     def _unmistaken(self, reference: Rows, other: Rows, judged: Judged) -> Judged:
-        """The same of a row that diverges, unless a mistake of the recording explains that.
+        """Return a diverging row, unless a mistake in the recording explains it.
 
-        A harmless mistake is undone; another one leaves the verdict, and its sentence is the note.
+        A harmless mistake is undone; another one keeps the verdict, and its sentence becomes the
+        note.
         """
         row, errors, remarks = judged
         self.wrong = True
@@ -233,7 +236,7 @@ class Comparison:
         return judged
 
     def _choice(self, name: str, reference: Rows | None) -> Row | None:
-        """Judge the experts chosen, and set aside the tokens that this sends elsewhere."""
+        """Judge the choices of experts, and set aside the tokens sent to other experts."""
         self.propagation.saw(name, None)
         logits, level = self.router or (None, None)
         self.router = self.places = None
@@ -260,7 +263,7 @@ class Comparison:
     def _set_aside_what_may_have_turned(
         self, logits: Array | None, level: NoiseFloor | None
     ) -> None:
-        """Without OTHER's choice, a token near a tie may have gone either way."""
+        """Set aside tokens near a tie, if OTHER's choice is not known."""
         chosen = self.ref.config.experts_per_token
         if chosen == self.ref.config.num_experts:
             return
@@ -298,7 +301,7 @@ def _rows_of(trace: Trace, name: str) -> Rows:
 
 
 def _only(rows: Rows, seen: Array) -> Rows:
-    """Some of the rows, counted anew."""
+    """Return some of the rows, numbered from 0."""
     if seen.all():
         return rows
     some = rows(slice(0, len(seen)))[seen]
@@ -312,7 +315,7 @@ def _rows_in(values: Array, name: str) -> Rows:
 
 
 def _reordered(other: Rows, places: Array) -> Rows:
-    """The same rows with the experts of each token in REF's order."""
+    """Return the same rows with the experts of each token in REF's order."""
 
     def rows_of(rows: slice) -> Array:
         values, where = other(rows), places[rows]

@@ -13,7 +13,6 @@ from gptoss_ref.verify.report.report import WRONG, Report, Row
 
 Style = Literal["", "bold", "dim", "red", "bold red", "green", "bold green", "yellow"]
 
-CALM = ("ok", "tie", "rewritten")
 FLIPS_SHOWN = 3
 WIDTHS = (34, 9, 9, 9, 10)
 HEADINGS = ("tap point", "rel. L2", "allowed", "max abs", "roundings")

@@ -1,1 +1,1 @@
-"""Which of the known bugs explains what was observed."""
+"""The search for known bugs that explain the observed numbers."""

@@ -1,10 +1,10 @@
-"""Which bugs may act together: predicted from what each of them does to the outputs by itself.
+"""Prediction of sets of bugs from the effect of each bug on the outputs.
 
-A hundred bugs make 160,000 sets of three, far too many to be run. But where each moves the outputs
-by little, their effects add up. So every set is ranked by what the sum of its effects leaves of the
-difference that is to be explained, for which the dot products between the effects will do; only the
-nearest sets are then run. Effects that are large, or that depend on each other, do not add up: the
-search therefore goes on from the best set that was run, with the effects as they are beside it.
+A hundred bugs make 160,000 sets of three, too many to run. But if each bug changes the outputs only
+a little, their effects add up. So every set is ranked by the part of the difference that remains
+after the sum of its effects; dot products between the effects are enough for that. Only the nearest
+sets are then run. Effects that are large, or that depend on each other, do not add up. Therefore
+the search continues from the best set that was run, with the effects measured beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 def sketched(seen: Floats) -> Floats:
-    """Some columns (P, k) of outputs (P, N), always the same ones."""
+    """Return some columns (P, k) of outputs (P, N), always the same ones."""
     columns = seen.shape[1]
     if columns <= EFFECT_COLUMNS:
         return seen
@@ -29,9 +29,9 @@ def sketched(seen: Floats) -> Floats:
 
 
 def scaled(effect: Floats, difference: Floats) -> Floats:
-    """An effect (P, k) as a vector (P·k,), each row over that of the difference to be explained.
+    """Return an effect (P, k) as a vector (P·k,), each row divided by that of the difference.
 
-    A row that another choice of experts has moved far then counts no more than any other.
+    So a row that another choice of experts changes much has no more weight than other rows.
     """
     size = np.linalg.norm(np.nan_to_num(difference, posinf=0, neginf=0), axis=1)  # (P,)
     usual = float(np.median(size))
@@ -43,16 +43,16 @@ def scaled(effect: Floats, difference: Floats) -> Floats:
 def nearest_sets(
     effects: Floats, difference: Floats, names: Sequence[str], size: int, count: int
 ) -> list[tuple[int, ...]]:
-    """The ``count`` sets of up to ``size`` effects whose sum comes nearest to a difference.
+    """Return the ``count`` sets of up to ``size`` effects whose sum is nearest to a difference.
 
     Args:
-        effects: (N, M) one a row; a row with NaN takes no part.
+        effects: (N, M), one per row; rows with NaN are ignored.
         difference: (M,).
-        names: N; no set holds a name twice.
+        names: N; no set contains a name twice.
         size: from 1 to 4.
 
     Returns:
-        Of each number of effects, the smallest first, ``count`` sets, the nearest first.
+        For each number of effects, from the smallest, ``count`` sets, nearest first.
 
     >>> effects = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
     >>> nearest_sets(effects, np.array([1.0, 0, 1.0]), "abcd", 2, 1)
@@ -62,7 +62,7 @@ def nearest_sets(
     finite = np.isfinite(difference)
     vectors = effects[usable][:, finite]
     gram = vectors @ vectors.T  # (n, n)
-    alone = np.diag(gram) - 2 * vectors @ difference[finite]  # what each takes off, or adds
+    alone = np.diag(gram) - 2 * vectors @ difference[finite]  # change by each effect
     own = np.array(list(names))[usable]
     clash = own[:, None] == own[None]  # (n, n)
     sets, left = np.arange(len(usable))[:, None], alone  # (s, k), (s,)
@@ -81,11 +81,11 @@ def nearest_sets(
 def _extended(
     sets: NDArray[np.int64], left: Floats, gram: Floats, alone: Floats, clash: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Every set (s, k) with one more effect, and what is left of the difference with it."""
+    """Return every set (s, k) with one more effect, and the squared distance that remains."""
     sums = left[: len(sets), None] + alone[None] + 2 * gram[sets].sum(axis=1)  # (s, n)
     forbidden = clash[sets].any(axis=1)
     after = np.arange(len(alone))[None] > sets.max(axis=1)[:, None]  # each set once
-    full = sets.shape[1] >= 3  # of these only the nearest are here: any effect may join them
+    full = sets.shape[1] >= 3  # only the nearest of these are here; any effect may be added
     where = ~forbidden if full else ~forbidden & after
     row, more = np.nonzero(where)
     larger = np.sort(np.concatenate([sets[row], more[:, None]], axis=1), axis=1)

@@ -1,4 +1,4 @@
-"""What a divergence may be explained by: the catalogue's mutants, in all blocks or in some."""
+"""Candidates that may explain a divergence: the catalogue's mutants, in all or some blocks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps, OpContext
 from gptoss_ref.weights import ModelWeights
 
 BY_TAP = frozenset(("rmsnorm", "linear", "expert_linear", "expert_matrix", "rope", "residual"))
-"""Operations that serve several tap points, and may be wrong at one of them only."""
+"""Operations that are used at several tap points, and may be wrong at one of them only."""
 
 AT_ONCE = 8
-"""Candidates computed side by side: each holds its own copy of a tap point."""
+"""Number of candidates computed together; each has its own copy of a tap point."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Candidate:
     """One mutant in one form.
 
     Attributes:
-        mutant: which one.
-        change: the operations with it, given the operations without.
+        mutant: the mutant.
+        change: a function from the operations without it to those with it.
         label: of the variant, or of the standard form if that has one.
         blocks: the only blocks that have it; None: all.
-        sites: the only tap points at which it acts, where an operation serves several; None: all.
-        value: of the mutant's parameter, where it was fitted to the other's numbers.
+        sites: the only tap points at which it acts, if an operation is used at several; None: all.
+        value: of the mutant's parameter, if it was fitted to the other's numbers.
     """
 
     mutant: Mutant
@@ -41,7 +41,7 @@ class Candidate:
 
     @property
     def placed(self) -> int:
-        """How narrowly it is placed: not at all, in some blocks, at some tap points."""
+        """How specific its place is: 0 everywhere, 1 in some blocks, 2 at some tap points."""
         return 2 if self.sites is not None else 1 if self.blocks is not None else 0
 
     @property
@@ -55,11 +55,11 @@ class Candidate:
 
     @property
     def harmless(self) -> bool:
-        """Whether it is no error: an equivalent rewriting, or rounding that may turn a tie."""
+        """Whether it is no error: an equivalent rewriting, or rounding that may change a tie."""
         return self.mutant.equivalent or self.mutant in TIES
 
     def apply(self, ops: ModelOps) -> ModelOps:
-        """``ops`` with this candidate added, in its blocks."""
+        """Return ``ops`` with this candidate added, in its blocks."""
         changed = self.change(ops)
         if not self.placed:
             return changed
@@ -72,7 +72,7 @@ class Candidate:
         )
 
     def acts(self, at: OpContext) -> bool:
-        """Whether it has been placed where an operation is applied."""
+        """Return whether it acts where an operation is applied."""
         if self.blocks is not None and at.layer not in self.blocks:
             return False
         if self.sites is None:
@@ -81,11 +81,11 @@ class Candidate:
         return tap in self.sites
 
     def within(self, blocks: Iterable[int]) -> Candidate:
-        """The same, but in some blocks only."""
+        """Return this candidate in some blocks only."""
         return dataclasses.replace(self, blocks=frozenset(blocks))
 
     def at(self, sites: Iterable[str]) -> Candidate:
-        """The same, but at some tap points only."""
+        """Return this candidate at some tap points only."""
         return dataclasses.replace(self, sites=frozenset(sites))
 
 
@@ -113,7 +113,7 @@ class Entry:
 
 
 def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[Entry]:
-    """All candidates for a model and a prompt length: bugs first, then their other forms.
+    """Return all candidates for a model and a prompt length: bugs first, then their other forms.
 
     Mutants that this model cannot show are left out.
     """

@@ -1,10 +1,10 @@
-"""Diagnosis from the outputs alone: whole models with each bug, ranked by how near they come.
+"""Diagnosis from outputs alone: whole models with each bug, ranked by their distance.
 
-Logits or log-probabilities say nothing of the stages. Every candidate is therefore run from the
-tokens on, and compared where the other was observed: first one bug at a time, then a constant of
-any value, then several bugs at once. The outputs of a beginning of the prompt depend on that
-beginning alone; what explains a long prompt is therefore looked for in its beginning, and then
-judged on the whole.
+Logits or log-probabilities do not show the stages. Therefore every candidate is run from the tokens
+on, and compared at the observed positions: first one bug at a time, then a constant of any value,
+then several bugs together. The outputs of the first tokens of a prompt do not depend on later
+tokens. So a long prompt is searched in its beginning, and the result is then judged on the whole
+prompt.
 """
 
 from __future__ import annotations
@@ -71,22 +71,22 @@ class WholeModels:
 
     @property
     def rounding(self) -> str:
-        """How the other rounds."""
+        """The other's rounding."""
         return self.trials.rounding
 
     @property
     def specification(self) -> Standing:
-        """How the specification fits."""
+        """The distance of the specification."""
         return self.trials.specification
 
     def stop(self) -> None:
-        """Look no further: what was observed is not the model's."""
+        """End the search: the observed numbers are not those of the model."""
         self.stopped = True
 
     # --- the order of the search ---
 
     def run(self, *, together: bool = True) -> None:
-        """Fill ``ranked``, ``best`` and ``alternatives``, of several bugs only if ``together``."""
+        """Set ``ranked``, ``best`` and ``alternatives``; try several bugs only if ``together``."""
         if self.stopped:
             return
         trials = self.trials
@@ -103,10 +103,7 @@ class WholeModels:
             self.alternatives = self._alternatives(self.best)
 
     def nearest(self) -> Standing | None:
-        """Of what does not explain the outputs the nearest, if it is nearer than nothing is.
-
-        By more than chance: some of many candidates come a little nearer to noise.
-        """
+        """The nearest option that does not explain the outputs, if it is nearer than no bug."""
         first = next((s for s in self.ranked if s.score < self._without), None)
         if first is None:
             return None
@@ -116,7 +113,7 @@ class WholeModels:
         return measured if nearer and won else None
 
     def _search(self, options: Sequence[Option], together: bool) -> None:
-        """One bug, a constant of any value, several bugs; the first that explains the outputs."""
+        """Try one bug, a constant of any value, several bugs, until one explains the outputs."""
         self.trials.steps.expect(SHORTLIST)
         singles = self.trials.tried(options)
         self.ranked = _forms(singles.standings)
@@ -128,13 +125,13 @@ class WholeModels:
 
     @property
     def _sure(self) -> bool:
-        """Whether what was found leaves so little that nothing else needs to be tried."""
+        """Return whether the error that remains is so small that nothing else needs to be tried."""
         return self.best is not None and self.best.excess <= NO_DOUBT
 
     # --- the beginning of a prompt, and the whole ---
 
     def _beginning(self) -> WholeModels | None:
-        """The search in the first tokens, if these are wrong and the prompt is much longer."""
+        """Search the first tokens, if these are wrong and the prompt is much longer."""
         spec = self.specification
         wrong = self.target.positions[spec.error > spec.allowed[-1]]
         if spec.excess <= 1 or len(wrong) < WRONG_ROWS:
@@ -180,7 +177,7 @@ class WholeModels:
     # --- what cannot be told from it ---
 
     def _alternatives(self, best: Standing) -> dict[str, tuple[str, ...]]:
-        """What may take the place of each bug: it is there instead in options that fit alike."""
+        """Return alternatives to each bug: other bugs in options that fit equally well."""
         own = [c.name for c in best.candidates]
         found = {name: dict.fromkeys(self._rivals.get(name, ())) for name in own}
         for standing in self.ranked:
@@ -193,16 +190,16 @@ class WholeModels:
     # --- a constant of any value ---
 
     def _distances(self, base: Option, candidates: Sequence[Candidate]) -> list[float]:
-        """The score under each of some values of a mutant's parameter, beside other bugs."""
+        """Return the score for each of some values of a mutant's parameter, beside other bugs."""
         tried = self.trials.tried([(*base, candidate) for candidate in candidates], base)
         by_value = {s.candidates[-1].value: s.score for s in tried.standings}
         return [by_value.get(candidate.value, tried.base) for candidate in candidates]
 
     def _fit(self, around: Tried, base: Option = ()) -> None:
-        """A constant of any value, which takes the place of a known bug if it comes nearer.
+        """Fit a constant of any value; it replaces a known bug if it comes nearer.
 
         Args:
-            around: the options beside ``base``, to choose mutants by.
+            around: the options beside ``base``, which select the mutants.
         """
         config, tokens = self.trials.config, len(self.trials.tokens)
         distances = partial(self._distances, base)
@@ -240,7 +237,7 @@ class WholeModels:
         return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
 
     def _fit_beside(self, base: Option, options: Sequence[Option]) -> None:
-        """A constant of any value beside bugs without one: all of ``base``, or all but one."""
+        """Fit a constant of any value beside bugs without one: all of ``base``, or all but one."""
         fixed = tuple(c for c in base if c.mutant.parameter is None)
         sets = [fixed, *(tuple(c for c in fixed if c is not out) for out in fixed)]
         known = dict.fromkeys(some for some in sets if some)
@@ -253,7 +250,7 @@ class WholeModels:
                 return
 
     def _rounded_off(self, best: Standing) -> Standing:
-        """A fitted value with the fewest digits that the outputs allow, and between what limits."""
+        """Return a fitted value with the fewest digits that the outputs allow, and its interval."""
         *base, found = best.candidates
 
         def explains(other: Candidate) -> bool:
@@ -268,12 +265,13 @@ class WholeModels:
     # --- several bugs ---
 
     def _combine(self, options: Sequence[Option], singles: Tried) -> None:
-        """Several bugs at once: added to the nearest set, and removed from it where they do harm.
+        """Search several bugs: add bugs to the nearest set, and remove those that make it worse.
 
-        Each time, the sets are run whose effects add up to what is left, and what the nearest set
-        so far leaves without one of its bugs; the best of these is what the next round begins with.
-        Best is what turns the outputs the right way: beside several gross bugs any bug that merely
-        makes them small, such as an embedding of zeros, comes nearer than one that is there.
+        In each round, the sets are run whose effects add up to the remaining difference, and the
+        nearest set so far without each of its bugs. The next round starts from the best of these:
+        the set with the smallest angle to the outputs. Beside several gross bugs, any bug that
+        makes the outputs small, such as an embedding of zeros, has a smaller distance than a bug
+        that is present.
         """
         base: Option = ()
         around, reached = singles, singles.turned
@@ -304,7 +302,7 @@ class WholeModels:
         self._fit_beside(base, options)
 
     def _pruned(self, found: Standing) -> Standing:
-        """The same without bugs that are not needed, or that better the outputs by chance only."""
+        """Return the set without bugs that are not needed or improve the outputs only by chance."""
         for candidate in found.candidates:
             fewer = tuple(c for c in found.candidates if c is not candidate)
             if fewer:
@@ -314,12 +312,12 @@ class WholeModels:
         return found
 
     def _nearest(self, found: Standing, options: Sequence[Option]) -> Standing:
-        """The same with another bug in the place of the least certain one, if that is nearer.
+        """Return the set with another bug instead of the least certain one, if that is nearer.
 
-        Of several bugs the smallest is the least certain: all that the others do is exact, and any
-        bug that does a little of the right thing explains the rest. What the nearest one does not
-        beat beyond chance is its rival. If even that leaves more than NO_DOUBT, it is not named,
-        and what it would explain stays unexplained.
+        The smallest of several bugs is the least certain: the others are exact, and any bug with a
+        similar small effect explains the rest. A bug that the nearest one does not beat by more
+        than chance is its rival. If even the nearest one leaves more than NO_DOUBT, no bug is
+        named, and this part of the difference stays unexplained.
         """
         fewer = [tuple(c for c in found.candidates if c is not out) for out in found.candidates]
         tried = self.trials.tried([o for o in fewer if o]).standings
@@ -346,7 +344,7 @@ def _turned(standing: Standing) -> float:
 
 
 def _forms(standings: Sequence[Standing]) -> list[Standing]:
-    """Each mutant in its nearest form only."""
+    """Return each mutant in its nearest form only."""
     first: dict[str, Standing] = {}
     for standing in standings:
         first.setdefault(standing.candidates[0].name, standing)

@@ -1,8 +1,8 @@
-"""Numbers that are wrong, fitted: which epsilon, which base, which width of the window?
+"""Fits of wrong constants, such as an epsilon, a base, or the length of a window.
 
-A mutant with a parameter has a list of usual values. Where none of them explains a divergence, the
-value is looked for on a coarse grid, and then around the best of it, by the distance at the tap
-point that diverges. What is found counts only if it explains the divergence like any other bug.
+A mutant with a parameter has a list of usual values. If none of them explains a divergence, the
+value is searched on a coarse grid, and then near the best value, by the distance at the tap point
+that diverges. The result counts only if it explains the divergence like any other bug.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gptoss_ref.verify.search.candidates import Candidate
 from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, FLAT, GRID, ROUNDS, STALLED
 
 Score = Callable[[Sequence[Candidate]], list[float]]
-"""The distance under each of some candidates; the less, the better."""
+"""Function that returns the distance of each of some candidates; smaller is better."""
 
 
 def candidate(mutant: Mutant, value: float) -> Candidate:
-    """The mutant with that value of its parameter."""
+    """Return the mutant with that value of its parameter."""
     assert mutant.parameter is not None
     label = f"{mutant.parameter.name} {value:.6g}"
     return Candidate(mutant, mutant.parameter.change(value), label, value=value)
@@ -31,11 +31,7 @@ def candidate(mutant: Mutant, value: float) -> Candidate:
 
 @dataclass(frozen=True)
 class Guess:
-    """A value of a mutant's parameter, how near it comes, and between what values to go on.
-
-    Attributes:
-        spread: by how much the distances of the values tried beside it differ.
-    """
+    """A value of a mutant's parameter, its distance, and the interval for the next grid."""
 
     candidate: Candidate
     distance: float
@@ -45,7 +41,7 @@ class Guess:
 
 
 def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Guess | None:
-    """The best value on a coarse grid."""
+    """Return the best value on a coarse grid."""
     parameter = mutant.parameter
     if parameter is None:
         return None
@@ -54,7 +50,7 @@ def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Gue
 
 
 def refined(first: Guess, score: Score, rounds: int = ROUNDS) -> Guess:
-    """The best value around a guess, after some rounds, or as finely as the numbers tell."""
+    """Return the best value near a guess, after some rounds or at the resolution of the numbers."""
     mutant, best, stalled = first.candidate.mutant, first, 0
     for _ in range(rounds):
         if not best.low < best.high or best.high - best.low < FINEST * best.high:
@@ -82,7 +78,7 @@ def _narrowed(mutant: Mutant, low: float, high: float, score: Score, count: int)
 def interval(
     found: Candidate, config: ModelConfig, tokens: int, explains: Callable[[Candidate], bool]
 ) -> tuple[float, float]:
-    """Between what values of its parameter a candidate explains a divergence."""
+    """Return the interval of parameter values with which a candidate explains a divergence."""
     mutant, value = found.mutant, found.value
     assert mutant.parameter is not None
     assert value is not None
@@ -112,6 +108,6 @@ def _grid(parameter: Parameter, low: float, high: float, count: int) -> list[flo
 
 
 def shortest(value: float, low: float, high: float) -> float:
-    """The number with the fewest digits between two others, or ``value``."""
+    """Return the number with the fewest digits between two others, or ``value``."""
     digits = (float(f"{value:.{n}g}") for n in range(1, 15))
     return next((short for short in digits if low <= short <= high), value)

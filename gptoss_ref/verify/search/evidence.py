@@ -1,4 +1,4 @@
-"""Somebody's trace, judged under the operations that explain it so far."""
+"""A trace, judged by the operations that explain it so far."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from gptoss_ref.weights import ModelWeights
 
 
 class Evidence:
-    """A trace, and what explains it.
+    """A trace, and the operations that explain it.
 
     Args:
         weights: of the model.
-        trace: as it came.
+        trace: as it was given.
         rounding: of the trace.
         judged: the only tap points to be explained, from the nearest ones before them; None: all.
 
     Attributes:
-        given: the trace as it came; ``trace`` is without what is kept in another form.
+        given: the trace as it was given; ``trace`` is without arrays kept in another form.
         segments: of the trace, by tap point.
         entries: the candidates.
         specification: every tap point of the trace against the specification.
-        ops: what explains the trace so far.
+        ops: the operations that explain the trace so far.
         tap_errors: every tap point against these operations.
     """
 
@@ -55,15 +55,15 @@ class Evidence:
         self.tap_errors = dict(self.specification)
 
     def diverging(self) -> list[str]:
-        """Tap points that diverge under the operations so far, in the order of computation."""
+        """Return the tap points that diverge under the operations so far, in order."""
         return [tap for tap, local in self.tap_errors.items() if local.excess > 1]
 
     def unexplained(self) -> dict[str, TapError]:
-        """Every tap point that counts, against the specification."""
+        """Return every tap point that counts, against the specification."""
         return {t: local for t, local in self.specification.items() if t in self.trace}
 
     def go_on_with(self, changed: Trace, taps: Iterable[str]) -> None:
-        """Judge what is computed from some tap points again, which have changed or are gone."""
+        """Judge again the tap points computed from others that have changed or were removed."""
         taps = frozenset(taps)
         users = [t for t in self.trace if taps & set(self.segments[t].inputs)]
         self.trace, self.segments = changed, segments(changed.config, changed)
@@ -73,14 +73,14 @@ class Evidence:
             known.update((local.tap, local) for local in self.replayed(ops, again))
 
     def extended(self, candidates: Iterable[Candidate]) -> ModelOps:
-        """The operations so far with some candidates, one after the other."""
+        """Return the operations so far with some candidates, applied one after the other."""
         ops = self.ops
         for candidate in candidates:
             ops = candidate.apply(ops)
         return ops
 
     def replayed(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
-        """Some tap points against some operations, in the order of computation."""
+        """Return some tap points against some operations, in the order of computation."""
         return replay(self.weights, self.trace, ops, self.rounding, taps)
 
     def _watched(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
@@ -90,19 +90,19 @@ class Evidence:
             yield local
 
     def reach(self, candidate: Candidate) -> frozenset[str]:
-        """Tap points of the trace whose segments use an operation that the candidate changes."""
+        """Return the trace's tap points that use an operation that the candidate changes."""
         taps = self.affected([candidate])
         if candidate.blocks is not None:
             taps = frozenset(t for t in taps if split(t)[0] in candidate.blocks)
         return taps if candidate.sites is None else taps & candidate.sites
 
     def affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
-        """The same of some candidates, wherever they are placed."""
+        """Return the same for some candidates, at all their places."""
         ops = frozenset[str]().union(*(ops_of(c) for c in candidates))
         return frozenset(t for t in self.tap_errors if self.segments[t].ops & ops)
 
     def where(self, tap: str) -> str:
-        """Which part of a tap point is wrong, in words."""
+        """Return the wrong part of a tap point in words."""
         local = self.tap_errors[tap]
         config, tokens = self.trace.config, self.trace.tokens
         exact = predict(self.weights, config, self.ops, tokens, self.trace, [tap])
@@ -112,5 +112,5 @@ class Evidence:
 
 
 def ops_of(candidate: Candidate) -> frozenset[str]:
-    """Names of the operations that a candidate changes."""
+    """Return the names of the operations that a candidate changes."""
     return changes(SPECIFICATION, candidate.change(SPECIFICATION))

@@ -1,4 +1,4 @@
-"""What a search tries, finds, and gives up: candidates that may explain a divergence."""
+"""Candidates that were tried, found, or given up as explanations of a divergence."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class Found:
     """A candidate that explains a divergence.
 
     Attributes:
-        candidate: what explains it.
+        candidate: the candidate.
         tap: the tap point at which it was found.
-        before, after: there, in multiples of what rounding explains, without and with it.
-        alternatives: names of other mutants that explain it as well on this input.
-        share: of the values that tell, how many side with it; None where it was found by its size.
-        interval: of a fitted number: between what values it explains the divergence.
+        before, after: the error there without and with it, in multiples of what rounding explains.
+        alternatives: names of other mutants that explain it equally well on this input.
+        share: share of the votes that agree with it; None if it was found by the size of its
+            effect.
+        interval: for a fitted number, the interval in which it explains the divergence.
     """
 
     candidate: Candidate
@@ -42,7 +43,8 @@ class Unknown:
     Attributes:
         tap: the first of them.
         taps: all of the same stage.
-        nearest: the mutant that comes nearest, and what remains with it, if it comes nearer at all.
+        nearest: the mutant that comes nearest, and the error that remains with it; None if no
+            mutant reduces the error.
     """
 
     tap: str
@@ -57,8 +59,10 @@ class Explanation:
     Attributes:
         candidates: applied one after the other.
         local: the tap point under them.
-        left, tokens: divergences of the whole trace under them, and tokens that diverge in these.
-        distance: between the other's numbers and theirs, rounded alike, over all they change.
+        left, tokens: divergences of the whole trace under them, and the tokens that diverge in
+        these.
+        distance: between the other's numbers and theirs, with the same rounding, over all that they
+            change.
         under: all these tap points under them.
     """
 
@@ -75,21 +79,21 @@ class Explanation:
 
     @property
     def harmless(self) -> bool:
-        """Whether no error is among them."""
+        """Whether none of them is an error."""
         return all(candidate.harmless for candidate in self.candidates)
 
     @property
     def rank(self) -> tuple[int, int, int, float]:
-        """Smaller is better: what it leaves, in fewer tokens, in all blocks alike, and how near."""
+        """Sort key, smaller is better: divergences left, their tokens, places, distance."""
         placed = max(candidate.placed for candidate in self.candidates)
         return self.left, self.tokens, placed, self.distance
 
 
 def best_of(weighed: Iterable[Explanation]) -> tuple[Explanation, tuple[str, ...]]:
-    """The best explanation of a divergence, and names that cannot be told from its own.
+    """Return the best explanation of a divergence, and names that cannot be distinguished from it.
 
-    Of two bugs that come to the same numbers as two others those are better that do so in either
-    order: where the order matters, the later bug hides a part of the earlier one.
+    Among equal pairs of bugs, prefer one that fits in both orders: if the order matters, the later
+    bug hides a part of the earlier one.
     """
     ordered = sorted(weighed, key=lambda e: e.rank)
     first = ordered[0]
@@ -103,11 +107,11 @@ def best_of(weighed: Iterable[Explanation]) -> tuple[Explanation, tuple[str, ...
 
 
 def pairs(singles: Iterable[Option]) -> list[Option]:
-    """Two candidates at a time, in both orders.
+    """Return pairs of candidates, in both orders.
 
-    The nearest mutants with each other, each in its nearest and in its usual form; and the first
-    few of them with every other form of the others, for what is nearest alone need not be what fits
-    beside another.
+    They are the nearest mutants with each other, each in its nearest and in its usual form, and the
+    first few of them with every other form of the others, because the nearest form alone need not
+    fit beside another bug.
     """
     forms = [candidate for (candidate,) in singles]
     nearest: dict[str, Candidate] = {}

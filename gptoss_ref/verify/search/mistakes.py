@@ -1,8 +1,8 @@
-"""Mistakes of whoever recorded the arrays: looked for before any bug of the model.
+"""Mistakes in the recording of the arrays, which are searched before any bug of the model.
 
-Rows that are one token too late, probabilities in place of logits, an axis in another place, an
-array that was never written: each is told from a bug, because the numbers fit the specification
-once it is undone, and each has a sentence of its own.
+Examples are rows that are one token too late, probabilities instead of logits, axes in another
+order, and an array that was never written. Each can be distinguished from a bug, because the
+numbers match the specification after it is undone, and each has its own sentence in the report.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from gptoss_ref.verify.thresholds import FILTERED, SAME_BASE, SAME_EMBEDDING, SU
 Floats = NDArray[np.float64]
 
 SHIFTS = (1, -1)
-"""By how many rows arrays are usually shifted."""
+"""Numbers of rows by which arrays are usually shifted."""
 
 STARTS = (199998, 199999, 200002, 200006)
-"""Tokens of o200k_harmony that begin or end something."""
+"""Special tokens of o200k_harmony that begin or end a message."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """What was done to an array, and the array without it.
+    """A mistake in an array, and the array without it.
 
     Attributes:
-        sentence: what was done, and what to do.
-        mended: the array as it should be, where the mistake can be undone; rows that are not known
-            are the specification's. None: nothing is left to judge.
-        harmless: whether the model is right all the same, and the array usable as it is.
-        certain: whether the array itself shows it; else only that the mended one fits.
+        sentence: the mistake, and how to avoid it.
+        mended: the right array, if the mistake can be undone; rows that are not known are those of
+            the specification. None: nothing is left to judge.
+        harmless: whether the model is right and the array is usable as it is.
+        certain: whether the array itself shows the mistake; else only the mended array fits.
         lost: (T,) rows that were not recorded.
     """
 
@@ -51,11 +51,11 @@ class Mistake:
 
 
 def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
-    """What may have been done to the array of a tap point, the plainest first.
+    """Return possible mistakes in the array of a tap point, the most obvious first.
 
     Args:
-        exact: as the specification has it.
-        other: as it was recorded.
+        exact: the array of the specification.
+        other: the recorded array.
     """
     axis = axes(tap).index("T")
     exact, other = np.asarray(exact, np.float64), np.asarray(other, np.float64)
@@ -75,7 +75,7 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
         if len(theirs) < 3:
             break
         mended = first.copy()
-        if shift > 0:  # row t holds what belongs to token t + 1
+        if shift > 0:  # row t has the values of token t + 1
             mended[1:] = theirs[:-1]
         else:
             mended[:-1] = theirs[1:]
@@ -97,7 +97,7 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
         if finite and other.min() >= 0 and np.allclose(other.sum(1), 1, atol=SUM_OF_ROW):
             logs = np.log(np.maximum(other, 1e-45))
             ours = log_softmax(exact)
-            faint = other < 1e-30  # too small to be told from 0
+            faint = other < 1e-30  # indistinguishable from 0
             sentence = "These are probabilities, not logits: their logarithms are compared."
             yield Mistake(sentence, np.where(faint, ours, logs), harmless=True, certain=True)
             return
@@ -173,7 +173,7 @@ def _scaled(factor: float) -> str:
 
 
 def unrecorded(tap: str, exact: Array, other: Array) -> Mistake | None:
-    """Whole rows of NaN beside others that are numbers."""
+    """Return whether whole rows are NaN and other rows are numbers."""
     axis = axes(tap).index("T")
     flat = np.moveaxis(np.asarray(other), axis, 0).reshape(other.shape[axis], -1)
     lost: NDArray[np.bool_] = np.asarray(np.isnan(flat).all(axis=1))
@@ -189,7 +189,7 @@ def unrecorded(tap: str, exact: Array, other: Array) -> Mistake | None:
 
 
 def in_front(config: ModelConfig, length: int) -> list[list[int]]:
-    """Tokens that may have been put before a prompt of ``length``: a start, or padding."""
+    """Return tokens that may precede a prompt of ``length``: a start token, or padding."""
     named = [i for i in (config.pad_token_id, *config.eos_token_ids) if i is not None]
     ids = [i for i in dict.fromkeys((*named, *STARTS, 0, 1, 2)) if i < config.vocab_size]
     pads = dict.fromkeys((2, 3, 4, *(-length % size for size in (8, 16, 32, 64))))
@@ -198,7 +198,7 @@ def in_front(config: ModelConfig, length: int) -> list[list[int]]:
 
 
 def in_front_sentence(front: Sequence[int]) -> str:
-    """What to say of tokens that were put before the prompt and taken off again."""
+    """Return the sentence on tokens that preceded the prompt and were removed again."""
     if len(front) == 1:
         return (
             f"Token {front[0]} was put before the prompt, and its row taken off again: every "
@@ -211,13 +211,13 @@ def in_front_sentence(front: Sequence[int]) -> str:
 
 
 def other_id_sentence(tokens: Sequence[int] | Array, at: int, found: int) -> str:
-    """What to say of a prompt whose token ``at`` is another one."""
+    """Return the sentence on a prompt whose token ``at`` is another one."""
     agree = " All rows before it agree." if at else ""
     return f"The prompt is another one: token {at} is {found}, and not {tokens[at]}.{agree}"
 
 
 def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> str | None:
-    """Whose rows embeddings (T, D) are, in a sentence, if they are rows of ``embedding`` (V, D)."""
+    """Return the sentence on embeddings (T, D) that are other rows of ``embedding`` (V, D)."""
     table = widen(np.asarray(embedding), np.float64)
     rows, found = np.asarray(rows, np.float64), []
     size = (table**2).sum(1)

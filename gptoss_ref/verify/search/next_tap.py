@@ -1,4 +1,4 @@
-"""Which tap point to bring next, if nothing explains a divergence, and why."""
+"""The tap point to record next if nothing explains a divergence, and the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptoss_ref.verify.replay.evaluate import needed, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 
 PARTS = ("attn.residual", "mlp.residual")
-"""Where a block is best cut in two."""
+"""The tap points that best divide a block in two."""
 
 BRING = (
     "bring block.*.mlp.residual, the residual stream after every block, next: the first block that "
@@ -17,10 +17,10 @@ BRING = (
 
 
 def next_in_words(trace: Trace, tap: str) -> str:
-    """What to record next to narrow down a divergence at a tap point of a trace.
+    """Return what to record next to narrow down a divergence at a tap point of a trace.
 
-    The numbers there are computed from the nearest tap points before it that the trace holds. If
-    others lie between, the middle one tells on which side of it the error is.
+    The numbers there are computed from the nearest tap points before it that the trace has. If
+    others lie between, the middle one shows on which side of it the error is.
     """
     inputs = segments(trace.config, trace)[tap].inputs
     since = " and ".join(inputs) if inputs else "the tokens"

@@ -1,4 +1,4 @@
-"""The search where only a model's outputs are known: logits, or some log-probabilities."""
+"""The search if only outputs of a model are known: logits, or some log-probabilities."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ OUTPUTS = frozenset(("norm", "logits"))
 
 @dataclass(frozen=True)
 class OutputsFound:
-    """A search in one array of outputs, and what was found beside it.
+    """A search in one array of outputs, with its remarks.
 
     Attributes:
-        search: of whole models; what it looked at is the array without the mistakes.
-        mistakes, remarks: what was done to the array when it was recorded, in sentences; the
-            second ones do no harm.
+        search: of whole models; it uses the array without the mistakes.
+        mistakes, remarks: changes of the array by its recording, in sentences; the remarks are
+            harmless.
         extra: further numbers of the logits, see ``Row`` of the report.
     """
 
@@ -60,10 +60,10 @@ class OutputsFound:
 def search_outputs(
     model: Model, trace: Trace, tap: str, rounding: str, steps: Steps, stated: bool = True
 ) -> OutputsFound:
-    """One of :data:`OUTPUTS` of a trace that holds nothing else.
+    """Search in one of :data:`OUTPUTS` of a trace that has nothing else.
 
     Args:
-        stated: whether somebody said what the rounding is; else the numbers may show a coarser one.
+        stated: whether the caller stated the rounding; else the numbers may show a coarser one.
     """
     weights, config, tokens = model.weights, model.config, trace.tokens
     seen = trace.observed(tap)
@@ -120,7 +120,7 @@ def _coarser(
     seen: Array,
     steps: Steps,
 ) -> WholeModels | None:
-    """The search under a coarser rounding that explains the outputs, if one does."""
+    """Return the search under a coarser rounding that explains the outputs, if there is one."""
     if not 1 < search.specification.excess < math.inf:
         return None
     for rounding in coarser_than(search.rounding):
@@ -141,7 +141,7 @@ def _search_of(
     rounding: str,
     steps: Steps,
 ) -> WholeModels:
-    """The search in the rows ``seen`` (T,) of one array of outputs (T, D) or (T, V)."""
+    """Return the search in the rows ``seen`` (T,) of one array of outputs (T, D) or (T, V)."""
     floor = UNITS[rounding] / 8
     if tap == "logits":  # modulo a constant a row
         grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
@@ -153,7 +153,7 @@ def _search_of(
 
 
 def _form(tap: str) -> Callable[[Array], Array]:
-    """What of an array of outputs is compared."""
+    """Return the part of an array of outputs that is compared."""
     return _centred if tap == "logits" else _as_float64
 
 
@@ -165,14 +165,14 @@ def _apart(search: WholeModels, one: Array, other: Array) -> Array:
 
 
 def _fits(search: WholeModels, exact: Array, observed: Array | None) -> bool:
-    """Whether outputs (P, …) explain others, but for rounding."""
+    """Return whether outputs (P, …) equal others except for rounding."""
     if observed is None:
         return False
     return usual_excess(_apart(search, exact, observed), search.specification.allowed) <= 1
 
 
 def _near(search: WholeModels, exact: Array, observed: Array) -> NDArray[np.bool_]:
-    """(P,) which rows of outputs are alike, but for rounding."""
+    """(P,) whether rows of outputs are equal except for rounding."""
     near: NDArray[np.bool_] = (
         _apart(search, exact, observed) <= 4 * search.specification.allowed[-1]
     )
@@ -200,7 +200,7 @@ def _centred(logits: Array) -> Array:
 def _mistake(
     model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
 ) -> Mistake | None:
-    """What was done to the outputs when they were recorded, if that explains them."""
+    """Return the mistake in the recording of the outputs, if one explains them."""
     target = search.target
     for found in mistakes(target.tap, exact, observed):
         if found.certain or _fits(search, exact, found.mended):
@@ -217,7 +217,7 @@ def _mistake(
 
 
 def _outputs_of(model: Model, tokens: Array, tap: str) -> Array:
-    """One array of outputs of a prompt (T,) by the specification in float32."""
+    """Return one array of outputs of a prompt (T,) by the specification in float32."""
     found = predict(model.weights, model.config, SPECIFICATION, tokens, {}, [tap], FLOAT32)
     return found[tap]
 
@@ -225,7 +225,7 @@ def _outputs_of(model: Model, tokens: Array, tap: str) -> Array:
 def _other_token(
     model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
 ) -> Mistake | None:
-    """One token that is another: all rows before it agree, and none from it on."""
+    """Return a replaced token: all rows before it agree, and none from it on."""
     config = model.config
     wrong = ~_near(search, exact, observed)
     at = int(np.argmax(wrong))
@@ -245,7 +245,7 @@ def _other_token(
 def search_observation(
     model: Model, observation: LogprobObservation, rounding: str, steps: Steps
 ) -> WholeModels:
-    """Log-probabilities of some tokens at some positions."""
+    """Search in log-probabilities of some tokens at some positions."""
     finite = np.isfinite(observation.values)
     rows, ids, values = (a[finite] for a in (observation.rows, observation.ids, observation.values))
     positions, place = np.unique(rows, return_inverse=True)  # (P,), (N,)
@@ -261,7 +261,7 @@ def search_observation(
         return out
 
     def see(logits: Array) -> Array:
-        shown = rows < len(logits)  # the rows are ascending
+        shown = rows < len(logits)  # rows are ascending
         return table(log_probabilities(logits, rows[shown], ids[shown]))
 
     where = np.asarray(positions, np.int64)

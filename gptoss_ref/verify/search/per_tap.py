@@ -1,10 +1,10 @@
-"""Which known bugs explain a trace: the search behind :func:`gptoss_ref.verify.diagnose`.
+"""The search for known bugs that explain a trace; :func:`gptoss_ref.verify.diagnose` uses it.
 
-The diverging tap points are taken in the order of computation. At the first one every mutant that
-touches its segment is tried: those that reproduce the other's numbers down to rounding explain it,
-and among these the one that leaves the fewest divergences in the rest of the trace, then the one
-that comes nearest, wins. It becomes part of the operations, and the next divergence that is left is
-taken. Where no single mutant will do, two at once are tried.
+The diverging tap points are processed in the order of computation. At the first one, every mutant
+that changes its segment is tried. Those that reproduce the other's numbers up to rounding explain
+it. Among these, the mutant wins that leaves the fewest divergences in the rest of the trace, then
+the one with the smallest distance. It becomes part of the operations, and the next remaining
+divergence is processed. If no single mutant explains a divergence, pairs are tried.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from gptoss_ref.verify.thresholds import CLEARLY, EXCHANGED, SURE
 
 @dataclass(frozen=True)
 class Accepted:
-    """A divergence that was explained, and what else would have done.
+    """A divergence that was explained, with the other explanations.
 
     Attributes:
-        tap: where.
-        best, alternatives: the explanation taken, and names that cannot be told from it.
+        tap: the tap point.
+        best, alternatives: the accepted explanation, and names that cannot be distinguished from
+        it.
         others: explanations of this tap point that leave more of the trace unexplained.
-        before: the operations that it was added to.
+        before: the operations to which it was added.
     """
 
     tap: str
@@ -50,8 +51,8 @@ class Search:
     """The search for the bugs of one trace.
 
     Attributes:
-        evidence: the trace, and what explains it.
-        recording: what was done to its arrays when they were recorded.
+        evidence: the trace, and the operations that explain it.
+        recording: mistakes in the recording of its arrays.
         unknown: the divergences that nothing explains.
     """
 
@@ -66,7 +67,7 @@ class Search:
     # --- the order of the search ---
 
     def run(self, *, hidden: bool = True) -> None:
-        """Fill ``found`` and ``unknown``; without ``hidden``, by what exceeds rounding only."""
+        """Set ``found`` and ``unknown``; without ``hidden``, by errors larger than rounding."""
         evidence, recording = self.evidence, self.recording
         tried: dict[str, int] = {}
         checked: set[str] = set()
@@ -101,7 +102,7 @@ class Search:
 
     @property
     def found(self) -> list[Found]:
-        """What explains the divergences, in the order in which it was found."""
+        """The explanations of the divergences, in the order in which they were found."""
         by_size = [
             self._fixed(step, candidate)
             for step in self._accepted
@@ -110,12 +111,12 @@ class Search:
         return [*by_size, *self._hidden]
 
     def _taken(self) -> set[str]:
-        """Names of what has been found."""
+        """Return the names of the bugs found."""
         steps = [c.name for step in self._accepted for c in step.best.candidates]
         return {*steps, *(hidden.candidate.name for hidden in self._hidden)}
 
     def _diverging(self) -> list[str]:
-        """Tap points that are not explained, in the order of computation."""
+        """Return the tap points that are not explained, in the order of computation."""
         known = {tap for unknown in self.unknown for tap in unknown.taps}
         return [tap for tap in self.evidence.diverging() if tap not in known]
 
@@ -130,9 +131,9 @@ class Search:
     # --- one divergence ---
 
     def _explain(self, tap: str, *, two: bool) -> tuple[bool, tuple[str, float] | None]:
-        """Explain a divergence by one bug, or by ``two``, else say what comes nearest.
+        """Explain a divergence by one bug, or by ``two``; else record the nearest one.
 
-        What explains the beginning of a long prompt only is looked for again in all of it.
+        An explanation of only the beginning of a long prompt is searched again in the whole prompt.
         """
         done, judged = self._attempt(tap, two=two)
         if not done and self._trials.begun(tap, judged):
@@ -146,10 +147,10 @@ class Search:
         return False, (best.candidates[0].name, best.local.excess)
 
     def _attempt(self, tap: str, *, two: bool) -> tuple[bool, list[Explanation]]:
-        """Whether a divergence was explained; and what was judged on the way.
+        """Return whether a divergence was explained, and the candidates that were judged.
 
-        In turn: one bug; one, after an exchange of what was taken before; two; two after that; a
-        constant fitted to the numbers; that and one more.
+        The order: one bug; one bug after an earlier explanation is exchanged; two bugs; two bugs
+        after an exchange; a constant fitted to the numbers; a constant and one more bug.
         """
         judged, options = self._trials.alone(tap, self._taken())
         least = min((e.local.excess for e in judged), default=1.0)
@@ -163,7 +164,7 @@ class Search:
             judged = [*judged, *both]
             done = self._accept(tap, both)
             done = done or self._accept_otherwise(tap, together=True)
-        if not done:  # a number that may take any value is the last resort
+        if not done:  # a free number is the last resort
             values = self._trials.fitted(tap, self._taken())
             fitted = self._trials.judged(tap, values)
             judged = [*judged, *fitted]
@@ -173,7 +174,7 @@ class Search:
         return done, judged
 
     def _fixed(self, step: Accepted, found: Candidate) -> Found:
-        """What was found, with how sharply the numbers fix a fitted value."""
+        """Return the finding with the interval of its fitted value."""
         before, after = self.evidence.specification[step.tap].excess, step.best.local.excess
         plain = Found(found, step.tap, before, after, step.alternatives)
         if found.value is None or len(step.best.candidates) > 1:
@@ -192,7 +193,7 @@ class Search:
         return replace(plain, candidate=found, interval=(low, high))
 
     def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
-        """Take the best of what explains a tap point into the operations, if anything does."""
+        """Add the best explanation of a tap point to the operations, if there is one."""
         solved = [e for e in judged if e.local.excess <= 1]
         if not solved:
             return False
@@ -207,7 +208,7 @@ class Search:
         return True
 
     def _take(self, step: Accepted, under: Iterable[TapError] = ()) -> None:
-        """Add what explains a divergence to the operations.
+        """Add an explanation of a divergence to the operations.
 
         Args:
             under: all tap points that it changes, if they have been replayed with it.
@@ -219,11 +220,11 @@ class Search:
         evidence.tap_errors |= {local.tap: local for local in changed}
 
     def _accept_otherwise(self, tap: str, *, together: bool = False) -> bool:
-        """Explain a tap point after exchanging one of the explanations taken before.
+        """Explain a tap point after exchanging one of the earlier explanations.
 
-        Where two come to the same numbers at one tap point, only later ones tell which it is; and
-        if these show another bug besides, neither may look right there by itself. The exchange has
-        to leave less unexplained.
+        If two bugs give the same numbers at one tap point, only later tap points distinguish them.
+        If these show another bug besides, neither of the two may fit there alone. The exchange must
+        leave less unexplained.
         """
         evidence = self.evidence
         ops, tap_errors, accepted = evidence.ops, evidence.tap_errors, self._accepted
@@ -242,7 +243,7 @@ class Search:
         return False
 
     def _exchanges(self) -> list[tuple[int, Explanation]]:
-        """What may take the place of which accepted explanation: first that of a rewriting."""
+        """Return possible replacements of accepted explanations: first those of a rewriting."""
         found = [
             (place, other)
             for place, step in enumerate(self._accepted)

@@ -1,7 +1,7 @@
-"""Was it another prompt? Tokens in front of it, or another token somewhere.
+"""Another prompt as the cause: tokens in front of it, or a replaced token.
 
-Looked for before any bug, at the first tap point that diverges: a token that was put before the
-prompt moves all positions and is seen by every other token.
+It is searched before any bug, at the first tap point that diverges: a token in front of the prompt
+moves all positions and is seen by every other token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_NORM = "block.0.attn.norm"
 def another_prompt(
     weights: ModelWeights, trace: Trace, rounding: str, diverging: list[TapError]
 ) -> str | None:
-    """What was done to the prompt, in a sentence, if that explains the first divergences.
+    """Return the change of the prompt, in a sentence, if it explains the first divergences.
 
     Args:
         diverging: tap points that diverge from the specification, in the order of computation.
@@ -43,7 +43,7 @@ def another_prompt(
         return _ids_of_norm(weights, trace)
     mixing = [x.tap for x in diverging if "attention_weights" in before[x.tap].ops]
     if mixing and split(mixing[0])[0] in (0, None) and len(trace.tokens) > 1:
-        # a window of the first block hides how many tokens there are, the second block has none
+        # a window in the first block hides the number of tokens; the second block has no window
         second = [tap for tap in mixing if split(tap)[0] == 1]
         found = _in_front(weights, trace, [mixing[0], *second[:1]])
         if found is not None:
@@ -54,7 +54,7 @@ def another_prompt(
 
 
 def _in_front(weights: ModelWeights, trace: Trace, taps: list[str]) -> list[int] | None:
-    """Tokens with which the specification comes to tap points as they were recorded."""
+    """Return tokens in front with which the specification gives the recorded tap points."""
     config, tokens = trace.config, trace.tokens
 
     def distance(front: list[int]) -> float:
@@ -73,7 +73,7 @@ def _in_front(weights: ModelWeights, trace: Trace, taps: list[str]) -> list[int]
 
 
 def _apart(trace: Trace, tap: str, longer: Array, count: int) -> float:
-    """Relative distance of a tap point from that of a prompt with ``count`` tokens in front."""
+    """Return the relative distance of a tap point from that with ``count`` tokens in front."""
     axis = axes(tap).index("T")
     rows = np.take(longer, range(count, longer.shape[axis]), axis)
     if tap.endswith("attn.weights"):
@@ -82,7 +82,7 @@ def _apart(trace: Trace, tap: str, longer: Array, count: int) -> float:
 
 
 def _ids_of_norm(weights: ModelWeights, trace: Trace) -> str | None:
-    """Whose normalised embeddings the first norm holds, if they are those of other tokens."""
+    """Return the tokens whose normalised embeddings the first norm has, if they are others."""
     scale = widen(weights.blocks[0].attn.norm_scale, np.float64)
     rows = np.asarray(trace[FIRST_NORM], np.float64)
     if not trace.observed(FIRST_NORM).all() or not scale.all():
@@ -99,7 +99,7 @@ def _ids_of_norm(weights: ModelWeights, trace: Trace) -> str | None:
 
 
 def _other_token(weights: ModelWeights, trace: Trace, rounding: str, local: TapError) -> str | None:
-    """One token that is another, found at a tap point that is computed from the tokens alone."""
+    """Return a replaced token, found at a tap point that is computed from the tokens alone."""
     tap, tokens, config = local.tap, trace.tokens, trace.config
     axis, at = axes(tap).index("T"), int(np.argmax(local.wrong_rows))
     if config.vocab_size > LISTED or tap.endswith("expert_indices"):

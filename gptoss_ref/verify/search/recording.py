@@ -1,6 +1,6 @@
-"""How the arrays of a trace were recorded: mistakes that can be undone, and other forms.
+"""The recording of a trace's arrays: mistakes that can be undone, and arrays in other forms.
 
-Looked for before any bug, at each tap point that diverges.
+It is examined before any bug, at each tap point that diverges.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gptoss_ref.verify.search.rewritten import form_of
 
 
 class Recording:
-    """What was done to the arrays of a trace when they were recorded; undone in the evidence.
+    """Changes of a trace's arrays by its recording; they are undone in the evidence.
 
     Attributes:
-        aside: tap points that are kept in another form, and in which.
-        mistakes, remarks: what was done to the arrays, in sentences; the second ones do no harm.
+        aside: tap points that are kept in another form, and the form.
+        mistakes, remarks: the changes, in sentences; remarks are harmless.
         undone: the tap points at which a mistake was undone.
-        reordered: which heads and experts were put into the model's order, in sentences.
-        stopped: whether a mistake leaves nothing to be judged.
+        reordered: heads and experts that were put into the model's order, in sentences.
+        stopped: whether a mistake leaves nothing to judge.
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -43,7 +43,7 @@ class Recording:
         self.stopped = False
 
     def mistaken(self, tap: str) -> bool:
-        """Whether whoever recorded a tap point made a mistake, which is undone if it can be."""
+        """Return whether a tap point was recorded with a mistake, which is undone if possible."""
         if split(tap)[1] in DISCRETE:
             return False
         evidence, trace = self._evidence, self._evidence.trace
@@ -61,7 +61,7 @@ class Recording:
                 users = [t for t in trace if tap in evidence.segments[t].inputs]
                 harmless = any(_finite(trace, t, mistake.lost) for t in users)
                 if users and not harmless:
-                    continue  # what is computed from it is NaN too: the model broke down here
+                    continue  # later tap points are NaN too: the model itself computed NaN
                 (self.remarks if harmless else self.mistakes).append(mistake.sentence)
                 evidence.go_on_with(trace.showing(tap, ~mistake.lost), [tap])
                 return True
@@ -82,7 +82,7 @@ class Recording:
         return False
 
     def put_in_order(self) -> None:
-        """Go on with heads and experts in the model's order, where the other has another."""
+        """Put heads and experts into the model's order, if the other has another one."""
         evidence, trace = self._evidence, self._evidence.trace
         found = {split(tap) for tap in evidence.diverging()}
         blocks = {n for n, stage in found if stage in ORDERED}
@@ -97,7 +97,7 @@ class Recording:
             evidence.go_on_with(changed, moved)
 
     def of_another_prompt(self, diverging: Iterable[str]) -> bool:
-        """Whether the numbers are those of another prompt, so that nothing is left to be judged."""
+        """Return whether the numbers are those of another prompt, so that nothing can be judged."""
         evidence = self._evidence
         first = [evidence.tap_errors[tap] for tap in diverging]
         sentence = another_prompt(evidence.weights, evidence.trace, evidence.rounding, first)
@@ -108,7 +108,7 @@ class Recording:
         return True
 
     def _listed_otherwise(self, tap: str) -> bool:
-        """Whether weights of experts come without their numbers, and in another order."""
+        """Return whether experts' weights were recorded without indices, and in another order."""
         evidence, changed = self._evidence, self._evidence.trace
         block, stage = split(tap)
         chosen = f"block.{block}.mlp.expert_indices"
@@ -128,14 +128,14 @@ class Recording:
         return True
 
     def set_aside(self, aside: frozenset[str]) -> None:
-        """Go on without tap points that are kept in another form."""
+        """Continue without tap points that are kept in another form."""
         evidence, form = self._evidence, self._form_of(aside)
         ordered = sorted(aside, key=list(evidence.segments).index)
         self.aside |= dict.fromkeys(ordered, form)
         evidence.go_on_with(evidence.trace.without(aside), aside)
 
     def _form_of(self, aside: frozenset[str]) -> str:
-        """In what form they are kept, in words."""
+        """Return their form in words."""
         evidence = self._evidence
         blocks = [n for n in {split(tap)[0] for tap in aside} if n is not None]
         for entry in evidence.entries:
@@ -151,5 +151,5 @@ class Recording:
 
 
 def _finite(trace: Trace, tap: str, rows: NDArray[np.bool_]) -> bool:
-    """Whether some rows (T,) of a tap point are numbers."""
+    """Return whether some rows (T,) of a tap point are finite."""
     return bool(np.isfinite(np.moveaxis(trace[tap], axes(tap).index("T"), 0)[rows]).all())

@@ -1,9 +1,10 @@
-"""Tap points that are kept in another form: they differ, and nothing depends on it.
+"""Tap points in another form: their numbers differ, but no result depends on them.
 
-Whoever multiplies a norm's scale into the matrices behind it, lists the experts by number, or turns
-queries and keys by a common rotation has other numbers at some tap points, and is right. What tells
-is what is computed from them: left out of the trace, they are computed by the specification from
-what comes before, and if what follows them in the trace agrees with that, no error went through.
+An implementation has other numbers at some tap points, and is right, if it multiplies a norm's
+scale into the next matrices, sorts the experts by number, or rotates queries and keys by a common
+rotation. The later tap points decide: the tap point is removed from the trace, and the
+specification computes it from the earlier ones. If the later tap points agree with that, no error
+was passed on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gptoss_ref.verify.thresholds import ARRIVES, CARRIED, SAME_AFTER_FIT, WHOLE
 from gptoss_ref.weights import ModelWeights
 
 STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
-"""What is never kept in another form: all that follows is computed from it."""
+"""Tap points that are never in another form, because all later ones are computed from them."""
 
 HEADS = ("attn.q", "attn.k", "attn.q_rope", "attn.k_rope")
 
@@ -34,7 +35,7 @@ HEADS = ("attn.q", "attn.k", "attn.q_rope", "attn.k_rope")
 def kept_otherwise(
     weights: ModelWeights, trace: Trace, rounding: str, ops: ModelOps, tap: str
 ) -> frozenset[str]:
-    """``tap`` and those after it that are kept in another form; none if an error went through."""
+    """Return ``tap`` and later ones in another form; none if an error was passed on."""
     before = segments(trace.config, trace)
     (own,) = replay(weights, trace, ops, rounding, [tap])
     aside = {tap}
@@ -42,7 +43,7 @@ def kept_otherwise(
         rest = trace.without(aside)
         users = [name for name in rest if aside & set(before[name].inputs)]
         if not users:
-            break  # nothing tells
+            break  # nothing decides
         tap_errors = list(replay(weights, rest, ops, rounding, users))
         wrong = [local.tap for local in tap_errors if local.excess > 1]
         if wrong and len(aside) == 1 and _unused(weights, trace, rounding, ops, tap_errors):
@@ -52,16 +53,16 @@ def kept_otherwise(
             went_through = any(x > max(CARRIED / WHOLE_ARRAY, ARRIVES * own.excess) for x in moved)
             return frozenset() if went_through else frozenset(aside)
         partners = _partners(aside, rest) if any(_meets_keys(name) for name in wrong) else set()
-        aside |= partners or {wrong[0]}  # those after it may be wrong because of it
+        aside |= partners or {wrong[0]}  # later ones may be wrong because of it
     return frozenset()
 
 
 def _unused(
     weights: ModelWeights, trace: Trace, rounding: str, ops: ModelOps, users: Iterable[TapError]
 ) -> bool:
-    """Whether a user of what was set aside is right without it, and would be wrong with it.
+    """Return whether a user of the removed tap point is right without it and wrong with it.
 
-    Then that is not what was computed with; what is wrong besides is wrong by itself.
+    Then the tap point was not used, and other errors are errors of their own.
     """
     right = [x.tap for x in users if x.excess <= 1 and split(x.tap)[1] not in DISCRETE]
     as_kept = replay(weights, trace, ops, rounding, right) if right else ()
@@ -73,7 +74,7 @@ def _meets_keys(tap: str) -> bool:
 
 
 def _partners(aside: Iterable[str], rest: Trace) -> set[str]:
-    """Queries and keys are kept in another form together."""
+    """Return the pairs: queries and keys are kept in another form together."""
     blocks = {split(tap)[0] for tap in aside if split(tap)[1] in HEADS}
     return {tap for tap in rest if split(tap)[0] in blocks and split(tap)[1] in HEADS}
 
@@ -81,9 +82,9 @@ def _partners(aside: Iterable[str], rest: Trace) -> set[str]:
 def _carried(
     weights: ModelWeights, trace: Trace, rest: Trace, rounding: str, ops: ModelOps, local: TapError
 ) -> float:
-    """How far what was set aside may have moved a tap point, over what rounding explains.
+    """Return how far the removed tap points may have changed another, over what rounding explains.
 
-    0 if it would have made the tap point diverge, and so did not go into it.
+    It is 0 if they would have made it diverge, and so were not used.
     """
     tap = local.tap
     if split(tap)[1] in DISCRETE:
@@ -100,7 +101,7 @@ def _carried(
 
 
 def where_of(taps: Iterable[str]) -> str:
-    """The tap points in a few words: the stages, and the blocks."""
+    """Return the tap points in a few words: the stages and the blocks."""
     taps = list(taps)
     stages = dict.fromkeys(split(tap)[1] for tap in taps)
     blocks = sorted({n for tap in taps if (n := split(tap)[0]) is not None})
@@ -119,10 +120,10 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def form_of(exact: Mapping[str, Array], other: Trace, aside: Iterable[str], rounding: str) -> str:
-    """In what form tap points are kept that no rewriting of the catalogue explains, in words.
+    """Return the form of tap points that no rewriting of the catalogue explains, in words.
 
     Args:
-        exact: the tap points as the specification has them.
+        exact: the tap points of the specification.
     """
     tolerance = SAME_AFTER_FIT * UNITS[rounding]
     pairs: dict[str, tuple[Array, Array]] = {}
@@ -160,21 +161,21 @@ PERMUTED = {
     "attn.norm": {1: "channels-permuted: channels are in another order"},
     "mlp.norm": {1: "channels-permuted: channels are in another order"},
 }
-"""What another order of a stage's axis means."""
+"""The meaning of another order of a stage's axis."""
 
 
 def _permuted(ours: Array, theirs: Array, axis: int, tolerance: float) -> bool:
-    """Whether the entries along an axis are the same ones in another order."""
+    """Return whether the entries along an axis are the same in another order."""
     a, b = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1) for x in (ours, theirs))
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    match = np.argmin(squares, axis=0)  # (N,) which of ours each of theirs is
+    match = np.argmin(squares, axis=0)  # (N,) our index for each of theirs
     if len(set(match.tolist())) < len(match) or np.array_equal(match, np.arange(len(match))):
         return False
     return _near(a[match], b, tolerance)
 
 
 def _turned(ours: Array, theirs: Array, tolerance: float) -> bool:
-    """Whether each pair of channels (i, i + C/2) is turned and scaled by a number of its own."""
+    """Return whether each pair of channels (i, i + C/2) is rotated and scaled by its own number."""
     half = ours.shape[-1] // 2
     a, b = (x[..., :half] + 1j * x[..., half:] for x in (ours, theirs))
     factor = (a.conj() * b).sum(0) / np.maximum((np.abs(a) ** 2).sum(0), 1e-300)  # (H, C/2)
@@ -182,13 +183,13 @@ def _turned(ours: Array, theirs: Array, tolerance: float) -> bool:
 
 
 def _scaled(ours: Array, theirs: Array, tolerance: float) -> bool:
-    """Whether each channel (K, C) is multiplied by a number of its own."""
+    """Return whether each channel (K, C) is multiplied by its own number."""
     factor = (ours * theirs).sum(0) / np.maximum((ours**2).sum(0), 1e-300)
     return len(ours) > 2 and _near(ours * factor, theirs, tolerance)
 
 
 def _constant_apart(ours: Array, theirs: Array, tolerance: float) -> bool:
-    """Whether all tokens differ by the same vector."""
+    """Return whether all tokens differ by the same vector."""
     difference = theirs - ours
     if len(ours) < 3 or ours.ndim != 2:
         return False

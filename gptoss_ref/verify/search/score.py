@@ -1,4 +1,4 @@
-"""How far candidates are from somebody's numbers at one tap point, in one quick pass for all."""
+"""Distances of candidates to observed numbers at one tap point, in one pass for all."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def distances(
     steps: Steps,
     length: int | None = None,
 ) -> tuple[float, list[tuple[float, Option]]]:
-    """The distance under ``ops``, and under the operations of each option that alters the numbers.
+    """Return the distance under ``ops``, and under each option that changes the numbers.
 
-    A distance is the mean logarithm of the relative errors of the rows; nearest first. Of a choice
-    of experts there is none: every option stands at the same place.
+    A distance is the mean logarithm of the relative errors of the rows; nearest first. A choice of
+    experts has no distance: all options are equal.
 
     Args:
         rounding: of the trace.
-        tap: the tap point, computed from the nearest ones before it that the trace holds.
-        length: number of the first tokens to be looked at; None: all.
+        tap: the tap point, computed from the nearest ones before it that the trace has.
+        length: number of tokens, from the first, to compare; None: all.
     """
     if split(tap)[1] in DISCRETE:
         return 1.0, [(0.0, option) for option, _ in options]
@@ -93,14 +93,14 @@ class Beginning(Mapping[str, Array]):
         return len(self._trace)
 
     def observed(self, tap: str) -> NDArray[np.bool_]:
-        """(t,) which of the rows of a tap point were observed."""
+        """(t,) whether each row of a tap point was observed."""
         return self._trace.observed(tap)[: self._length]
 
 
 def some_experts(weights: ModelWeights, trace: Trace, tap: str) -> frozenset[int] | None:
-    """The experts to look at where many candidates are run: of large matrices the busiest few.
+    """Return the experts to use if many candidates are run: the busiest few of large matrices.
 
-    None: all of them, as of small ones, and wherever it is not known who was chosen.
+    None: all experts, for small matrices or if the choices are not known.
     """
     block, stage = split(tap)
     chosen = f"block.{block}.mlp.expert_indices"
@@ -115,13 +115,13 @@ def some_experts(weights: ModelWeights, trace: Trace, tap: str) -> frozenset[int
 
 
 def _score(errors: Errors) -> float:
-    """Mean logarithm of the rows' errors; a row that is not finite alike counts for very far."""
+    """Return the mean logarithm of the rows' errors; a row finite in only one counts as far."""
     broken = float(np.mean(errors.broken > 0))
     return float(np.mean(np.log(errors.rows() + TINY))) - broken * float(np.log(TINY))
 
 
 def _same(one: Array, other: Array) -> bool:
-    """Whether two arrays are equal, NaN included, which is looked at only if need be."""
+    """Return whether two arrays are equal; NaN equals NaN, which is checked only if needed."""
     return np.array_equal(one, other) or (
         bool(np.isnan(one).any()) and np.array_equal(one, other, equal_nan=True)
     )

@@ -1,9 +1,9 @@
-"""Bugs that change less than rounding may: found by which way the other's roundings fall.
+"""Bugs with effects smaller than rounding, found by a sign test.
 
-Such a bug moves few values, or all of them by little, so that no tap point diverges by its size.
-But the values that it rounds otherwise than the specification tell: each is a vote, for the side it
-is nearer to. A correct run, rounded in whatever way, sides with neither; a run with the bug sides
-with it nearly always.
+Such a bug changes few values, or all of them a little, so that no tap point diverges. But some
+values round differently with the bug and by the specification. Each of these values is a vote:
+which of the two is the observation nearer to? In a correct run, with any rounding, the votes are
+split evenly; in a run with the bug, nearly all of them agree with the bug.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class Vote(Generic[Bug]):
     """How the values told so far side.
 
     Attributes:
-        candidate: for or against which.
+        candidate: the bug under test.
         tap: the first tap point with a vote.
-        voters, sides: values that it rounds otherwise, and those nearer to it.
-        clear, exact: values that it changes by many roundings, and those it gives to a rounding.
+        voters, sides: number of votes, and of those that agree with the bug.
+        clear, exact: values that the bug changes by many roundings, and those of them that match
+        the bug's value within two roundings.
     """
 
     candidate: Bug
@@ -63,12 +64,12 @@ class Vote(Generic[Bug]):
 
     @property
     def share(self) -> float:
-        """Share of the voters that side with it."""
+        """Share of the votes that agree with it."""
         return self.sides / self.voters if self.voters else 0.0
 
     @property
     def elected(self) -> bool:
-        """Whether that says that the bug is there."""
+        """Whether the votes show that the bug is present."""
         many = self.voters >= VOTERS and self.share >= SIDES
         few = self.exact == self.clear >= EXACT and self.share >= SIDES
         return many or few
@@ -99,9 +100,9 @@ def most_votes(
     """The candidate with the clearest vote over all tap points that do not diverge, if any.
 
     Args:
-        ops: what explains the trace so far.
+        ops: the operations that explain the trace so far.
         tap_errors: every tap point replayed by these operations.
-        steps: is told of what is to be done and what is done.
+        steps: receives the number of steps, and each finished step.
     """
     reach = segments(trace.config, trace)
     groups: dict[frozenset[str], list[Candidate]] = {}
@@ -150,7 +151,7 @@ def clearest(votes: Sequence[Vote[Bug]]) -> Vote[Bug] | None:
 
 
 def _enough(taps: Sequence[str], trace: Trace) -> list[str]:
-    """The first of some tap points, until they hold LOOKED_AT values; one at least."""
+    """Return the first tap points that together have LOOKED_AT values; at least one."""
     values = np.cumsum([math.prod(trace.shape_of(tap)) for tap in taps])
     return list(taps[: 1 + int(np.searchsorted(values, LOOKED_AT))])
 

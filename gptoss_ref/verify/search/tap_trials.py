@@ -1,4 +1,4 @@
-"""Bugs tried at one tap point, computed from the nearest tap points before it."""
+"""Trials of bugs at one tap point, computed from the nearest tap points before it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from gptoss_ref.verify.thresholds import (
 
 
 class TapTrials:
-    """Candidates beside what explains a trace so far, each compared at one tap point."""
+    """Candidates added to the operations so far, each compared at one tap point."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._whole: set[str] = set()  # tap points that are not searched in a beginning
+        self._whole: set[str] = set()  # tap points that are searched in the whole prompt
 
     def length(self, tap: str) -> int:
-        """How many of the first tokens candidates are compared in; they are judged on all."""
+        """Return the number of first tokens in which candidates are compared; all are judged."""
         local, length = self._evidence.tap_errors[tap], len(self._evidence.trace.tokens)
         wrong = np.flatnonzero(local.wrong_rows)
         if tap in self._whole or len(wrong) < WRONG_ROWS:
@@ -40,7 +40,7 @@ class TapTrials:
         return beginning if 4 * beginning <= 3 * length else length
 
     def begun(self, tap: str, judged: Iterable[Explanation]) -> bool:
-        """Whether one of some explanations fits the beginning alone; then all tokens are next."""
+        """Return whether an explanation fits only the beginning; then all tokens are used next."""
         length = self.length(tap)
         if length == len(self._evidence.trace.tokens):
             return False
@@ -48,7 +48,7 @@ class TapTrials:
         return any(not e.local.wrong_rows[:length].any() for e in judged)
 
     def alone(self, tap: str, taken: set[str]) -> tuple[list[Explanation], list[Option]]:
-        """The nearest candidates, judged; and all that alter the tap point, nearest first.
+        """Return the nearest candidates, judged; and all that change the tap point, nearest first.
 
         Args:
             taken: names of bugs that have been found.
@@ -59,12 +59,12 @@ class TapTrials:
         return judged, [option for _, option in singles]
 
     def _acting_at(self, tap: str) -> list[Entry]:
-        """The candidates that change an operation of a tap point's segment."""
+        """Return the candidates that change an operation of a tap point's segment."""
         used = self._evidence.segments[tap].ops
         return [entry for entry in self._evidence.entries if entry.ops & used]
 
     def fitted(self, tap: str, taken: set[str]) -> list[Option]:
-        """The mutants with a parameter that act here, with the values that come nearest."""
+        """Return the mutants with a parameter that act here, with their nearest values."""
         if split(tap)[1] in DISCRETE:
             return []
         config, tokens = self._evidence.trace.config, len(self._evidence.trace.tokens)
@@ -87,21 +87,21 @@ class TapTrials:
         return [(g.candidate,) for g in found if g.distance < base]
 
     def together(self, tap: str, options: Iterable[Option]) -> list[Explanation]:
-        """The nearest pairs of candidates, judged."""
+        """Return the nearest pairs of candidates, judged."""
         base, ordered = self._distances(tap, pairs(options))
         return self.judged(tap, _within_reach([pair for pair in ordered if pair[0] < base]))
 
     def _distances(
         self, tap: str, options: Sequence[Option]
     ) -> tuple[float, list[tuple[float, Option]]]:
-        """How far the operations are from the other's numbers, and each option that alters them."""
+        """Return the distances of the operations, and of each option that changes them."""
         tried = [(option, self._evidence.extended(option)) for option in options]
         evidence = self._evidence
         where = evidence.weights, evidence.trace, evidence.rounding, tap, evidence.ops
         return distances(*where, tried, evidence.steps, self.length(tap))
 
     def judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
-        """The first few of some options, each with a noise floor of its own."""
+        """Return the first few options, each judged with its own noise floor."""
         judged = []
         options = options[:JUDGED]
         self._evidence.steps.expect(len(options))
@@ -114,9 +114,9 @@ class TapTrials:
     def weighed(
         self, option: Explanation, taps: frozenset[str], left: Sequence[str]
     ) -> list[Explanation]:
-        """An explanation against all tap points it or its rivals change.
+        """Return an explanation judged at all tap points that it or its rivals change.
 
-        Where it spoils some blocks, it is also weighed in the other ones alone.
+        If it makes some blocks worse, it is also judged in the other blocks alone.
 
         Args:
             left: tap points of the trace that diverge.
@@ -146,7 +146,7 @@ class TapTrials:
     def _on_trace(
         self, option: Explanation, taps: frozenset[str], diverging: Sequence[str]
     ) -> Explanation:
-        """An explanation with what it leaves of the whole trace, and these tap points under it."""
+        """Return an explanation with the divergences that remain, and these tap points under it."""
         under = tuple(self._evidence.replayed(self._evidence.extended(option.candidates), taps))
         elsewhere = [t for t in diverging if t not in taps]
         left = len(elsewhere) + sum(local.excess > 1 for local in under)
@@ -157,5 +157,5 @@ class TapTrials:
 
 
 def _within_reach(ordered: Sequence[tuple[float, Option]]) -> list[Option]:
-    """The options, nearest first, whose error may be rounding if the nearest one's is."""
+    """Return the options, nearest first, whose error may be rounding if the nearest one's is."""
     return [option for score, option in ordered if score <= ordered[0][0] + WITHIN_REACH]

@@ -1,4 +1,4 @@
-"""What was observed of a model's outputs, and how far other outputs are from it."""
+"""Observed outputs of a model, and the distance of other outputs from them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Target:
-    """What was observed of the other.
+    """The observed outputs.
 
     Attributes:
-        tap: what must be computed to compare with it, ``logits`` or ``norm``.
-        see: what would be observed of that tap point as computed (t, …), (p, …): p of the observed
-            positions are among the first t tokens.
-        observed: the same of the other, (P, …).
+        tap: the tap point that must be computed to compare with them, ``logits`` or ``norm``.
+        see: a function from that tap point (t, …) to what would be observed of it, (p, …): p of the
+            observed positions are among the first t tokens.
+        observed: the observed numbers, (P, …).
         positions: (P,) of the rows, ascending.
-        relative: whether a row's error is relative to the row's norm.
+        relative: whether the error of a row is relative to the row's norm.
         floor: error below which a row counts as equal.
     """
 
@@ -36,7 +36,7 @@ class Target:
     floor: float
 
     def beginning(self, length: int) -> Target:
-        """What was observed of the first ``length`` tokens."""
+        """Return what was observed of the first ``length`` tokens."""
         rows = self.positions < length
         return replace(self, observed=self.observed[rows], positions=self.positions[rows])
 
@@ -57,11 +57,11 @@ class Target:
         return np.minimum(error, NOT_FINITE)
 
     def score(self, error: Floats) -> float:
-        """The mean logarithm of the rows' errors (P,)."""
+        """Return the mean logarithm of the rows' errors (P,)."""
         return float(np.mean(np.log(error + self.floor)))
 
     def turned(self, seen: Floats) -> float:
-        """The mean logarithm of the sines of the angles between the rows of both."""
+        """Return the mean logarithm of the sines of the angles between the rows of both."""
         a, b = (np.nan_to_num(x, posinf=0, neginf=0) for x in (seen, self.observed))
         across, own, other = (np.einsum("ij,ij->i", *x) for x in ((a, b), (a, a), (b, b)))
         cosines = across / np.sqrt(np.maximum(own * other, 1e-300))

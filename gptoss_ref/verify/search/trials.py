@@ -1,7 +1,8 @@
-"""Whole models with bugs in them, run from the tokens on and compared with somebody's outputs.
+"""Whole models with bugs, run from the tokens on and compared with observed outputs.
 
-A choice of experts that rounding turns moves whole rows about, so only the usual rows count: the
-rows' errors enter by their logarithms and by their quartiles, in which outliers have little weight.
+A choice of experts that rounding changes moves whole rows, so only typical rows count: the rows'
+errors are compared by their logarithms and by their quartiles, in which outliers have little
+weight.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ from gptoss_ref.verify.thresholds import (
 from gptoss_ref.weights import ModelWeights
 
 Option = tuple[Candidate, ...]
-"""Bugs at once, applied one after the other."""
+"""Several bugs, applied one after the other."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a candidate, or several, or none, fits.
+    """The fit of one or several candidates, or of none.
 
     Attributes:
-        candidates: none: the specification.
-        error: (P,) rows' errors.
-        score: mean logarithm of them.
-        rounded: (P,) rows' errors of a run that rounds as the other does; empty: not measured.
-        typical: the median of what rounding explains; NaN: not measured.
-        excess: quartiles of the error over what rounding explains, infinite where rows are broken;
-            NaN: not measured.
+        candidates: empty for the specification.
+        error: (P,) the rows' errors.
+        score: their mean logarithm.
+        rounded: (P,) the rows' errors of a run with the other's rounding; empty: not measured.
+        typical: the median of the errors that rounding explains; NaN: not measured.
+        excess: ratio of the error's quartiles to those that rounding explains; infinite if rows are
+            broken; NaN: not measured.
         allowed: (3,) quartiles of the errors that rounding explains.
-        broken: rows that are NaN or infinite in one of the two only, and not by rounding.
-        turned: mean logarithm of the sine of the angle between its rows and the observed ones,
-            which is 0 for outputs that have nothing to do with these, however small they are.
+        broken: rows that are NaN or infinite in only one of the two, and not by rounding.
+        turned: mean logarithm of the sine of the angle between its rows and the observed ones. It
+            is 0 for unrelated outputs, however small these are.
     """
 
     candidates: Option
@@ -72,10 +73,10 @@ class Tried:
     """Options that were run beside a base, which may be the specification.
 
     Attributes:
-        standings: of those that alter the outputs, the nearest first.
+        standings: the options that change the outputs, nearest first.
         base, turned: the score of the base, and its angle to the outputs.
-        effects: by the last candidate of each, what it does to the outputs of the base.
-        difference: what the base leaves to be explained.
+        effects: for the last candidate of each option, its effect on the outputs of the base.
+        difference: the difference that the base leaves to be explained.
     """
 
     standings: list[Standing]
@@ -85,9 +86,10 @@ class Tried:
     difference: Floats
 
     def fittable(self) -> tuple[list[Mutant], list[Mutant]]:
-        """Mutants with a parameter, those first that move the outputs along the difference.
+        """Return the mutants with a parameter that change the outputs along the difference.
 
-        Or against it. The first list is to be fitted, the second holds the others.
+        Those that change them against it count, too. The first list is fitted; the second has the
+        others.
         """
         size = float(np.linalg.norm(self.difference))
         along: dict[str, tuple[float, Mutant]] = {}
@@ -103,7 +105,7 @@ class Tried:
         return first, [mutant for _, mutant in found[len(first) :]]
 
     def together(self, size: int, count: int) -> list[Option]:
-        """Sets of candidates whose effects come nearest to the difference when they add up."""
+        """Return the sets of candidates whose effects add up nearest to the difference."""
         if not self.effects:
             return []
         candidates, effects = zip(*self.effects, strict=True)
@@ -116,8 +118,8 @@ class Trials:
     """Whole models on one prompt, each compared with one array of outputs.
 
     Attributes:
-        target, rounding: what was observed of the other, and how it rounds.
-        specification: how the specification fits.
+        target, rounding: the observed outputs, and their rounding.
+        specification: the fit of the specification.
     """
 
     def __init__(
@@ -133,18 +135,18 @@ class Trials:
         self.weights, self.config, self.tokens = weights, config, np.asarray(tokens)
         self._length = length  # of the whole prompt, if the tokens are its beginning
         self.target, self.rounding, self.steps = target, rounding, steps
-        # the operations of each base, and what would be seen of it, by a quick run
+        # the operations of each base, and its outputs by a quick run
         self._bases: dict[Option, tuple[ModelOps, Floats]] = {}
         self.specification = self.measured(())
 
     def beginning(self, length: int) -> Trials:
-        """The same on the first ``length`` tokens."""
+        """Return the trials on the first ``length`` tokens."""
         target = self.target.beginning(length)
         asked = self.weights, self.config, self.tokens[:length]
         return Trials(*asked, target, self.rounding, self.steps, len(self.tokens))
 
     def tried(self, options: Sequence[Option], base: Option = ()) -> Tried:
-        """The options that alter the outputs of a base, by one quick run each, nearest first."""
+        """Run each option once; return those that change the base's outputs, nearest first."""
         policy = FLOAT64 if self.rounding == "float64" else FLOAT32
         if base not in self._bases:
             ops = applied(base)
@@ -176,7 +178,7 @@ class Trials:
         return Tried(standings, self.target.score(error), turned, effects, whole)
 
     def measured(self, candidates: Option) -> Standing:
-        """The same with a noise floor: exact, and against rounded runs of the same operations."""
+        """Return the fit with a noise floor: exact, and with rounded runs of these operations."""
         ops = applied(candidates)
         imitated = "float32" if self.rounding == "float64" else self.rounding
         runs: list[Run] = [(ops, FLOAT64)]
@@ -194,10 +196,10 @@ class Trials:
         return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
 
     def elected(self, standings: Sequence[Standing]) -> Standing | None:
-        """The nearest one, if it explains the outputs and the specification does not as well.
+        """Return the nearest one, if it explains the outputs and the specification fits worse.
 
-        Where the specification will do by the noise floor, the candidate must be nearer beyond what
-        chance does, exact and rounded alike: a bug that rounds is near to all that is rounded.
+        If the noise floor alone allows the specification, the candidate must be nearer by more than
+        chance, in exact and in rounded runs: a bug that rounds is near to any rounded outputs.
         """
         spec = self.specification
         for standing in standings[:SHORTLIST]:
@@ -215,7 +217,7 @@ class Trials:
         return None
 
     def wins(self, error: Floats, other: Floats) -> bool:
-        """Whether the first errors are smaller than the others beyond what chance does."""
+        """Return whether the first errors are smaller than the others by more than chance."""
         told = np.abs(error - other) > self.target.floor
         count = int(told.sum())
         wins = int((error < other)[told].sum())
@@ -223,7 +225,7 @@ class Trials:
         return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 
     def _seen(self, runs: Sequence[Run]) -> list[Floats]:
-        """What would be observed of each run."""
+        """Return what would be observed of each run."""
         asked = [self.target.tap]
         where = self.weights, self.config, runs, self.tokens
         ((_, values),) = walk(*where, {}, asked, length=self._length)
@@ -237,22 +239,22 @@ def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
 
 
 def applied(candidates: Option, ops: ModelOps = SPECIFICATION) -> ModelOps:
-    """The operations with some bugs, one after the other."""
+    """Return the operations with some bugs, applied one after the other."""
     for candidate in candidates:
         ops = candidate.apply(ops)
     return ops
 
 
 def _beside(base: Option, ops: ModelOps, candidates: Option) -> ModelOps:
-    """:func:`applied`, from the operations ``ops`` of a base if the candidates begin with it.
+    """Like :func:`applied`, from the operations ``ops`` of a base if the candidates begin with it.
 
-    What runs have in common is computed once only if their operations are the same objects.
+    Shared computations of runs are done once only if their operations are the same objects.
     """
     begins = candidates[: len(base)] == base
     return applied(candidates[len(base) :], ops) if begins else applied(candidates)
 
 
 def order_matters(candidates: Option) -> bool:
-    """Whether two of the candidates change the same operation."""
+    """Return whether two of the candidates change the same operation."""
     ops = [changes(SPECIFICATION, c.apply(SPECIFICATION)) for c in candidates]
     return sum(map(len, ops)) > len(frozenset[str]().union(*ops))

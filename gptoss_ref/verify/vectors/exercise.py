@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib.util
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss_ref._files import read_bounded
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.vectors.cases import Case
@@ -87,7 +89,7 @@ def load_function(place: str) -> Callable[..., Any]:
     """
     path, separator, name = place.rpartition(":")
     if not separator or not name.isidentifier() or not path.endswith(".py"):
-        raise GptOssError(f"{place}: expected FILE.py:FUNCTION")
+        raise GptOssError(f"{place}: expected FILE.py:FUNCTION{_example(place)}")
     if not Path(path).is_file():
         raise GptOssError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location("learner", path)
@@ -111,6 +113,16 @@ def load_function(place: str) -> Callable[..., Any]:
         has = f"its functions are {', '.join(own)}" if own else "it defines none"
         raise GptOssError(f"{path}: has no function {name}{hint}: {has}")
     return function
+
+
+def _example(place: str) -> str:
+    """``, such as FILE.py:FUNCTION`` with a function of the file; empty if it has none."""
+    try:
+        tree = ast.parse(read_bounded(Path(place)))
+    except (OSError, SyntaxError, ValueError):  # no such file, or not Python
+        return ""
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return f", such as {place}:{names[0]}" if names else ""
 
 
 def _check_signature(function: Callable[..., Any], operation: Operation) -> None:

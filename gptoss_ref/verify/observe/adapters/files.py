@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile
+from gptoss_ref._files import is_special
+from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile, looks_like_safetensors
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import CheckpointError, TraceError
 from gptoss_ref.numerics import Array
@@ -196,18 +197,26 @@ def _kind(path: Path) -> str:
     Raises:
         TraceError: the file is missing, or is of another kind.
     """
+    expected = f"{path}: expected a trace, an .npz, .npy or .safetensors file"
     if path.suffix in _OTHER_KINDS:
-        raise TraceError(f"{path}: expected a trace, an .npz, .npy or .safetensors file")
+        raise TraceError(expected)
+    if is_special(path):  # opening a pipe would wait for a writer
+        raise TraceError(f"{path}: cannot be read: not a regular file")
     try:
         with path.open("rb") as file:
             begin = file.read(6)
+        safetensors = looks_like_safetensors(path)
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file") from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
     if path.suffix == ".npz" or begin[:4] == b"PK\3\4":
         return "npz"
-    return "npy" if path.suffix == ".npy" or begin == b"\x93NUMPY" else "safetensors"
+    if path.suffix == ".npy" or begin == b"\x93NUMPY":
+        return "npy"
+    if not safetensors:
+        raise TraceError(expected)
+    return "safetensors"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
