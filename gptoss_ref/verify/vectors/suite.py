@@ -35,7 +35,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "221a73d6b223f6ea8b485ff1355e83444bd30f33ff7b10536bfe23a658cb1421"
+DIGEST = "680705e31c4e8b4dc9ad7b4a8153c6582ea4404751df5ad309f23fc0960568c6"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
