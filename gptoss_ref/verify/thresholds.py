@@ -57,6 +57,11 @@ noise of bfloat16 on tiny is 0.02 in the last block (decision 0012)."""
 REORDERED_ROWS = 64
 """Budget: number of tokens in which an order of heads and experts is looked for."""
 
+INTEGERS, INTEGERS_FROM = 1e-4, 512
+"""Without a model, ``compare`` allows experts' products this error if they have so many inputs:
+this package's kernels round activations to 16-bit integers there, and their tests hold them to that
+bound. 2.3e-5 was seen. With a model such roundings are recognised by the numbers."""
+
 JUDGED_AGAIN = 100.0
 """``compare`` judges a divergence below this many allowances again, from OTHER's own inputs, as
 ``diagnose`` does: a stage may amplify the rounding errors of its inputs."""

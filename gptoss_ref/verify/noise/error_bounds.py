@@ -18,7 +18,14 @@ from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.tolerances import gain, tolerance
 from gptoss_ref.verify.replay.evaluate import nodes
-from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, HOPELESS, ONE_ROW, WHOLE_ARRAY
+from gptoss_ref.verify.thresholds import (
+    ALWAYS_ALLOWED,
+    HOPELESS,
+    INTEGERS,
+    INTEGERS_FROM,
+    ONE_ROW,
+    WHOLE_ARRAY,
+)
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +41,8 @@ class Propagation:
 
     def __init__(self, config: ModelConfig, rounding: str, length: int) -> None:
         self._rounding, self._length = rounding, length
+        widths = {"mlp.gate_up": config.hidden_size, "mlp.expert_out": config.intermediate_size}
+        self._integers = {stage for stage, width in widths.items() if width >= INTEGERS_FROM}
         self._inputs = {node.tap: node.inputs for node in nodes(config)}
         self._errors: dict[str, Floats] = {}
 
@@ -66,5 +75,7 @@ class Propagation:
         if stage in ("attn.weights", "attn.mix"):  # a token sees those before it
             entering = np.maximum.accumulate(entering)
         own = max(tolerance(stage, self._rounding), ALWAYS_ALLOWED * UNITS[self._rounding])
+        if stage in self._integers:
+            own = max(own, INTEGERS)
         with np.errstate(over="ignore"):
             return gain(stage) * entering + own
