@@ -81,11 +81,10 @@ def test_compare_without_a_model_allows_integers(factor: float, right: bool) -> 
     """Experts of 544 inputs, whose prompt the kernels multiply in 16-bit integers."""
     config = small_config(layers=1, d_model=544, d_ff=64, vocab=70)
     weights = as_weights(random_arrays(config, 3, mxfp4=True))
-    tokens = random_tokens(config, 12, 3)
-    exact, ours = (
-        gr.trace(gr.Model(config, weights, policy=policy, backend=backend), tokens)
-        for policy, backend in (("float64", "numpy"), ("float32", "numba"))
-    )
-    ours = ours.replaced("block.0.mlp.gate_up", factor * ours["block.0.mlp.gate_up"])
+    tokens, tap = random_tokens(config, 12, 3), "block.0.mlp.gate_up"
+    exact = gr.trace(gr.Model(config, weights, policy="float64", backend="numpy"), tokens)
+    ours = gr.trace(gr.Model(config, weights, policy="float32", backend="numba"), tokens)
+    ours = ours.replaced(tap, factor * ours[tap])
     exact.model = ours.model = None
-    assert gr.compare(exact, ours).ok == right
+    (row,) = [row for row in gr.compare(exact, ours).rows if row.name == tap]
+    assert (row.excess <= 1) == right
