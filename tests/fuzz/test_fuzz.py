@@ -28,6 +28,11 @@ CRASHES: dict[str, tuple[str, bytes]] = {
         "npz",
         npz_with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, \n"),
     ),
+    "http: the size of a chunk is negative and no index": (
+        "http",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'f\r\n{"choices": []}\r\n-19223372036854775808',
+    ),
 }
 """Name of a case: target and input."""
 

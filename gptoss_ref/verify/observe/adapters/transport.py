@@ -95,7 +95,7 @@ def fetch(
             raise EndpointError(f"{url}: the answer exceeds {MAX_BYTES >> 20} MiB")
         if late.is_set() or len(content) < declared:
             raise IncompleteRead(content, declared - len(content))
-    except (OSError, HTTPException, ValueError) as error:
+    except (OSError, HTTPException, ValueError, OverflowError) as error:  # a chunk of -10**20
         if isinstance(error, EndpointError):
             raise
         if late.is_set() or isinstance(error, TimeoutError):
