@@ -254,7 +254,7 @@ def read_while_replacing(times: int, seed: int) -> Outcome:
 
 # --- the kernel cache, the home, the clock ---
 
-SAY = "import gptoss_ref as gr; print(gr.load('tiny')([1, 2, 3]).tobytes().hex())"
+SAY = 'import gptoss_ref as gr; print(gr.load("tiny", backend="numba")([1, 2, 3]).tobytes().hex())'
 
 
 def _process(folder: Path, **more: str) -> subprocess.Popen[str]:
@@ -272,7 +272,7 @@ def one_kernel_cache(times: int, seed: int) -> Outcome:
         "all give the same logits; the fourth compiles nothing",
     )
     rng = random.Random(seed)
-    expected = gr.load("tiny")([1, 2, 3]).tobytes().hex()
+    expected = gr.load("tiny", backend="numba")([1, 2, 3]).tobytes().hex()
     for i in range(times):
         with _scratch() as folder:
             together = [_process(folder) for _ in range(3)]
@@ -307,7 +307,7 @@ def read_only_home(times: int, seed: int) -> Outcome:
         "a pass with a home and a kernel cache that are mounted read-only",
         "the same logits, and one warning that names the folder",
     )
-    expected = gr.load("tiny")([1, 2, 3]).tobytes().hex()
+    expected = gr.load("tiny", backend="numba")([1, 2, 3]).tobytes().hex()
     with _scratch() as folder, read_only(folder) as home:
         for i in range(times):
             out, err = _process(home, HOME=str(home)).communicate()
@@ -361,7 +361,7 @@ def many_threads(minutes: float, seed: int, count: int = 8) -> Outcome:
         "tokens and log-probabilities are to the bit those of a thread alone",
     )
     done = [0] * count
-    shared = gr.load("tiny")
+    shared = gr.load("tiny", backend="numba")
     prompts = [[60 + 7 * n + k for k in range(5 + 3 * n)] for n in range(count)]
 
     def run(n: int, i: int) -> list[tuple[int, float]]:
