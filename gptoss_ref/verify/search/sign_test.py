@@ -51,7 +51,7 @@ class Vote(Generic[Bug]):
         tap: the first tap point with a vote.
         voters, sides: number of votes, and of those that agree with the bug.
         clear, exact: values that the bug changes by many roundings, and those of them that match
-        the bug's value within two roundings.
+            the bug's value within two roundings.
     """
 
     candidate: Bug
