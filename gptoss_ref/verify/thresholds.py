@@ -177,7 +177,8 @@ SAMPLES = 3
 
 BEGINNING, WRONG_ROWS = 128, 64
 """Budget: a bug is looked for in the first BEGINNING tokens of a long prompt, or in more, so that
-WRONG_ROWS of their rows are wrong. What explains them is judged on the whole prompt."""
+WRONG_ROWS of their rows are wrong. What explains them is judged on the whole prompt. Chosen, not
+measured: no cell of the kill matrix is so long."""
 
 FINALISTS = 16
 """Budget: number of nearest candidates on that beginning that are run on the whole prompt."""

@@ -115,8 +115,8 @@ def _of_parts(
     """
     weights = np.empty((q.shape[1], len(q), len(k)), at.policy.dtype)
     for rows, keys in parts:
-        if not keys.any():  # the next key instead, which nobody sees
-            later = where.q[rows].max() + np.arange(1, 2)
+        if not keys.any():  # one key in the future instead, so that only the sink takes part
+            later = np.array([where.q[rows].max() + 1])
             values = right(at, q[rows], k[:1], sinks, where.q[rows], later, where.window)
             weights[:, rows] = 0 * values
             continue

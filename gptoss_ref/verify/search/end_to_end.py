@@ -143,10 +143,10 @@ class WholeModels:
         return WholeModels(trials) if trials.specification.excess > 1 else None
 
     def _settled(self, beginning: WholeModels) -> bool:
-        """Whether the whole prompt needs no search of its own after that in its beginning.
+        """Return whether the search in the beginning settles the whole prompt too.
 
-        What explains the beginning, or what came near, explains the whole without a doubt; or
-        nothing explains either.
+        That is so if what explains the beginning, or comes near, explains the whole prompt without
+        a doubt; and if nothing explains either.
         """
         best: Option = ()
         if beginning.best is not None and beginning.best.excess <= 1:
@@ -169,7 +169,7 @@ class WholeModels:
         self.best = found
         *base, last = found.candidates
         if last.value is not None:
-            for other in beginning._close:
+            for other in (g for g in beginning._close if g.candidate.name != last.name):
                 self._rival(last.name, other, tuple(base), found)
             self.best = self._rounded_off(found)
         return True
