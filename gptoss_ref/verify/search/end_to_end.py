@@ -21,11 +21,11 @@ from gptoss_ref.verify.noise.metrics import usual_excess
 from gptoss_ref.verify.search.candidates import Candidate, catalogue
 from gptoss_ref.verify.search.estimate import Guess, guess, interval, refined, shortest
 from gptoss_ref.verify.search.estimate import candidate as valued
+from gptoss_ref.verify.search.score import beginning_of
 from gptoss_ref.verify.search.target import Target
 from gptoss_ref.verify.search.trials import Option, Standing, Trials, Tried, order_matters
 from gptoss_ref.verify.thresholds import (
     ALIKE,
-    BEGINNING,
     BESIDE,
     COMBINED,
     COMPARED,
@@ -36,7 +36,6 @@ from gptoss_ref.verify.thresholds import (
     PREDICTED,
     SHORTLIST,
     TURNED,
-    WRONG_ROWS,
 )
 
 
@@ -134,10 +133,8 @@ class WholeModels:
         """Search the first tokens, if these are wrong and the prompt is much longer."""
         spec = self.specification
         wrong = self.target.positions[spec.error > spec.allowed[-1]]
-        if spec.excess <= 1 or len(wrong) < WRONG_ROWS:
-            return None
-        length = max(BEGINNING, int(wrong[WRONG_ROWS - 1]) + 1)
-        if 4 * length > 3 * len(self.trials.tokens):
+        length = beginning_of(wrong, len(self.trials.tokens))
+        if spec.excess <= 1 or length == len(self.trials.tokens):
             return None
         trials = self.trials.beginning(length)
         return WholeModels(trials) if trials.specification.excess > 1 else None

@@ -18,13 +18,26 @@ from gptoss_ref.verify.replay.graph import DISCRETE, EXPERT_PRODUCTS
 from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE
 from gptoss_ref.verify.search.fit import Option
-from gptoss_ref.verify.thresholds import DECODED_VALUES, LEAST_EXPERTS
+from gptoss_ref.verify.thresholds import BEGINNING, DECODED_VALUES, LEAST_EXPERTS, WRONG_ROWS
 from gptoss_ref.weights import ModelWeights
 
 Item = TypeVar("Item")
 
 TINY = 2.0**-60
 """Relative error below which a row counts as equal."""
+
+
+def beginning_of(wrong: Array, length: int) -> int:
+    """Return how many first tokens of a prompt to search.
+
+    Args:
+        wrong: positions (N,) of the wrong rows, in order.
+        length: of the prompt; it is the result if few rows are wrong or little would be saved.
+    """
+    if len(wrong) < WRONG_ROWS:
+        return length
+    beginning = max(BEGINNING, int(wrong[WRONG_ROWS - 1]) + 1)
+    return beginning if 4 * beginning <= 3 * length else length
 
 
 def distances(

@@ -13,13 +13,11 @@ from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, Entry
 from gptoss_ref.verify.search.estimate import guess, refined
 from gptoss_ref.verify.search.evidence import Evidence, ops_of
 from gptoss_ref.verify.search.fit import Explanation, Option, pairs
-from gptoss_ref.verify.search.score import distances
+from gptoss_ref.verify.search.score import beginning_of, distances
 from gptoss_ref.verify.thresholds import (
-    BEGINNING,
     JUDGED,
     REFINED,
     WITHIN_REACH,
-    WRONG_ROWS,
 )
 
 
@@ -34,10 +32,7 @@ class TapTrials:
         """Return the number of first tokens in which candidates are compared; all are judged."""
         local, length = self._evidence.tap_errors[tap], len(self._evidence.trace.tokens)
         wrong = np.flatnonzero(local.wrong_rows)
-        if tap in self._whole or len(wrong) < WRONG_ROWS:
-            return length
-        beginning = max(BEGINNING, int(wrong[WRONG_ROWS - 1]) + 1)
-        return beginning if 4 * beginning <= 3 * length else length
+        return length if tap in self._whole else beginning_of(wrong, length)
 
     def begun(self, tap: str, judged: Iterable[Explanation]) -> bool:
         """Return whether an explanation fits only the beginning; then all tokens are used next."""
