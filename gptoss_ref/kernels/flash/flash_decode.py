@@ -17,7 +17,7 @@ import numpy as np
 
 from gptoss_ref.kernels.flash.flash_attention import KEYS, Keys, keys_of, visible
 from gptoss_ref.kernels.flash.online_softmax import MASKED, online_softmax_lanes
-from gptoss_ref.kernels.matmul.register_tile import NARROW, tile_8
+from gptoss_ref.kernels.matmul.register_tile import LANES, NARROW, tile_8, tile_v, values_width
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import prefetch_later
@@ -57,7 +57,7 @@ def flash_decode(
         for c in range(channels):
             panel[c * NARROW] = q[0, h, c] * scale
     rows = tasks * keys.heads * sets * NARROW
-    padded = (channels + NARROW - 1) // NARROW * NARROW
+    padded = (channels + LANES - 1) // LANES * LANES
     m, l, acc = floats(rows), floats(rows), floats(rows * padded)
     _decode_tasks(path, panels, group, keys, size, m, l, acc, tasks, team)
     _merge(sinks, group, sets, m, l, acc, out)
@@ -70,7 +70,7 @@ def _decode_tasks(
 ) -> None:  # fmt: skip
     """Compute m, l and acc of chunks ``start`` … ``stop`` − 1, those of all sets side by side."""
     channels, p = keys.channels, keys.q_positions[0]
-    padded = (channels + NARROW - 1) // NARROW * NARROW
+    padded = (channels + LANES - 1) // LANES * LANES
     per_head = (group + NARROW - 1) // NARROW
     rows, ahead = keys.heads * per_head * NARROW, KEYS * keys.heads * channels
     scores, factors = floats(KEYS * NARROW), floats(NARROW)
@@ -139,11 +139,12 @@ def _decode_step(
             value = keys.v[base + j * stride : base + j * stride + keys.channels]
             copy(value, state.values[j * padded : j * padded + keys.channels])
         values, v_at, v_stride = state.values, 0, padded
-    some = (n * NARROW + padded - 1) // padded  # keys to prefetch per 8 channels
-    for c in range(0, padded, NARROW):
-        j = c // NARROW * some
+    width = values_width(path)
+    some = (n * width + padded - 1) // padded  # keys to prefetch per tile
+    for c in range(0, padded, width):
+        j = c // width * some
         _ask(keys.v, base + j * stride + ahead, min(some, n - j), stride, keys.channels)
-        tile_8(
+        tile_v(
             path, heads, scores, 0, 1, NARROW, values, v_at + c, v_stride, n,
             state.acc, c, padded, True,
         )  # fmt: skip
@@ -162,7 +163,7 @@ def _merge(sinks: Any, group: int, sets: int, m: Any, l: Any, acc: Any, out: Any
     """Combine the sums of all chunks, in order, and the sink into the result ``out`` (H·C)."""
     heads = sinks.size
     channels, lanes = out.size // heads, sets * NARROW
-    padded = (channels + NARROW - 1) // NARROW * NARROW
+    padded = (channels + LANES - 1) // LANES * LANES
     for h in range(heads):
         most = widen(sinks[h])
         total = np.float32(1.0 if most < np.inf else np.nan)

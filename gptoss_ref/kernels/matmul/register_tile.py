@@ -10,6 +10,7 @@ leaf        computes
 ``pack``    a panel from rows that are stored one after the other: a transposition by shuffles
 ``tile``    out[m, l] = Σ_k x[m, k] · panel[k, l] for some m: each load serves m or L products
 ``tile_8``  the same with a panel of 8 rows on every path: the query heads that share a key
+``tile_v``  the same for 8 rows of x, with a panel of ``values_width(path)`` rows: 16 or 8 channels
 ==========  ========================================================================================
 
 The leaves are written as vectors of 16 (8) lanes without instructions of a particular CPU: LLVM
@@ -67,6 +68,11 @@ def panel_width(path: Any) -> int:
     return LANES
 
 
+def values_width(path: Any) -> int:
+    """Return L of :func:`tile_v`: 16 channels are a cache line; 8 sums of them need 32 registers."""
+    return NARROW
+
+
 def pack(
     path: Any, w: Any, at: int, stride: int, rows: int, depth: int, ahead: int, panel: Any
 ) -> None:
@@ -104,7 +110,7 @@ def _in_python(width: int) -> Any:
     return tile
 
 
-tile, tile_8 = _in_python(LANES), _in_python(NARROW)
+tile, tile_8, tile_v = _in_python(LANES), _in_python(NARROW), _in_python(NARROW)
 """out[m, l] = Σ_k x[m, k] · panel[k, l] for m < count, l < L; with ``add``, added to ``out``.
 
 The old value of ``out`` is added last: a long sum in pieces has a smaller rounding error than a
@@ -116,6 +122,12 @@ distance between rows, ``x_step`` the distance between two k of a row.
 @overload(panel_width, **LEAF)
 def _panel_width(path: Any) -> Any:
     width = 16 if config.BOUNDSCHECK else _shape(path)[0]
+    return lambda path: width
+
+
+@overload(values_width, **LEAF)
+def _values_width(path: Any) -> Any:
+    width = NARROW if config.BOUNDSCHECK else _shape(path)[0] // 2
     return lambda path: width
 
 
@@ -148,6 +160,11 @@ def _tile(path: Any, *others: Any) -> Any:
 @overload(tile_8, **LEAF)
 def _tile_8(path: Any, *others: Any) -> Any:
     return tile_8 if config.BOUNDSCHECK else _by_rows((12, 8, 4, 1), 1, NARROW)
+
+
+@overload(tile_v, **LEAF)
+def _tile_v(path: Any, *others: Any) -> Any:
+    return tile_v if config.BOUNDSCHECK else _by_rows((8, 4, 2, 1), 1, _shape(path)[0] // 2)
 
 
 def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
