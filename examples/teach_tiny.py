@@ -1,6 +1,6 @@
 """Teach the bundled model a skill that it lacks, with LoRA: to write each letter of a word twice.
 
-    python examples/teach_tiny.py --out FOLDER     # eight minutes on two cores (AMD Zen 4)
+    python examples/teach_tiny.py --out FOLDER     # nine minutes on two cores (AMD Zen 4)
     python -m gptoss_ref chat --model FOLDER "Double the letters of cloud."
 
 Trains low-rank factors on a few thousand words, measures the new skill on words that were not among
@@ -8,8 +8,8 @@ them, and the old skills on their held-out problems, before and after. Prints a 
 the share of answers that are exactly right, in per cent, by effort. It needs only NumPy and the
 kernels.
 
-Three in four examples are problems of the old skills (--rehearsal), half of these of the skills
-that are nearest to the new one: with a third, to reverse a word was lost. The course has the table.
+Four in five examples are problems of the old skills (--rehearsal), most of these of the skills that
+are nearest to the new one: with a third, to reverse a word was lost. The course has the table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ QUESTIONS = (
     "Write each letter of {} twice.",
     "Double the letters of the word {}.",
 )
-NEAR = ("reverse", "count", "sort")  # the old skills about letters, which are lost first
+NEAR = ("reverse", "reverse", "reverse", "count", "sort")  # lost first; above all the first one
 TRAINED = ("medium", "high")  # at low effort the model answers at once, without spelling the word
 
 Table = dict[tuple[str, str], float]
@@ -77,7 +77,7 @@ def conversation(rng: random.Random) -> dict[str, Any]:
 def rehearsal(rng: random.Random) -> dict[str, Any]:
     """A line of data of the old skills, as the model was trained on them."""
     context = draw_context(rng, plain=rng.random() < 0.7)  # mostly short ones
-    near = not context.tools and rng.random() < 0.5
+    near = not context.tools and rng.random() < 0.6
     branch = draw_branch(context, rng.choice(NEAR) if near else draw_skill(context, rng), rng)
     tokens = [*context.tokens, *branch.tokens]
     return {"tokens": tokens, "learn": [0] * len(context.tokens) + [int(x) for x in branch.loss]}
@@ -122,11 +122,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", help="a folder for the adapter; default: none is kept")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=16, help="examples of a step")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=7e-4, help="learning rate at its peak")
-    parser.add_argument("--rehearsal", type=float, default=0.75, help="share of old problems")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate at its peak")
+    parser.add_argument("--rehearsal", type=float, default=0.8, help="share of old problems")
     parser.add_argument("--n", type=int, default=100, help="problems for each skill, effort")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--data", help="only write the training data, lines of JSON, to this file")
