@@ -28,9 +28,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import on_cache_line
@@ -83,41 +82,21 @@ def configure() -> None:
     """Configure all eight tile registers of this thread as 16 rows of 64 bytes."""
 
 
+@vec.leaf(configure)
+def _configure(builder: ir.IRBuilder) -> None:
+    palette, row_bytes, rows = [1, *[0] * 15], [64, 0] * 8 + [0] * 16, [ROWS] * 8 + [0] * 8
+    content = ir.Constant(ir.ArrayType(i8, 64), palette + row_bytes + rows)
+    where = cgutils.global_constant(builder, "tiles", content)
+    _instruction(builder, "ldtilecfg", builder.bitcast(where, i8.as_pointer()))
+
+
 def release() -> None:
     """Release the tile registers of this thread."""
 
 
-@overload(configure, **LEAF)
-def _configure_on() -> Any:
-    return lambda: _configure()
-
-
-@overload(release, **LEAF)
-def _release_on() -> Any:
-    return lambda: _release()
-
-
-@intrinsic
-def _configure(typing_context: Any) -> Any:
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        palette, row_bytes, rows = [1, *[0] * 15], [64, 0] * 8 + [0] * 16, [ROWS] * 8 + [0] * 8
-        content = ir.Constant(ir.ArrayType(i8, 64), palette + row_bytes + rows)
-        where = cgutils.global_constant(builder, "tiles", content)
-        _instruction(builder, "ldtilecfg", builder.bitcast(where, i8.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def _release(typing_context: Any) -> Any:
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _instruction(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), generate
+@vec.leaf(release)
+def _release(builder: ir.IRBuilder) -> None:
+    _instruction(builder, "tilerelease")
 
 
 def _rounded(builder: ir.IRBuilder, x: Value) -> Value:
@@ -180,103 +159,67 @@ def split_step(
                 rest = np.nan_to_num(rest - rounded.view(np.float32), nan=0.0)
 
 
-@overload(split_step, **LEAF)
-def _split_step_on(*arguments: Any) -> Any:
-    # fmt: off
-    return lambda x, column, width, of, of_at, last, planes, to: _split_step(
-        x, column, width, of, of_at, last, planes, to)
-    # fmt: on
-
-
-@intrinsic
+@vec.leaf(split_step)
 def _split_step(
-    typing_context: Any,
-    x: Any,
-    column: Any,
-    width: Any,
-    of: Any,
-    of_at: Any,
-    last: Any,
-    planes: Any,
-    to: Any,
-) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x_, _, width_, of_, of_at_, last_, planes_, to_ = args
-        source = builder.gep(vec.data(context, builder, x, x_), [args[1]])
-        rows = vec.data(context, builder, of, of_)
-        target = vec.data(context, builder, planes, planes_)
-        words: list[list[Value]] = [[] for _ in range(PLANES)]  # [plane][row]
-        for r in range(ROWS):
-            inside = builder.icmp_signed("<", index(r), last_)
-            number = builder.add(of_at_, builder.select(inside, index(r), last_))
-            at = builder.mul(vec.load(builder, rows, number, vec.i64), width_)
-            halves = [
-                _planes(
-                    builder,
-                    vec.load(builder, source, builder.add(at, index(h)), vec.vector(f32, ROWS)),
-                )
-                for h in (0, ROWS)
-            ]
-            for p in range(PLANES):
-                words[p].append(_paired(builder, halves[0][p], halves[1][p]))
+    builder: ir.IRBuilder, x: Value, column: Value, width: Value, of: Value, of_at: Value,
+    last: Value, planes: Value, to: Value
+) -> None:  # fmt: skip
+    source, floats = builder.gep(x, [column]), vec.vector(f32, ROWS)
+    words: list[list[Value]] = [[] for _ in range(PLANES)]  # [plane][row]
+    for r in range(ROWS):
+        inside = builder.icmp_signed("<", index(r), last)
+        number = builder.add(of_at, builder.select(inside, index(r), last))
+        at = builder.mul(vec.load(builder, of, number, vec.i64), width)
+        low, high = (
+            _planes(builder, vec.load(builder, source, builder.add(at, index(h)), floats))
+            for h in (0, ROWS)
+        )
         for p in range(PLANES):
-            for pair, column_ in enumerate(vec.transposed(builder, words[p])):
-                at = builder.add(to_, index(p * 256 + pair * ROWS))
-                vec.store(builder, column_, target, at)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(x, n, n, of, n, n, planes, n), generate
+            words[p].append(_paired(builder, low[p], high[p]))
+    for p in range(PLANES):
+        for pair, words_of_pair in enumerate(vec.transposed(builder, words[p])):
+            at = builder.add(to, index(p * 256 + pair * ROWS))
+            vec.store(builder, words_of_pair, planes, at)
 
 
 def _product_of(tiles: int) -> Any:
     """Return the product of 32 rows of weights with 1 or 2 tiles of split activations."""
 
-    @intrinsic
-    def product_of(
-        typing_context: Any, weights: Any, at: Any, planes: Any, tile: Any, steps: Any, sums: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            def place(array: int, offset: Value) -> Value:
-                types_ = {0: weights, 2: planes, 5: sums}
-                pointer = vec.data(context, builder, types_[array], args[array])
-                return builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
+    def emit(
+        builder: ir.IRBuilder, weights: Value, at: Value, planes: Value, tile: Value, steps: Value,
+        sums: Value
+    ) -> None:  # fmt: skip
+        def place(pointer: Value, offset: Value) -> Value:
+            return builder.bitcast(builder.gep(pointer, [offset]), i8.as_pointer())
 
-            steps_ = args[4]
-            row_bytes = builder.mul(steps_, index(2 * STEP))
-            tile_bytes = builder.mul(steps_, index(4 * STEP_WORDS))
-            rows = [place(0, args[1])]
-            rows.append(builder.gep(rows[0], [builder.mul(row_bytes, index(ROWS))]))
-            tokens = [builder.gep(place(2, index(0)), [builder.mul(tile_bytes, args[3])])]
-            tokens.append(builder.gep(tokens[0], [tile_bytes]))
-            line = index(64)
-            for t in range(2 * tiles):
-                _instruction(builder, "tilezero", t)
-            with cgutils.for_range(builder, steps_) as loop:
-                at = builder.mul(loop.index, line)
-                for r in range(2):
-                    _instruction(
-                        builder, "tileloadd64", 4 + r, builder.gep(rows[r], [at]), row_bytes
-                    )
-                at = builder.mul(loop.index, index(4 * STEP_WORDS))
-                for p in range(PLANES):
-                    plane = builder.add(at, index(1024 * p))
-                    for t in range(tiles):
-                        where = builder.gep(tokens[t], [plane])
-                        _instruction(builder, "tileloadd64", 6 + t, where, line)
-                    for t in range(tiles):
-                        for r in range(2):
-                            _instruction(builder, "tdpbf16ps", 2 * t + r, 4 + r, 6 + t)
-            for t in range(tiles):
-                for r in range(2):
-                    where = place(5, index(r * ROWS * 2 * ROWS + t * ROWS))
-                    _instruction(builder, "tilestored64", 2 * t + r, where, index(8 * ROWS))
-            return context.get_dummy_value()
+        row_bytes = builder.mul(steps, index(2 * STEP))
+        tile_bytes = builder.mul(steps, index(4 * STEP_WORDS))
+        rows = [place(weights, at)]
+        rows.append(builder.gep(rows[0], [builder.mul(row_bytes, index(ROWS))]))
+        tokens = [builder.gep(place(planes, index(0)), [builder.mul(tile_bytes, tile)])]
+        tokens.append(builder.gep(tokens[0], [tile_bytes]))
+        line = index(64)
+        for t in range(2 * tiles):
+            _instruction(builder, "tilezero", t)
+        with cgutils.for_range(builder, steps) as loop:
+            at = builder.mul(loop.index, line)
+            for r in range(2):
+                _instruction(builder, "tileloadd64", 4 + r, builder.gep(rows[r], [at]), row_bytes)
+            at = builder.mul(loop.index, index(4 * STEP_WORDS))
+            for p in range(PLANES):
+                plane = builder.add(at, index(1024 * p))
+                for t in range(tiles):
+                    where = builder.gep(tokens[t], [plane])
+                    _instruction(builder, "tileloadd64", 6 + t, where, line)
+                for t in range(tiles):
+                    for r in range(2):
+                        _instruction(builder, "tdpbf16ps", 2 * t + r, 4 + r, 6 + t)
+        for t in range(tiles):
+            for r in range(2):
+                where = place(sums, index(r * ROWS * 2 * ROWS + t * ROWS))
+                _instruction(builder, "tilestored64", 2 * t + r, where, index(8 * ROWS))
 
-        n = types.intp
-        return types.void(weights, n, planes, n, n, sums), generate
-
-    return product_of
+    return vec.instructions(emit)
 
 
 _product_1, _product_2 = _product_of(1), _product_of(2)
@@ -305,8 +248,30 @@ def product(
             out[to + m * stride : to + m * stride + 32] = (x @ w.T).sum(0) + bias
 
 
+@vec.instructions
+def _turn(
+    builder: ir.IRBuilder, sums: Value, count: Value, bias: Value, out: Value, to: Value,
+    stride: Value
+) -> None:  # fmt: skip
+    """out[to + m · stride + r] = sums[r, m] + bias[r] for m < count."""
+    type_ = vec.vector(f32, ROWS)
+    for tokens in (0, ROWS):
+        with builder.if_then(builder.icmp_signed("<", index(tokens), count)):
+            for rows in (0, ROWS):
+                square = [
+                    vec.load(builder, sums, index((rows + r) * 2 * ROWS + tokens), type_)
+                    for r in range(ROWS)
+                ]
+                b = vec.load(builder, bias, index(rows), type_)
+                for m, column in enumerate(vec.transposed(builder, square), tokens):
+                    with builder.if_then(builder.icmp_signed("<", index(m), count)):
+                        at = builder.add(to, builder.mul(stride, index(m)))
+                        at = builder.add(at, index(rows))
+                        vec.store(builder, builder.fadd(column, b), out, at)
+
+
 @overload(product, **LEAF)
-def _product_on(*arguments: Any) -> Any:
+def _product_on_tiles(*arguments: Any) -> Any:
     # fmt: off
     def tiles(weights, at, planes, tile, steps, count, bias,  # type: ignore[no-untyped-def]
               sums, out, to, stride):
@@ -318,34 +283,3 @@ def _product_on(*arguments: Any) -> Any:
     # fmt: on
 
     return tiles
-
-
-@intrinsic
-def _turn(
-    typing_context: Any, sums: Any, count: Any, bias: Any, out: Any, to: Any, stride: Any
-) -> Any:
-    """out[to + m · stride + r] = sums[r, m] + bias[r] for m < count."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target = vec.data(context, builder, sums, args[0]), args[4]
-        out_ = vec.data(context, builder, out, args[3])
-        type_ = vec.vector(f32, ROWS)
-        for tokens in (0, ROWS):
-            with builder.if_then(builder.icmp_signed("<", index(tokens), args[1])):
-                for rows in (0, ROWS):
-                    square = [
-                        vec.load(builder, source, index((rows + r) * 2 * ROWS + tokens), type_)
-                        for r in range(ROWS)
-                    ]
-                    b = vec.load(
-                        builder, vec.data(context, builder, bias, args[2]), index(rows), type_
-                    )
-                    for m, column in enumerate(vec.transposed(builder, square), tokens):
-                        with builder.if_then(builder.icmp_signed("<", index(m), args[1])):
-                            at = builder.add(target, builder.mul(args[5], index(m)))
-                            at = builder.add(at, index(rows))
-                            vec.store(builder, builder.fadd(column, b), out_, at)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(sums, n, bias, out, n, n), generate

@@ -19,9 +19,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from llvmlite import ir
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
 
 from gptoss_ref.kernels.matmul.amx import (
     ROWS,
@@ -42,8 +41,8 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 from gptoss_ref.kernels.matmul.mxfp4_block import ROWS as TASK_ROWS
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
-from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
-from gptoss_ref.kernels.runtime.llvm_ir import i8, i16, i32, index
+from gptoss_ref.kernels.runtime.jit import jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import Value, i8, i16, i32, index
 
 DECODED = 32
 """Rows decoded at a time."""
@@ -74,43 +73,26 @@ def _decode_row(blocks: Any, scales: Any, block: int, groups: int, out: Any, to:
         )
 
 
-@overload(_decode_row, **LEAF)
-def _decode_row_on(*arguments: Any) -> Any:
-    return lambda blocks, scales, block, groups, out, to: _decode_row_vectors(
-        blocks, scales, block, groups, out, to
-    )
-
-
-@intrinsic
+@vec.leaf(_decode_row)
 def _decode_row_vectors(
-    typing_context: Any, blocks: Any, scales: Any, block: Any, groups: Any, out: Any, to: Any
-) -> Any:
-    words = vec.vector(i16, BLOCK)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source = vec.data(context, builder, blocks, args[0])
-        scales_ = vec.data(context, builder, scales, args[1])
-        target = builder.gep(vec.data(context, builder, out, args[4]), [args[5]])
-        table = vec.constant(i16, 2 * _CODES)  # a look-up index has five bits, a code has four
-        numbers = vec.constant(i16, [-1 if code & 0x7FFF else 0 for code in 2 * _CODES])
-        with cgutils.for_range(builder, args[3]) as loop:
-            number = builder.add(args[2], loop.index)
-            scale = builder.zext(vec.load(builder, scales_, number, i8), i16)
-            scale = builder.select(builder.icmp_unsigned("<", scale, i16(2)), i16(2), scale)
-            exponent = vec.splat(builder, builder.shl(builder.sub(scale, i16(127)), i16(7)), BLOCK)
-            scaled = builder.add(table, builder.and_(exponent, numbers))
-            stored = vec.load(builder, source, builder.mul(number, index(16)), vec.vector(i8, 16))
-            pairs = builder.zext(stored, vec.vector(i32, 16))  # low code: bits 0-3
-            pairs = builder.or_(pairs, builder.shl(pairs, vec.constant(i32, 12, 16)))  # high: 16-19
-            values = vec.call(
-                builder, "llvm.x86.avx512.permvar.hi.512", words, scaled,
-                builder.bitcast(pairs, words),
-            )  # fmt: skip
-            vec.store(builder, values, target, builder.mul(loop.index, index(BLOCK)))
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(blocks, scales, n, n, out, n), generate
+    builder: ir.IRBuilder, blocks: Value, scales: Value, block: Value, groups: Value, out: Value,
+    to: Value
+) -> None:  # fmt: skip
+    words, target = vec.vector(i16, BLOCK), builder.gep(out, [to])
+    table = vec.constant(i16, 2 * _CODES)  # a look-up index has five bits, a code has four
+    numbers = vec.constant(i16, [-1 if code & 0x7FFF else 0 for code in 2 * _CODES])
+    with cgutils.for_range(builder, groups) as loop:
+        number = builder.add(block, loop.index)
+        scale = builder.zext(vec.load(builder, scales, number, i8), i16)
+        scale = builder.select(builder.icmp_unsigned("<", scale, i16(2)), i16(2), scale)
+        exponent = vec.splat(builder, builder.shl(builder.sub(scale, i16(127)), i16(7)), BLOCK)
+        scaled = builder.add(table, builder.and_(exponent, numbers))
+        stored = vec.load(builder, blocks, builder.mul(number, index(16)), vec.vector(i8, 16))
+        pairs = builder.zext(stored, vec.vector(i32, 16))  # low code: bits 0-3
+        pairs = builder.or_(pairs, builder.shl(pairs, vec.constant(i32, 12, 16)))  # high: 16-19
+        pairs = builder.bitcast(pairs, words)
+        values = vec.call(builder, "llvm.x86.avx512.permvar.hi.512", words, scaled, pairs)
+        vec.store(builder, values, target, builder.mul(loop.index, index(BLOCK)))
 
 
 @jit_inner

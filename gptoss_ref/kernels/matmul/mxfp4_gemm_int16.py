@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
+from llvmlite import ir
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
@@ -37,7 +37,7 @@ from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats
 from gptoss_ref.kernels.runtime.isa import lanes_of
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
-from gptoss_ref.kernels.runtime.llvm_ir import f32, i8, i16, i32, index
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
 
 SPARE = 8
@@ -94,7 +94,7 @@ def quantise_int16(path: Any, prepared: Int16, row: int, g: int, groups: int) ->
     prepared.factors[to] = magnitude * _UNIT
 
 
-def _pairs_add(builder: Any, wide: bool, total: Any, a: Any, b: Any) -> Any:
+def _pairs_add(builder: ir.IRBuilder, wide: bool, total: Value, a: Value, b: Value) -> Value:
     """Return ``total`` plus the products of int16 pairs of ``a`` and ``b`` (as many int32)."""
     lanes = total.type.count
     if wide:
@@ -111,7 +111,7 @@ def _pairs_add(builder: Any, wide: bool, total: Any, a: Any, b: Any) -> Any:
     return builder.add(total, vec.call(builder, name, total.type, *pairs))
 
 
-def _looked_up(builder: Any, wide: bool, nibbles: Any) -> Any:
+def _looked_up(builder: ir.IRBuilder, wide: bool, nibbles: Value) -> Value:
     """Return ``_DOUBLED`` of each byte (0 … 15) of a vector."""
     lanes = nibbles.type.count
     if lanes == 64 and not wide:
@@ -121,105 +121,76 @@ def _looked_up(builder: Any, wide: bool, nibbles: Any) -> Any:
         ]
         return vec.shuffle(builder, halves[0], range(64), halves[1])
     table = vec.constant(i8, _DOUBLED * (lanes // 16))
-    name = {
-        32: "llvm.x86.avx2.pshuf.b",
-        64: "llvm.x86.avx512.pshuf.b.512",
-    }[lanes]
+    name = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}[lanes]
     return vec.call(builder, name, nibbles.type, table, nibbles)
 
 
 def _pack_int16(wide: bool) -> Any:
     """Pack one block of 32 or 16 rows as a panel: panel[j, l] has the pair of byte j of row l."""
 
-    @intrinsic
-    def pack_int16(
-        typing_context: Any, blocks: Any, block: Any, groups: Any, last: Any, panel: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            source = vec.data(context, builder, blocks, args[0])
-            target = vec.data(context, builder, panel, args[4])
-            width = 32 if wide else 16
-            for first in range(0, width, 16):
-                rows = []
-                for l in range(first, first + 16):
-                    row = builder.select(
-                        builder.icmp_signed("<", index(l), args[3]), index(l), args[3]
-                    )
-                    at = builder.add(args[1], builder.mul(row, args[2]))
-                    at = builder.mul(at, index(16))
-                    vec.prefetch(builder, source, at, AHEAD)
-                    rows.append(vec.load(builder, source, at, vec.vector(i8, 16)))
-                for j, column in enumerate(vec.transposed(builder, rows)):
-                    byte = builder.zext(column, vec.vector(i32, 16))
-                    low = builder.shl(byte, vec.constant(i32, 8, 16))
-                    high = builder.shl(byte, vec.constant(i32, 20, 16))
-                    both = builder.or_(low, high)
-                    nibbles = builder.and_(both, vec.constant(i32, 0x0F000F00, 16))
-                    pair = _looked_up(
-                        builder, wide, builder.bitcast(nibbles, vec.vector(i8, 64))
-                    )  # bytes 0 and 2 of a lane look up 0, which gives 0
-                    pair = builder.bitcast(pair, vec.vector(i32, 16))
-                    vec.store(builder, pair, target, index(j * width + first))
-            return context.get_dummy_value()
+    def emit(
+        builder: ir.IRBuilder, blocks: Value, block: Value, groups: Value, last: Value, panel: Value
+    ) -> None:
+        width, ints = 32 if wide else 16, vec.vector(i32, 16)
+        for first in range(0, width, 16):
+            rows = []
+            for l in range(first, first + 16):
+                row = builder.select(builder.icmp_signed("<", index(l), last), index(l), last)
+                at = builder.add(block, builder.mul(row, groups))
+                at = builder.mul(at, index(16))
+                vec.prefetch(builder, blocks, at, AHEAD)
+                rows.append(vec.load(builder, blocks, at, vec.vector(i8, 16)))
+            for j, column in enumerate(vec.transposed(builder, rows)):
+                byte = builder.zext(column, ints)
+                low = builder.shl(byte, vec.constant(i32, 8, 16))
+                high = builder.shl(byte, vec.constant(i32, 20, 16))
+                nibbles = builder.and_(
+                    builder.or_(low, high), vec.constant(i32, 0x0F000F00, 16)
+                )  # bytes 0 and 2 of a lane look up 0, which gives 0
+                pair = _looked_up(builder, wide, builder.bitcast(nibbles, vec.vector(i8, 64)))
+                vec.store(builder, builder.bitcast(pair, ints), panel, index(j * width + first))
 
-        n = types.intp
-        return types.void(blocks, n, n, n, panel), generate
-
-    return pack_int16
+    return vec.instructions(emit)
 
 
 def _tile_int16(wide: bool, tokens: int) -> Any:
     """Add a panel's products with one block of ``tokens`` rows, from block number ``q_at`` on."""
 
-    @intrinsic
-    def tile_int16(
-        typing_context: Any, panel: Any, panel_scales: Any, q: Any, factors: Any, q_at: Any,
-        of: Any, of_at: Any, sums: Any, sums_at: Any
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            arrays = (panel, panel_scales, q, factors, None, of, None, sums)
-            pointers = {
-                i: vec.data(context, builder, type_, args[i])
-                for i, type_ in enumerate(arrays)
-                if type_ is not None
-            }
-            vectors, width = (2, 32) if wide else (1, 16)
-            ints, floats = vec.vector(i32, 16), vec.vector(f32, 16)
-            rows, units = [], []
-            for m in range(tokens):
-                row = vec.load(builder, pointers[5], builder.add(args[6], index(m)), vec.i64)
-                at = builder.add(args[4], row)  # block of activations
-                units.append(vec.load(builder, pointers[3], at, f32))
-                start = builder.gep(pointers[2], [builder.mul(at, index(BLOCK))])
-                rows.append(builder.bitcast(start, i32.as_pointer()))
-            dots = vec.Accumulators(builder, tokens, vectors, ints)
-            unroll = 4
-            with cgutils.for_range(builder, index(16 // unroll)) as loop:
-                for u in range(unroll):
-                    j = builder.add(builder.mul(loop.index, index(unroll)), index(u))
-                    at = builder.mul(j, index(width))
-                    columns = [
-                        vec.load(builder, pointers[0], builder.add(at, index(16 * v)), ints)
-                        for v in range(vectors)
-                    ]
-                    for m in range(tokens):
-                        pair = vec.splat(builder, vec.load(builder, rows[m], j, i32), 16)
-                        for v in range(vectors):
-                            dots[m, v] = _pairs_add(builder, wide, dots[m, v], columns[v], pair)
-            for v in range(vectors):
-                scale = vec.load(builder, pointers[1], index(16 * v), floats)
+    def emit(
+        builder: ir.IRBuilder, panel: Value, panel_scales: Value, q: Value, factors: Value,
+        q_at: Value, of: Value, of_at: Value, sums: Value, sums_at: Value
+    ) -> None:  # fmt: skip
+        vectors, width, unroll = 2 if wide else 1, 32 if wide else 16, 4
+        ints, floats = vec.vector(i32, 16), vec.vector(f32, 16)
+        rows, units = [], []
+        for m in range(tokens):
+            row = vec.load(builder, of, builder.add(of_at, index(m)), vec.i64)
+            at = builder.add(q_at, row)  # block of activations
+            units.append(vec.load(builder, factors, at, f32))
+            start = builder.gep(q, [builder.mul(at, index(BLOCK))])
+            rows.append(builder.bitcast(start, i32.as_pointer()))
+        dots = vec.Accumulators(builder, tokens, vectors, ints)
+        with cgutils.for_range(builder, index(16 // unroll)) as loop:
+            for u in range(unroll):
+                j = builder.add(builder.mul(loop.index, index(unroll)), index(u))
+                at = builder.mul(j, index(width))
+                columns = [
+                    vec.load(builder, panel, builder.add(at, index(16 * v)), ints)
+                    for v in range(vectors)
+                ]
                 for m in range(tokens):
-                    to = builder.add(args[8], index(m * ROWS + 16 * v))
-                    scaled = builder.fmul(builder.sitofp(dots[m, v], floats), scale)
-                    unit = vec.splat(builder, units[m], 16)
-                    before = vec.load(builder, pointers[7], to, floats)
-                    vec.store(builder, vec.fma(builder, scaled, unit, before), pointers[7], to)
-            return context.get_dummy_value()
+                    pair = vec.splat(builder, vec.load(builder, rows[m], j, i32), 16)
+                    for v in range(vectors):
+                        dots[m, v] = _pairs_add(builder, wide, dots[m, v], columns[v], pair)
+        for v in range(vectors):
+            scale = vec.load(builder, panel_scales, index(16 * v), floats)
+            for m in range(tokens):
+                to = builder.add(sums_at, index(m * ROWS + 16 * v))
+                scaled = builder.fmul(builder.sitofp(dots[m, v], floats), scale)
+                unit, before = vec.splat(builder, units[m], 16), vec.load(builder, sums, to, floats)
+                vec.store(builder, vec.fma(builder, scaled, unit, before), sums, to)
 
-        n = types.intp
-        return types.void(panel, panel_scales, q, factors, n, of, n, sums, n), generate
-
-    return tile_int16
+    return vec.instructions(emit)
 
 
 # fmt: off
@@ -244,11 +215,7 @@ def _add_products(path: Any, stored: Stored, block: int, rows: int, groups: int,
 def _add_products_on(path: Any, *others: Any) -> Any:
     wide = lanes_of(path) == 16
     width, most = (32, 8) if wide else (16, 6)
-    pack_int16, tile_most, tile_some = (
-        _pack_int16(wide),
-        _tile_int16(wide, most),
-        _tile_int16(wide, 4),
-    )
+    pack_int16, tile_most, tile_some = _pack_int16(wide), *(_tile_int16(wide, n) for n in (most, 4))
 
     # fmt: off
     def vectors(path, stored, block, rows, groups, prepared,  # type: ignore[no-untyped-def]

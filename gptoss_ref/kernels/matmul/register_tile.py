@@ -33,14 +33,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from llvmlite import ir
 from numba.core import cgutils, config
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.isa import name_of
 from gptoss_ref.kernels.runtime.jit import LEAF
-from gptoss_ref.kernels.runtime.llvm_ir import f32, i16, i32, index
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i32, index
 from gptoss_ref.kernels.runtime.scalar import widen
 
 LANES = 16
@@ -57,10 +57,6 @@ _SHAPES: dict[str, tuple[int, tuple[int, int, int, int]]] = {
 }
 """For each path: L, and the numbers of rows of x that ``tile`` can take at once. The sums fill the
 registers: 24 of 32 registers of 64 bytes, 12 of 16 of 32 bytes, on ARM 24 of 32 of 16 bytes."""
-
-
-def _shape(path: Any) -> tuple[int, tuple[int, int, int, int]]:
-    return _SHAPES[name_of(path)]
 
 
 def panel_width(path: Any) -> int:
@@ -81,11 +77,10 @@ def pack(
     The cache lines ``ahead`` elements further on are prefetched into L2. Keys are powers of two
     apart, and would evict each other from L1.
     """
-    width = 16
-    for l in range(width):
+    for l in range(LANES):
         start = at + min(l, rows - 1) * stride
         for k in range(depth):
-            panel[k * width + l] = widen(w[start + k])
+            panel[k * LANES + l] = widen(w[start + k])
 
 
 def _in_python(width: int) -> Any:
@@ -121,7 +116,7 @@ distance between rows, ``x_step`` the distance between two k of a row.
 
 @overload(panel_width, **LEAF)
 def _panel_width(path: Any) -> Any:
-    width = 16 if config.BOUNDSCHECK else _shape(path)[0]
+    width = LANES if config.BOUNDSCHECK else _SHAPES[name_of(path)][0]
     return lambda path: width
 
 
@@ -135,7 +130,7 @@ def _values_width(path: Any) -> Any:
 def _pack(path: Any, *others: Any) -> Any:
     if config.BOUNDSCHECK:
         return pack
-    width = _shape(path)[0]
+    width = _SHAPES[name_of(path)][0]
 
     def vectors(path, w, at, stride, rows, depth, ahead, panel):  # type: ignore[no-untyped-def]
         squares = depth // LANES
@@ -153,7 +148,7 @@ def _pack(path: Any, *others: Any) -> Any:
 
 @overload(tile, **LEAF)
 def _tile(path: Any, *others: Any) -> Any:
-    width, rows = _shape(path)
+    width, rows = _SHAPES[name_of(path)]
     return tile if config.BOUNDSCHECK else _by_rows(rows, width // LANES, LANES)
 
 
@@ -199,7 +194,7 @@ def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
     return vectors_
 
 
-def _widened(builder: Any, raw: Any) -> Any:
+def _widened(builder: ir.IRBuilder, raw: Value) -> Value:
     """Return a vector of stored weights as floats."""
     if raw.type.element == f32:
         return raw
@@ -208,77 +203,59 @@ def _widened(builder: Any, raw: Any) -> Any:
     return builder.bitcast(builder.shl(wide, vec.constant(i32, 16, lanes)), vec.vector(f32, lanes))
 
 
-@intrinsic
+@vec.instructions
 def _vector_pack(
-    typing_context: Any, w: Any, at: Any, stride: Any, last: Any, squares: Any, ahead: Any,
-    panel: Any, first: Any, width: Any
-) -> Any:  # fmt: skip
+    builder: ir.IRBuilder, w: Value, at: Value, stride: Value, last: Value, squares: Value,
+    ahead: Value, panel: Value, first: Value, width: Value
+) -> None:  # fmt: skip
     """Pack 16 rows of ``w`` from ``at`` on into columns ``first`` … of a panel, in 16 x 16."""
-    element = i16 if w.dtype is types.uint16 else f32
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source = vec.data(context, builder, w, args[0])
-        target = vec.data(context, builder, panel, args[6])
-        _, at_, stride_, last_, squares_, ahead_, _, first_, width_ = args
-        rows = []
-        for l in range(LANES):
-            row = builder.select(builder.icmp_signed("<", index(l), last_), index(l), last_)
-            rows.append(builder.gep(source, [builder.add(at_, builder.mul(row, stride_))]))
-        with cgutils.for_range(builder, squares_) as loop:
-            k = builder.mul(loop.index, index(LANES))
-            for row in rows:
-                vec.prefetch(builder, row, builder.add(k, ahead_), 0, keep=2)
-            loaded = [vec.load(builder, row, k, vec.vector(element, LANES)) for row in rows]
-            for i, column in enumerate(vec.transposed(builder, loaded)):
-                to = builder.add(builder.mul(builder.add(k, index(i)), width_), first_)
-                vec.store(builder, _widened(builder, column), target, to)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(w, n, n, n, n, n, panel, n, n), generate
+    type_, rows = vec.vector(w.type.pointee, LANES), []
+    for l in range(LANES):
+        row = builder.select(builder.icmp_signed("<", index(l), last), index(l), last)
+        rows.append(builder.gep(w, [builder.add(at, builder.mul(row, stride))]))
+    with cgutils.for_range(builder, squares) as loop:
+        k = builder.mul(loop.index, index(LANES))
+        for row in rows:
+            vec.prefetch(builder, row, builder.add(k, ahead), 0, keep=2)
+        loaded = [vec.load(builder, row, k, type_) for row in rows]
+        for i, column in enumerate(vec.transposed(builder, loaded)):
+            to = builder.add(builder.mul(builder.add(k, index(i)), width), first)
+            vec.store(builder, _widened(builder, column), panel, to)
 
 
 def _tile_of(tokens: int, vectors: int, lanes: int) -> Any:
     """Return the product of ``tokens`` rows with a panel of ``vectors`` · ``lanes`` columns."""
 
-    @intrinsic
-    def tile_of(
-        typing_context: Any, x: Any, x_at: Any, x_stride: Any, x_step: Any, panel: Any,
-        panel_at: Any, panel_stride: Any, depth: Any, out: Any, out_at: Any, out_stride: Any,
-        add: Any
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            x_, panel_, out_ = (
-                builder.gep(vec.data(context, builder, array, args[i]), [args[i + 1]])
-                for i, array in ((0, x), (4, panel), (8, out))
-            )
-            x_stride_, x_step_, panel_stride_, depth_ = (args[i] for i in (2, 3, 6, 7))
-            type_ = vec.vector(f32, lanes)
-            sums = vec.Accumulators(builder, tokens, vectors, type_)
-            columns = [index(v * lanes) for v in range(vectors)]
-            rows, results = (
-                [builder.gep(first, [builder.mul(stride, index(m))]) for m in range(tokens)]
-                for first, stride in ((x_, x_stride_), (out_, args[10]))
-            )
-            with cgutils.for_range(builder, depth_) as loop:
-                at = builder.gep(panel_, [builder.mul(loop.index, panel_stride_)])
-                loaded = [vec.load(builder, at, column, type_) for column in columns]
-                k = builder.mul(loop.index, x_step_)
-                for m in range(tokens):
-                    factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), lanes)
-                    for v in range(vectors):
-                        sums[m, v] = vec.multiply_add(builder, factor, loaded[v], sums[m, v])
-            with builder.if_then(builder.icmp_unsigned("!=", args[11], args[11].type(0))):
-                for m in range(tokens):
-                    for v in range(vectors):
-                        before = vec.load(builder, results[m], columns[v], type_)
-                        sums[m, v] = builder.fadd(before, sums[m, v])
+    def emit(
+        builder: ir.IRBuilder, x: Value, x_at: Value, x_stride: Value, x_step: Value, panel: Value,
+        panel_at: Value, panel_stride: Value, depth: Value, out: Value, out_at: Value,
+        out_stride: Value, add: Value
+    ) -> None:  # fmt: skip
+        x, panel, out = (
+            builder.gep(*each) for each in ((x, [x_at]), (panel, [panel_at]), (out, [out_at]))
+        )
+        type_ = vec.vector(f32, lanes)
+        sums = vec.Accumulators(builder, tokens, vectors, type_)
+        columns = [index(v * lanes) for v in range(vectors)]
+        rows, results = (
+            [builder.gep(first, [builder.mul(stride, index(m))]) for m in range(tokens)]
+            for first, stride in ((x, x_stride), (out, out_stride))
+        )
+        with cgutils.for_range(builder, depth) as loop:
+            at = builder.gep(panel, [builder.mul(loop.index, panel_stride)])
+            loaded = [vec.load(builder, at, column, type_) for column in columns]
+            k = builder.mul(loop.index, x_step)
+            for m in range(tokens):
+                factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), lanes)
+                for v in range(vectors):
+                    sums[m, v] = vec.multiply_add(builder, factor, loaded[v], sums[m, v])
+        with builder.if_then(builder.icmp_unsigned("!=", add, add.type(0))):
             for m in range(tokens):
                 for v in range(vectors):
-                    vec.store(builder, sums[m, v], results[m], columns[v])
-            return context.get_dummy_value()
+                    before = vec.load(builder, results[m], columns[v], type_)
+                    sums[m, v] = builder.fadd(before, sums[m, v])
+        for m in range(tokens):
+            for v in range(vectors):
+                vec.store(builder, sums[m, v], results[m], columns[v])
 
-        n = types.intp
-        return types.void(x, n, n, n, panel, n, n, n, out, n, n, types.boolean), generate
-
-    return tile_of
+    return vec.instructions(emit)

@@ -19,7 +19,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.runtime import llvm_ir as vec
@@ -154,26 +153,21 @@ def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int
             total[t] = part
 
 
-@intrinsic
-def _sum_prefetching(typing_context: Any, words: Any, start: Any, steps: Any) -> Any:
+def _emit_sum(builder: ir.IRBuilder, words: Any, start: Any, steps: Any) -> Any:
     """Return the sum of ``steps`` times four cache lines."""
+    data, type_ = builder.gep(words, [start]), vec.vector(vec.i64, _LINE // 8)
+    sums = vec.Accumulators(builder, 1, 4, type_)
+    with cgutils.for_range(builder, steps) as loop:
+        base = builder.mul(loop.index, vec.index(4 * type_.count))
+        for line in range(4):
+            at = builder.add(base, vec.index(line * type_.count))
+            vec.prefetch(builder, data, at, vec.NEAR)
+            sums[0, line] = builder.add(sums[0, line], vec.load(builder, data, at, type_))
+    total = builder.add(builder.add(sums[0, 0], sums[0, 1]), builder.add(sums[0, 2], sums[0, 3]))
+    result = vec.index(0)
+    for lane in range(type_.count):
+        result = builder.add(result, builder.extract_element(total, ir.Constant(vec.i32, lane)))
+    return result
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        data = builder.gep(vec.data(context, builder, words, args[0]), [args[1]])
-        type_ = vec.vector(vec.i64, _LINE // 8)
-        sums = vec.Accumulators(builder, 1, 4, type_)
-        with cgutils.for_range(builder, args[2]) as loop:
-            base = builder.mul(loop.index, vec.index(4 * type_.count))
-            for line in range(4):
-                at = builder.add(base, vec.index(line * type_.count))
-                vec.prefetch(builder, data, at, vec.NEAR)
-                sums[0, line] = builder.add(sums[0, line], vec.load(builder, data, at, type_))
-        total = builder.add(
-            builder.add(sums[0, 0], sums[0, 1]), builder.add(sums[0, 2], sums[0, 3])
-        )
-        result = vec.index(0)
-        for lane in range(type_.count):
-            result = builder.add(result, builder.extract_element(total, ir.Constant(vec.i32, lane)))
-        return result
 
-    return types.int64(words, types.intp, types.intp), generate
+_sum_prefetching = vec.instructions(_emit_sum, types.int64)

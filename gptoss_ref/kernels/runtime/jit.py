@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core import caching, config
+from numba.extending import overload
 
 from gptoss_ref.kernels.runtime.parts import KERNEL, PART
 
@@ -31,22 +32,17 @@ DOT_PRODUCT = {"contract", "reassoc"}
 """What the compiler may do in a dot product: use fused multiply-add, and keep several partial sums.
 ``nnan`` and ``ninf`` are never used: NaN and infinities must propagate, and masks are −inf."""
 
-LEAF: dict[str, Any] = {
-    "strict": False,
-    "jit_options": OPTIONS | PART | {"fastmath": DOT_PRODUCT},
-}
+_LEAF = OPTIONS | PART | {"fastmath": DOT_PRODUCT}
+LEAF: dict[str, Any] = {"strict": False, "jit_options": _LEAF}
 """Arguments of ``numba.extending.overload`` for a leaf, which has an implementation per path."""
 
-INTERPRETED = bool(config.DISABLE_JIT)
-"""Whether ``NUMBA_DISABLE_JIT`` is set: a debugger can then step through the kernels."""
-
-INLINED: dict[str, Any] = {
-    "strict": False,
-    "jit_options": LEAF["jit_options"] | {"forceinline": True},
-}
+INLINED: dict[str, Any] = {"strict": False, "jit_options": _LEAF | {"forceinline": True}}
 """The same for a leaf that is called for every row: it is inlined, because a call with array
 arguments costs more than 10 ns.
 """
+
+INTERPRETED = bool(config.DISABLE_JIT)
+"""Whether ``NUMBA_DISABLE_JIT`` is set: a debugger can then step through the kernels."""
 
 when_compiling: list[Callable[[], None]] = []
 """Functions that are called before each compilation (``announce`` tells the user)."""
@@ -70,6 +66,23 @@ def jit_dot_inner(function: F) -> F:
 def jit_parallel(function: F) -> F:
     """Compile a kernel whose ``prange`` loop runs on Numba's threads."""
     return _compiled_lazily(function, parallel=True)
+
+
+def by_types(python: Callable[..., Any], **options: Any) -> Callable[[F], F]:
+    """Let kernels call, in place of ``python``, the function that the decorated one returns.
+
+    The decorated function gets the Numba types of the arguments. ``options``: LEAF or INLINED.
+    """
+
+    def decorate(choose: F) -> F:
+        @overload(python, **(options or LEAF))
+        def chosen(*types: Any) -> Any:
+            function = choose(*types)
+            return lambda *arguments: function(*arguments)
+
+        return choose
+
+    return decorate
 
 
 def _compiled_lazily(function: F, **options: Any) -> F:

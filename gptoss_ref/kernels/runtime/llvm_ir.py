@@ -1,4 +1,4 @@
-"""Functions that write vector instructions as LLVM IR, for Numba intrinsics.
+"""Functions that write vector instructions as LLVM IR, and that make leaves of them.
 
 A vector has an element type and a number of lanes. If LLVM has an operation for any vector (loads,
 shuffles, shifts, fused multiply-add), the IR is the same on every CPU. Only the multiplication of
@@ -7,7 +7,8 @@ int16 pairs and the table look-up are intrinsics of one CPU family.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -16,11 +17,51 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from gptoss_ref.kernels.runtime.jit import INLINED
+from gptoss_ref.kernels.runtime.jit import INLINED, by_types
 
 i8, i16, i32, i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 f32 = ir.FloatType()
 Value = Any
+Emit = Callable[..., Value | None]
+"""A function that writes the instructions of a leaf. Its arguments are the IR builder and those of
+the leaf: the pointer to the first element of each array, and numbers. It returns the result."""
+
+
+def instructions(emit: Emit, result: Any = types.void) -> Any:
+    """Return a function for kernels that consists of the instructions that ``emit`` writes.
+
+    Integers become int64; ``result`` is the Numba type of the result.
+    """
+
+    def typed(typing_context: Any, *given: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values = [
+                make_array(type_)(context, builder, value).data
+                if isinstance(type_, types.Array)
+                else value
+                for type_, value in zip(signature.args, args, strict=True)
+            ]
+            found = emit(builder, *values)
+            return context.get_dummy_value() if found is None else found
+
+        wide = (types.intp if isinstance(type_, types.Integer) else type_ for type_ in given)
+        return result(*wide), generate
+
+    typed.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]
+    return intrinsic(typed)
+
+
+def leaf(python: Callable[..., Any], **options: Any) -> Callable[[Emit], None]:
+    """Let kernels call, in place of ``python``, the instructions that the decorated function writes.
+
+    ``options``: see :func:`gptoss_ref.kernels.runtime.jit.by_types`.
+    """
+
+    def decorate(emit: Emit) -> None:
+        function = instructions(emit)
+        by_types(python, **options)(lambda *types_: function)
+
+    return decorate
 
 
 def vector(element: ir.Type, lanes: int) -> ir.Type:
@@ -160,40 +201,25 @@ def prefetch_lines(array: Any) -> None:
 
 @overload(prefetch_lines, **INLINED)
 def _prefetch_lines(array: Any) -> Any:
-    bytes_, line = array.dtype.bitwidth // 8, 64 * 8 // array.dtype.bitwidth
-    if bytes_ == 4:
+    if array.dtype is types.float32:
         return lambda array: None
+    prefetch_line = instructions(lambda builder, array, at: prefetch_stream(builder, array, at, 64))
+    line = 64 * 8 // array.dtype.bitwidth
 
-    def compiled(array):  # type: ignore[no-untyped-def]
+    def lines(array):  # type: ignore[no-untyped-def]
         for k in range(0, array.size, line):
-            _prefetch_line(array, k)
+            prefetch_line(array, k)
 
-    @intrinsic
-    def _prefetch_line(typing_context: Any, array: Any, at: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            prefetch_stream(builder, data(context, builder, array, args[0]), args[1], bytes_)
-            return context.get_dummy_value()
-
-        return types.void(array, types.intp), generate
-
-    return compiled
+    return lines
 
 
 def prefetch_later(array: Any, at: int) -> None:
     """Prefetch into L2 the line of element ``at``, which may lie beyond the end of the array."""
 
 
-@overload(prefetch_later, **INLINED)
-def _prefetch_later(array: Any, at: Any) -> Any:
-    @intrinsic
-    def one(typing_context: Any, array: Any, at: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            prefetch(builder, data(context, builder, array, args[0]), args[1], 0, keep=2)
-            return context.get_dummy_value()
-
-        return types.void(array, types.intp), generate
-
-    return lambda array, at: one(array, at)
+@leaf(prefetch_later, **INLINED)
+def _prefetch_later(builder: Any, array: Value, at: Value) -> None:
+    prefetch(builder, array, at, 0, keep=2)
 
 
 def transposed(builder: ir.IRBuilder, rows: Sequence[Value]) -> list[Value]:
