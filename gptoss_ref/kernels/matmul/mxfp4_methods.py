@@ -26,39 +26,14 @@ from numba import types
 from numba.extending import overload
 
 from gptoss_ref.errors import CheckpointError, GptOssError
+from gptoss_ref.kernels.matmul import mxfp4_float as plain
+from gptoss_ref.kernels.matmul import mxfp4_gemm_amx as amx
+from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
+from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
-from gptoss_ref.kernels.matmul.mxfp4_float import (
-    Floats,
-    multiply_floats,
-    new_floats,
-    quantise_floats,
-    workspace_floats,
-)
-from gptoss_ref.kernels.matmul.mxfp4_gemm_amx import (
-    AmxPlanes,
-    multiply_amx,
-    new_amx,
-    quantise_amx,
-    settle_amx,
-    workspace_amx,
-)
-from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import (
-    Int16,
-    multiply_int16,
-    new_int16,
-    quantise_int16,
-    workspace_int16,
-)
-from gptoss_ref.kernels.matmul.mxfp4_gemv_int8 import (
-    Int8Planes,
-    multiply_int8,
-    new_int8,
-    quantise_int8,
-    workspace_int8,
-)
 from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.isa import path_name
-from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.kernels.runtime.jit import LEAF, by_types, jit_inner
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
@@ -94,12 +69,17 @@ class _Method(NamedTuple):
     multiply: Callable[..., bool]
 
 
+# fmt: off
 _METHODS = {
-    FLOAT: _Method(Floats, new_floats, quantise_floats, workspace_floats, multiply_floats),
-    INT8: _Method(Int8Planes, new_int8, quantise_int8, workspace_int8, multiply_int8),
-    INT16: _Method(Int16, new_int16, quantise_int16, workspace_int16, multiply_int16),
-    AMX: _Method(AmxPlanes, new_amx, quantise_amx, workspace_amx, multiply_amx),
+    FLOAT: _Method(plain.Floats, plain.new_floats, plain.quantise_floats, plain.workspace_floats,
+                   plain.multiply_floats),
+    INT8: _Method(int8.Int8Planes, int8.new_int8, int8.quantise_int8, int8.workspace_int8,
+                  int8.multiply_int8),
+    INT16: _Method(int16.Int16, int16.new_int16, int16.quantise_int16, int16.workspace_int16,
+                   int16.multiply_int16),
+    AMX: _Method(amx.AmxPlanes, amx.new_amx, amx.quantise_amx, amx.workspace_amx, amx.multiply_amx),
 }
+# fmt: on
 
 
 def _named(method: Any) -> _Method:
@@ -129,8 +109,8 @@ def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> None:
 
 def settle(path: Any, prepared: Any, of: Any, team: Any) -> None:
     """Finish the preparation of all rows. ``of``: the rows of the tiles, by expert (for AMX)."""
-    if isinstance(prepared, AmxPlanes):
-        settle_amx(prepared, of, team)
+    if isinstance(prepared, amx.AmxPlanes):
+        amx.settle_amx(prepared, of, team)
 
 
 def workspace(prepared: Any, tokens: int, groups: int) -> Any:
@@ -165,38 +145,16 @@ def _new(path: Any, method: Any, x: Any, rows: Any, tiles: Any) -> Any:
     return lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles)
 
 
-@overload(quantise, **LEAF)
-def _quantise(path: Any, prepared: Any, row: Any, g: Any, groups: Any) -> Any:
-    chosen = _of(prepared).quantise
-    return lambda path, prepared, row, g, groups: chosen(path, prepared, row, g, groups)
-
-
 @overload(settle, **LEAF)
 def _settle(path: Any, prepared: Any, of: Any, team: Any) -> Any:
-    if prepared.instance_class is AmxPlanes:
-        return lambda path, prepared, of, team: settle_amx(prepared, of, team)
+    if prepared.instance_class is amx.AmxPlanes:
+        return lambda path, prepared, of, team: amx.settle_amx(prepared, of, team)
     return lambda path, prepared, of, team: None
 
 
-@overload(workspace, **LEAF)
-def _workspace(prepared: Any, tokens: Any, groups: Any) -> Any:
-    chosen = _of(prepared).workspace
-    return lambda prepared, tokens, groups: chosen(prepared, tokens, groups)
-
-
-# fmt: off
-@overload(multiply, **LEAF)
-def _multiply(path: Any, stored: Any, block: Any, rows: Any, groups: Any, prepared: Any,
-              *others: Any) -> Any:
-    chosen = _of(prepared).multiply
-
-    def multiply(path, stored, block, rows, groups, prepared,  # type: ignore[no-untyped-def]
-                 of, of_at, tile, count, sums, workspace):
-        return chosen(path, stored, block, rows, groups, prepared, of, of_at, tile, count, sums,
-                      workspace)
-
-    return multiply
-# fmt: on
+by_types(quantise)(lambda path, prepared, *others: _of(prepared).quantise)
+by_types(workspace)(lambda prepared, *others: _of(prepared).workspace)
+by_types(multiply)(lambda *types_: _of(types_[5]).multiply)
 
 
 @jit_inner
