@@ -122,6 +122,7 @@ for _name, *_homes in (
     ("generate", "generation"),
     ("info", "checkpoint.summary"),
     ("kernels.doctor", "kernels.runtime.doctor"),
+    ("kernels.mxfp4", "layers.mxfp4"),
     ("kernels.threads", "kernels.runtime.threads"),
     ("kernels.warmup", "kernels.runtime.warmup"),
     ("routing", "weights"),

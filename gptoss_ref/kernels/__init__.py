@@ -27,7 +27,7 @@ L1, L2, L3
 from importlib import import_module
 from typing import Any
 
-from gptoss_ref.kernels import mxfp4, sampling
+from gptoss_ref.kernels import sampling
 from gptoss_ref.kernels.attention import attention, attention_weights
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
@@ -47,7 +47,6 @@ __all__ = [
     "embedding",
     "experts",
     "linear",
-    "mxfp4",
     "rmsnorm",
     "rope",
     "rope_tables",
@@ -62,4 +61,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("doctor", "warmup"):  # loaded when asked for: they import every kernel
         return import_module(f"gptoss_ref.kernels.runtime.{name}")
+    if name == "mxfp4":  # the former name of the layers' ``decode`` and ``encode``
+        return import_module("gptoss_ref.kernels.mxfp4")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.matmul.gemm import multiply_stored
-from gptoss_ref.kernels.mxfp4 import matmul
+from gptoss_ref.kernels.matmul.mxfp4_methods import multiply_mxfp4
 from gptoss_ref.kernels.runtime.arrays import check_policy, is_bits, values, vector_of, weight_of
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 from gptoss_ref.weights import MXFP4, ExpertMatrix
@@ -48,7 +48,7 @@ def linear(
     if y.size == 0:
         pass
     elif isinstance(weight, MXFP4):
-        matmul(x2, weight, b, y)
+        multiply_mxfp4(x2, weight, b, y)
     else:
         _product(x2, weight, b, y)
     return y.reshape(*x.shape[:-1], outputs)

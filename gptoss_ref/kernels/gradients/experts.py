@@ -27,8 +27,8 @@ from gptoss_ref.kernels.gradients.expert_passes import (
     forward_pass,
     sums,
 )
-from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, INT16, method_of, stored_of
-from gptoss_ref.kernels.runtime.arrays import check_policy, is_bits, positions_of, values, weight_of
+from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, INT16, method_of, stored_or_copy
+from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions_of, values
 from gptoss_ref.kernels.runtime.isa import current_path
 from gptoss_ref.kernels.runtime.threads import current_threads, run
 from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
@@ -194,17 +194,8 @@ def _mixture(
 def _stored(weight: ExpertMatrix) -> Any:
     """Return a weight as ``products.py`` takes it."""
     if isinstance(weight, MXFP4):
-        stored = stored_of(weight)
-        if stored is None:  # a non-contiguous view
-            blocks, scales = weight.blocks.copy(), weight.scales.copy()
-            stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
-            assert stored is not None
-        return stored
-    whole = weight_of(weight)
-    if whole is None:
-        whole = np.array(weight, np.uint16 if is_bits(weight) else np.float32, order="C")
-        whole.flags.writeable = False
-    return whole.reshape(-1)
+        return stored_or_copy(weight)
+    return matrix_of(weight).reshape(-1)
 
 
 def _summed(rows: Array, plan: Plan, weights: Array, shape: tuple[int, ...]) -> Array:

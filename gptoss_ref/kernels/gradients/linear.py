@@ -17,7 +17,7 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.gradients.products import DEPTH, by_columns, outer, padded, room_for_panels
 from gptoss_ref.kernels.linear import linear as forward
 from gptoss_ref.kernels.matmul.mxfp4_block import Stored
-from gptoss_ref.kernels.matmul.mxfp4_methods import refuse_255, stored_of
+from gptoss_ref.kernels.matmul.mxfp4_methods import refuse_255, stored_or_copy
 from gptoss_ref.kernels.runtime.arrays import check_policy, values
 from gptoss_ref.kernels.runtime.buffers import copy, floats
 from gptoss_ref.kernels.runtime.isa import current_path
@@ -99,14 +99,9 @@ def _of_input(d_y: Array, weight: ExpertMatrix) -> Array:
         return forward(d_y, weight.T)
     if weight.scale_255 == "error":
         refuse_255(weight.scales, weight.name)
-    stored = stored_of(weight)
-    if stored is None:  # a non-contiguous view
-        blocks, scales = weight.blocks.copy(), weight.scales.copy()
-        stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
-        assert stored is not None
     d_x = np.empty((len(d_y), weight.shape[1]), np.float32)
-    tasks = -(-len(d_y) // TOKENS)
-    run(_mxfp4_input, tasks, d_x.size * d_y.shape[1], current_path(), values(d_y), *stored, d_x)
+    arguments = (current_path(), values(d_y), *stored_or_copy(weight), d_x)
+    run(_mxfp4_input, -(-len(d_y) // TOKENS), d_x.size * d_y.shape[1], *arguments)
     return d_x
 
 

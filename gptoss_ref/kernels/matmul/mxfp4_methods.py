@@ -30,10 +30,13 @@ from gptoss_ref.kernels.matmul import mxfp4_float as plain
 from gptoss_ref.kernels.matmul import mxfp4_gemm_amx as amx
 from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
+from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
-from gptoss_ref.kernels.runtime.buffers import floats
-from gptoss_ref.kernels.runtime.isa import path_name
-from gptoss_ref.kernels.runtime.jit import LEAF, by_types, jit_inner
+from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.isa import current_path, path_name
+from gptoss_ref.kernels.runtime.jit import LEAF, by_types, jit, jit_inner
+from gptoss_ref.kernels.runtime.tasks import jit_tasks
+from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4
 
@@ -194,24 +197,27 @@ def stored_of(weight: MXFP4) -> Stored | None:
         )
     if not (blocks.flags.c_contiguous and scales.flags.c_contiguous):
         return None
-    return Stored(_read_only(blocks), _read_only(scales), scale_255_code(weight.scale_255))
+    if weight.scale_255 not in SCALE_255:
+        raise GptOssError(
+            f"unknown scale_255 {weight.scale_255!r}: expected nan, exponent or error"
+        )
+    return Stored(_read_only(blocks), _read_only(scales), SCALE_255[weight.scale_255])
+
+
+def stored_or_copy(weight: MXFP4) -> Stored:
+    """Return ``weight`` as kernels take it, copied if it is not contiguous; errors as above."""
+    stored = stored_of(weight)
+    if stored is None:
+        blocks, scales = weight.blocks.copy(), weight.scales.copy()
+        stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
+        assert stored is not None
+    return stored
 
 
 def _read_only(array: Array) -> Array:
     view = array.reshape(-1)
     view.flags.writeable = False
     return view
-
-
-def scale_255_code(scale_255: str) -> int:
-    """Return the number that stands for a meaning of the scale byte 255 in kernels.
-
-    Raises:
-        GptOssError: the meaning is unknown.
-    """
-    if scale_255 not in SCALE_255:
-        raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
-    return SCALE_255[scale_255]
 
 
 def refuse_255(scales: Array, name: str) -> None:
@@ -222,3 +228,57 @@ def refuse_255(scales: Array, name: str) -> None:
             f"{name}: scale byte 255 at {where}, NaN in the MX specification: expected 0 to 254 "
             f"(load with scale_255='nan' or 'exponent' to accept it)"
         )
+
+
+def multiply_mxfp4(x: Array, weight: MXFP4, bias: Array, y: Array) -> None:
+    """Compute y (T, N) = x (T, M) times ``weight`` (N, M) transposed, plus ``bias``, if any.
+
+    Raises:
+        CheckpointError: a scale byte is 255 and the weight's ``scale_255`` is ``"error"``.
+    """
+    outputs, failed = y.shape[1], np.zeros(1, np.bool_)
+    arguments = (current_path(), method_of(*x.shape), x, *stored_or_copy(weight), bias, y, failed)
+    run(_matmul, -(-outputs // ROWS), x.size * outputs, *arguments)
+    if failed[0]:
+        refuse_255(weight.scales, weight.name)
+
+
+@jit
+def _matmul(
+    path: Any, method: Any, x: Any, blocks: Any, scales: Any, scale_255: int, bias: Any, y: Any,
+    failed: Any, tasks: int, team: Any
+) -> None:  # fmt: skip
+    tokens = x.shape[0]
+    tiles = (tokens + amx.ROWS - 1) // amx.ROWS
+    of = np.arange(tokens + int16.SPARE) % tokens
+    prepared = prepare(path, method, x.reshape(-1), tokens, tiles)
+    settle(path, prepared, of[:tokens], team)
+    stored = Stored(blocks, scales, scale_255)
+    _matmul_tasks(path, stored, prepared, of, bias, y, failed, tasks, team)
+
+
+@jit_tasks
+def _matmul_tasks(
+    path: Any, stored: Stored, prepared: Any, of: Any, bias: Any, y: Any, failed: Any, start: int,
+    stop: int
+) -> None:  # fmt: skip
+    """Compute the columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
+    tokens, outputs = y.shape
+    groups = prepared.x.size // tokens // BLOCK
+    sums, scratch = sums_of(tokens), workspace(prepared, tokens, groups)
+    y_flat = y.reshape(-1)
+    for first in range(start * ROWS, min(stop * ROWS, outputs), ROWS):
+        rows = min(ROWS, outputs - first)
+        block = first * groups
+        if not multiply(
+            path, stored, block, rows, groups, prepared, of, 0, 0, tokens, sums, scratch
+        ):
+            failed[0] = True
+            break
+        for t in range(tokens):
+            row = y_flat[t * outputs + first : t * outputs + first + rows]
+            if bias.size:
+                widen_all(bias[first : first + rows], row)
+            else:
+                fill(row, np.float32(0.0))
+            add_all(sums[t * ROWS : t * ROWS + rows], row)

@@ -52,7 +52,7 @@ def instructions(emit: Emit, result: Any = types.void) -> Any:
 
 
 def leaf(python: Callable[..., Any], **options: Any) -> Callable[[Emit], None]:
-    """Let kernels call, in place of ``python``, the instructions that the decorated function writes.
+    """Let kernels execute, in place of ``python``, what the decorated function writes.
 
     ``options``: see :func:`gptoss_ref.kernels.runtime.jit.by_types`.
     """
