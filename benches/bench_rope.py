@@ -7,7 +7,8 @@ import pytest
 from conftest import Beside
 from rates import Reading
 
-from gptoss_ref.kernels import rope, rope_tables, yarn
+from gptoss_ref.kernels import rope, rope_tables
+from gptoss_ref.layers import yarn
 
 HEADS, CHANNELS, THETA, FACTOR = 64, 64, 150_000.0, 32.0
 

@@ -2,7 +2,8 @@
 
 A kernel has the signature of its layer and gives the layer's result under the float32 policy,
 within the error bound that its file states. Kernels and layers share no computation, so each can
-test the other. ``threads`` and ``sampling`` are the only names here that are not layers. Importing
+test the other. ``threads`` and ``sampling`` are the only names here that are not layers; what a
+model computes once when it is loaded (``yarn``, the conversion of MXFP4) has no kernel. Importing
 this package compiles nothing: see :mod:`gptoss_ref.kernels.runtime.jit`.
 
 These words have one meaning in all files of this package:
@@ -33,7 +34,7 @@ from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
 from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
-from gptoss_ref.kernels.rope import rope, rope_tables, yarn
+from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
 from gptoss_ref.kernels.runtime import announce  # noqa: F401  (tells the user of compilation)
 from gptoss_ref.kernels.runtime.threads import threads
@@ -54,13 +55,12 @@ __all__ = [
     "sampling",
     "swiglu",
     "threads",
-    "yarn",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("doctor", "warmup"):  # loaded when asked for: they import every kernel
         return import_module(f"gptoss_ref.kernels.runtime.{name}")
-    if name == "mxfp4":  # the former name of the layers' ``decode`` and ``encode``
-        return import_module("gptoss_ref.kernels.mxfp4")
+    if name in ("mxfp4", "yarn"):  # former names: the layers' are the only ones
+        return getattr(import_module("gptoss_ref.layers"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -142,33 +142,25 @@ def attention_weights(
     """
     q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
     weights = np.empty((q.shape[1], len(q), len(k)), np.float32)
-    _weights(
-        *(q.reshape(-1), k.reshape(-1), k.shape[1], q.shape[2], sinks),
-        *(q_positions, k_positions, reach(window), weights),
-    )
+    _weights(q, k, sinks, q_positions, k_positions, reach(window), weights)
     return weights
 
 
 @jit
 def _weights(
-    q: Any, k: Any, kv_heads: int, channels: int, sinks: Any, q_positions: Any, k_positions: Any,
-    window: int, weights: Any
-) -> None:  # fmt: skip
+    q: Any, k: Any, sinks: Any, q_positions: Any, k_positions: Any, window: int, weights: Any
+) -> None:
     heads, queries, keys = weights.shape
-    scale = np.float32(1.0 / math.sqrt(channels))
+    group, scale = heads // k.shape[1], np.float32(1.0 / math.sqrt(q.shape[2]))
     for h in range(heads):
-        head = h // (heads // kv_heads)
         for t in range(queries):
-            row, at = weights[h, t], (t * heads + h) * channels
-            query = q[at : at + channels]
+            row = weights[h, t]
             for j in range(keys):
                 distance = q_positions[t] - k_positions[j]
                 row[j] = MASKED
                 if distance >= 0 and distance < window:
-                    at = (j * kv_heads + head) * channels
-                    row[j] = dot(query, k[at : at + channels]) * scale
-            sink = widen(sinks[h])
-            top = sink
+                    row[j] = dot(q[t, h], k[j, h // group]) * scale
+            top = sink = widen(sinks[h])
             for j in range(keys):
                 top = row[j] if row[j] > top else top
             total = exp(np.float32(sink - top))

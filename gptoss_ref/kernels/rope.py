@@ -12,47 +12,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gptoss_ref.errors import ConfigError, GptOssError
+from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values
 from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.numerics import FLOAT32, Array, Policy
-
-
-def yarn(
-    head_dim: int,
-    theta: float,
-    factor: float = 1.0,
-    original_length: int = 4096,
-    beta_fast: float = 32.0,
-    beta_slow: float = 1.0,
-) -> tuple[NDArray[np.float64], float]:
-    """Return the angular frequencies (C/2,) in radians per position, and the concentration.
-
-    They are computed once per model, pair by pair, in plain Python. ``factor`` ≤ 1 is plain RoPE.
-
-    Raises:
-        ConfigError: the ends of the ramp do not satisfy 0 < i(beta_fast) < i(beta_slow) < C/2 − 1.
-    """
-    half = head_dim // 2
-    plain = [math.exp(-math.log(theta) * i / half) for i in range(half)]
-    if factor <= 1.0:
-        return np.array(plain), 1.0
-    low, high = (
-        half * (math.log(original_length) - math.log(2 * math.pi * beta)) / math.log(theta)
-        for beta in (beta_fast, beta_slow)
-    )
-    if not 0 < low < high < half - 1:
-        raise ConfigError(
-            f"YaRN ramp from pair {low:.3f} to {high:.3f}: expected 0 < low < high < C/2 - 1 = "
-            f"{half - 1}"
-        )
-    blended = []
-    for i, omega in enumerate(plain):
-        slow = min(1.0, max(0.0, (i - low) / (high - low)))
-        blended.append(omega * (1.0 - slow) + omega / factor * slow)
-    return np.array(blended), 1.0 + 0.1 * math.log(factor)
 
 
 def rope_tables(

@@ -60,9 +60,8 @@ def keys_of(k: Any, v: Any, q_positions: Any, k_positions: Any, window: int) -> 
         for j in range(b * KEYS, min((b + 1) * KEYS, size)):
             low, high = min(low, k_positions[j]), max(high, k_positions[j])
         lowest[b], highest[b] = low, high
-    flat = (k.reshape(-1), v.reshape(-1))
     where = (q_positions, k_positions, lowest, highest, window)
-    return Keys(flat[0], flat[1], k.shape[1], k.shape[2], *where)
+    return Keys(k.reshape(-1), v.reshape(-1), k.shape[1], k.shape[2], *where)
 
 
 @jit_inner

@@ -147,10 +147,8 @@ def _read_parts(words: Any, prefetching: bool, total: Any, first: int, last: int
         if prefetching:
             total[t] = _sum_prefetching(words, start, (stop - start) // (4 * _LINE // 8))
         else:
-            part = 0
-            for i in range(start, stop):
-                part += words[i]
-            total[t] = part
+            for word in words[start:stop]:
+                total[t] += word
 
 
 def _emit_sum(builder: ir.IRBuilder, words: Any, start: Any, steps: Any) -> Any:
