@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.runtime.arrays import check_policy, is_bits, positions_of, weight_of
+from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions_of, weight_of
 from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.kernels.runtime.scalar import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
@@ -31,9 +31,7 @@ def embedding(tokens: Array, weight: Array, *, policy: str | Policy = FLOAT32) -
         )
     stored = weight_of(weight)
     if stored is None:  # a non-contiguous view: gather the needed rows only
-        stored = weight[tokens].astype(np.uint16 if is_bits(weight) else np.float32, order="C")
-        tokens = np.arange(len(tokens))
-        stored.flags.writeable = False
+        stored, tokens = matrix_of(weight[tokens]), np.arange(len(tokens))
     x = np.empty((len(tokens), weight.shape[1]), np.float32)
     _rows(tokens, stored, x)
     return x

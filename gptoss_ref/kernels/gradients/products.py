@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
@@ -33,7 +32,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 )
 from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
-from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
+from gptoss_ref.kernels.runtime.jit import dispatched, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
 
 DEPTH = 256
@@ -45,6 +44,8 @@ NEAR = 16 * WIDTH
 SOME = 768
 """Rows of a weight's gradient that stay in L2 while all panels are processed."""
 
+_MXFP4 = (Stored, types.NamedTuple)  # the class, and in kernels its type
+
 
 @jit_inner
 def padded(n: int) -> int:
@@ -52,22 +53,10 @@ def padded(n: int) -> int:
     return (n + WIDTH - 1) // WIDTH * WIDTH
 
 
-def fetch(weight: Any, row: int, inputs: int, column: int, out: Any) -> None:
+@dispatched
+def fetch(weight: Any, row: int, inputs: int, column: int, out: Any) -> Any:
     """Copy columns ``column`` … of a row of a weight (N, M) as floats, then zeros."""
-    if isinstance(weight, Stored):
-        _fetch_mxfp4(weight, row, inputs, column, out)
-    else:
-        _fetch_floats(weight, row, inputs, column, out)
-
-
-@overload(fetch, **LEAF)
-def _fetch(weight: Any, *others: Any) -> Any:
-    part = _fetch_mxfp4 if isinstance(weight, types.NamedTuple) else _fetch_floats
-
-    def fetched(weight, row, inputs, column, out):  # type: ignore[no-untyped-def]
-        part(weight, row, inputs, column, out)
-
-    return fetched
+    return _fetch_mxfp4 if isinstance(weight, _MXFP4) else _fetch_floats
 
 
 @jit_inner
@@ -84,22 +73,10 @@ def _fetch_floats(weight: Any, row: int, inputs: int, column: int, out: Any) -> 
     fill(out[count:], np.float32(0.0))
 
 
-def columns(weight: Any, first: int, depth: int, inputs: int, column: int, panel: Any) -> None:
+@dispatched
+def columns(weight: Any, first: int, depth: int, inputs: int, column: int, panel: Any) -> Any:
     """Copy 32 columns of ``depth`` rows, from ``column`` and ``first`` on, as a panel."""
-    if isinstance(weight, Stored):
-        _columns_mxfp4(weight, first, depth, inputs, column, panel)
-    else:
-        _columns_floats(weight, first, depth, inputs, column, panel)
-
-
-@overload(columns, **LEAF)
-def _columns(weight: Any, *others: Any) -> Any:
-    part = _columns_mxfp4 if isinstance(weight, types.NamedTuple) else _columns_floats
-
-    def cut(weight, first, depth, inputs, column, panel):  # type: ignore[no-untyped-def]
-        part(weight, first, depth, inputs, column, panel)
-
-    return cut
+    return _columns_mxfp4 if isinstance(weight, _MXFP4) else _columns_floats
 
 
 @jit_inner

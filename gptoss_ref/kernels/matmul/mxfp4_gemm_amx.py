@@ -110,7 +110,7 @@ def quantise_amx(path: Any, prepared: AmxPlanes, row: int, g: int, groups: int) 
 
 
 @jit_inner
-def settle_amx(prepared: AmxPlanes, of: Any, team: Any) -> None:
+def settle_amx(path: Any, prepared: AmxPlanes, of: Any, team: Any) -> None:
     """Split the rows ``of``, tile by tile."""
     split_rows(prepared.x, of, prepared.split, (of.size + ROWS - 1) // ROWS, team)
 

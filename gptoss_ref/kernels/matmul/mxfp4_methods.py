@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels.matmul import mxfp4_float as plain
@@ -34,7 +33,7 @@ from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.runtime.buffers import fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
-from gptoss_ref.kernels.runtime.jit import LEAF, by_types, jit, jit_inner
+from gptoss_ref.kernels.runtime.jit import dispatched, jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import Array
@@ -97,34 +96,44 @@ def _of(prepared: Any) -> _Method:
     return next(m for m in _METHODS.values() if m.prepared is class_)
 
 
+@dispatched
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
     """Allocate the prepared form of the rows ``x``, flat (R, M); ``quantise`` fills it.
 
     ``tiles``: number of tiles of 16 rows that :func:`settle` will get.
     """
-    return _named(method).new(path, x, rows, tiles)
+    chosen = _named(method).new
+    return jit_inner(lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles))
 
 
-def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> None:
+@dispatched
+def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> Any:
     """Prepare block ``g`` of row ``row``, which has ``groups`` blocks; its activations are set."""
-    _of(prepared).quantise(path, prepared, row, g, groups)
+    return _of(prepared).quantise
 
 
-def settle(path: Any, prepared: Any, of: Any, team: Any) -> None:
+@dispatched
+def settle(path: Any, prepared: Any, of: Any, team: Any) -> Any:
     """Finish the preparation of all rows. ``of``: the rows of the tiles, by expert (for AMX)."""
-    if isinstance(prepared, amx.AmxPlanes):
-        amx.settle_amx(prepared, of, team)
+    return amx.settle_amx if _of(prepared) is _METHODS[AMX] else _do_nothing
 
 
+@jit_inner
+def _do_nothing(path: Any, prepared: Any, of: Any, team: Any) -> None:
+    """There is nothing to finish."""
+
+
+@dispatched
 def workspace(prepared: Any, tokens: int, groups: int) -> Any:
     """Allocate the scratch arrays that :func:`multiply` needs for at most ``tokens`` tokens."""
-    return _of(prepared).workspace(prepared, tokens, groups)
+    return _of(prepared).workspace
 
 
+@dispatched
 def multiply(
     path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Any, of: Any,
     of_at: int, tile: int, count: int, sums: Any, workspace: Any
-) -> bool:  # fmt: skip
+) -> Any:  # fmt: skip
     """sums[m · 64 + r] = row r · activations m, for r < rows ≤ 64 and m < count.
 
     Args:
@@ -137,27 +146,7 @@ def multiply(
     Returns:
         False if ``stored.scale_255`` refuses a scale byte 255.
     """
-    return _of(prepared).multiply(
-        path, stored, block, rows, groups, prepared, of, of_at, tile, count, sums, workspace
-    )
-
-
-@overload(new, **LEAF)
-def _new(path: Any, method: Any, x: Any, rows: Any, tiles: Any) -> Any:
-    chosen = _named(method).new
-    return lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles)
-
-
-@overload(settle, **LEAF)
-def _settle(path: Any, prepared: Any, of: Any, team: Any) -> Any:
-    if prepared.instance_class is amx.AmxPlanes:
-        return lambda path, prepared, of, team: amx.settle_amx(prepared, of, team)
-    return lambda path, prepared, of, team: None
-
-
-by_types(quantise)(lambda path, prepared, *others: _of(prepared).quantise)
-by_types(workspace)(lambda prepared, *others: _of(prepared).workspace)
-by_types(multiply)(lambda *types_: _of(types_[5]).multiply)
+    return _of(prepared).multiply
 
 
 @jit_inner

@@ -33,7 +33,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import typeof, types
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
@@ -47,12 +47,7 @@ PATHS: dict[str, Any] = {
 }
 """All paths, best first, with the argument that selects each."""
 
-PATH_TYPES = {
-    "amx": types.uint64,
-    "avx512": types.uint32,
-    "avx2": types.uint16,
-    "plain": types.uint8,
-}
+_NAMES = {key(value): name for name, value in PATHS.items() for key in (type, typeof)}
 
 _AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx2", "fma"}
 NEEDS = {
@@ -67,10 +62,7 @@ ENVIRONMENT = "GPTOSS_REF_KERNELS"
 
 def name_of(path: Any) -> str:
     """Return a path's name, given a value of :data:`PATHS` or, during compilation, its type."""
-    for name, value in PATHS.items():
-        if path == PATH_TYPES[name] or type(path) is type(value):
-            return name
-    raise AssertionError(f"{path} is no path")
+    return _NAMES[path if isinstance(path, types.Type) else type(path)]
 
 
 def lanes_of(path: Any) -> int:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -83,6 +83,20 @@ def by_types(python: Callable[..., Any], **options: Any) -> Callable[[F], F]:
         return choose
 
     return decorate
+
+
+def dispatched(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls the function which ``choose`` returns.
+
+    ``choose`` gets the arguments or, when a kernel is compiled, their Numba types.
+    """
+
+    @wraps(choose)
+    def function(*arguments: Any) -> Any:
+        return choose(*arguments)(*arguments)
+
+    by_types(function)(choose)
+    return function
 
 
 def _compiled_lazily(function: F, **options: Any) -> F:

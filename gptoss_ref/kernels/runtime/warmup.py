@@ -70,11 +70,10 @@ def _experts(tokens: int, size: int) -> None:
     experts(x, indices, weights, first, _bits(1, 2 * size), second, _bits(1, size))
 
 
-def _attention(tokens: int, heads: int, keys: int = 128) -> None:
-    q = np.ones((tokens, heads, 32), np.float32)
-    k = np.ones((keys, 2, 32), np.float32)
-    positions = np.arange(keys)
-    attention(q, k, k, _bits(heads), positions[-tokens:], positions)
+def _attention(tokens: int) -> None:
+    q, k = np.ones((tokens, 2, 32), np.float32), np.ones((128, 2, 32), np.float32)
+    positions = np.arange(128)
+    attention(q, k, k, _bits(2), positions[-tokens:], positions)
 
 
 def _small() -> None:
@@ -105,19 +104,14 @@ class _Room:
 
 def _block() -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 32}
-    counts = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    counts = {"num_attention_heads": 2, "num_key_value_heads": 2}
     experts_ = {"num_experts": 2, "experts_per_token": 1}
     constants = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.0, "swiglu_limit": 1.0}
     config = SimpleNamespace(**sizes, **counts, **experts_, **constants)
-    attn = AttentionWeights(
-        *(_bits(64), _bits(128, 64), _bits(128), _bits(64, 64), _bits(64), _bits(64, 64)),
-        *(_bits(64), _bits(4), _bits(64, 128), _bits(64)),
-    )
-    first, second = _mxfp4(2, 64, 64), _mxfp4(2, 64, 32)
-    mlp = MLPWeights(
-        *(_bits(64), _bits(2, 64), _bits(2), first, _bits(2, 64), second, _bits(2, 64))
-    )
-    weights = ModelWeights(_bits(1, 64), (BlockWeights(attn, mlp),), _bits(64), _bits(1, 64))
+    square, vector, both = _bits(64, 64), _bits(64), _bits(2, 64)
+    attn = AttentionWeights(vector, *3 * (square, vector), _bits(2), square, vector)
+    mlp = MLPWeights(vector, both, _bits(2), _mxfp4(2, 64, 64), both, _mxfp4(2, 64, 32), both)
+    weights = ModelWeights(both, (BlockWeights(attn, mlp),), vector, both)
     blocks = blocks_of(config, weights)
     assert blocks is not None
     x, angles = np.ones((1, 64), np.float32), np.ones((1, 16), np.float32)
@@ -128,8 +122,8 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("embedding, norms, positions, routing, sampling", _small),
     ("linear layers, one token", lambda: _linear(1, 64)),
     ("linear layers, several tokens", lambda: _linear(3, 64)),
-    ("attention, one token", lambda: _attention(1, 2)),
-    ("attention, several tokens", lambda: _attention(3, 2)),
+    ("attention, one token", lambda: _attention(1)),
+    ("attention, several tokens", lambda: _attention(3)),
     ("experts, one token", lambda: _experts(1, 64)),
     ("experts, several tokens", lambda: _experts(5, 512)),
     ("blocks, one token", _block),
