@@ -31,10 +31,14 @@ file                 idea
 ``gemm``             panels of rows, sized for the caches; ``register_tile`` multiplies them
 ``register_tile``    ``pack`` and ``tile``: the sums of several tokens stay in registers
 ``amx``              the same with the tiles of AMX, on bfloat16 planes
-``mxfp4_methods``    one interface to the four files of MXFP4 products: ``prepare`` activations,
-                     ``multiply`` 64 rows; each has its own type of prepared activations
+``mxfp4_methods``    MXFP4 matrices, and one interface to the four files of their products:
+                     ``prepare`` activations, ``multiply`` 64 rows; each has its own type of
+                     prepared activations
 ``mxfp4_block``      the format of a block; float32 products for values out of integer range
 ===================  ===========================================================================
+
+From ``linear.py`` to the instructions: ``gemm`` or ``mxfp4_methods`` takes the product apart, and
+the file that the first table names multiplies (for ``gemm``, ``register_tile`` does).
 
 **Portable first.** A leaf is a loop over slices or whole arrays, because LLVM vectorises these. If
 an index is a sum, as in ``w[at + k]``, LLVM cannot exclude that it is negative, and does not
