@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
+from numba.extending import overload
 
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels.matmul import mxfp4_float as plain
@@ -33,7 +34,7 @@ from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.runtime.buffers import fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
-from gptoss_ref.kernels.runtime.jit import dispatched, jit, jit_inner
+from gptoss_ref.kernels.runtime.jit import LEAF, dispatched, jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import Array
@@ -96,14 +97,18 @@ def _of(prepared: Any) -> _Method:
     return next(m for m in _METHODS.values() if m.prepared is class_)
 
 
-@dispatched
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
     """Allocate the prepared form of the rows ``x``, flat (R, M); ``quantise`` fills it.
 
     ``tiles``: number of tiles of 16 rows that :func:`settle` will get.
     """
+    return _named(method).new(path, x, rows, tiles)
+
+
+@overload(new, **LEAF)
+def _new(path: Any, method: Any, x: Any, rows: Any, tiles: Any) -> Any:
     chosen = _named(method).new
-    return jit_inner(lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles))
+    return lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles)
 
 
 @dispatched
