@@ -65,7 +65,7 @@ def panel_width(path: Any) -> int:
 
 
 def values_width(path: Any) -> int:
-    """Return L of :func:`tile_v`: 16 channels are a cache line; 8 sums of them need 32 registers."""
+    """Return L of :func:`tile_v`: 16 channels are a cache line; 8 sums need 32 registers."""
     return NARROW
 
 
@@ -122,7 +122,7 @@ def _panel_width(path: Any) -> Any:
 
 @overload(values_width, **LEAF)
 def _values_width(path: Any) -> Any:
-    width = NARROW if config.BOUNDSCHECK else _shape(path)[0] // 2
+    width = NARROW if config.BOUNDSCHECK else _SHAPES[name_of(path)][0] // 2
     return lambda path: width
 
 
@@ -159,7 +159,8 @@ def _tile_8(path: Any, *others: Any) -> Any:
 
 @overload(tile_v, **LEAF)
 def _tile_v(path: Any, *others: Any) -> Any:
-    return tile_v if config.BOUNDSCHECK else _by_rows((8, 4, 2, 1), 1, _shape(path)[0] // 2)
+    width = _SHAPES[name_of(path)][0] // 2
+    return tile_v if config.BOUNDSCHECK else _by_rows((8, 4, 2, 1), 1, width)
 
 
 def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
