@@ -109,7 +109,8 @@ def _block() -> None:
     constants = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.0, "swiglu_limit": 1.0}
     config = SimpleNamespace(**sizes, **counts, **experts_, **constants)
     square, vector, both = _bits(64, 64), _bits(64), _bits(2, 64)
-    attn = AttentionWeights(vector, *3 * (square, vector), _bits(2), square, vector)
+    q_k_v = (square, vector, square, vector, square, vector)
+    attn = AttentionWeights(vector, *q_k_v, _bits(2), square, vector)
     mlp = MLPWeights(vector, both, _bits(2), _mxfp4(2, 64, 64), both, _mxfp4(2, 64, 32), both)
     weights = ModelWeights(both, (BlockWeights(attn, mlp),), vector, both)
     blocks = blocks_of(config, weights)
