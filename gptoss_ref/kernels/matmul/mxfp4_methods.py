@@ -30,6 +30,7 @@ from gptoss_ref.kernels.matmul import mxfp4_float as plain
 from gptoss_ref.kernels.matmul import mxfp4_gemm_amx as amx
 from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
+from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.runtime.buffers import fill, floats
@@ -243,7 +244,7 @@ def _matmul(
     failed: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
     tokens = x.shape[0]
-    tiles = (tokens + amx.ROWS - 1) // amx.ROWS
+    tiles = (tokens + TILE - 1) // TILE
     of = np.arange(tokens + int16.SPARE) % tokens
     prepared = prepare(path, method, x.reshape(-1), tokens, tiles)
     settle(path, prepared, of[:tokens], team)
