@@ -19,9 +19,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from llvmlite import ir
 from numba.core import cgutils, config
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.jit import LEAF
@@ -67,22 +67,11 @@ def online_softmax(
             acc[c] *= factor
 
 
-@overload(online_softmax, **LEAF)
-def _online_softmax(*arguments: Any) -> Any:
-    if config.BOUNDSCHECK:
-        return online_softmax
-
-    def vectors(scores, stride, rows, n, m, l, acc, width):  # type: ignore[no-untyped-def]
-        _vectors(scores, stride, rows, n, m, l, acc, width)
-
-    return vectors
-
-
 def _constant(value: float) -> Value:
     return vec.constant(f32, value, LANES)
 
 
-def _exp(builder: Any, x: Value) -> Value:
+def _exp(builder: ir.IRBuilder, x: Value) -> Value:
     """Return e^x for x ≤ 0 or NaN."""
     shifted = vec.multiply_add(builder, x, _constant(_LOG2E), _constant(_MAGIC))
     n = builder.fsub(shifted, _constant(_MAGIC))
@@ -100,76 +89,74 @@ def _exp(builder: Any, x: Value) -> Value:
     return builder.select(builder.fcmp_ordered("<", x, _constant(_SMALLEST)), _constant(0.0), y)
 
 
-def _larger(builder: Any, a: Value, b: Value) -> Value:
+def _larger(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def _in_all_lanes(builder: Any, combine: Any, a: Value) -> Value:
+def _in_all_lanes(builder: ir.IRBuilder, combine: Any, a: Value) -> Value:
     """Return a vector with ``combine`` of all lanes of ``a`` in each lane."""
     for distance in (8, 4, 2, 1):
         a = combine(a, vec.shuffle(builder, a, [lane ^ distance for lane in range(LANES)]))
     return a
 
 
-@intrinsic
+@vec.instructions
 def _vectors(
-    typing_context: Any, scores: Any, stride: Any, rows: Any, n: Any, m: Any, l: Any, acc: Any,
-    width: Any
-) -> Any:  # fmt: skip
+    builder: ir.IRBuilder, scores: Value, stride: Value, rows: Value, n: Value, m: Value, l: Value,
+    acc: Value, width: Value
+) -> None:  # fmt: skip
     """Compute :func:`online_softmax`; lanes from ``n`` on count as −∞."""
+    type_, first = vec.vector(f32, LANES), i32(0)
+    steps = builder.udiv(builder.add(n, index(LANES - 1)), index(LANES))
+    numbers = vec.constant(i32, list(range(LANES)))
+    state = vec.Accumulators(builder, 1, 2, type_)  # the largest, the sum
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        scores_, stride_, rows_, n_, m_, l_, acc_, width_ = args
-        type_ = vec.vector(f32, LANES)
-        values = vec.data(context, builder, scores, scores_)
-        tops, totals = (vec.data(context, builder, *each) for each in ((m, m_), (l, l_)))
-        results = vec.data(context, builder, acc, acc_)
-        steps = builder.udiv(builder.add(n_, index(LANES - 1)), index(LANES))
-        numbers = vec.constant(i32, list(range(LANES)))
-        state = vec.Accumulators(builder, 1, 2, type_)  # the largest, the sum
+    with cgutils.for_range(builder, rows) as outer:
+        row = outer.index
+        start = builder.gep(scores, [builder.mul(row, stride)])
+        before = vec.splat(builder, vec.load(builder, m, row, f32), LANES)
+        state[0, 0], state[0, 1] = before, _constant(0.0)
+        with cgutils.for_range(builder, steps) as loop:
+            at = builder.mul(loop.index, index(LANES))
+            left = vec.splat(builder, builder.trunc(builder.sub(n, at), i32), LANES)
+            inside = builder.icmp_signed("<", numbers, left)
+            loaded = vec.load(builder, start, at, type_)
+            score = builder.select(inside, loaded, _constant(-np.inf))
+            vec.store(builder, score, start, at)
+            state[0, 0] = _larger(builder, score, state[0, 0])
+        most = _in_all_lanes(builder, lambda a, b: _larger(builder, a, b), state[0, 0])
+        masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
+        base = builder.select(masked, _constant(0.0), most)  # −∞ − 0 gives weight 0
+        with cgutils.for_range(builder, steps) as loop:
+            at = builder.mul(loop.index, index(LANES))
+            score = vec.load(builder, start, at, type_)
+            weight = _exp(builder, builder.fsub(score, base))
+            vec.store(builder, weight, start, at)
+            state[0, 1] = builder.fadd(state[0, 1], weight)
+        sum_ = _in_all_lanes(builder, builder.fadd, state[0, 1])
+        factor = _exp(builder, builder.fsub(before, base))
 
-        with cgutils.for_range(builder, rows_) as outer:
-            row = outer.index
-            start = builder.gep(values, [builder.mul(row, stride_)])
-            before = vec.splat(builder, vec.load(builder, tops, row, f32), LANES)
-            state[0, 0], state[0, 1] = before, _constant(0.0)
-            with cgutils.for_range(builder, steps) as loop:
+        vec.store(builder, builder.extract_element(most, first), m, row)
+        old = builder.fmul(vec.load(builder, l, row, f32), builder.extract_element(factor, first))
+        vec.store(builder, builder.fadd(old, builder.extract_element(sum_, first)), l, row)
+        changed = builder.fcmp_unordered("!=", builder.extract_element(factor, first), f32(1.0))
+        with builder.if_then(changed):
+            line = builder.gep(acc, [builder.mul(row, width)])
+            with cgutils.for_range(builder, builder.udiv(width, index(LANES))) as loop:
                 at = builder.mul(loop.index, index(LANES))
-                left = vec.splat(builder, builder.trunc(builder.sub(n_, at), i32), LANES)
-                inside = builder.icmp_signed("<", numbers, left)
-                loaded = vec.load(builder, start, at, type_)
-                score = builder.select(inside, loaded, _constant(-np.inf))
-                vec.store(builder, score, start, at)
-                state[0, 0] = _larger(builder, score, state[0, 0])
-            most = _in_all_lanes(builder, lambda a, b: _larger(builder, a, b), state[0, 0])
-            masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
-            base = builder.select(masked, _constant(0.0), most)  # −∞ − 0 gives weight 0
-            with cgutils.for_range(builder, steps) as loop:
-                at = builder.mul(loop.index, index(LANES))
-                score = vec.load(builder, start, at, type_)
-                weight = _exp(builder, builder.fsub(score, base))
-                vec.store(builder, weight, start, at)
-                state[0, 1] = builder.fadd(state[0, 1], weight)
-            sum_ = _in_all_lanes(builder, builder.fadd, state[0, 1])
-            factor = _exp(builder, builder.fsub(before, base))
+                scaled = builder.fmul(vec.load(builder, line, at, type_), factor)
+                vec.store(builder, scaled, line, at)
 
-            first = i32(0)
-            vec.store(builder, builder.extract_element(most, first), tops, row)
-            old = builder.fmul(
-                vec.load(builder, totals, row, f32), builder.extract_element(factor, first)
-            )
-            vec.store(builder, builder.fadd(old, builder.extract_element(sum_, first)), totals, row)
-            changed = builder.fcmp_unordered("!=", builder.extract_element(factor, first), f32(1.0))
-            with builder.if_then(changed):
-                line = builder.gep(results, [builder.mul(row, width_)])
-                with cgutils.for_range(builder, builder.udiv(width_, index(LANES))) as loop:
-                    at = builder.mul(loop.index, index(LANES))
-                    scaled = builder.fmul(vec.load(builder, line, at, type_), factor)
-                    vec.store(builder, scaled, line, at)
-        return context.get_dummy_value()
 
-    i = types.intp
-    return types.void(scores, i, i, i, m, l, acc, i), generate
+@overload(online_softmax, **LEAF)
+def _online_softmax(*arguments: Any) -> Any:
+    if config.BOUNDSCHECK:
+        return online_softmax
+
+    def vectors(scores, stride, rows, n, m, l, acc, width):  # type: ignore[no-untyped-def]
+        _vectors(scores, stride, rows, n, m, l, acc, width)
+
+    return vectors
 
 
 def online_softmax_lanes(scores: Any, n: int, m: Any, l: Any, factors: Any) -> None:
@@ -206,40 +193,31 @@ def _online_softmax_lanes(*arguments: Any) -> Any:
     return vectors
 
 
-@intrinsic
-def _lanes(typing_context: Any, scores: Any, steps: Any, m: Any, l: Any, factors: Any) -> Any:
+@vec.instructions
+def _lanes(
+    builder: ir.IRBuilder, scores: Value, steps: Value, m: Value, l: Value, factors: Value
+) -> None:
     """Compute :func:`online_softmax_lanes` with two keys per vector."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values, tops, totals, to = (
-            vec.data(context, builder, array, args[i])
-            for i, array in ((0, scores), (2, m), (3, l), (4, factors))
-        )
-        type_, half = vec.vector(f32, LANES), vec.vector(f32, HALF)
-        zero, twice, once = index(0), [*range(HALF), *range(HALF)], range(HALF)
-        across = [lane ^ HALF for lane in range(LANES)]
-        state = vec.Accumulators(builder, 1, 2, type_)  # the largest, the sum
-        before = vec.shuffle(builder, vec.load(builder, tops, zero, half), twice)
-        state[0, 0] = before
-        with cgutils.for_range(builder, args[1]) as loop:
-            score = vec.load(builder, values, builder.mul(loop.index, index(LANES)), type_)
-            state[0, 0] = _larger(builder, score, state[0, 0])
-        most = _larger(builder, state[0, 0], vec.shuffle(builder, state[0, 0], across))
-        masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
-        base = builder.select(masked, _constant(0.0), most)
-        with cgutils.for_range(builder, args[1]) as loop:
-            at = builder.mul(loop.index, index(LANES))
-            weight = _exp(builder, builder.fsub(vec.load(builder, values, at, type_), base))
-            vec.store(builder, weight, values, at)
-            state[0, 1] = builder.fadd(state[0, 1], weight)
-        sum_ = builder.fadd(state[0, 1], vec.shuffle(builder, state[0, 1], across))
-        factor = vec.shuffle(builder, _exp(builder, builder.fsub(before, base)), once)
-        total = builder.fmul(vec.load(builder, totals, zero, half), factor)
-        total = builder.fadd(total, vec.shuffle(builder, sum_, once))
-        for vector, pointer in (
-            (vec.shuffle(builder, most, once), tops), (total, totals), (factor, to)
-        ):  # fmt: skip
-            vec.store(builder, vector, pointer, zero)
-        return context.get_dummy_value()
-
-    return types.void(scores, types.intp, m, l, factors), generate
+    type_, half = vec.vector(f32, LANES), vec.vector(f32, HALF)
+    zero, twice, once = index(0), [*range(HALF), *range(HALF)], range(HALF)
+    across = [lane ^ HALF for lane in range(LANES)]
+    state = vec.Accumulators(builder, 1, 2, type_)  # the largest, the sum
+    before = vec.shuffle(builder, vec.load(builder, m, zero, half), twice)
+    state[0, 0] = before
+    with cgutils.for_range(builder, steps) as loop:
+        score = vec.load(builder, scores, builder.mul(loop.index, index(LANES)), type_)
+        state[0, 0] = _larger(builder, score, state[0, 0])
+    most = _larger(builder, state[0, 0], vec.shuffle(builder, state[0, 0], across))
+    masked = builder.fcmp_ordered("==", most, _constant(-np.inf))
+    base = builder.select(masked, _constant(0.0), most)
+    with cgutils.for_range(builder, steps) as loop:
+        at = builder.mul(loop.index, index(LANES))
+        weight = _exp(builder, builder.fsub(vec.load(builder, scores, at, type_), base))
+        vec.store(builder, weight, scores, at)
+        state[0, 1] = builder.fadd(state[0, 1], weight)
+    sum_ = builder.fadd(state[0, 1], vec.shuffle(builder, state[0, 1], across))
+    factor = vec.shuffle(builder, _exp(builder, builder.fsub(before, base)), once)
+    total = builder.fmul(vec.load(builder, l, zero, half), factor)
+    total = builder.fadd(total, vec.shuffle(builder, sum_, once))
+    for value, to in ((vec.shuffle(builder, most, once), m), (total, l), (factor, factors)):
+        vec.store(builder, value, to, zero)

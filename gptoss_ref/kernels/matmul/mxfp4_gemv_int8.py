@@ -30,7 +30,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
@@ -44,7 +44,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
-from gptoss_ref.kernels.runtime.jit import INLINED, LEAF, jit_inner
+from gptoss_ref.kernels.runtime.jit import INLINED, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float
 
@@ -131,46 +131,33 @@ def _cut(x: Any, at: int, up: Any, planes: Any, to: int, size: int) -> None:
     planes[to + 2 * PLANES * size :][:16] = offset.view(np.uint8)
 
 
-@overload(_cut, **LEAF)
-def _cut_on(*arguments: Any) -> Any:
-    return lambda x, at, up, planes, to, size: _cut_vectors(x, at, up, planes, to, size)
-
-
-@intrinsic
+@vec.leaf(_cut)
 def _cut_vectors(
-    typing_context: Any, x: Any, at: Any, up: Any, planes: Any, to: Any, size: Any
-) -> Any:
+    builder: ir.IRBuilder, x: Value, at: Value, up: Value, planes: Value, to: Value, size: Value
+) -> None:
     ints, floats = vec.vector(i32, BLOCK // 2), vec.vector(f32, BLOCK // 2)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target = (vec.data(context, builder, a, args[i]) for i, a in ((0, x), (3, planes)))
-        both = [vec.load(builder, source, builder.add(args[1], index(i)), floats) for i in (0, 16)]
-        factor = vec.splat(builder, args[2], BLOCK // 2)
-        total = ints(None)
-        for high in range(2):
-            values = vec.shuffle(builder, both[0], range(high, BLOCK, 2), both[1])
-            scaled = builder.fmul(values, factor)
-            rounded = vec.call(builder, f"llvm.rint.v{BLOCK // 2}f32", floats, scaled)
-            rounded = builder.fptosi(rounded, ints)
-            total = builder.add(total, rounded)
-            shifted = builder.add(rounded, vec.constant(i32, 0x808080, BLOCK // 2))
-            for plane in range(PLANES):
-                down = vec.constant(i32, 8 * (PLANES - 1 - plane), BLOCK // 2)
-                byte = builder.trunc(builder.lshr(shifted, down), vec.vector(i8, BLOCK // 2))
-                byte = builder.xor(byte, vec.constant(i8, -128, BLOCK // 2))
-                number = builder.mul(args[5], index(2 * plane + high))
-                vec.store(builder, byte, target, builder.add(args[4], number))
-        for distance in (1, 2):
-            other = [lane ^ distance for lane in range(BLOCK // 2)]
-            total = builder.add(total, vec.shuffle(builder, total, other))
-        fours = vec.shuffle(builder, total, [0, 4, 8, 12])
-        offset = builder.mul(fours, vec.constant(i32, -12, 4))
-        end = builder.add(args[4], builder.mul(args[5], index(2 * PLANES)))
-        vec.store(builder, offset, target, end)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(x, n, types.float32, planes, n, n), generate
+    both = [vec.load(builder, x, builder.add(at, index(i)), floats) for i in (0, 16)]
+    factor, total = vec.splat(builder, up, BLOCK // 2), ints(None)
+    for high in range(2):
+        values = vec.shuffle(builder, both[0], range(high, BLOCK, 2), both[1])
+        scaled = builder.fmul(values, factor)
+        rounded = vec.call(builder, f"llvm.rint.v{BLOCK // 2}f32", floats, scaled)
+        rounded = builder.fptosi(rounded, ints)
+        total = builder.add(total, rounded)
+        shifted = builder.add(rounded, vec.constant(i32, 0x808080, BLOCK // 2))
+        for plane in range(PLANES):
+            down = vec.constant(i32, 8 * (PLANES - 1 - plane), BLOCK // 2)
+            byte = builder.trunc(builder.lshr(shifted, down), vec.vector(i8, BLOCK // 2))
+            byte = builder.xor(byte, vec.constant(i8, -128, BLOCK // 2))
+            number = builder.mul(size, index(2 * plane + high))
+            vec.store(builder, byte, planes, builder.add(to, number))
+    for distance in (1, 2):
+        other = [lane ^ distance for lane in range(BLOCK // 2)]
+        total = builder.add(total, vec.shuffle(builder, total, other))
+    fours = vec.shuffle(builder, total, [0, 4, 8, 12])
+    offset = builder.mul(fours, vec.constant(i32, -12, 4))
+    end = builder.add(to, builder.mul(size, index(2 * PLANES)))
+    vec.store(builder, offset, planes, end)
 
 
 def _looked_up(builder: ir.IRBuilder, nibbles: Value) -> Value:
@@ -231,67 +218,60 @@ def dot_planes_of(n: int) -> Any:
             total = _fours_add(builder, total, pairs)
         return builder.sitofp(builder.add(total, at(2 * PLANES)), floats)
 
-    @intrinsic
-    def dot_planes(
-        typing_context: Any, blocks: Any, scales: Any, block: Any, groups: Any, planes: Any, at: Any
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            first, count = args[2], args[3]
-            weights = builder.gep(
-                vec.data(context, builder, blocks, args[0]), [builder.mul(first, index(16))]
+    def emit(
+        builder: ir.IRBuilder, blocks: Value, scales: Value, block: Value, groups: Value,
+        planes: Value, at: Value
+    ) -> Value:  # fmt: skip
+        weights = builder.gep(blocks, [builder.mul(block, index(16))])
+        bytes_of_scales = builder.gep(scales, [block])
+        kept = builder.gep(planes, [at])
+        sums = vec.Accumulators(builder, 1, 2, floats)
+        whole = builder.udiv(groups, index(4 * n))
+        done = builder.mul(whole, index(4 * n))
+        with cgutils.for_range(builder, whole) as loop:
+            here = builder.mul(loop.index, index(64 * n))
+            row = builder.gep(kept, [builder.mul(loop.index, index(group))])
+            s_at = builder.mul(loop.index, index(4 * n))
+            vec.prefetch(builder, bytes_of_scales, s_at, vec.NEAR // 16)
+            s = scale(
+                builder,
+                vec.load(builder, bytes_of_scales, s_at, vec.vector(i8, 4 * n)),
+                vec.load(builder, row, index(4 * vector), vec.vector(i8, 4 * n)),
             )
-            bytes_of_scales = builder.gep(vec.data(context, builder, scales, args[1]), [first])
-            kept = builder.gep(vec.data(context, builder, planes, args[4]), [args[5]])
-            sums = vec.Accumulators(builder, 1, 2, floats)
-            whole = builder.udiv(count, index(4 * n))
-            done = builder.mul(whole, index(4 * n))
-            with cgutils.for_range(builder, whole) as loop:
-                here = builder.mul(loop.index, index(64 * n))
-                row = builder.gep(kept, [builder.mul(loop.index, index(group))])
-                s_at = builder.mul(loop.index, index(4 * n))
-                vec.prefetch(builder, bytes_of_scales, s_at, vec.NEAR // 16)
-                s = scale(
+            for v in range(4):
+                place = builder.add(here, index(v * size))
+                if v * size % 64 == 0:
+                    vec.prefetch_stream(builder, weights, place, 64)
+                stored = vec.load(builder, weights, place, bytes_)
+                total = products(builder, stored, builder.gep(row, [index(v * vector)]))
+                each = vec.shuffle(builder, s, [n * v + lane // 4 for lane in range(4 * n)])
+                sums[0, v % 2] = vec.fma(builder, total, each, sums[0, v % 2])
+        rest = builder.sub(groups, done)
+        with builder.if_then(builder.icmp_unsigned("!=", rest, index(0))):
+            row = builder.gep(kept, [builder.mul(whole, index(group))])
+            s = scale(
+                builder,
+                vec.load_first(builder, bytes_of_scales, done, vec.vector(i8, 4 * n), rest),
+                vec.load(builder, row, index(4 * vector), vec.vector(i8, 4 * n)),
+            )
+            vectors = builder.udiv(builder.add(rest, index(n - 1)), index(n))
+            with cgutils.for_range(builder, vectors) as loop:
+                past = builder.mul(loop.index, index(n))
+                here = builder.mul(builder.add(done, past), index(16))
+                lanes = builder.mul(builder.sub(rest, past), index(4))
+                vec.prefetch_stream(builder, weights, here, size)
+                stored = vec.load_first(builder, weights, here, ints, lanes)
+                total = products(
                     builder,
-                    vec.load(builder, bytes_of_scales, s_at, vec.vector(i8, 4 * n)),
-                    vec.load(builder, row, index(4 * vector), vec.vector(i8, 4 * n)),
+                    builder.bitcast(stored, bytes_),
+                    builder.gep(row, [builder.mul(loop.index, index(vector))]),
                 )
-                for v in range(4):
-                    place = builder.add(here, index(v * size))
-                    if v * size % 64 == 0:
-                        vec.prefetch_stream(builder, weights, place, 64)
-                    stored = vec.load(builder, weights, place, bytes_)
-                    total = products(builder, stored, builder.gep(row, [index(v * vector)]))
-                    each = vec.shuffle(builder, s, [n * v + lane // 4 for lane in range(4 * n)])
-                    sums[0, v % 2] = vec.fma(builder, total, each, sums[0, v % 2])
-            rest = builder.sub(count, done)
-            with builder.if_then(builder.icmp_unsigned("!=", rest, index(0))):
-                row = builder.gep(kept, [builder.mul(whole, index(group))])
-                s = scale(
-                    builder,
-                    vec.load_first(builder, bytes_of_scales, done, vec.vector(i8, 4 * n), rest),
-                    vec.load(builder, row, index(4 * vector), vec.vector(i8, 4 * n)),
-                )
-                vectors = builder.udiv(builder.add(rest, index(n - 1)), index(n))
-                with cgutils.for_range(builder, vectors) as loop:
-                    past = builder.mul(loop.index, index(n))
-                    here = builder.mul(builder.add(done, past), index(16))
-                    lanes = builder.mul(builder.sub(rest, past), index(4))
-                    vec.prefetch_stream(builder, weights, here, size)
-                    stored = vec.load_first(builder, weights, here, ints, lanes)
-                    total = products(
-                        builder,
-                        builder.bitcast(stored, bytes_),
-                        builder.gep(row, [builder.mul(loop.index, index(vector))]),
-                    )
-                    each = vec.picked(builder, s, past, [lane // 4 for lane in range(4 * n)])
-                    sums[0, 0] = vec.fma(builder, total, each, sums[0, 0])
-            total = vec.lane_sum(builder, builder.fadd(sums[0, 0], sums[0, 1]))
-            return builder.fmul(total, ir.Constant(f32, float(_UNIT)))
+                each = vec.picked(builder, s, past, [lane // 4 for lane in range(4 * n)])
+                sums[0, 0] = vec.fma(builder, total, each, sums[0, 0])
+        total = vec.lane_sum(builder, builder.fadd(sums[0, 0], sums[0, 1]))
+        return builder.fmul(total, ir.Constant(f32, float(_UNIT)))
 
-        count = types.intp
-        return types.float32(blocks, scales, count, count, planes, count), generate
-
-    return dot_planes
+    return vec.instructions(emit, types.float32)
 
 
 def _dot_planes(
@@ -319,11 +299,9 @@ def _dot_planes(
 @overload(_dot_planes, **INLINED)
 def _dot_planes_on(path: Any, *others: Any) -> Any:
     dot_planes = dot_planes_of(lanes_of(path) // 4)
-
-    def vectors(path, blocks, scales, block, groups, planes, at):  # type: ignore[no-untyped-def]
-        return dot_planes(blocks, scales, block, groups, planes, at)
-
-    return vectors
+    return lambda path, blocks, scales, block, groups, planes, at: dot_planes(
+        blocks, scales, block, groups, planes, at
+    )
 
 
 @jit_inner
