@@ -2,7 +2,7 @@
 
 The table shows which file computes which product. The numbers are the rate of one thread in
 GFLOP/s; two numbers are those for 16 and for 512 tokens. M = 2880, N = 512, on an AMD Zen 4 with
-the path forced. The NumPy layer reaches 36, 42, 99 for 1, 16, 512 tokens with float32 weights.
+the path forced. The NumPy layer reaches 36, 42, 98 for 1, 16, 512 tokens with float32 weights.
 ``python -m benches.paths`` wrote the numbers into docs/performance.md. AMX was measured on another
 machine, as a multiple of NumPy's product.
 
@@ -10,14 +10,14 @@ machine, as a multiple of NumPy's product.
 weights,       plain                AVX2                  AVX-512               AMX
 tokens
 =============  ===================  ====================  ====================  ==================
-bfloat16, 1    gemv, 33             gemv, 33              gemv, 33              as AVX-512
-bfloat16, 2 …  gemm, 82 and 108     gemm, 82 and 110      gemm, 81 and 110      amx, 2.2 ×
-float32, 1     gemv, 28             gemv, 28              gemv, 28              as AVX-512
-float32, 2 …   gemm, 78 and 108     gemm, 78 and 108      gemm, 77 and 108      as AVX-512
-MXFP4, 1       mxfp4_float, 9       mxfp4_gemv_int8, 39   mxfp4_gemv_int8, 52   as AVX-512
-MXFP4, 2 … 4   mxfp4_float, 21      mxfp4_gemv_int8, 43   mxfp4_gemv_int8, 54   as AVX-512
+bfloat16, 1    gemv, 42             gemv, 42              gemv, 42              as AVX-512
+bfloat16, 2 …  gemm, 84 and 107     gemm, 84 and 107      gemm, 83 and 109      amx, 2.2 ×
+float32, 1     gemv, 38             gemv, 38              gemv, 38              as AVX-512
+float32, 2 …   gemm, 81 and 99      gemm, 81 and 103      gemm, 80 and 103      as AVX-512
+MXFP4, 1       mxfp4_float, 10      mxfp4_gemv_int8, 39   mxfp4_gemv_int8, 51   as AVX-512
+MXFP4, 2 … 4   mxfp4_float, 21      mxfp4_gemv_int8, 42   mxfp4_gemv_int8, 53   as AVX-512
 MXFP4, 5 …     mxfp4_float,         mxfp4_gemm_int16,     mxfp4_gemm_int16,     mxfp4_gemm_amx,
-               56 and 104           114 and 130           114 and 135           1.4 ×
+               56 and 105           118 and 132           116 and 133           1.4 ×
 =============  ===================  ====================  ====================  ==================
 
 Error bounds, as relative L2 against float64 at the released sizes: 1e-6 for all but
