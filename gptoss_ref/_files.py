@@ -1,13 +1,14 @@
-"""Safe reads from an untrusted folder, and atomic writes."""
+"""Safe reads from an untrusted folder, memory of mapped files, and atomic writes."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gptoss_ref.errors import GptOssError
 
@@ -110,3 +111,23 @@ def replacing(path: Path, error: type[GptOssError] = GptOssError) -> Iterator[IO
     except BaseException:  # also Ctrl-C
         staging.unlink(missing_ok=True)
         raise
+
+
+def release(arrays: Iterable[Any]) -> None:
+    """Let the system drop the pages of the mapped files behind some arrays.
+
+    Until then, every page of a mapped file that was read counts as memory of this process. A page
+    that is used again is read again. Arrays that are not views of a mapped file are ignored.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    maps = {id(found): found for array in arrays if (found := _map_behind(array)) is not None}
+    for found in maps.values():
+        found.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_behind(view: Any) -> mmap.mmap | None:
+    """The mapped file of which an array is a view; None if it is none."""
+    while view is not None and not isinstance(view, mmap.mmap):
+        view = view.obj if isinstance(view, memoryview) else getattr(view, "base", None)
+    return view

@@ -8,13 +8,14 @@ A weight is bfloat16 bits (uint16), a float32 or float64 array, or, for experts,
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref import _files
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
 
@@ -161,6 +162,23 @@ class ModelWeights:
             norm_scale=new["norm_scale"],
             unembedding=new["unembedding"],
         )
+
+
+def release(weights: ModelWeights | BlockWeights) -> None:
+    """Let the system drop the pages of mapped weights; pages that are used again are read again."""
+    _files.release(_arrays(weights))
+
+
+def _arrays(part: Any) -> Iterator[Array]:
+    """Every array of a container of weights, at any depth."""
+    if isinstance(part, np.ndarray):
+        yield part
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from _arrays(item)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _arrays(getattr(part, field.name))
 
 
 class RouterOutput(NamedTuple):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref._files import release
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import ConfigError, TraceError
 from gptoss_ref.model import Model
@@ -195,6 +196,10 @@ class Trace(Mapping[str, Array]):
     def stored(self, name: str) -> Array:
         """One array as it is stored, bfloat16 as bits; an array of a file is not read yet."""
         return self._arrays[name]
+
+    def release(self) -> None:
+        """Let the system drop the pages of a trace file; arrays that are used are read again."""
+        release(self._arrays.values())
 
     def showing(self, tap: str, rows: NDArray[np.bool_]) -> Trace:
         """The same trace, in which only the ``rows`` (T,) of ``tap`` count as observed."""

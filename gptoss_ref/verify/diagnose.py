@@ -71,8 +71,7 @@ def diagnose(
         TraceError: no tap points; no tokens, or different ones; another architecture; or a rounding
             that is unknown or cannot be determined.
     """
-    progress = _releasing(model, progress or unwatched)
-    steps = Steps(progress)
+    steps = Steps(progress or unwatched)
     if isinstance(other, LogprobObservation):
         whole = search_observation(model, other, known(rounding or other.rounding), steps)
         found = of_observation(whole, other, len(names(model.config)))
@@ -129,19 +128,6 @@ def _searched(
 def _of_nothing(trace: Trace) -> str | None:
     """Return a rounding for a trace with an array that was never written, if nothing shows one."""
     return None if all(np.any(trace[tap]) for tap in trace) else "float32"
-
-
-def _releasing(model: Model, progress: Progress) -> Progress:
-    """Return a progress that also releases the pages of weights; they are read again when used."""
-    if model.checkpoint is None:
-        return progress
-    shards = model.checkpoint.shards
-
-    def step(done: int, total: int, what: str) -> None:
-        shards.release()
-        progress(done, total, what)
-
-    return step
 
 
 def _begin(

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from gptoss_ref._files import release
 from gptoss_ref.checkpoint.reader import DTYPE_BITS, SafetensorsFile
 from gptoss_ref.errors import CheckpointError
 
@@ -106,6 +107,26 @@ def test_views_are_zero_copy_and_may_be_unaligned(tmp_path: Path) -> None:
     assert np.shares_memory(first, second)
     file.release()
     assert np.array_equal(first, values.reshape(2, 3))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's list of mappings")
+def test_release_drops_the_pages_behind_views(tmp_path: Path) -> None:
+    """Of the whole file, whatever views of views are given; arrays in memory are ignored."""
+    path, size = tmp_path / "large.safetensors", 8 << 20
+    path.write_bytes(build({"a": entry("U8", [2, size // 2], 0, size)}, bytes(size)))
+    view = SafetensorsFile(path).array("a")[1:, 16:].reshape(-1)
+
+    def resident() -> int:
+        """KiB of the file in this process."""
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        entries = (line for line in lines if line.endswith(str(path)))
+        return sum(int(next(x for x in lines if x.startswith("Rss:")).split()[1]) for _ in entries)
+
+    assert not view.any()
+    assert resident() > 4000
+    release([np.ones(3), view])
+    assert resident() == 0
+    assert not view.any()
 
 
 def test_other_dtypes_are_not_misread(tmp_path: Path) -> None:

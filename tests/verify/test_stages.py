@@ -15,10 +15,11 @@ from gptoss_ref import layers
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
-from gptoss_ref.numerics import get_policy
+from gptoss_ref.numerics import FLOAT32, get_policy
 from gptoss_ref.tracing.record import trace
 from gptoss_ref.verify.noise.tap_check import replay
-from gptoss_ref.verify.replay.evaluate import needed, nodes, predict, predict_each
+from gptoss_ref.verify.replay import context
+from gptoss_ref.verify.replay.evaluate import needed, nodes, predict, predict_each, walk
 from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import BlockWeights
 from tests.support.strategies import (
@@ -195,3 +196,17 @@ def test_one_block_is_touched_and_held_at_a_time(given_all: bool) -> None:
     assert {*held[0], *held[-1]} == {0, 2}
     assert touched == sorted(touched)
     assert {*touched} == {0, 1, 2}
+
+
+def test_mapped_weights_are_released_block_by_block(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of a large checkpoint count as memory only while their block is computed."""
+    released: list[object] = []
+    monkeypatch.setattr(context, "release", released.append)
+    tokens = random_tokens(tiny.config, 4, 1)
+    ((tap, _),) = walk(
+        tiny.weights, tiny.config, [(ModelOps(), FLOAT32)], tokens, {}, ["block.1.mlp.out"]
+    )
+    blocks = tiny.weights.blocks
+    assert [id(part) for part in released] == [*map(id, (tiny.weights, blocks[0], blocks[1]))]

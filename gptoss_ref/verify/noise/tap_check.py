@@ -129,6 +129,7 @@ def _replay(
                 arrays = [*arrays, *_rough(*asked_again)]
                 local = judge(node.tap, inputs, arrays, other, rounding, tied, seen)
             yield local
+        trace.release()
 
 
 def _beyond(node: Node) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, Policy
 from gptoss_ref.verify.replay.ops import ModelOps, OpContext, expert_linear, expert_matrix
-from gptoss_ref.weights import BlockWeights, ExpertMatrix, ModelWeights
+from gptoss_ref.weights import BlockWeights, ExpertMatrix, ModelWeights, release
 
 Decoded = dict[tuple[Callable[..., Array], int, object], Array]
 """One expert's matrix, shared by runs: by decoding rule, stored matrices and dtype."""
@@ -74,3 +74,7 @@ class BlockContext:
                 return stored[expert]
             decoded[key] = op(at, stored[expert])
         return decoded[key]
+
+    def release(self) -> None:
+        """Let the system drop the pages of the stored weights; they are read again if used."""
+        release(self._weights if self.layer is None else self._weights.blocks[self.layer])

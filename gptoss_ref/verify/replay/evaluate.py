@@ -199,6 +199,8 @@ def walk(
     sites: list[BlockContext] = []
     for i, node in enumerate(path):
         if not sites or sites[0].layer != node.layer:
+            if sites:
+                sites[0].release()
             sites = [
                 BlockContext(config, policy, ops, tokens, weights, node.layer, experts, length)
                 for ops, policy in runs
@@ -225,6 +227,8 @@ def walk(
                     values.pop(tap, None)
         if node.tap in wanted:
             yield node.tap, out
+    if sites:
+        sites[0].release()
 
 
 def _computed(

@@ -10,7 +10,7 @@ from typing import Any
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import CATALOGUE, EQUIVALENT, TIES, Mutant
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps, OpContext
-from gptoss_ref.weights import ModelWeights
+from gptoss_ref.weights import ModelWeights, release
 
 BY_TAP = frozenset(("rmsnorm", "linear", "expert_linear", "expert_matrix", "rope", "residual"))
 """Operations that are used at several tap points, and may be wrong at one of them only."""
@@ -118,6 +118,7 @@ def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[E
     Mutants that this model cannot show are left out.
     """
     applicable = [m for m in (*CATALOGUE, *TIES, *EQUIVALENT) if m.applies(config, weights)]
+    release(weights)  # obstacles are looked for in all blocks
     standard = [Candidate(mutant, mutant.apply, mutant.form) for mutant in applicable]
     others = [
         Candidate(mutant, variant.apply, variant.label)
