@@ -205,7 +205,7 @@ def test_mapped_weights_are_released_block_by_block(
     released: list[object] = []
     monkeypatch.setattr(context, "release", released.append)
     tokens = random_tokens(tiny.config, 4, 1)
-    ((tap, _),) = walk(
+    ((_, _),) = walk(
         tiny.weights, tiny.config, [(ModelOps(), FLOAT32)], tokens, {}, ["block.1.mlp.out"]
     )
     blocks = tiny.weights.blocks
