@@ -252,7 +252,11 @@ FILTERED = -1e4
 
 MISTAKES = 3
 """Budget: number of mistakes that are undone one after the other in one array of outputs, such as
-probabilities at a temperature."""
+probabilities at a temperature; and of tokens that were replaced in one prompt."""
+
+ORDERED_ROWS, ORDERED_RANKS = 16, 8
+"""Budget: rows of logits by which another order of the vocabulary is found, and neighbouring ranks
+among which the nearest column is looked for."""
 
 LISTED = 1024
 """Budget: number of tokens of a vocabulary that are tried one after the other."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gptoss_ref as gr
+from gptoss_ref.numerics import BFLOAT16
 from tests.verify.test_equal_models import CONFIG, IDS, good, reference, run, trace_of
 
 Arrays = dict[str, np.ndarray]
@@ -60,6 +61,56 @@ def test_another_token(at: int, left_out: str) -> None:
     assert f"not {IDS[at]}" in words or f"not of {IDS[at]}" in words
 
 
+@pytest.mark.parametrize("seen", ["residual", "logits"])
+def test_several_other_tokens(seen: str) -> None:
+    """Each is named with the token that stands there."""
+    ids = list(IDS)
+    for at in (2, 3, 11):
+        ids[at] = (ids[at] + 5) % CONFIG.vocab_size
+    trace = gr.trace(good(), ids)
+    taps = [tap for tap in trace if tap.endswith(seen) and "router" not in tap]
+    words = said({tap: trace[tap].astype(np.float32) for tap in taps})
+    for at in (2, 3, 11):
+        assert f"token {at} is {ids[at]}, and not {IDS[at]}" in words
+
+
+def test_a_prompt_shifted_by_several() -> None:
+    for ids, words in (
+        ([*IDS[3:], 5, 6, 7], "The prompt is shifted by 3: row t"),
+        ([8, 9, *IDS[:-2]], "The prompt is shifted by 2, with tokens 8 9 in front"),
+    ):
+        trace = gr.trace(good(), ids)
+        taps = [tap for tap in trace if tap == "embedding" or tap.endswith("residual")]
+        assert words in said({tap: trace[tap].astype(np.float32) for tap in taps})
+
+
+def test_the_nearest_token_in_front_is_named() -> None:
+    """Of two start tokens that bfloat16 hardly tells apart, and not the one that is listed first."""
+    table = np.array(good().weights.named()["embedding"]).view(np.uint16)
+    table[2] = table[1] ^ 1  # one unit in the last place of bfloat16
+    model = gr.Model(CONFIG, good().weights.replaced({"embedding": table}), backend="numpy")
+    trace = gr.trace(model, [2, *IDS])
+    arrays = {t: BFLOAT16.round(trace[t][1:]) for t in trace if t.endswith("residual")}
+    diagnosis = gr.diagnose(model, trace_of(arrays))
+    assert "Token 2 was put before the prompt" in diagnosis.verdict
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_vocabulary_in_another_order(alone: bool, dtype: str) -> None:
+    """Two tokens exchanged, or all renumbered; with a constant in each row as well."""
+    whole, size = run(), CONFIG.vocab_size
+    rest = {} if alone else {tap: x for tap, x in whole.items() if tap != "logits"}
+    order, every = np.arange(size), np.random.default_rng(2).permutation(size)
+    order[[3, 7]] = 7, 3
+    for columns, count in ((order, 2), (every, int((every != np.arange(size)).sum()))):
+        logits = whole["logits"][:, columns] - 1.5
+        first = int(np.flatnonzero(columns != np.arange(size))[0])
+        words = said({**rest, "logits": logits.astype(dtype)})
+        assert f"{count} of {size} columns of the logits are in another order" in words
+        assert f"column {np.flatnonzero(columns == first)[0]} belongs to token {first}" in words
+
+
 @pytest.mark.parametrize("tap", ["logits", "block.1.attn.out", "block.0.mlp.residual"])
 def test_rows_that_were_not_recorded(tap: str) -> None:
     arrays = run()
@@ -77,6 +128,9 @@ def test_one_tap_point_recorded_otherwise(dtype: str) -> None:
     for tap in ("block.1.attn.q", "logits"):
         shifted = np.roll(whole[tap], -1, axis=0).astype(dtype)
         assert f"The rows of {tap} are shifted by one" in said({**whole, tap: shifted})
+        for by, words in ((4, "4: row t holds what belongs to token t − 4."), (-7, "token t + 7.")):
+            shifted = np.roll(whole[tap], by, axis=0).astype(dtype)
+            assert words in said({**whole, tap: shifted})
     tap = "block.1.attn.weights"
     assert f"The axes T and S of {tap}" in said({**whole, tap: whole[tap].swapaxes(1, 2)})
     tap = "block.0.attn.out"

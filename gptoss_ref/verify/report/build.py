@@ -15,14 +15,12 @@ from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.observe.observation import LogprobObservation
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
-from gptoss_ref.verify.search.candidates import Candidate
 from gptoss_ref.verify.search.end_to_end import WholeModels
 from gptoss_ref.verify.search.fit import Found, Unknown
 from gptoss_ref.verify.search.next_tap import BRING, next_in_words
 from gptoss_ref.verify.search.outputs import OutputsFound
 from gptoss_ref.verify.search.per_tap import Search
 from gptoss_ref.verify.search.rewritten import where_of
-from gptoss_ref.verify.search.trials import Standing
 
 # --- tap by tap ---
 
@@ -44,7 +42,7 @@ def of_stages(search: Search) -> Diagnosis:
         missing=tuple(tap for tap in taps if tap not in trace),
         flips=flips,
         notes=tuple(_notes(search)),
-        causes=tuple(_found(f) for f in found if not f.candidate.harmless),
+        causes=tuple(_cause(f) for f in found if not f.candidate.harmless),
         unexplained=tuple(_unknown(search, u) for u in search.unknown),
         rewritings=_rewritings(search, found),
         mistakes=tuple(search.recording.mistakes),
@@ -208,7 +206,7 @@ def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagno
         taps=taps,
         rows=(row,),
         notes=("only outputs are known: errors are those of the usual token",),
-        causes=() if best is None else _causes(search, best),
+        causes=tuple(_cause(found) for found in search.found),
         unexplained=(_unexplained(search),) if left else (),
     )
 
@@ -219,17 +217,6 @@ def _verdict(broken: bool, lost: bool, wrong: bool) -> Verdict:
     if lost:
         return "unjudged"
     return "diverges" if wrong else "ok"
-
-
-def _causes(search: WholeModels, best: Standing) -> tuple[Cause, ...]:
-    before, after = search.specification.excess, best.excess
-    found = []
-    for candidate in best.candidates:
-        alternatives = search.alternatives[candidate.name]
-        cause = _cause(candidate, search.target.tap, before, after, alternatives)
-        fitted = candidate.value is not None
-        found.append(replace(cause, interval=search.interval if fitted else None))
-    return tuple(found)
 
 
 def _unexplained(search: WholeModels) -> Unexplained:
@@ -254,31 +241,26 @@ def _unexplained(search: WholeModels) -> Unexplained:
 # --- both ---
 
 
-def _found(found: Found) -> Cause:
-    sharp = (found.share or 1.0) / (1 + len(found.alternatives))
-    cause = _cause(found.candidate, found.tap, found.before, found.after, found.alternatives)
-    return replace(cause, confidence=sharp, share=found.share, interval=found.interval)
-
-
-def _cause(
-    candidate: Candidate, tap: str, before: float, after: float, alternatives: tuple[str, ...]
-) -> Cause:
-    mutant, blocks, sites = candidate.mutant, candidate.blocks, candidate.sites
+def _cause(found: Found) -> Cause:
+    candidate, mutant = found.candidate, found.candidate.mutant
+    blocks, sites = candidate.blocks, candidate.sites
     return Cause(
         name=mutant.name,
         variant=candidate.label,
         stage=mutant.stage,
-        tap=tap,
+        tap=found.tap,
         blocks=None if blocks is None else tuple(sorted(blocks)),
         summary=mutant.summary,
         consequence=mutant.consequence,
         reports=mutant.reports,
-        error_before=before,
-        error_after=after,
-        alternatives=alternatives,
-        confidence=1 / (1 + len(alternatives)),
+        error_before=found.before,
+        error_after=found.after,
+        alternatives=found.alternatives,
+        confidence=(found.share or 1.0) / (1 + len(found.alternatives)),
+        share=found.share,
         sites=None if sites is None else tuple(sorted(sites)),
         value=candidate.value,
+        interval=found.interval,
     )
 
 

@@ -89,6 +89,17 @@ class Candidate:
         return dataclasses.replace(self, sites=frozenset(sites))
 
 
+Option = tuple[Candidate, ...]
+"""Some candidates at once, applied one after the other; empty: none."""
+
+
+def applied(option: Iterable[Candidate], ops: ModelOps = SPECIFICATION) -> ModelOps:
+    """Return the operations with some candidates, applied one after the other."""
+    for candidate in option:
+        ops = candidate.apply(ops)
+    return ops
+
+
 def changes(before: ModelOps, after: ModelOps) -> frozenset[str]:
     """Names of the operations that differ."""
     names = (field.name for field in dataclasses.fields(ModelOps))

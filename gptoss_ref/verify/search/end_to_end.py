@@ -18,12 +18,13 @@ import numpy as np
 
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess
-from gptoss_ref.verify.search.candidates import Candidate, catalogue
+from gptoss_ref.verify.search.candidates import Candidate, Option, catalogue
 from gptoss_ref.verify.search.estimate import Guess, guess, interval, refined, shortest
 from gptoss_ref.verify.search.estimate import candidate as valued
+from gptoss_ref.verify.search.fit import Found
 from gptoss_ref.verify.search.score import beginning_of
 from gptoss_ref.verify.search.target import Target
-from gptoss_ref.verify.search.trials import Option, Standing, Trials, Tried, order_matters
+from gptoss_ref.verify.search.trials import Standing, Trials, Tried, order_matters
 from gptoss_ref.verify.thresholds import (
     ALIKE,
     BESIDE,
@@ -77,6 +78,24 @@ class WholeModels:
     def specification(self) -> Standing:
         """The distance of the specification."""
         return self.trials.specification
+
+    @property
+    def found(self) -> list[Found]:
+        """The bugs that explain the outputs."""
+        if self.best is None:
+            return []
+        tap, before, after = self.target.tap, self.specification.excess, self.best.excess
+        return [
+            Found(
+                candidate,
+                tap,
+                before,
+                after,
+                self.alternatives[candidate.name],
+                interval=None if candidate.value is None else self.interval,
+            )
+            for candidate in self.best.candidates
+        ]
 
     def stop(self) -> None:
         """End the search: the observed numbers are not those of the model."""

@@ -72,13 +72,6 @@ class Evidence:
         for ops, known in ((SPECIFICATION, self.specification), (self.ops, self.tap_errors)):
             known.update((local.tap, local) for local in self.replayed(ops, again))
 
-    def extended(self, candidates: Iterable[Candidate]) -> ModelOps:
-        """Return the operations so far with some candidates, applied one after the other."""
-        ops = self.ops
-        for candidate in candidates:
-            ops = candidate.apply(ops)
-        return ops
-
     def replayed(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
         """Return some tap points against some operations, in the order of computation."""
         return replay(self.weights, self.trace, ops, self.rounding, taps)

@@ -6,11 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gptoss_ref.verify.noise.tap_error import TapError
-from gptoss_ref.verify.search.candidates import Candidate
+from gptoss_ref.verify.search.candidates import Candidate, Option
 from gptoss_ref.verify.thresholds import ALIKE, LEADING, PAIRED
-
-Option = tuple[Candidate, ...]
-"""One or two candidates, applied one after the other."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ numbers match the specification after it is undone, and each has its own sentenc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,12 +19,18 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
 from gptoss_ref.tracing.taps import axes
 from gptoss_ref.verify.noise.metrics import log_softmax
-from gptoss_ref.verify.thresholds import FILTERED, SAME_BASE, SAME_EMBEDDING, SUM_OF_ROW
+from gptoss_ref.verify.thresholds import (
+    FILTERED,
+    MISTAKES,
+    ORDERED_RANKS,
+    ORDERED_ROWS,
+    REORDERED,
+    SAME_BASE,
+    SAME_EMBEDDING,
+    SUM_OF_ROW,
+)
 
 Floats = NDArray[np.float64]
-
-SHIFTS = (1, -1)
-"""Numbers of rows by which arrays are usually shifted."""
 
 STARTS = (199998, 199999, 200002, 200006)
 """Special tokens of o200k_harmony that begin or end a message."""
@@ -41,6 +47,7 @@ class Mistake:
         harmless: whether the model is right and the array is usable as it is.
         certain: whether the array itself shows the mistake; else only the mended array fits.
         lost: (T,) rows that were not recorded.
+        constant: whether the sentence implies that each row of logits has a constant of its own.
     """
 
     sentence: str
@@ -48,6 +55,7 @@ class Mistake:
     harmless: bool = False
     certain: bool = False
     lost: NDArray[np.bool_] | None = None
+    constant: bool = False
 
 
 def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
@@ -71,17 +79,15 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
     first, theirs = (np.moveaxis(x, axis, 0) for x in (exact, other))
     if tap == "logits":
         yield from _logits(exact, other)
-    for shift in SHIFTS:
-        if len(theirs) < 3:
-            break
+    for shift in _shifts(first, theirs):
         mended = first.copy()
-        if shift > 0:  # row t has the values of token t + 1
-            mended[1:] = theirs[:-1]
+        if shift > 0:  # row t has the values of token t + shift
+            mended[shift:] = theirs[:-shift]
         else:
-            mended[:-1] = theirs[1:]
+            mended[:shift] = theirs[-shift:]
         sentence = (
-            f"The rows of {tap} are shifted by one: row t holds what belongs to the token "
-            f"{'after' if shift > 0 else 'before'} token t."
+            f"The rows of {tap} are shifted by {_count(shift)}: row t holds what belongs to token "
+            f"t {'+' if shift > 0 else '−'} {abs(shift)}."
         )
         yield Mistake(sentence, np.moveaxis(mended, 0, axis))
     letters = axes(tap)
@@ -89,6 +95,28 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
         if other.shape[i] == other.shape[j] > 1:
             sentence = f"The axes {letters[i]} and {letters[j]} of {tap} are exchanged."
             yield Mistake(sentence, np.swapaxes(other, i, j))
+
+
+def _shifts(exact: Floats, other: Floats) -> list[int]:
+    """Return the shifts by which the first or the last row of the other (T, …) fits best.
+
+    If row t holds what belongs to token t + 2, the other's first row is nearest to the third one of
+    the specification. A constant that is added to a row does not count.
+    """
+    rows, others = (x.reshape(len(x), -1) for x in (exact, other))
+    sizes = np.einsum("ij,ij->i", rows, rows) - rows.shape[1] * rows.mean(1) ** 2  # (T,)
+
+    def nearest(row: Floats) -> int:
+        with np.errstate(invalid="ignore"):
+            return int(np.argmin(np.nan_to_num(sizes - 2 * rows @ (row - row.mean()), nan=np.inf)))
+
+    last = len(rows) - 1
+    found = dict.fromkeys((nearest(others[0]), nearest(others[-1]) - last))
+    return [shift for shift in found if 0 < abs(shift) <= len(rows) // 2 and len(rows) > 2]
+
+
+def _count(shift: int) -> str:
+    return "one" if abs(shift) == 1 else str(abs(shift))
 
 
 def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
@@ -99,7 +127,8 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
             ours = log_softmax(exact)
             faint = other < 1e-30  # indistinguishable from 0
             sentence = "These are probabilities, not logits: their logarithms are compared."
-            yield Mistake(sentence, np.where(faint, ours, logs), harmless=True, certain=True)
+            mended = np.where(faint, ours, logs)
+            yield Mistake(sentence, mended, harmless=True, certain=True, constant=True)
             return
     masked = _masked(other)
     if masked is not None and (masked != masked[0]).any():  # other logits in each row
@@ -132,10 +161,44 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
     if not finite or not np.isfinite(exact).all():
         return
     a, b = (x - x.mean(1, keepdims=True) for x in (exact, other))
+    if (order := _order_of_columns(a, b)) is not None:
+        moved = np.flatnonzero(order != np.arange(columns))
+        sentence = (
+            f"{len(moved)} of {columns} columns of the logits are in another order: column "
+            f"{order[moved[0]]} belongs to token {moved[0]}. The vocabulary is numbered otherwise."
+        )
+        yield Mistake(sentence, other[:, order])
     if (size := float((a * a).sum())) > 0:
         factor = float((a * b).sum()) / size
         if abs(factor - 1) > 1e-3:
             yield Mistake(_scaled(factor), other / factor)
+
+
+def _order_of_columns(ours: Floats, theirs: Floats) -> NDArray[np.intp] | None:
+    """(V,) the column of the other for each token, if its columns (T, V) are in another order.
+
+    Columns are sorted by a random combination of some rows; of the columns with nearly the same
+    rank, the nearest one is taken.
+    """
+    ours, theirs = ours[:ORDERED_ROWS], theirs[:ORDERED_ROWS]
+    if len(ours) < 4 or not _alike(np.sort(ours[0]), np.sort(theirs[0])):
+        return None
+    probe = np.random.default_rng(3).normal(size=len(ours))
+    i, j = (np.argsort(probe @ x) for x in (ours, theirs))
+    found, least = j, np.full(len(i), np.inf)
+    for off in range(-ORDERED_RANKS, ORDERED_RANKS + 1):
+        rank = np.clip(np.arange(len(j)) + off, 0, len(j) - 1)
+        distance = ((ours[:, i] - theirs[:, j[rank]]) ** 2).sum(0)
+        found = np.where(distance < least, j[rank], found)
+        least = np.minimum(distance, least)
+    order = np.empty_like(found)
+    order[i] = found
+    same = np.array_equal(order, np.arange(len(order)))
+    return order if not same and _alike(ours, theirs[:, order]) else None
+
+
+def _alike(a: Floats, b: Floats) -> bool:
+    return bool(np.linalg.norm(a - b) <= REORDERED * np.linalg.norm(a))
 
 
 def _masked(other: Floats) -> NDArray[np.bool_] | None:
@@ -210,10 +273,37 @@ def in_front_sentence(front: Sequence[int]) -> str:
     )
 
 
-def other_id_sentence(tokens: Sequence[int] | Array, at: int, found: int) -> str:
-    """Return the sentence on a prompt whose token ``at`` is another one."""
-    agree = " All rows before it agree." if at else ""
-    return f"The prompt is another one: token {at} is {found}, and not {tokens[at]}.{agree}"
+def other_tokens(
+    tokens: Array,
+    judged: Callable[[Array], tuple[NDArray[np.bool_], bool]],
+    distances: Callable[[Array], Floats],
+) -> str | None:
+    """Return the sentence on a few replaced tokens of a prompt, if they explain the numbers.
+
+    The first wrong row is the first replaced token. Of all tokens, the one is taken whose row is
+    nearest to the observed one; then the next wrong row is the next replaced token.
+
+    Args:
+        tokens: (T,) as stated.
+        judged: from a prompt (T,) to the wrong rows (T,) and whether the prompt explains all.
+        distances: from the tokens before a row to the distance (V,) of each token's row from it.
+    """
+    changed: Array = np.array(tokens)
+    wrong, fits = judged(changed)
+    for _ in range(MISTAKES):
+        if fits or not wrong.any():
+            break
+        at = int(np.argmax(wrong))
+        changed[at] = np.argmin(distances(changed[:at]))
+        wrong, fits = judged(changed)
+        if wrong[: at + 1].any():
+            return None
+    found = np.flatnonzero(changed != tokens).tolist()
+    if not fits or not found:
+        return None
+    each = "; ".join(f"token {i} is {changed[i]}, and not {tokens[i]}" for i in found)
+    agree = " All rows before it agree." if found[0] else ""
+    return f"The prompt is another one: {each}.{agree if len(found) == 1 else ''}"
 
 
 def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> str | None:
@@ -233,12 +323,19 @@ def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> s
     )
     if equal.all():
         return None
-    for shift in SHIFTS:
-        ours = ids[shift:] if shift > 0 else ids[:shift]
-        own = theirs[:-shift] if shift > 0 else theirs[-shift:]
-        if len(ids) > 2 and np.array_equal(ours, own):
-            lead = "" if shift > 0 else f", with token {theirs[0]} in front"
-            return f"The prompt is shifted by one{lead}: row t is the embedding of another token."
+    most = len(ids) // 2 if len(ids) > 2 else 0
+    for count in range(1, most + 1):
+        if np.array_equal(ids[count:], theirs[:-count]):
+            sentence = f"The prompt is shifted by {_count(count)}"
+        elif np.array_equal(ids[:-count], theirs[count:]):
+            front = " ".join(map(str, theirs[:count]))
+            sentence = (
+                f"The prompt is shifted by {_count(count)}, with "
+                f"token{'s' * (count > 1)} {front} in front"
+            )
+        else:
+            continue
+        return f"{sentence}: row t is the embedding of another token."
     wrong = np.flatnonzero(~equal)
     at = int(wrong[0])
     more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""

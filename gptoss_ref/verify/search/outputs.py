@@ -30,9 +30,9 @@ from gptoss_ref.verify.search.mistakes import (
     in_front,
     in_front_sentence,
     mistakes,
-    other_id_sentence,
+    other_tokens,
 )
-from gptoss_ref.verify.search.target import Target
+from gptoss_ref.verify.search.target import Floats, Target
 from gptoss_ref.verify.search.trials import Trials
 from gptoss_ref.verify.thresholds import LISTED, MISTAKES, TYPICAL, USUAL_ROWS
 
@@ -72,6 +72,7 @@ def search_outputs(
     exact = whole[seen]
     said: list[str] = []
     remarks: list[str] = []
+    constant = False
     grid = grid_under_constant(exact, observed) if tap == "logits" and not stated else None
     if grid is not None and grid in coarser_than(rounding):
         remarks.append(
@@ -86,6 +87,7 @@ def search_outputs(
         if found is None or found.sentence in (*said, *remarks):
             break
         (remarks if found.harmless else said).append(found.sentence)
+        constant |= found.constant
         if found.mended is None:
             search.stop()
             break
@@ -102,8 +104,7 @@ def search_outputs(
     if tap == "logits" and search.specification.excess <= 1 and not said:
         shift = shift_of(lambda r: exact[r], lambda r: observed[r], *observed.shape)
         remark = shift.remark
-        undone = any(sentence.startswith("These are") for sentence in remarks)
-        remarks += [remark] if remark is not None and not undone else []
+        remarks += [remark] if remark is not None and not constant else []
     extra = {}
     if tap == "logits":
         extra = logit_figures(lambda r: exact[r], lambda r: observed[r], *observed.shape)
@@ -225,21 +226,22 @@ def _outputs_of(model: Model, tokens: Array, tap: str) -> Array:
 def _other_token(
     model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
 ) -> Mistake | None:
-    """Return a replaced token: all rows before it agree, and none from it on."""
-    config = model.config
+    """Return replaced tokens: all rows before the first agree, and none from it on."""
+    tap, vocabulary = search.target.tap, model.config.vocab_size
     wrong = ~_near(search, exact, observed)
-    at = int(np.argmax(wrong))
-    if not wrong[at:].all() or config.vocab_size > LISTED:
+    if not wrong[int(np.argmax(wrong)) :].all() or vocabulary > LISTED:
         return None
-    every = np.arange(config.vocab_size)
-    last = each_last(model.weights, config, tokens[:at], every, search.target.tap)  # (V, …)
-    theirs = np.broadcast_to(observed[at], last.shape)
-    for i in np.flatnonzero(_near(search, last, theirs)).tolist():
-        whole = np.array([*tokens[:at], i, *tokens[at + 1 :]])
-        values = _outputs_of(model, whole, search.target.tap)
-        if _fits(search, values, observed):
-            return Mistake(other_id_sentence(tokens, at, i), None)
-    return None
+
+    def judged(prompt: Array) -> tuple[NDArray[np.bool_], bool]:
+        values = _outputs_of(model, prompt, tap)
+        return ~_near(search, values, observed), _fits(search, values, observed)
+
+    def distances(before: Array) -> Floats:
+        last = each_last(model.weights, model.config, before, np.arange(vocabulary), tap)  # (V, …)
+        return _apart(search, last, np.broadcast_to(observed[len(before)], last.shape))
+
+    sentence = other_tokens(tokens, judged, distances)
+    return None if sentence is None else Mistake(sentence, None)
 
 
 def search_observation(

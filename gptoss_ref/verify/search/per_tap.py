@@ -16,7 +16,7 @@ from gptoss_ref.tracing.taps import split
 from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
-from gptoss_ref.verify.search.candidates import Candidate
+from gptoss_ref.verify.search.candidates import Candidate, applied
 from gptoss_ref.verify.search.estimate import candidate as candidate_of
 from gptoss_ref.verify.search.estimate import interval, shortest
 from gptoss_ref.verify.search.evidence import Evidence
@@ -53,6 +53,7 @@ class Search:
     Attributes:
         evidence: the trace, and the operations that explain it.
         recording: mistakes in the recording of its arrays.
+        found: the explanations of the divergences, in the order in which they were found.
         unknown: the divergences that nothing explains.
     """
 
@@ -60,9 +61,9 @@ class Search:
         self.evidence = evidence
         self.recording = Recording(evidence)
         self._trials = TapTrials(evidence)
+        self.found: list[Found] = []
         self.unknown: list[Unknown] = []
         self._accepted: list[Accepted] = []
-        self._hidden: list[Found] = []
 
     # --- the order of the search ---
 
@@ -96,24 +97,15 @@ class Search:
             # of which there are many, not in the second one.
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
+        for step in self._accepted:
+            self.found += [self._fixed(step, candidate) for candidate in step.best.candidates]
         if hidden and not recording.stopped:
             evidence.steps.say("is there a bug smaller than rounding?")
             self._find_hidden()
 
-    @property
-    def found(self) -> list[Found]:
-        """The explanations of the divergences, in the order in which they were found."""
-        by_size = [
-            self._fixed(step, candidate)
-            for step in self._accepted
-            for candidate in step.best.candidates
-        ]
-        return [*by_size, *self._hidden]
-
     def _taken(self) -> set[str]:
-        """Return the names of the bugs found."""
-        steps = [c.name for step in self._accepted for c in step.best.candidates]
-        return {*steps, *(hidden.candidate.name for hidden in self._hidden)}
+        """Return the names of the bugs that explain something so far."""
+        return {c.name for step in self._accepted for c in step.best.candidates}
 
     def _diverging(self) -> list[str]:
         """Return the tap points that are not explained, in the order of computation."""
@@ -215,7 +207,7 @@ class Search:
         """
         evidence, found = self.evidence, step.best.candidates
         self._accepted.append(replace(step, before=evidence.ops))
-        evidence.ops = evidence.extended(found)
+        evidence.ops = applied(found, evidence.ops)
         changed = under or evidence.replayed(evidence.ops, evidence.affected(found))
         evidence.tap_errors |= {local.tap: local for local in changed}
 
@@ -272,7 +264,7 @@ class Search:
             evidence.steps,
         ):
             error = evidence.tap_errors[best.tap].excess
-            self._hidden.append(
+            self.found.append(
                 Found(best.candidate, best.tap, error, error, best.alternatives, best.share)
             )
             evidence.ops = best.candidate.apply(evidence.ops)

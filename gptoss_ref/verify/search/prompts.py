@@ -7,6 +7,7 @@ moves all positions and is seen by every other token.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptoss_ref.numerics import FLOAT32, Array, widen
 from gptoss_ref.tracing.taps import axes, split
@@ -20,8 +21,8 @@ from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.search.mistakes import (
     in_front,
     in_front_sentence,
-    other_id_sentence,
     other_ids,
+    other_tokens,
 )
 from gptoss_ref.verify.thresholds import LISTED, SAME_DIRECTION, WITH_TOKENS_IN_FRONT
 from gptoss_ref.weights import ModelWeights
@@ -64,12 +65,13 @@ def _in_front(weights: ModelWeights, trace: Trace, taps: list[str]) -> list[int]
 
     most = config.max_position_embeddings - len(tokens)
     fronts = [front for front in in_front(config, len(tokens)) if len(front) <= most]
-    fronts.sort(key=len)
-    apart = [distance(front) for front in fronts]
-    least = min(apart, default=np.inf)
-    if not least < WITH_TOKENS_IN_FRONT * min(1.0, distance([])):
+    apart = sorted((distance(front), front) for front in fronts)
+    if not apart or not apart[0][0] < WITH_TOKENS_IN_FRONT * min(1.0, distance([])):
         return None
-    return next(f for f, own in zip(fronts, apart, strict=True) if own <= 2 * least)
+    least, nearest = apart[0]
+    # a window may hide the number of tokens: then the fewest are named
+    alike = [front for own, front in apart if own <= 2 * least and front[0] == nearest[0]]
+    return min(alike, key=len)
 
 
 def _apart(trace: Trace, tap: str, longer: Array, count: int) -> float:
@@ -99,18 +101,21 @@ def _ids_of_norm(weights: ModelWeights, trace: Trace) -> str | None:
 
 
 def _other_token(weights: ModelWeights, trace: Trace, rounding: str, local: TapError) -> str | None:
-    """Return a replaced token, found at a tap point that is computed from the tokens alone."""
-    tap, tokens, config = local.tap, trace.tokens, trace.config
-    axis, at = axes(tap).index("T"), int(np.argmax(local.wrong_rows))
+    """Return the replaced tokens, found at a tap point that is computed from the tokens alone."""
+    tap, config = local.tap, trace.config
+    axis, values, every = axes(tap).index("T"), trace[tap], np.arange(config.vocab_size)
     if config.vocab_size > LISTED or tap.endswith("expert_indices"):
         return None
-    row = np.take(trace[tap], at, axis)
-    row = row[..., : at + 1] if tap.endswith("attn.weights") else row
 
-    every = np.arange(config.vocab_size)
-    last = each_last(weights, config, tokens[:at], every, tap) - row  # (V, …)
-    nearest = int(np.argmin(np.linalg.norm(last.reshape(len(last), -1), axis=1)))
-    changed: Array = np.array([*tokens[:at], nearest, *tokens[at + 1 :]])
-    given = Trace({tap: trace[tap]}, tokens=changed, config=config)
-    (under,) = replay(weights, given, SPECIFICATION, rounding, [tap])
-    return other_id_sentence(tokens, at, nearest) if under.excess <= 1 else None
+    def judged(tokens: Array) -> tuple[NDArray[np.bool_], bool]:
+        given = Trace({tap: values}, tokens=tokens, config=config)
+        (under,) = replay(weights, given, SPECIFICATION, rounding, [tap])
+        return under.wrong_rows, under.excess <= 1
+
+    def distances(before: Array) -> NDArray[np.float64]:
+        row = np.take(values, len(before), axis)
+        row = row[..., : len(before) + 1] if tap.endswith("attn.weights") else row
+        apart = each_last(weights, config, before, every, tap) - row  # (V, …)
+        return np.asarray(np.linalg.norm(apart.reshape(len(apart), -1), axis=1), np.float64)
+
+    return other_tokens(trace.tokens, judged, distances)

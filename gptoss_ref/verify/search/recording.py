@@ -142,7 +142,7 @@ class Recording:
             mutant = entry.candidate.mutant
             if mutant.equivalent and {split(tap)[1] for tap in aside} <= set(mutant.touches):
                 candidate = entry.candidate.within(blocks) if blocks else entry.candidate
-                ops = evidence.extended([candidate])
+                ops = candidate.apply(evidence.ops)
                 if all(local.excess <= 1 for local in evidence.replayed(ops, aside)):
                     return f"{mutant.name}: {mutant.summary}"
         rest = evidence.trace.without(aside)

@@ -16,8 +16,7 @@ from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict_each
 from gptoss_ref.verify.replay.graph import DISCRETE, EXPERT_PRODUCTS
 from gptoss_ref.verify.replay.ops import ModelOps
-from gptoss_ref.verify.search.candidates import AT_ONCE
-from gptoss_ref.verify.search.fit import Option
+from gptoss_ref.verify.search.candidates import AT_ONCE, Option
 from gptoss_ref.verify.thresholds import BEGINNING, DECODED_VALUES, LEAST_EXPERTS, WRONG_ROWS
 from gptoss_ref.weights import ModelWeights
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, Entry
+from gptoss_ref.verify.search.candidates import BY_TAP, Candidate, Entry, Option, applied
 from gptoss_ref.verify.search.estimate import guess, refined
 from gptoss_ref.verify.search.evidence import Evidence, ops_of
-from gptoss_ref.verify.search.fit import Explanation, Option, pairs
+from gptoss_ref.verify.search.fit import Explanation, pairs
 from gptoss_ref.verify.search.score import beginning_of, distances
 from gptoss_ref.verify.thresholds import (
     JUDGED,
@@ -90,20 +90,20 @@ class TapTrials:
         self, tap: str, options: Sequence[Option]
     ) -> tuple[float, list[tuple[float, Option]]]:
         """Return the distances of the operations, and of each option that changes them."""
-        tried = [(option, self._evidence.extended(option)) for option in options]
         evidence = self._evidence
+        tried = [(option, applied(option, evidence.ops)) for option in options]
         where = evidence.weights, evidence.trace, evidence.rounding, tap, evidence.ops
         return distances(*where, tried, evidence.steps, self.length(tap))
 
     def judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
         """Return the first few options, each judged with its own noise floor."""
-        judged = []
+        judged, evidence = [], self._evidence
         options = options[:JUDGED]
-        self._evidence.steps.expect(len(options))
-        for candidates in options:
-            (local,) = self._evidence.replayed(self._evidence.extended(candidates), [tap])
-            judged.append(Explanation(candidates, local))
-            self._evidence.steps.tick()
+        evidence.steps.expect(len(options))
+        for option in options:
+            (local,) = evidence.replayed(applied(option, evidence.ops), [tap])
+            judged.append(Explanation(option, local))
+            evidence.steps.tick()
         return judged
 
     def weighed(
@@ -142,12 +142,13 @@ class TapTrials:
         self, option: Explanation, taps: frozenset[str], diverging: Sequence[str]
     ) -> Explanation:
         """Return an explanation with the divergences that remain, and these tap points under it."""
-        under = tuple(self._evidence.replayed(self._evidence.extended(option.candidates), taps))
+        evidence = self._evidence
+        under = tuple(evidence.replayed(applied(option.candidates, evidence.ops), taps))
         elsewhere = [t for t in diverging if t not in taps]
         left = len(elsewhere) + sum(local.excess > 1 for local in under)
         tokens = sum(int(local.wrong_rows.sum()) for local in under)
         distance = float(np.sqrt(np.sum([local.distance**2 for local in under])))
-        self._evidence.steps.tick()
+        evidence.steps.tick()
         return replace(option, left=left, tokens=tokens, distance=distance, under=under)
 
 

@@ -22,7 +22,7 @@ from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
 from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
-from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, changes
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Option, applied, changes
 from gptoss_ref.verify.search.target import Floats, Target
 from gptoss_ref.verify.thresholds import (
     ALONG,
@@ -34,9 +34,6 @@ from gptoss_ref.verify.thresholds import (
     WINS,
 )
 from gptoss_ref.weights import ModelWeights
-
-Option = tuple[Candidate, ...]
-"""Several bugs, applied one after the other."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +233,6 @@ def unlike(one: Floats, other: Floats) -> NDArray[np.bool_]:
     """(P,) rows with a value that is finite in one of the two only."""
     differs: NDArray[np.bool_] = (np.isfinite(one) != np.isfinite(other)).any(axis=1)
     return differs
-
-
-def applied(candidates: Option, ops: ModelOps = SPECIFICATION) -> ModelOps:
-    """Return the operations with some bugs, applied one after the other."""
-    for candidate in candidates:
-        ops = candidate.apply(ops)
-    return ops
 
 
 def _beside(base: Option, ops: ModelOps, candidates: Option) -> ModelOps:

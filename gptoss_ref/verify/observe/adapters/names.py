@@ -95,7 +95,11 @@ _BLOCK_NAMES = {
 _NOT_A_TAP = (
     (r"hook_normalized$", "it is the norm before its scale is multiplied in"),
     (r"hook_scale$", "it is the norm's divisor"),
-    (r"hook_attn_scores$", "it is attention before the softmax"),
+    (
+        r"(^|[._])(attn|attention|qk)[._]?(scores|logits)$",
+        "it is attention before the softmax: take the weights after it, attn.weights, or its "
+        "inputs, attn.q_rope and attn.k_rope",
+    ),
     (r"^ffn_moe_logits-\d+$", "it lacks the router's bias: take ffn_moe_logits_biased"),
     (r"^ffn_moe_(gate|up|down)-\d+$", "it lacks the bias: take the name that ends in _biased"),
     (r"^(wqkv|wqkv_b)-\d+$", "take Qcur, Kcur and Vcur"),

@@ -11,9 +11,9 @@ from gptoss_ref.tracing.taps import split
 from gptoss_ref.verify.observe.adapters.layouts import fits, forms
 from gptoss_ref.verify.observe.adapters.names import DIALECTS, Meaning, bare
 
-SAME, ALIKE = 0.8, 0.75
-"""Least similarity (share of common letters) of a suggested name: of the names as written, and of
-their words with synonyms replaced."""
+SAME, ALIKE, MISSPELT = 0.8, 0.75, 0.9
+"""Least similarity (share of common letters) of a suggested name: of the names as written, of their
+words with synonyms replaced, and of a name that is suggested although its shape is another."""
 
 _SYNONYMS = {
     "layer": "block",
@@ -94,18 +94,19 @@ def unknown_name(
         for foreign, meanings in known.items()
         if not blocks.intersection(numbers[:1]) or split(meanings[0].tap)[0] in (None, numbers[0])
     ]
-    close = difflib.get_close_matches(
-        bare(name), [foreign for foreign, _ in near], n=1, cutoff=SAME
-    )
-    if close:
-        return UnknownName(name, close, False)
+    tap_of = dict(near)
     fitting = [foreign for foreign, tap in near if foreign == tap and _fits(tap, shape, sizes)]
+    close = difflib.get_close_matches(bare(name), [*tap_of], n=5, cutoff=SAME)
+    usable = [foreign for foreign in close if tap_of[foreign] in fitting or not fitting]
+    usable += difflib.get_close_matches(bare(name), close, n=1, cutoff=MISSPELT)
+    if usable:
+        return UnknownName(name, usable[:1], False)
     scored = [
         (difflib.SequenceMatcher(None, words, _words(foreign)[0]).ratio(), tap in fitting, tap)
         for foreign, tap in near
     ]
     score, _, tap = max(scored, key=lambda entry: entry[0] + 0.15 * entry[1])
-    if score > ALIKE:
+    if score > ALIKE and (tap in fitting or not fitting):
         return UnknownName(name, [tap], False)
     if not numbers:  # one block stands for all
         fitting = [tap for tap in fitting if split(tap)[0] in (None, 0)]
