@@ -85,7 +85,7 @@ def test_a_prompt_shifted_by_several() -> None:
 
 
 def test_the_nearest_token_in_front_is_named() -> None:
-    """Of two start tokens that bfloat16 hardly tells apart, and not the one that is listed first."""
+    """Of two start tokens that bfloat16 hardly tells apart, not the one that is listed first."""
     table = np.array(good().weights.named()["embedding"]).view(np.uint16)
     table[2] = table[1] ^ 1  # one unit in the last place of bfloat16
     model = gr.Model(CONFIG, good().weights.replaced({"embedding": table}), backend="numpy")
