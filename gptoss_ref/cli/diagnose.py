@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
             other: Trace | LogprobObservation = _observed(args, model, tokens)
         else:
             paths = [stack.enter_context(_named(name)) for name in args.other]
-            other = _read(args, model, paths, tokens)
+            with _renamed({path: name for name, path in zip(args.other, paths, strict=True)}):
+                other = _read(args, model, paths, tokens)
         progress = stack.enter_context(notes().progress("diagnosing", of_bytes=False))
         report = diagnose(
             model,
@@ -95,6 +96,18 @@ def _named(name: str) -> Iterator[Path]:
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield path
+
+
+@contextmanager
+def _renamed(names: dict[Path, str]) -> Iterator[None]:
+    """Call the temporary file of stdin by that name in messages of the block."""
+    try:
+        yield
+    except TraceError as error:
+        message = str(error)
+        for path in (path for path, name in names.items() if name == "-"):
+            message = message.replace(str(path), path.name)
+        raise TraceError(message) from None
 
 
 def _read(

@@ -16,10 +16,18 @@ TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "attn
 """Stages that show the rounding; an embedding does not: it has the precision of the weights."""
 
 
+TELLING_VALUES = 16
+"""Least number of different values that show a rounding."""
+
+ROWS_AT_ONCE = 64
+"""Rows that are read at a time, until there are enough values: the first ones may be missing."""
+
+
 class Stored(Protocol):
     """The part of a trace that this module needs: the stored dtype and rows of an array."""
 
     def dtype_of(self, name: str, /) -> str: ...
+    def shape_of(self, name: str, /) -> tuple[int, ...]: ...
     def rows(self, name: str, rows: slice, /) -> Array: ...
 
 
@@ -28,9 +36,13 @@ def rounding_of(source: Stored, name: str) -> str | None:
     stored = source.dtype_of(name)
     if stored == "bfloat16":
         return stored
-    values = source.rows(name, slice(0, 64)).ravel()
-    values = values[np.isfinite(values) & (values != 0)]
-    if len(np.unique(values[:4096])) < 16:
+    values = source.rows(name, slice(0, 0)).ravel()
+    for start in range(0, source.shape_of(name)[0], ROWS_AT_ONCE):
+        rows = source.rows(name, slice(start, start + ROWS_AT_ONCE))
+        values = np.concatenate([values, rows[np.isfinite(rows) & (rows != 0)]])
+        if len(np.unique(values[:4096])) >= TELLING_VALUES:
+            break
+    else:
         return stored if stored == "float16" else None
     if values.dtype == np.float64 and not np.array_equal(values.astype(np.float32), values):
         return "float64"

@@ -266,6 +266,8 @@ def test_wrong_order_of_axes_says_which_would_fit() -> None:
         ("ffn_moe_topk", "did you mean 'ffn_moe_topk-[012]'"),
         ("blocks.0.ln1.hook_normalized", "before its scale is multiplied in"),
         ("blocks.0.attn.hook_attn_scores", "before the softmax"),
+        ("block.0.attn.scores", "before the softmax: take the weights after it"),
+        ("model.layers.0.self_attn.qk_logits", "before the softmax"),
         ("ffn_moe_gate-1", "lacks the bias"),
         ("something", "expected a tap point such as"),
     ],
@@ -273,6 +275,14 @@ def test_wrong_order_of_axes_says_which_would_fit() -> None:
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         from_arrays({name: np.zeros((T, 3))}, TOKENS, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["block.0.attn.probs", "block.0.attn.maps", "attn_maps.0"])
+def test_a_suggested_name_fits_the_shape(name: str) -> None:
+    """Although another one is spelt alike."""
+    values = np.zeros((CONFIG.num_attention_heads, T, T))
+    with pytest.raises(TraceError, match=r"'block.0.attn.weights'"):
+        from_arrays({name: values}, TOKENS, CONFIG)
 
 
 @pytest.mark.parametrize(

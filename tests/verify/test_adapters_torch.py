@@ -343,8 +343,9 @@ def test_hook_points(in_openai: Any, twin: dict[str, np.ndarray]) -> None:
     assert any(entry.name == "blocks.0.hook_something" for entry in trace.skipped)
 
 
-def test_blocks_in_a_dict(in_transformers: Any, twin: dict[str, Any]) -> None:
-    """ModuleDict by number, as NeMo Automodel has it."""
+@pytest.mark.parametrize("key", ["{n}", "layer_{n}", "block{n}_moe", "{letter}"])
+def test_blocks_in_a_dict(key: str, in_transformers: Any, twin: dict[str, Any]) -> None:
+    """ModuleDict by number, as NeMo Automodel has it, or by other names."""
     inner = in_transformers.model
     kept = inner.layers
 
@@ -355,7 +356,8 @@ def test_blocks_in_a_dict(in_transformers: Any, twin: dict[str, Any]) -> None:
         def __getitem__(self, key: Any) -> Any:
             return list(self.values())[key] if isinstance(key, slice) else super().__getitem__(key)
 
-    inner.layers = Numbered({str(n): layer for n, layer in enumerate(kept)})
+    names = [key.format(n=n, letter="abc"[n]) for n in range(len(kept))]
+    inner.layers = Numbered(dict(zip(names, kept, strict=True)))
     try:
         trace = capture(in_transformers, TOKENS)
     finally:
@@ -478,6 +480,40 @@ def test_compiled_flex_attention_runs_uncompiled() -> None:
     scores = np.exp(x @ x.T / np.sqrt(x.shape[1]))
     mix = scores @ x / (scores.sum(1, keepdims=True) + 1)  # as with a sink of logit 0
     assert relative_l2(trace["logits"], mix @ head.T) < 1e-5
+
+
+def test_logits_in_a_dict() -> None:
+    """The result of a forward method need not be an object of transformers."""
+
+    class Dict(torch.nn.Linear):
+        def forward(self, tokens: torch.Tensor) -> Any:
+            return {"loss": None, "logits": self.weight[tokens]}
+
+    module = Dict(CONFIG.vocab_size, CONFIG.vocab_size)
+    trace = capture(module, TOKENS, config=CONFIG)
+    assert np.array_equal(trace["logits"], module.weight.detach().numpy()[TOKENS])
+
+
+def test_a_configuration_that_cannot_be_read(in_transformers: Any) -> None:
+    """Of a wrapper: the wrapped model's counts. A module without blocks has none."""
+
+    class Broken:
+        def to_dict(self) -> Any:
+            raise RuntimeError("not yet")
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cfg, self.original_model = Broken(), in_transformers
+
+        def forward(self, *args: Any, **more: Any) -> Any:
+            return self.original_model(*args, **more)
+
+    assert capture(Wrapper(), TOKENS).config == CONFIG
+    module = openai_module(CONFIG, ARRAYS)
+    module.block = torch.nn.ModuleList()
+    with pytest.raises(TraceError, match=r"it has no blocks.*pass config"):
+        capture(module, TOKENS)
 
 
 def test_a_module_that_does_not_say_what_it_is() -> None:

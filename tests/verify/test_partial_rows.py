@@ -14,7 +14,7 @@ import pytest
 
 import gptoss_ref as gr
 from gptoss_ref.errors import TraceError
-from gptoss_ref.numerics import FLOAT32
+from gptoss_ref.numerics import BFLOAT16, FLOAT32
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify import LogprobObservation, from_arrays
@@ -65,6 +65,7 @@ def test_rows_of_nan_were_not_observed(bug: str | None) -> None:
     diagnosis = gr.diagnose(model(), trace)
     assert [cause.name for cause in diagnosis.causes] == ([bug] if bug else [])
     assert diagnosis.ok == (bug is None)
+    assert not diagnosis.mistakes
     assert any(f"{T - len(MISSING)} of {T} rows observed" in note for note in diagnosis.notes)
     reference = gr.trace(
         gr.Model(CONFIG, model().weights, policy="float64", backend="numpy"), TOKENS
@@ -93,6 +94,17 @@ def test_the_last_row_of_the_logits(bug: str | None, shape: tuple[int, ...]) -> 
     assert gr.diagnose(model(), trace).ok == (bug is None)
 
 
+@pytest.mark.parametrize("rounding", ["float32", "bfloat16", "float64"])
+def test_a_late_row_shows_its_rounding(rounding: str) -> None:
+    """The only row of a long prompt."""
+    values = np.random.default_rng(1).normal(size=(1, V))
+    row = {"float64": values, "float32": values.astype(np.float32)}.get(rounding)
+    row = BFLOAT16.round(values.astype(np.float32)) if row is None else row
+    trace = from_arrays({"logits": row}, random_tokens(CONFIG, 150, 0), CONFIG)
+    assert np.flatnonzero(trace.observed("logits")).tolist() == [149]
+    assert trace.dtype_name == rounding
+
+
 @pytest.mark.parametrize("bug", [None, "rope-interleaved"])
 def test_step_logits(bug: str | None) -> None:
     """generate(output_logits=True): a tuple of (1, V), the first after the prompt's last token."""
@@ -103,6 +115,24 @@ def test_step_logits(bug: str | None) -> None:
     diagnosis = gr.diagnose(model(), trace)
     assert diagnosis.ok == (bug is None)
     assert [c.name for c in diagnosis.causes] == ([bug] if bug else [])
+
+
+@pytest.mark.parametrize("tap", ["logits", "norm"])
+def test_rows_of_other_positions_than_stated(tap: str) -> None:
+    """Steps that are one position off, and rows of a sorted batch."""
+    rows, prompt = run(None)[tap], 25
+    for step, theirs, own in (
+        (1, "25, 26, 27, 28", "24, 25, 26, 27, and 11 more"),
+        (2, "25, 27, 29, 31", "24, 26, 28, 30, and 4 more"),
+    ):
+        stated = range(prompt - 1, T - 1, step)
+        trace = from_arrays({tap: rows[prompt::step]}, TOKENS, CONFIG, positions=stated)
+        said = f"Rows of {tap} are those of positions {theirs}, and not of {own}."
+        assert said in gr.diagnose(model(), trace).verdict
+    diagnosis = gr.diagnose(model(), from_arrays({tap: rows[::-1]}, TOKENS, CONFIG))
+    said = "those of positions 39, 38, 37, 36, and not of 0, 1, 2, 3, and 36 more."
+    assert said in diagnosis.verdict
+    assert not diagnosis.causes
 
 
 @pytest.mark.parametrize("bug", [None, "gate-up-swapped"])

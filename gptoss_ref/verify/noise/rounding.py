@@ -31,7 +31,8 @@ def known(rounding: str | None) -> str:
     expected = ", ".join(UNITS)
     if rounding is None:
         raise TraceError(
-            "the rounding of OTHER cannot be told from its numbers: state it, one of " + expected
+            "the rounding of OTHER cannot be told from its numbers: state it with rounding= or "
+            "--rounding, one of " + expected
         )
     name = format_name(rounding)
     if name not in UNITS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gptoss_ref.numerics import FLOAT64, Array, Policy
 from gptoss_ref.tracing.taps import split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.localise import locate_error, tokens_of
@@ -72,9 +73,23 @@ class Evidence:
         for ops, known in ((SPECIFICATION, self.specification), (self.ops, self.tap_errors)):
             known.update((local.tap, local) for local in self.replayed(ops, again))
 
-    def replayed(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
-        """Return some tap points against some operations, in the order of computation."""
-        return replay(self.weights, self.trace, ops, self.rounding, taps)
+    def replayed(
+        self, ops: ModelOps, taps: Iterable[str], trace: Trace | None = None
+    ) -> Iterable[TapError]:
+        """Return some tap points against some operations, in the order of computation.
+
+        Args:
+            trace: another one than the evidence's.
+        """
+        given = self.trace if trace is None else trace
+        return replay(self.weights, given, ops, self.rounding, taps)
+
+    def predicted(
+        self, taps: Iterable[str], trace: Trace | None = None, policy: Policy = FLOAT64
+    ) -> dict[str, Array]:
+        """Return some tap points by the operations so far, from the nearest given ones."""
+        given = self.trace if trace is None else trace
+        return predict(self.weights, given.config, self.ops, given.tokens, given, taps, policy)
 
     def _watched(self, ops: ModelOps, taps: Iterable[str]) -> Iterable[TapError]:
         for local in self.replayed(ops, taps):
@@ -97,11 +112,9 @@ class Evidence:
     def where(self, tap: str) -> str:
         """Return the wrong part of a tap point in words."""
         local = self.tap_errors[tap]
-        config, tokens = self.trace.config, self.trace.tokens
-        exact = predict(self.weights, config, self.ops, tokens, self.trace, [tap])
         if split(tap)[1] in DISCRETE:
             return tokens_of(local.wrong_rows)
-        return locate_error(tap, exact[tap], self.trace[tap], local.wrong_rows)
+        return locate_error(tap, self.predicted([tap])[tap], self.trace[tap], local.wrong_rows)
 
 
 def ops_of(candidate: Candidate) -> frozenset[str]:

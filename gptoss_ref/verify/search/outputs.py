@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,127 +65,182 @@ def search_outputs(
     Args:
         stated: whether the caller stated the rounding; else the numbers may show a coarser one.
     """
-    weights, config, tokens = model.weights, model.config, trace.tokens
     seen = trace.observed(tap)
+    (whole,) = predict(
+        model.weights, model.config, SPECIFICATION, trace.tokens, {}, [tap], FLOAT64
+    ).values()
     observed = np.asarray(trace[tap], np.float64)[seen]
-    (whole,) = predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT64).values()
-    exact = whole[seen]
+    outputs = Outputs(model, trace.tokens, tap, whole, observed, seen, rounding, steps)
     said: list[str] = []
     remarks: list[str] = []
     constant = False
-    grid = grid_under_constant(exact, observed) if tap == "logits" and not stated else None
+    grid = grid_under_constant(outputs.exact, observed) if tap == "logits" and not stated else None
     if grid is not None and grid in coarser_than(rounding):
         remarks.append(
             f"the logits lie on the grid of {grid}, but for a constant a row: judged as {grid}"
         )
-        rounding = grid
-    search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
+        outputs = replace(outputs, rounding=grid)
     for _ in range(MISTAKES):
-        found = None
-        if search.specification.excess > 1:
-            found = _mistake(model, search, tokens, exact, observed)
+        found = outputs.mistake() if outputs.search.specification.excess > 1 else None
         if found is None or found.sentence in (*said, *remarks):
             break
         (remarks if found.harmless else said).append(found.sentence)
         constant |= found.constant
         if found.mended is None:
-            search.stop()
+            outputs.search.stop()
             break
-        observed = found.mended
-        search = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
-    coarser = None
-    if not stated and not said:
-        coarser = _coarser(search, model, tokens, tap, observed, exact, seen, steps)
+        outputs = replace(outputs, observed=found.mended)
+    search = outputs.search
+    coarser = None if stated or said else outputs.coarser()
     search.run(together=coarser is None)
     if coarser is not None and search.best is None:
-        remarks.append(by_errors_in_words(rounding, coarser.rounding))
+        remarks.append(by_errors_in_words(search.rounding, coarser.rounding))
         search = coarser
         search.run()
-    if tap == "logits" and search.specification.excess <= 1 and not said:
-        shift = shift_of(lambda r: exact[r], lambda r: observed[r], *observed.shape)
-        remark = shift.remark
-        remarks += [remark] if remark is not None and not constant else []
     extra = {}
     if tap == "logits":
-        extra = logit_figures(lambda r: exact[r], lambda r: observed[r], *observed.shape)
+        both = (lambda r: outputs.exact[r]), (lambda r: outputs.observed[r])
+        extra = logit_figures(*both, *outputs.observed.shape)
+        if search.specification.excess <= 1 and not said and not constant:
+            remark = shift_of(*both, *outputs.observed.shape).remark
+            remarks += [] if remark is None else [remark]
     return OutputsFound(search, tuple(said), tuple(remarks), extra)
 
 
-def _coarser(
-    search: WholeModels,
-    model: Model,
-    tokens: Array,
-    tap: str,
-    observed: Array,
-    exact: Array,
-    seen: Array,
-    steps: Steps,
-) -> WholeModels | None:
-    """Return the search under a coarser rounding that explains the outputs, if there is one."""
-    if not 1 < search.specification.excess < math.inf:
+@dataclass(frozen=True)
+class Outputs:
+    """One array of outputs of a prompt, as it was observed and by the specification.
+
+    Attributes:
+        tokens: (T,), the prompt.
+        tap: one of :data:`OUTPUTS`.
+        whole: (T, D) or (T, V), by the specification.
+        observed: (P, D) or (P, V), the rows that were observed.
+        seen: (T,) whether each row was observed.
+        rounding: of the other implementation.
+    """
+
+    model: Model
+    tokens: Array
+    tap: str
+    whole: Array
+    observed: Array
+    seen: Array
+    rounding: str
+    steps: Steps
+
+    @cached_property
+    def exact(self) -> Array:
+        """The observed rows by the specification."""
+        return self.whole[self.seen]
+
+    @cached_property
+    def search(self) -> WholeModels:
+        """The search for bugs that explain the observed rows."""
+        floor = UNITS[self.rounding] / 8
+        if self.tap == "logits":  # modulo a constant a row
+            grown, usual = (
+                _size(x) / max(_size(_centred(x)), 1e-300) for x in (self.observed, self.exact)
+            )
+            floor *= 8 * grown if grown > 2 * usual > 0 else 1
+        form, seen = self._form, self.seen
+        see = form if seen.all() else lambda values: form(values[seen[: len(values)]])
+        target = Target(self.tap, see, form(self.observed), np.flatnonzero(seen), True, floor)
+        asked = self.model.weights, self.model.config, self.tokens
+        return WholeModels(Trials(*asked, target, self.rounding, self.steps))
+
+    def coarser(self) -> WholeModels | None:
+        """Return the search under a coarser rounding that explains the rows, if there is one."""
+        if not 1 < self.search.specification.excess < math.inf:
+            return None
+        for rounding in coarser_than(self.rounding):
+            search = replace(self, rounding=rounding).search
+            usual = float(np.median(search.specification.error)) / search.specification.typical
+            if search.specification.excess <= 1 and usual >= TYPICAL / USUAL_ROWS:
+                return search
         return None
-    for rounding in coarser_than(search.rounding):
-        found = _search_of(model, tokens, tap, observed, exact, seen, rounding, steps)
-        usual = float(np.median(found.specification.error)) / found.specification.typical
-        if found.specification.excess <= 1 and usual >= TYPICAL / USUAL_ROWS:
-            return found
-    return None
 
+    def mistake(self) -> Mistake | None:
+        """Return the mistake in the recording of the rows, if one explains them."""
+        every = self.seen.all()
+        if not every and (moved := self._other_rows()) is not None:
+            return moved
+        for found in mistakes(self.tap, self.exact, self.observed):
+            if found.certain or (found.mended is not None and self._fits(self.exact, found.mended)):
+                return found
+        if not every or (moved := self._other_rows()) is not None:
+            return moved  # what follows needs all rows
+        longest = self.model.config.max_position_embeddings - len(self.tokens)
+        fitting: list[tuple[float, list[int]]] = []
+        for front in in_front(self.model.config, len(self.tokens)):
+            if len(front) <= longest:
+                values = self._of(np.concatenate([front, self.tokens]))[len(front) :]
+                if self._fits(values, self.observed):
+                    fitting.append((float(self._apart(values, self.observed).mean()), front))
+        if fitting:
+            return Mistake(in_front_sentence(min(fitting)[1]), None)
+        return self._other_tokens()
 
-def _search_of(
-    model: Model,
-    tokens: Array,
-    tap: str,
-    observed: Array,
-    exact: Array,
-    seen: Array,
-    rounding: str,
-    steps: Steps,
-) -> WholeModels:
-    """Return the search in the rows ``seen`` (T,) of one array of outputs (T, D) or (T, V)."""
-    floor = UNITS[rounding] / 8
-    if tap == "logits":  # modulo a constant a row
-        grown, usual = (_size(x) / max(_size(_centred(x)), 1e-300) for x in (observed, exact))
-        floor *= 8 * grown if grown > 2 * usual > 0 else 1
-    form = _form(tap)
-    see = form if seen.all() else lambda values: form(values[seen[: len(values)]])
-    target = Target(tap, see, form(observed), np.flatnonzero(seen), True, floor)
-    return WholeModels(Trials(model.weights, model.config, tokens, target, rounding, steps))
+    def _other_rows(self) -> Mistake | None:
+        """Return other positions of the observed rows, if they explain them."""
+        stated = np.flatnonzero(self.seen)
+        ours, theirs = self._form(self.whole), self._form(self.observed)
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            return None
+        found = np.argmin(np.einsum("ij,ij->i", ours, ours) - 2 * theirs @ ours.T, axis=1)  # (P,)
+        if np.array_equal(found, stated) or not self._fits(self.whole[found], self.observed):
+            return None
+        their, own = (", ".join(map(str, x[found != stated][:4])) for x in (found, stated))
+        rest = int((found != stated).sum()) - 4
+        more = f", and {rest} more" if rest > 0 else ""
+        sentence = f"Rows of {self.tap} are those of positions {their}, and not of {own}{more}."
+        return Mistake(sentence, None)
 
+    def _other_tokens(self) -> Mistake | None:
+        """Return replaced tokens: all rows before the first agree, and none from it on."""
+        vocabulary = self.model.config.vocab_size
+        wrong = ~self._near(self.exact)
+        if not wrong[int(np.argmax(wrong)) :].all() or vocabulary > LISTED:
+            return None
 
-def _form(tap: str) -> Callable[[Array], Array]:
-    """Return the part of an array of outputs that is compared."""
-    return _centred if tap == "logits" else _as_float64
+        def judged(prompt: Array) -> tuple[NDArray[np.bool_], bool]:
+            values = self._of(prompt)
+            return ~self._near(values), self._fits(values, self.observed)
 
+        def distances(before: Array) -> Floats:
+            asked = self.model.weights, self.model.config, before, np.arange(vocabulary), self.tap
+            last = each_last(*asked)  # (V, …)
+            return self._apart(last, np.broadcast_to(self.observed[len(before)], last.shape))
 
-def _apart(search: WholeModels, one: Array, other: Array) -> Array:
-    """(P,) distances of the rows of two arrays of outputs."""
-    target = search.target
-    form = _form(target.tap)
-    return target.errors(form(one), form(other))
+        sentence = other_tokens(self.tokens, judged, distances)
+        return None if sentence is None else Mistake(sentence, None)
 
+    def _of(self, tokens: Array) -> Array:
+        """Return the array of another prompt (T,) by the specification in float32."""
+        weights, config, tap = self.model.weights, self.model.config, self.tap
+        return predict(weights, config, SPECIFICATION, tokens, {}, [tap], FLOAT32)[tap]
 
-def _fits(search: WholeModels, exact: Array, observed: Array | None) -> bool:
-    """Return whether outputs (P, …) equal others except for rounding."""
-    if observed is None:
-        return False
-    return usual_excess(_apart(search, exact, observed), search.specification.allowed) <= 1
+    def _form(self, rows: Array) -> Array:
+        """Return the part of some rows that is compared."""
+        return _centred(rows) if self.tap == "logits" else np.asarray(rows, np.float64)
 
+    def _apart(self, one: Array, other: Array) -> Floats:
+        """(P,) distances of the rows of two arrays of outputs."""
+        return self.search.target.errors(self._form(one), self._form(other))
 
-def _near(search: WholeModels, exact: Array, observed: Array) -> NDArray[np.bool_]:
-    """(P,) whether rows of outputs are equal except for rounding."""
-    near: NDArray[np.bool_] = (
-        _apart(search, exact, observed) <= 4 * search.specification.allowed[-1]
-    )
-    return near
+    def _fits(self, one: Array, other: Array) -> bool:
+        """Return whether two arrays of outputs are equal except for rounding."""
+        return usual_excess(self._apart(one, other), self.search.specification.allowed) <= 1
+
+    def _near(self, values: Array) -> NDArray[np.bool_]:
+        """(P,) whether rows of outputs are the observed ones except for rounding."""
+        allowed = 4 * self.search.specification.allowed[-1]
+        near: NDArray[np.bool_] = self._apart(values, self.observed) <= allowed
+        return near
 
 
 def _size(x: Array) -> float:
     return float(np.linalg.norm(np.where(np.isfinite(x), x, 0)))
-
-
-def _as_float64(values: Array) -> Array:
-    return np.asarray(values, np.float64)
 
 
 def _centred(logits: Array) -> Array:
@@ -196,52 +251,6 @@ def _centred(logits: Array) -> Array:
         mean = np.where(finite, wide, 0).sum(1) / np.maximum(finite.sum(1), 1)
         centred: Array = wide - mean[:, None]
     return centred
-
-
-def _mistake(
-    model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
-) -> Mistake | None:
-    """Return the mistake in the recording of the outputs, if one explains them."""
-    target = search.target
-    for found in mistakes(target.tap, exact, observed):
-        if found.certain or _fits(search, exact, found.mended):
-            return found
-    if len(exact) < len(tokens):  # what follows needs all rows
-        return None
-    for front in in_front(model.config, len(tokens)):
-        longer = np.concatenate([front, tokens])
-        if len(longer) <= model.config.max_position_embeddings:
-            values = _outputs_of(model, longer, target.tap)
-            if _fits(search, values[len(front) :], observed):
-                return Mistake(in_front_sentence(front), None)
-    return _other_token(model, search, tokens, exact, observed)
-
-
-def _outputs_of(model: Model, tokens: Array, tap: str) -> Array:
-    """Return one array of outputs of a prompt (T,) by the specification in float32."""
-    found = predict(model.weights, model.config, SPECIFICATION, tokens, {}, [tap], FLOAT32)
-    return found[tap]
-
-
-def _other_token(
-    model: Model, search: WholeModels, tokens: Array, exact: Array, observed: Array
-) -> Mistake | None:
-    """Return replaced tokens: all rows before the first agree, and none from it on."""
-    tap, vocabulary = search.target.tap, model.config.vocab_size
-    wrong = ~_near(search, exact, observed)
-    if not wrong[int(np.argmax(wrong)) :].all() or vocabulary > LISTED:
-        return None
-
-    def judged(prompt: Array) -> tuple[NDArray[np.bool_], bool]:
-        values = _outputs_of(model, prompt, tap)
-        return ~_near(search, values, observed), _fits(search, values, observed)
-
-    def distances(before: Array) -> Floats:
-        last = each_last(model.weights, model.config, before, np.arange(vocabulary), tap)  # (V, …)
-        return _apart(search, last, np.broadcast_to(observed[len(before)], last.shape))
-
-    sentence = other_tokens(tokens, judged, distances)
-    return None if sentence is None else Mistake(sentence, None)
 
 
 def search_observation(

@@ -83,8 +83,7 @@ class Search:
                 if len(checked) == 1 and recording.of_another_prompt(left):
                     break
             lost = split(tap)[1] in DISCRETE or evidence.tap_errors[tap].broken.any()
-            asked = evidence.weights, evidence.trace, evidence.rounding, evidence.ops
-            if not lost and (aside := kept_otherwise(*asked, tap)):
+            if not lost and (aside := kept_otherwise(evidence, tap)):
                 recording.set_aside(aside)
                 self.unknown = [u for u in self.unknown if u.tap not in aside]
                 continue
@@ -254,15 +253,7 @@ class Search:
             for e in evidence.entries
             if e.candidate.name not in taken and not e.candidate.harmless
         ]
-        while best := most_votes(
-            evidence.weights,
-            evidence.trace,
-            evidence.rounding,
-            evidence.ops,
-            candidates,
-            evidence.tap_errors,
-            evidence.steps,
-        ):
+        while best := most_votes(evidence, candidates):
             error = evidence.tap_errors[best.tap].excess
             self.found.append(
                 Found(best.candidate, best.tap, error, error, best.alternatives, best.share)

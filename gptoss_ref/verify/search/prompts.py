@@ -13,11 +13,11 @@ from gptoss_ref.numerics import FLOAT32, Array, widen
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
-from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.replay.branches import each_last
-from gptoss_ref.verify.replay.evaluate import predict, segments
+from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
+from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.search.mistakes import (
     in_front,
     in_front_sentence,
@@ -30,15 +30,13 @@ from gptoss_ref.weights import ModelWeights
 FIRST_NORM = "block.0.attn.norm"
 
 
-def another_prompt(
-    weights: ModelWeights, trace: Trace, rounding: str, diverging: list[TapError]
-) -> str | None:
+def another_prompt(evidence: Evidence, diverging: list[TapError]) -> str | None:
     """Return the change of the prompt, in a sentence, if it explains the first divergences.
 
     Args:
         diverging: tap points that diverge from the specification, in the order of computation.
     """
-    before = segments(trace.config, trace)
+    before, weights, trace = evidence.segments, evidence.weights, evidence.trace
     first = diverging[0]
     if first.tap == FIRST_NORM:
         return _ids_of_norm(weights, trace)
@@ -50,7 +48,7 @@ def another_prompt(
         if found is not None:
             return in_front_sentence(found)
     if not before[first.tap].inputs and first.wrong_rows.any():
-        return _other_token(weights, trace, rounding, first)
+        return _other_token(evidence, first)
     return None
 
 
@@ -100,22 +98,22 @@ def _ids_of_norm(weights: ModelWeights, trace: Trace) -> str | None:
     return other_ids(weights.embedding, trace.tokens, table[found])
 
 
-def _other_token(weights: ModelWeights, trace: Trace, rounding: str, local: TapError) -> str | None:
+def _other_token(evidence: Evidence, local: TapError) -> str | None:
     """Return the replaced tokens, found at a tap point that is computed from the tokens alone."""
-    tap, config = local.tap, trace.config
+    tap, trace, config = local.tap, evidence.trace, evidence.trace.config
     axis, values, every = axes(tap).index("T"), trace[tap], np.arange(config.vocab_size)
     if config.vocab_size > LISTED or tap.endswith("expert_indices"):
         return None
 
     def judged(tokens: Array) -> tuple[NDArray[np.bool_], bool]:
         given = Trace({tap: values}, tokens=tokens, config=config)
-        (under,) = replay(weights, given, SPECIFICATION, rounding, [tap])
+        (under,) = evidence.replayed(SPECIFICATION, [tap], given)
         return under.wrong_rows, under.excess <= 1
 
     def distances(before: Array) -> NDArray[np.float64]:
         row = np.take(values, len(before), axis)
         row = row[..., : len(before) + 1] if tap.endswith("attn.weights") else row
-        apart = each_last(weights, config, before, every, tap) - row  # (V, …)
+        apart = each_last(evidence.weights, config, before, every, tap) - row  # (V, …)
         return np.asarray(np.linalg.norm(apart.reshape(len(apart), -1), axis=1), np.float64)
 
     return other_tokens(trace.tokens, judged, distances)

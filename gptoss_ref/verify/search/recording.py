@@ -10,11 +10,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
-from gptoss_ref.verify.noise.tap_check import replay
-from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.search.mistakes import mistakes, other_ids
@@ -55,8 +54,8 @@ class Recording:
                 return True
         if self._listed_otherwise(tap):
             return True
-        asked = evidence.weights, trace.config, evidence.ops, trace.tokens, trace, [tap]
-        for mistake in mistakes(tap, predict(*asked)[tap], trace[tap]):
+        exact = evidence.predicted([tap])[tap]
+        for mistake in mistakes(tap, exact, _filled(trace, tap, exact)):
             if mistake.lost is not None:
                 users = [t for t in trace if tap in evidence.segments[t].inputs]
                 harmless = any(_finite(trace, t, mistake.lost) for t in users)
@@ -72,8 +71,8 @@ class Recording:
                 fits = not users or any(evidence.tap_errors[t].excess > 1 for t in users)
             else:
                 changed = trace.replaced(tap, mistake.mended, grid=trace.grid(tap))
-                given = evidence.weights, changed, evidence.ops, evidence.rounding
-                fits = all(local.excess <= 1 for local in replay(*given, [tap]))
+                (local,) = evidence.replayed(evidence.ops, [tap], changed)
+                fits = local.excess <= 1
             if fits or (mistake.certain and mistake.mended is not None):
                 (self.remarks if mistake.harmless else self.mistakes).append(mistake.sentence)
                 self.undone.add(tap)
@@ -89,8 +88,7 @@ class Recording:
         taps = [t for t in trace if split(t)[0] in blocks and split(t)[1] in ORDERED]
         if not taps:
             return
-        asked = evidence.weights, trace.config, evidence.ops, trace.tokens, trace, taps
-        ours = Trace(predict(*asked), tokens=trace.tokens, config=trace.config)
+        ours = Trace(evidence.predicted(taps), tokens=trace.tokens, config=trace.config)
         changed, self.reordered = in_order_of(ours, trace)
         if self.reordered:
             moved = [tap for tap in changed if changed.stored(tap) is not trace.stored(tap)]
@@ -100,7 +98,7 @@ class Recording:
         """Return whether the numbers are those of another prompt, so that nothing can be judged."""
         evidence = self._evidence
         first = [evidence.tap_errors[tap] for tap in diverging]
-        sentence = another_prompt(evidence.weights, evidence.trace, evidence.rounding, first)
+        sentence = another_prompt(evidence, first)
         if sentence is None:
             return False
         self.mistakes.append(sentence)
@@ -120,8 +118,8 @@ class Recording:
             values = changed[name]
             wide = order.reshape(*order.shape, *[1] * (values.ndim - 2))
             changed = changed.replaced(name, np.take_along_axis(values, wide, axis=1))
-        given = evidence.weights, changed, evidence.ops, evidence.rounding
-        if any(local.excess > 1 for local in replay(*given, [tap])):
+        (local,) = evidence.replayed(evidence.ops, [tap], changed)
+        if local.excess > 1:
             return False
         self.remarks.append(f"experts of block {block} are listed in another order")
         evidence.go_on_with(changed, [name for name in taps if name in changed])
@@ -146,10 +144,20 @@ class Recording:
                 if all(local.excess <= 1 for local in evidence.replayed(ops, aside)):
                     return f"{mutant.name}: {mutant.summary}"
         rest = evidence.trace.without(aside)
-        asked = evidence.weights, rest.config, evidence.ops, rest.tokens, rest, aside
-        return form_of(predict(*asked), evidence.trace, sorted(aside), evidence.rounding)
+        exact = evidence.predicted(aside, rest)
+        return form_of(exact, evidence.trace, sorted(aside), evidence.rounding)
 
 
 def _finite(trace: Trace, tap: str, rows: NDArray[np.bool_]) -> bool:
     """Return whether some rows (T,) of a tap point are finite."""
     return bool(np.isfinite(np.moveaxis(trace[tap], axes(tap).index("T"), 0)[rows]).all())
+
+
+def _filled(trace: Trace, tap: str, exact: Array) -> Array:
+    """Return a tap point with the specification's rows in place of those that were not observed."""
+    seen = trace.observed(tap)
+    if seen.all():
+        return trace[tap]
+    axis = axes(tap).index("T")
+    wide = seen.reshape([-1 if i == axis else 1 for i in range(exact.ndim)])
+    return np.where(wide, trace[tap], exact)

@@ -13,18 +13,15 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gptoss_ref.numerics import FLOAT64, Array
+from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
-from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.noise.tap_error import TapError
-from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.replay.ops import ModelOps
+from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.thresholds import ARRIVES, CARRIED, SAME_AFTER_FIT, WHOLE_ARRAY
-from gptoss_ref.weights import ModelWeights
 
 STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
 """Tap points that are never in another form, because all later ones are computed from them."""
@@ -32,24 +29,21 @@ STREAM = frozenset(("embedding", "attn.residual", "mlp.residual", "logits"))
 HEADS = ("attn.q", "attn.k", "attn.q_rope", "attn.k_rope")
 
 
-def kept_otherwise(
-    weights: ModelWeights, trace: Trace, rounding: str, ops: ModelOps, tap: str
-) -> frozenset[str]:
+def kept_otherwise(evidence: Evidence, tap: str) -> frozenset[str]:
     """Return ``tap`` and later ones in another form; none if an error was passed on."""
-    before = segments(trace.config, trace)
-    (own,) = replay(weights, trace, ops, rounding, [tap])
+    trace, own = evidence.trace, evidence.tap_errors[tap]
     aside = {tap}
     while not any(split(name)[1] in STREAM for name in aside):
         rest = trace.without(aside)
-        users = [name for name in rest if aside & set(before[name].inputs)]
+        users = [name for name in rest if aside & set(evidence.segments[name].inputs)]
         if not users:
             break  # nothing decides
-        tap_errors = list(replay(weights, rest, ops, rounding, users))
+        tap_errors = list(evidence.replayed(evidence.ops, users, rest))
         wrong = [local.tap for local in tap_errors if local.excess > 1]
-        if wrong and len(aside) == 1 and _unused(weights, trace, rounding, ops, tap_errors):
+        if wrong and len(aside) == 1 and _unused(evidence, tap_errors):
             return frozenset(aside)
         if not wrong:
-            moved = (_carried(weights, trace, rest, rounding, ops, x) for x in tap_errors)
+            moved = (_carried(evidence, rest, x) for x in tap_errors)
             went_through = any(x > max(CARRIED / WHOLE_ARRAY, ARRIVES * own.excess) for x in moved)
             return frozenset() if went_through else frozenset(aside)
         partners = _partners(aside, rest) if any(_meets_keys(name) for name in wrong) else set()
@@ -57,15 +51,13 @@ def kept_otherwise(
     return frozenset()
 
 
-def _unused(
-    weights: ModelWeights, trace: Trace, rounding: str, ops: ModelOps, users: Iterable[TapError]
-) -> bool:
+def _unused(evidence: Evidence, users: Iterable[TapError]) -> bool:
     """Return whether a user of the removed tap point is right without it and wrong with it.
 
     Then the tap point was not used, and other errors are errors of their own.
     """
     right = [x.tap for x in users if x.excess <= 1 and split(x.tap)[1] not in DISCRETE]
-    as_kept = replay(weights, trace, ops, rounding, right) if right else ()
+    as_kept = evidence.replayed(evidence.ops, right) if right else ()
     return any(local.excess > 1 for local in as_kept)
 
 
@@ -79,9 +71,7 @@ def _partners(aside: Iterable[str], rest: Trace) -> set[str]:
     return {tap for tap in rest if split(tap)[0] in blocks and split(tap)[1] in HEADS}
 
 
-def _carried(
-    weights: ModelWeights, trace: Trace, rest: Trace, rounding: str, ops: ModelOps, local: TapError
-) -> float:
+def _carried(evidence: Evidence, rest: Trace, local: TapError) -> float:
     """Return how far the removed tap points may have changed another, over what rounding explains.
 
     It is 0 if they would have made it diverge, and so were not used.
@@ -89,13 +79,10 @@ def _carried(
     tap = local.tap
     if split(tap)[1] in DISCRETE:
         return 0.0
-    (as_kept,) = replay(weights, trace, ops, rounding, [tap])
+    (as_kept,) = evidence.replayed(evidence.ops, [tap])
     if as_kept.excess > 1:
         return 0.0
-    config, tokens = trace.config, trace.tokens
-    ours, theirs = (
-        predict(weights, config, ops, tokens, given, [tap], FLOAT64)[tap] for given in (rest, trace)
-    )
+    ours, theirs = (evidence.predicted([tap], given)[tap] for given in (rest, evidence.trace))
     moved = measure_arrays(ours, theirs, axes(tap).index("T")).rel_l2
     return moved / local.whole_allowed if moved else 0.0
 

@@ -12,11 +12,10 @@ from gptoss_ref.numerics import FLOAT32, FLOAT64, Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import Errors, measure_arrays
-from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import predict_each
 from gptoss_ref.verify.replay.graph import DISCRETE, EXPERT_PRODUCTS
-from gptoss_ref.verify.replay.ops import ModelOps
-from gptoss_ref.verify.search.candidates import AT_ONCE, Option
+from gptoss_ref.verify.search.candidates import AT_ONCE, Option, applied
+from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.thresholds import BEGINNING, DECODED_VALUES, LEAST_EXPERTS, WRONG_ROWS
 from gptoss_ref.weights import ModelWeights
 
@@ -40,46 +39,39 @@ def beginning_of(wrong: Array, length: int) -> int:
 
 
 def distances(
-    weights: ModelWeights,
-    trace: Trace,
-    rounding: str,
-    tap: str,
-    ops: ModelOps,
-    options: Sequence[tuple[Option, ModelOps]],
-    steps: Steps,
-    length: int | None = None,
+    evidence: Evidence, tap: str, options: Sequence[Option], length: int | None = None
 ) -> tuple[float, list[tuple[float, Option]]]:
-    """Return the distance under ``ops``, and under each option that changes the numbers.
+    """Return the distance of the operations so far, and with each option that changes the numbers.
 
     A distance is the mean logarithm of the relative errors of the rows; nearest first. A choice of
     experts has no distance: all options are equal.
 
     Args:
-        rounding: of the trace.
         tap: the tap point, computed from the nearest ones before it that the trace has.
         length: number of tokens, from the first, to compare; None: all.
     """
     if split(tap)[1] in DISCRETE:
-        return 1.0, [(0.0, option) for option, _ in options]
+        return 1.0, [(0.0, option) for option in options]
+    weights, trace = evidence.weights, evidence.trace
     given = Beginning(trace, len(trace.tokens) if length is None else length)
     other, axis = given[tap], axes(tap).index("T")
-    policy = FLOAT64 if rounding == "float64" else FLOAT32
+    policy = FLOAT64 if evidence.rounding == "float64" else FLOAT32
     seen, experts = given.observed(tap), some_experts(weights, trace, tap)
     asked = given.tokens, given, [tap], experts, len(trace.tokens)
     plain: Array | None = None
     base, altered = 0.0, []
-    batches = list(_batches([((), ops), *options], AT_ONCE))
-    steps.expect(len(batches))
+    tried = [(option, (applied(option, evidence.ops), policy)) for option in ((), *options)]
+    batches = list(_batches(tried, AT_ONCE))
+    evidence.steps.expect(len(batches))
     for some in batches:
-        runs = [(changed, policy) for _, changed in some]
-        results = predict_each(weights, trace.config, runs, *asked)
+        results = predict_each(weights, trace.config, [run for _, run in some], *asked)
         for (option, _), result in zip(some, results, strict=True):
             score = _score(measure_arrays(other, result[tap], axis).of(seen))
             if plain is None:
                 plain, base = result[tap], score
             elif not _same(plain, result[tap]):
                 altered.append((score, option))
-        steps.tick()
+        evidence.steps.tick()
     return base, sorted(altered, key=lambda pair: pair[0])
 
 

@@ -9,7 +9,7 @@ split evenly; in a run with the bug, nearly all of them agree with the bug.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -21,14 +21,12 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import POLICIES, UNITS
 from gptoss_ref.verify.noise.tap_error import TapError
-from gptoss_ref.verify.progress import Steps
-from gptoss_ref.verify.replay.evaluate import predict_each, segments
+from gptoss_ref.verify.replay.evaluate import predict_each
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Entry
+from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.search.score import some_experts
 from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, VOTERS
-from gptoss_ref.weights import ModelWeights
 
 
 class Named(Protocol):
@@ -88,23 +86,9 @@ class Vote(Generic[Bug]):
         self.exact += int((clear & (np.abs(o - w) <= 2 * unit * np.abs(w))).sum())
 
 
-def most_votes(
-    weights: ModelWeights,
-    trace: Trace,
-    rounding: str,
-    ops: ModelOps,
-    entries: Sequence[Entry],
-    tap_errors: Mapping[str, TapError],
-    steps: Steps,
-) -> Vote[Candidate] | None:
-    """The candidate with the clearest vote over all tap points that do not diverge, if any.
-
-    Args:
-        ops: the operations that explain the trace so far.
-        tap_errors: every tap point replayed by these operations.
-        steps: receives the number of steps, and each finished step.
-    """
-    reach = segments(trace.config, trace)
+def most_votes(evidence: Evidence, entries: Sequence[Entry]) -> Vote[Candidate] | None:
+    """The candidate with the clearest vote over all tap points that do not diverge, if any."""
+    trace, reach, tap_errors = evidence.trace, evidence.segments, evidence.tap_errors
     groups: dict[frozenset[str], list[Candidate]] = {}
     for entry in entries:
         groups.setdefault(entry.ops, []).append(entry.candidate)
@@ -121,14 +105,14 @@ def most_votes(
         taps = _enough(taps, trace)
         starts = range(0, len(candidates), AT_ONCE) if taps else ()
         polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
-    steps.expect(len(polls))
+    evidence.steps.expect(len(polls))
     votes: list[Vote[Candidate]] = []
     for taps, candidates in polls:
         some = [Vote(candidate) for candidate in candidates]
         for tap in taps:
-            some = _poll(weights, trace, rounding, ops, some, tap_errors[tap])
+            some = _poll(evidence, some, tap_errors[tap])
         votes += some
-        steps.tick()
+        evidence.steps.tick()
     return clearest(votes)
 
 
@@ -157,15 +141,11 @@ def _enough(taps: Sequence[str], trace: Trace) -> list[str]:
 
 
 def _poll(
-    weights: ModelWeights,
-    trace: Trace,
-    rounding: str,
-    ops: ModelOps,
-    votes: list[Vote[Candidate]],
-    local: TapError,
+    evidence: Evidence, votes: list[Vote[Candidate]], local: TapError
 ) -> list[Vote[Candidate]]:
     """The votes of one tap point counted, without the candidates that it rules out."""
-    policy, tap = POLICIES[rounding], local.tap
+    weights, trace, ops, tap = evidence.weights, evidence.trace, evidence.ops, local.tap
+    policy, unit = POLICIES[evidence.rounding], UNITS[evidence.rounding]
     runs = [(ops, policy), *((vote.candidate.apply(ops), policy) for vote in votes)]
     experts = some_experts(weights, trace, tap)
     results = predict_each(weights, trace.config, runs, trace.tokens, trace, [tap], experts)
@@ -175,6 +155,6 @@ def _poll(
         moved = measure_arrays(right, wrong, axis)
         if moved.rel_l2 > GROSS * local.whole_allowed or moved.broken.any():
             continue
-        vote.count(tap, right, wrong, other, UNITS[rounding])
+        vote.count(tap, right, wrong, other, unit)
         left.append(vote)
     return left

@@ -90,10 +90,7 @@ class TapTrials:
         self, tap: str, options: Sequence[Option]
     ) -> tuple[float, list[tuple[float, Option]]]:
         """Return the distances of the operations, and of each option that changes them."""
-        evidence = self._evidence
-        tried = [(option, applied(option, evidence.ops)) for option in options]
-        where = evidence.weights, evidence.trace, evidence.rounding, tap, evidence.ops
-        return distances(*where, tried, evidence.steps, self.length(tap))
+        return distances(self._evidence, tap, options, self.length(tap))
 
     def judged(self, tap: str, options: Sequence[Option]) -> list[Explanation]:
         """Return the first few options, each judged with its own noise floor."""

@@ -31,7 +31,7 @@ def own_config(module: Any, root: Any, naming: str | None) -> ModelConfig:
     if naming == "openai":
         try:
             return _of_parts(root)
-        except (AttributeError, LookupError, StopIteration, ConfigError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
             reason = str(error)
     for own in _stated(module, root):
         raw = _as_dict(own)
@@ -62,7 +62,10 @@ def _stated(module: Any, root: Any) -> Iterator[Any]:
 
 def _as_dict(own: Any) -> Mapping[str, Any]:
     if hasattr(own, "to_dict"):
-        raw = own.to_dict()
+        try:
+            raw = own.to_dict()
+        except Exception:  # of an object that anybody wrote, and that need not be a configuration
+            return {}
     elif dataclasses.is_dataclass(own) and not isinstance(own, type):
         raw = dataclasses.asdict(own)
     else:
@@ -72,7 +75,9 @@ def _as_dict(own: Any) -> Mapping[str, Any]:
 
 def _of_parts(module: Any) -> ModelConfig:
     """The configuration of a module with OpenAI's names, which keeps it only in its parts."""
-    (_, block), *_ = blocks_of(module.block)
+    block = next((block for _, block in blocks_of(module.block)), None)
+    if block is None:
+        raise ConfigError("it has no blocks")
     attn, mlp = block.attn, block.mlp
     rope = attn.rope
     return ModelConfig(

@@ -5,7 +5,7 @@ TransformerLens' hook points are modules whose output is the observed array.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gptoss_ref.config import ModelConfig
@@ -36,7 +36,8 @@ def watch_names(
 
 def keep_logits(caught: Caught, result: Any, config: ModelConfig, length: int) -> None:
     """Keep the model's result as the logits, if it has their shape and no hook recorded them."""
-    values = getattr(result, "logits", result)
+    values = result.get("logits") if isinstance(result, Mapping) else result
+    values = getattr(values, "logits", values)
     values = values[0] if isinstance(values, tuple | list) and values else values
     shape = tuple(getattr(values, "shape", ()))
     seen = {"lm_head", "unembedding", "unembed.hook_out"}.intersection(caught.arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import itemgetter
@@ -147,11 +148,19 @@ def inside(module: Any) -> Any:
 
 
 def blocks_of(layers: Any) -> Iterator[tuple[int, Any]]:
-    """Number and module of each block, from a list of modules or a dict by number."""
-    if hasattr(layers, "items"):
-        yield from sorted((int(n), block) for n, block in layers.items() if str(n).isdecimal())
-    else:
+    """Number and module of each block, from a list of modules or a dict.
+
+    The number is the last one in a key, such as ``"3"`` or ``"layer_3"``; if a key has none, or two
+    have the same, it is the place.
+    """
+    if not hasattr(layers, "items"):
         yield from enumerate(layers)
+        return
+    named = [(re.search(r"(\d+)\D*$", str(key)), block) for key, block in layers.items()]
+    found = {int(match[1]): block for match, block in named if match}
+    if len(found) < len(named):
+        found = dict(enumerate(block for _, block in named))
+    yield from sorted(found.items(), key=itemgetter(0))
 
 
 def part_of(module: Any, path: str) -> Any:
