@@ -33,7 +33,7 @@ from gptoss_ref.verify.replay.graph import BY_CHOICE
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.report import WRONG, Report, Row
 from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
-from gptoss_ref.verify.search.mistakes import mistakes
+from gptoss_ref.verify.search.mistakes import mistakes, observed_rows
 from gptoss_ref.verify.thresholds import (
     JUDGED_AGAIN,
     RECORDED_WRONGLY,
@@ -88,6 +88,8 @@ class Comparison:
             else:
                 row = self._floats(name, stage, reference)
             rows += [] if row is None else [row]
+            self.ref.release()
+            self.other.release()
         rows = self._settled(rows)
         return Report(
             ref=_described(self.ref),
@@ -223,6 +225,8 @@ class Comparison:
             return judged
         axis, whole = axes(row.name).index("T"), slice(0, self.length)
         ours, theirs = (np.moveaxis(rows(whole), 0, axis) for rows in (reference, other))
+        seen = self.ref.observed(row.name) & self.other.observed(row.name)
+        theirs = observed_rows(row.name, ours, theirs, seen)
         for found in mistakes(row.name, ours, theirs):
             if found.mended is not None:
                 mended = self._judged(row.name, reference, _rows_in(found.mended, row.name))

@@ -97,6 +97,13 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
             yield Mistake(sentence, np.swapaxes(other, i, j))
 
 
+def observed_rows(tap: str, exact: Array, other: Array, seen: NDArray[np.bool_]) -> Array:
+    """Return a tap point with the specification's rows where it was not ``seen`` (T,)."""
+    axis = axes(tap).index("T")
+    wide = seen.reshape([-1 if i == axis else 1 for i in range(other.ndim)])
+    return other if seen.all() else np.where(wide, other, exact)
+
+
 def _shifts(exact: Floats, other: Floats) -> list[int]:
     """Return the shifts by which the first or the last row of the other (T, …) fits best.
 

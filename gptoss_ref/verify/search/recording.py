@@ -10,13 +10,12 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from gptoss_ref.numerics import Array
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.search.evidence import Evidence
-from gptoss_ref.verify.search.mistakes import mistakes, other_ids
+from gptoss_ref.verify.search.mistakes import mistakes, observed_rows, other_ids
 from gptoss_ref.verify.search.prompts import another_prompt
 from gptoss_ref.verify.search.rewritten import form_of
 
@@ -55,7 +54,8 @@ class Recording:
         if self._listed_otherwise(tap):
             return True
         exact = evidence.predicted([tap])[tap]
-        for mistake in mistakes(tap, exact, _filled(trace, tap, exact)):
+        other = observed_rows(tap, exact, trace[tap], trace.observed(tap))
+        for mistake in mistakes(tap, exact, other):
             if mistake.lost is not None:
                 users = [t for t in trace if tap in evidence.segments[t].inputs]
                 harmless = any(_finite(trace, t, mistake.lost) for t in users)
@@ -151,13 +151,3 @@ class Recording:
 def _finite(trace: Trace, tap: str, rows: NDArray[np.bool_]) -> bool:
     """Return whether some rows (T,) of a tap point are finite."""
     return bool(np.isfinite(np.moveaxis(trace[tap], axes(tap).index("T"), 0)[rows]).all())
-
-
-def _filled(trace: Trace, tap: str, exact: Array) -> Array:
-    """Return a tap point with the specification's rows in place of those that were not observed."""
-    seen = trace.observed(tap)
-    if seen.all():
-        return trace[tap]
-    axis = axes(tap).index("T")
-    wide = seen.reshape([-1 if i == axis else 1 for i in range(exact.ndim)])
-    return np.where(wide, trace[tap], exact)
