@@ -117,6 +117,12 @@ def test_three_bugs_are_named_from_the_logits_alone() -> None:
     check(Case("triple-logits", REPORTED[-1], "tiny", "float32"))
 
 
+def test_a_bug_that_stands_for_a_constant_is_replaced_by_it() -> None:
+    """From logits alone: another bug comes near in the place of a limit that is not in the list."""
+    bugs = ("swiglu-limit", "v-bias-missing", "ring-boundary")
+    check(Case("triple-logits", bugs, "random", "float32"))
+
+
 def test_a_chunk_longer_than_a_ring_that_rolls_early() -> None:
     """On a prompt of less than three windows; on a longer one only the first of them shows."""
     check(Case("pair", ("chunk-longer-than-ring", "ring-boundary"), "tiny", "float32"))

@@ -253,13 +253,22 @@ class WholeModels:
         return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
 
     def _fit_beside(self, base: Option, options: Sequence[Option]) -> None:
-        """Fit a constant of any value beside bugs without one: all of ``base``, or all but one."""
+        """Fit a constant of any value beside bugs without one: all of ``base``, or all but one.
+
+        One of them may stand for the constant, and comes nearer to the outputs than the others do
+        without it. So the sets come first whose remaining difference has the direction of the
+        effect of a constant.
+        """
         fixed = tuple(c for c in base if c.mutant.parameter is None)
         sets = [fixed, *(tuple(c for c in fixed if c is not out) for out in fixed)]
         known = dict.fromkeys(some for some in sets if some)
-        nearest = sorted(known, key=lambda some: self.trials.tried([], some).base)
         constants = [c for (c,) in options if c.mutant.parameter is not None]
-        for some in nearest[:BESIDE]:
+
+        def alignment(some: Option) -> float:
+            tried = self.trials.tried([(*some, c) for c in constants if c.usual], some)
+            return max((cosine for cosine, _ in tried.aligned()), default=0.0)
+
+        for some in sorted(known, key=alignment, reverse=True)[:BESIDE]:
             around = self.trials.tried([(*some, c) for c in constants], some)
             self._fit(around, some)
             if self.best is not None:

@@ -88,6 +88,15 @@ class Tried:
         Those that change them against it count, too. The first list is fitted; the second has the
         others.
         """
+        found = self.aligned()
+        first = [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
+        return first, [mutant for _, mutant in found[len(first) :]]
+
+    def aligned(self) -> list[tuple[float, Mutant]]:
+        """Return the mutants with a parameter, with the cosine of their effect to the difference.
+
+        The largest is first; the sign does not count.
+        """
         size = float(np.linalg.norm(self.difference))
         along: dict[str, tuple[float, Mutant]] = {}
         for candidate, effect in self.effects:
@@ -97,9 +106,7 @@ class Tried:
             cosine = abs(float(effect @ self.difference)) / (length * size)
             known, _ = along.get(candidate.name, (0.0, None))
             along[candidate.name] = max(known, cosine), candidate.mutant
-        found = sorted(along.values(), key=lambda pair: -pair[0])
-        first = [mutant for cosine, mutant in found if cosine > ALONG][:FITTED]
-        return first, [mutant for _, mutant in found[len(first) :]]
+        return sorted(along.values(), key=lambda pair: -pair[0])
 
     def together(self, size: int, count: int) -> list[Option]:
         """Return the sets of candidates whose effects add up nearest to the difference."""
