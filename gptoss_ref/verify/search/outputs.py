@@ -132,7 +132,7 @@ class Outputs:
     @cached_property
     def exact(self) -> Array:
         """The observed rows by the specification."""
-        return self.whole[self.seen]
+        return self.whole if self.seen.all() else self.whole[self.seen]
 
     @cached_property
     def search(self) -> WholeModels:
