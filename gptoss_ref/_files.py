@@ -117,13 +117,17 @@ def release(arrays: Iterable[Any]) -> None:
     """Let the system drop the pages of the mapped files behind some arrays.
 
     Until then, every page of a mapped file that was read counts as memory of this process. A page
-    that is used again is read again. Arrays that are not views of a mapped file are ignored.
+    that is used again is read again. Arrays that are not views of a file that is mapped for reading
+    only are ignored: a page that was written may exist nowhere else.
     """
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
     maps = {id(found): found for array in arrays if (found := _map_behind(array)) is not None}
     for found in maps.values():
-        found.madvise(mmap.MADV_DONTNEED)
+        with memoryview(found) as view:
+            readonly = view.readonly
+        if readonly:
+            found.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_behind(view: Any) -> mmap.mmap | None:

@@ -129,6 +129,18 @@ def test_release_drops_the_pages_behind_views(tmp_path: Path) -> None:
     assert not view.any()
 
 
+@pytest.mark.parametrize("mode", ["c", "r+", "r"])
+def test_release_keeps_what_was_written(tmp_path: Path, mode: Any) -> None:
+    """Pages of a copy-on-write mapping, which are in no file."""
+    np.save(tmp_path / "a.npy", np.arange(5000.0))
+    view = np.load(tmp_path / "a.npy", mmap_mode=mode)
+    if mode != "r":
+        view[7] = -1
+    release([view[2:], view])
+    assert view[7] == (7 if mode == "r" else -1)
+    assert view[8] == 8
+
+
 def test_other_dtypes_are_not_misread(tmp_path: Path) -> None:
     """U16 is not bfloat16: only the dtypes of a gpt-oss checkpoint become arrays."""
     path = tmp_path / "x.safetensors"

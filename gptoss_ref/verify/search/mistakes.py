@@ -105,7 +105,7 @@ def observed_rows(tap: str, exact: Array, other: Array, seen: NDArray[np.bool_])
 
 
 def _shifts(exact: Floats, other: Floats) -> list[int]:
-    """Return the shifts by which the first or the last row of the other (T, …) fits best.
+    """Return the shifts by which the first or last row of the other (T, …) fits best, and by one.
 
     If row t holds what belongs to token t + 2, the other's first row is nearest to the third one of
     the specification. A constant that is added to a row does not count.
@@ -118,7 +118,7 @@ def _shifts(exact: Floats, other: Floats) -> list[int]:
             return int(np.argmin(np.nan_to_num(sizes - 2 * rows @ (row - row.mean()), nan=np.inf)))
 
     last = len(rows) - 1
-    found = dict.fromkeys((nearest(others[0]), nearest(others[-1]) - last))
+    found = dict.fromkeys((nearest(others[0]), nearest(others[-1]) - last, 1, -1))
     return [shift for shift in found if 0 < abs(shift) <= len(rows) // 2 and len(rows) > 2]
 
 
