@@ -1,0 +1,213 @@
+"""Runs the tests against every mutant, each in a process forked from one that has all imported.
+
+    python -m docs._generate.mutation_runner RESULTS SECONDS TESTS... -- FILES...
+
+This runs in a copy of the tree, whose files it mutates. The tests are collected once and run once
+without a change, in a forked process too: this says which functions a test calls, and how much
+time it takes. A mutant then meets the tests that call its function, the quickest first, up to so
+many seconds of processor time, until one fails. Each result is a line of RESULTS, in JSON, and what
+stands there already is not run again: a killed mutant of an unchanged function, and a survivor if
+no test has changed either. All limits are processor time, so a machine that does something else in
+between changes no result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs._generate.mutation_mutants import Mutant, mutated
+
+KILLED, SLOW, SURVIVED = "killed", "slow", "survived"
+MEMORY = 8 << 30
+"""Bytes that a mutant may allocate: a size that it gets wrong must not fill the machine."""
+
+
+class Runner:
+    """A plugin of pytest that replaces the run of the tests."""
+
+    def __init__(self, mutants: dict[Path, list[Mutant]], results: Path, seconds: float) -> None:
+        self.mutants, self.results, self.seconds = mutants, results, seconds
+        self.failed = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Ends a process whose mutant is killed."""
+        self.failed = self.failed or report.failed
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """All mutants, instead of all tests."""
+        for item in session.items:
+            _without_shrinking(item)
+        tests = hashlib.sha256()
+        for path in sorted({item.path for item in session.items}):
+            tests.update(path.read_bytes())
+        digest = tests.hexdigest()[:16]
+        done = known(self.results, digest)
+        if all(one.digest in done for ones in self.mutants.values() for one in ones):
+            return True
+        calls: dict[str, dict[str, float]] = json.loads(_forked(lambda: self._calls(session), 0)[1])
+        by_id = {item.nodeid: item for item in session.items}
+        for file, mutants in self.mutants.items():
+            for mutant in mutants:
+                if mutant.digest in done:
+                    continue
+                chosen = _within(self.seconds, calls.get(mutant.mangled, {}))
+                items = [by_id[name] for name in chosen]
+                spent = sum(chosen.values())
+                code, by = _forked(lambda m=mutant, i=items: self._survives(m, i), 10 + 10 * spent)
+                told = {
+                    "file": file.as_posix(), "function": mutant.function, "before": mutant.before,
+                    "after": mutant.after, "digest": mutant.digest, "tests": digest,
+                    "outcome": code, "by": by, "called": len(items),
+                }  # fmt: skip
+                with self.results.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(told) + "\n")
+        return True
+
+    def _calls(self, session: pytest.Session) -> tuple[str, str]:
+        """By function, the tests that call it and their seconds of processor time."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+        from mutmut.state import state
+
+        set_mutant_under_test("stats")
+        calls: dict[str, dict[str, float]] = defaultdict(dict)
+        for item, after in zip(session.items, [*session.items[1:], None], strict=True):
+            state()._stats.clear()
+            before = time.process_time()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            for name in state()._stats:
+                calls[name][item.nodeid] = time.process_time() - before
+            if self.failed:
+                raise SystemExit(f"{item.nodeid} fails without a mutant")
+        return SURVIVED, json.dumps(calls)
+
+    def _survives(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
+        """Whether a test fails, and which."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+
+        set_mutant_under_test(mutant.key)
+        for item, after in zip(items, [*items[1:], None], strict=False):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            if self.failed:
+                return KILLED, item.nodeid
+        return SURVIVED, ""
+
+
+def _without_shrinking(item: pytest.Item) -> None:
+    """Hypothesis need not look for the smallest example that kills a mutant."""
+    from hypothesis import Phase, settings
+
+    test = getattr(item, "obj", None)
+    now = getattr(test, "_hypothesis_internal_use_settings", None)
+    if now is not None:
+        quick = settings(now, phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False)
+        getattr(test, "__func__", test)._hypothesis_internal_use_settings = quick  # type: ignore[union-attr]
+
+
+def _within(seconds: float, tests: dict[str, float]) -> dict[str, float]:
+    """The quickest tests, that take so long together; one at least."""
+    chosen: dict[str, float] = {}
+    for name, took in sorted(tests.items(), key=lambda test: test[1]):
+        if chosen and sum(chosen.values()) + took > seconds:
+            break
+        chosen[name] = took
+    return chosen
+
+
+def _forked(work: Callable[[], tuple[str, str]], limit: float) -> tuple[str, str]:
+    """What ``work`` returns in a process of its own; SLOW if it takes more than ``limit`` s."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        if limit:
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 2))
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        try:
+            result = work()
+        except BaseException as error:  # what a test's code throws out of pytest: killed
+            result = (KILLED, repr(error))
+        with os.fdopen(write, "w") as pipe:
+            pipe.write(json.dumps(result))
+        os._exit(0)
+    os.close(write)
+    status, waited = None, 0.0
+    poll = os.fdopen(read, "r")
+    text = ""
+    if not limit:
+        text = poll.read()
+    while status is None:
+        ended, code = os.waitpid(child, os.WNOHANG)
+        if ended:
+            status = code
+        elif limit and waited > 120 + 20 * limit:  # it waits for something; the sum of naps
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return SLOW, "waits"
+        else:
+            nap = min(0.1, 0.005 + waited / 20)
+            time.sleep(nap)
+            waited += nap
+    text = text or poll.read()
+    poll.close()
+    if os.WIFSIGNALED(status):
+        ended_by = signal.Signals(os.WTERMSIG(status))
+        slow = ended_by in (signal.SIGXCPU, signal.SIGKILL)
+        return (SLOW if slow else KILLED), ended_by.name
+    outcome, by = json.loads(text) if text else (KILLED, "the process ended")
+    if not limit and outcome != SURVIVED:
+        raise SystemExit(by)
+    return outcome, by
+
+
+def known(results: Path, tests: str) -> set[str]:
+    """Digests of the mutants that need not run again."""
+    return {
+        one["digest"]
+        for one in lines(results)
+        if one["outcome"] != SURVIVED or one["tests"] == tests
+    }
+
+
+def lines(results: Path) -> Iterator[dict[str, Any]]:
+    """The results so far, of each mutant the last one."""
+    if results.exists():
+        found = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+        yield from {one["digest"]: one for one in found}.values()
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    at = arguments.index("--")
+    results, seconds, tests = Path(arguments[0]), float(arguments[1]), arguments[2:at]
+    mutants: dict[Path, list[Mutant]] = {}
+    for file in map(Path, arguments[at + 1 :]):
+        code, mutants[file] = mutated(file, file.read_text("utf-8"))
+        file.write_text(code, encoding="utf-8")
+    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:faulthandler"]
+    scratch = results.with_suffix(".tmp")
+    return int(
+        pytest.main(
+            [*tests, *options, "--rootdir=.", f"--basetemp={scratch}"],
+            plugins=[Runner(mutants, results, seconds)],
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
