@@ -4,5 +4,5 @@
     python -m tests.faults kill --times 100 --seed 3
     python -m tests.faults threads --minutes 10
 
-``writers`` lists what writes and what is whole; ``scenarios`` what is done to it.
+``writers`` lists the writers and how a result is checked; ``scenarios`` are the faults.
 """

@@ -1,4 +1,4 @@
-"""What is done to the writers, readers and caches. Each returns how often it was tried and held."""
+"""Fault scenarios for writers, readers and caches. Each returns an `Outcome`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from tests.faults.writers import TOKENS, WRITERS, content, model
 
 @dataclass
 class Outcome:
-    """What came of one scenario: `held` of `times`; `failures` says what did not hold."""
+    """The result of one scenario: the promise held in `held` of `times` trials; `failures` lists
+    the others."""
 
     tried: str
     promise: str
@@ -40,7 +41,7 @@ class Outcome:
 
 @dataclass
 class Trial:
-    """A scenario that is running: what has failed so far, and since when it runs."""
+    """A running scenario: its failures so far, and when it began."""
 
     tried: str
     promise: str
@@ -48,7 +49,7 @@ class Trial:
     began: float = field(default_factory=time.perf_counter)
 
     def ended(self, times: int, note: str = "", failed: int | None = None) -> Outcome:
-        """After so many tries, each of which has at most one failure unless `failed` counts."""
+        """The outcome of `times` trials; each has at most one failure unless `failed` is given."""
         held = times - (len(self.failures) if failed is None else failed)
         seconds = time.perf_counter() - self.began
         return Outcome(self.tried, self.promise, times, held, seconds, note, self.failures)
@@ -69,14 +70,14 @@ def _child(name: str, path: str, ready: Any) -> None:
 
 
 class Killer:
-    """Processes that write, forked from one that has everything in memory."""
+    """Starts writing processes, forked from a process that has imported everything."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.faults.primed"])
 
     def write(self, name: str, path: Path, after: float | None) -> float:
-        """Let a writer run, killed after so many seconds; how long it ran. None: to its end."""
+        """Run a writer, kill it after `after` seconds (None: never), and return its seconds."""
         ready, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(name, str(path), theirs))
         process.start()
@@ -93,10 +94,10 @@ class Killer:
 
 
 def killed(name: str, times: int, seed: int) -> Outcome:
-    """SIGKILL at random moments: then there is the old or the new, and writing still works."""
+    """SIGKILL at random moments leaves the old or the new result, and writing still works."""
     trial = Trial(
-        f"`{name}` killed by SIGKILL at a random moment of its run",
-        "what stands under its name is the old or the new, whole",
+        f"`{name}` killed by SIGKILL at a random moment",
+        "the target holds the complete old or the complete new result",
     )
     rng, whole = random.Random(f"{name} {seed}"), 0
     writer, killer = WRITERS[name], Killer()
@@ -124,8 +125,8 @@ def killed(name: str, times: int, seed: int) -> Outcome:
             trial.failures.append(f"{name}: cannot write after the kills")
     return trial.ended(
         times,
-        note=f"{whole} runs were done before the kill, {times - whole} were not; {left} hidden "
-        "`.partial` files or folders were left, which the next run does not mind",
+        note=f"{whole} runs had ended before the kill, {times - whole} had not; {left} hidden "
+        "`.partial` files or folders were left, which do not disturb the next run",
     )
 
 
@@ -134,7 +135,7 @@ def killed(name: str, times: int, seed: int) -> Outcome:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
-    """A file system of that size, mounted; needs root on Linux."""
+    """Mount a file system of `nbytes`; needs root on Linux."""
     place = folder / "disk"
     place.mkdir(exist_ok=True)
     options = f"size={max(nbytes, 4096)}"
@@ -146,10 +147,10 @@ def small_disk(folder: Path, nbytes: int) -> Iterator[Path]:
 
 
 def full_disk(name: str, times: int, seed: int) -> Outcome:
-    """Too little room, from none to almost enough: one clear error, and the old stays."""
+    """Too little room, from none to almost enough: one clear error, and the old result stays."""
     trial = Trial(
         f"`{name}` onto a file system with too little room",
-        "one `GptOssError`; the old stays as it was; nothing is left behind",
+        "one `GptOssError`; the old result is unchanged; no other file is left",
     )
     rng = random.Random(f"{name} {seed}")
     writer = WRITERS[name]
@@ -191,10 +192,10 @@ def _convert_again_and_again(folder: str, times: int) -> None:
 
 
 def read_while_converting(times: int, seed: int) -> Outcome:
-    """A reader asks for a checkpoint that another process is writing: none, or the whole of it."""
+    """A reader loads a checkpoint that another process is writing: it finds none or all of it."""
     trial = Trial(
         "`load` of a folder while another process converts into it",
-        "there is no such folder, or it is whole and gives the same logits",
+        "the folder does not exist, or it is complete and gives the same logits",
     )
     polls = 0
     context = multiprocessing.get_context("forkserver")
@@ -220,7 +221,7 @@ def read_while_converting(times: int, seed: int) -> Outcome:
                 break
         process.join()
     return trial.ended(
-        times, note=f"asked {polls:,} times, {polls - times:,} of them before the folder was there"
+        times, note=f"asked {polls:,} times, {polls - times:,} of them before the folder existed"
     )
 
 
@@ -231,10 +232,10 @@ def _save_again_and_again(path: str, times: int) -> None:
 
 
 def read_while_replacing(times: int, seed: int) -> Outcome:
-    """A trace file is replaced again and again: a reader sees one or the other, never a mixture."""
+    """A trace file is replaced repeatedly: a reader sees one or the other, never a mixture."""
     trial = Trial(
         "a trace read while another process replaces it",
-        "it is one of the two that were written, whole",
+        "it is one of the two traces, complete",
     )
     reads = 0
     context = multiprocessing.get_context("forkserver")
@@ -266,7 +267,7 @@ def _process(folder: Path, **more: str) -> subprocess.Popen[str]:
 
 
 def one_kernel_cache(times: int, seed: int) -> Outcome:
-    """Processes compile into one empty cache at once, one of them is killed; then it is used."""
+    """Processes compile into one empty cache at once, and one of them is killed."""
     trial = Trial(
         "three processes compile into one empty cache, one is killed; a fourth starts",
         "all give the same logits; the fourth compiles nothing",
@@ -302,9 +303,9 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 
 def read_only_home(times: int, seed: int) -> Outcome:
-    """No cache can be written: the same logits, and one warning."""
+    """No cache can be written: the logits are the same, and there is one warning."""
     trial = Trial(
-        "a pass with a home and a kernel cache that are mounted read-only",
+        "a forward pass; home and kernel cache are mounted read-only",
         "the same logits, and one warning that names the folder",
     )
     expected = gr.load("tiny", backend="numba")([1, 2, 3]).tobytes().hex()
@@ -317,10 +318,10 @@ def read_only_home(times: int, seed: int) -> Outcome:
 
 
 def clock_jumps(times: int, seed: int) -> Outcome:
-    """The clock jumps by up to ten years, either way: results stay, and so does the own cache."""
+    """The clock jumps by up to ten years: results and this version's kernel cache are unchanged."""
     trial = Trial(
-        "the clock jumps by up to ten years, forth or back, before a trace is written",
-        "the same numbers; the kernels in use stay",
+        "the clock jumps by up to ten years, forwards or backwards, before a trace is written",
+        "the same numbers; the kernels in use are kept",
     )
     rng = random.Random(seed)
     real, year = time.time, 365 * 86400
@@ -346,8 +347,8 @@ def clock_jumps(times: int, seed: int) -> Outcome:
                 time.time = real
     return trial.ended(
         times,
-        note="a jump forth by more than 30 days removes kernels of other versions of the package, "
-        "which would be compiled again; timeouts use a clock that does not jump",
+        note="a jump forwards by more than 30 days removes the compiled kernels of other versions "
+        "of the package, which would be compiled again; timeouts use a monotonic clock",
     )
 
 
@@ -355,10 +356,10 @@ def clock_jumps(times: int, seed: int) -> Outcome:
 
 
 def many_threads(minutes: float, seed: int, count: int = 8) -> Outcome:
-    """Threads generate on one model, each with a cache of its own: as alone, token for token."""
+    """Threads generate on one model, each with its own cache: the same tokens as one thread."""
     trial = Trial(
         f"{count} threads generate on one model, each with its own cache, for {minutes:g} minutes",
-        "tokens and log-probabilities are to the bit those of a thread alone",
+        "tokens and log-probabilities are bit-identical to those of one thread alone",
     )
     done = [0] * count
     shared = gr.load("tiny", backend="numba")
@@ -394,7 +395,7 @@ def many_threads(minutes: float, seed: int, count: int = 8) -> Outcome:
 
 
 def needs_mount(act: Callable[[], Outcome]) -> Outcome | None:
-    """The outcome; None where no file system can be mounted."""
+    """The outcome; None if no file system can be mounted."""
     try:
         return act()
     except (FileNotFoundError, PermissionError, subprocess.CalledProcessError) as error:
