@@ -1,7 +1,7 @@
 """The command line: `gptoss-ref`, also `python -m gptoss_ref`.
 
 Exit status: 0 success, 1 a negative verdict, 2 bad input (one line on stderr, no traceback), 130
-Ctrl-C, 141 a closed output pipe.
+Ctrl-C (and SIGTERM during training), 141 a closed output pipe.
 """
 
 from __future__ import annotations

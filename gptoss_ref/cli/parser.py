@@ -361,7 +361,7 @@ def _add_train(commands: Any) -> None:
         (("--rank",), int, 8, "N", "rank of LoRA; 0: no LoRA, only --whole"),
         (("--alpha",), float, 16.0, "R", "alpha of LoRA; its scale is alpha / rank"),
         (("--evaluate-every",), int, 0, "N", "steps between evaluations; 0: before and after"),
-        (("--save-every",), int, 0, "N", "steps between saves; 0: at the end and at Ctrl-C"),
+        (("--save-every",), int, 0, "N", "steps between saves; 0: at the end, Ctrl-C or SIGTERM"),
     ):
         command.add_argument(*names, type=kind, default=default, metavar=letter, help=text)
     command.add_argument(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ LINES = 20  # number of progress lines of a run without a terminal
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains with a progress bar on a terminal; Ctrl-C saves the last whole step."""
+    """Trains with a progress bar on a terminal; Ctrl-C or SIGTERM saves the last complete step."""
     from gptoss_ref.training import AdamW, LoRA, Recipe, read_jsonl, train
     from gptoss_ref.training.state import STATE
 
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     screen, done = notes(), -1
     try:
         compile_kernels(model)
-        with screen.progress("training", of_bytes=False) as bar:
+        with _sigterm_interrupts(), screen.progress("training", of_bytes=False) as bar:
 
             def report(entry: dict[str, Any], steps: int) -> None:
                 nonlocal done
@@ -96,6 +100,19 @@ def run(args: argparse.Namespace) -> int:
     )
     output().line(json.dumps(result) if args.json else text)
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt: batch systems and containers send it before they kill."""
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def line(entry: dict[str, Any], steps: int) -> str:

@@ -104,8 +104,12 @@ def read_jsonl(path: str | Path, tokenizer: Tokenizer, *, context: int) -> list[
 def _object(line: bytes, source: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError as error:  # the tokenizer would learn U+FFFD in its place
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(f"{source}: {half} is half of a surrogate pair: expected both") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{source}: not JSON: {error.msg} at character {error.pos + 1}") from None
     except DataError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,27 +126,32 @@ def train(
             adapter = start.with_arrays(state.arrays).adapter(base)
             write_adapter(folder, adapter, model.config)
 
-    def record(entry: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    def reported(entry: dict[str, Any]) -> None:
         if report is not None:
             report(entry, steps)
-        return (*state.history, entry)
+
+    def evaluate_now(held: Model) -> None:
+        nonlocal state
+        entry = _evaluated(held, state, held_out)
+        state = replace(state, history=(*state.history, entry))
+        reported(entry)
 
     begun = state.step
     try:
         while state.step < steps:
             if held_out and _due(state, recipe.evaluate_every):
-                entry = _evaluated(start.with_arrays(state.arrays).applied(model), state, held_out)
-                state = State(state.arrays, state.moments, state.step, record(entry))
+                evaluate_now(start.with_arrays(state.arrays).applied(model))
             batch = [data[i] for i in recipe.batch(state.step, len(data))]
             arrays, moments, entry = _step(model, start, state, batch, recipe, steps)
-            state = State(arrays, moments, state.step + 1, record(entry))
+            # before it is reported: an interruption must not lose a step that the user has seen
+            state = State(arrays, moments, state.step + 1, (*state.history, entry))
+            reported(entry)
             if recipe.save_every and state.step % recipe.save_every == 0 and state.step < steps:
                 save()
         trained = start.with_arrays(state.arrays)
         final = trained.applied(model)
         if held_out and not _evaluated_at(state, steps):
-            entry = _evaluated(final, state, held_out)
-            state = State(state.arrays, state.moments, state.step, record(entry))
+            evaluate_now(final)
     except KeyboardInterrupt:
         save()
         raise

@@ -14,6 +14,7 @@ import pytest
 
 import gptoss_ref as gr
 from gptoss_ref.checkpoint.peft import CONFIG, TENSORS
+from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.cli import main
 from gptoss_ref.training.state import STATE
 
@@ -83,10 +84,8 @@ def test_the_folder_stands_for_the_model_in_every_command(
     assert abs(exact - rounded).max() < 0.1 * abs(exact - gr.load("tiny")(tokens)).max()
 
 
-def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -> None:
-    """SIGINT to the command after its second step."""
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    assert run(data, whole, "--steps", "24") == 0
+def interrupted(data: Path, out: Path, number: signal.Signals) -> None:
+    """Runs the command, sends it a signal after its second step, and checks how it ends."""
     command = [sys.executable, "-m", "gptoss_ref", "train", "tiny", str(data), "-o", str(out)]
     process = subprocess.Popen(
         [*command, *LORA, "--batch", "2", "--steps", "24"], stderr=subprocess.PIPE, text=True
@@ -94,11 +93,27 @@ def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -
     assert process.stderr is not None
     while "step 2 of 24" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest = process.communicate()[1]
     assert process.returncode == 130
     assert "--resume continues" in rest
     assert "Traceback" not in rest
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM between processes")
+def test_sigterm_saves_the_last_complete_step(data: Path, tmp_path: Path) -> None:
+    """As `timeout`, batch systems and containers end a process."""
+    out = tmp_path / "out"
+    interrupted(data, out, signal.SIGTERM)
+    assert (out / TENSORS).exists()
+    assert 2 <= json.loads(SafetensorsFile(out / STATE).metadata["run"])["step"] < 24
+
+
+def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -> None:
+    """SIGINT to the command after its second step."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert run(data, whole, "--steps", "24") == 0
+    interrupted(data, out, signal.SIGINT)
     assert run(data, out, "--steps", "24", "--resume") == 0
     for name in (TENSORS, STATE):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name

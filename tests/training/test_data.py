@@ -160,6 +160,8 @@ BAD: list[tuple[bytes | dict[str, Any], str]] = [
     (b'{"text": "\xff"}', "not UTF-8 at byte 10"),
     (b"[" * 100_000, "not JSON"),
     (b'{"text": "a", "text": "b c"}', "key 'text' appears twice"),
+    (rb'{"text": "a\ud83d\ude00 b\ud800"}', r"\ud800 is half of a surrogate pair: expected both"),
+    (rb'{"messages": [{"role": "\udfff", "content": ""}]}', r"\udfff is half of a surrogate pair"),
     ({}, "none of them: expected one of messages, prompt, text, tokens"),
     ({"text": "a", "tokens": [1]}, "has text and tokens: expected one of"),
     ({"text": "ab", "weight": 1}, "unknown key 'weight': expected text"),

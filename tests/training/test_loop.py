@@ -21,6 +21,7 @@ import pytest
 
 import gptoss_ref as gr
 from gptoss_ref.checkpoint.peft import CONFIG, TENSORS
+from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.training import AdamW, DataError, Example, LoRA, Recipe, evaluate, train
@@ -338,6 +339,10 @@ def stopped(tmp_path: Path) -> Path:
     with pytest.raises(KeyboardInterrupt):
         train(small_model(), DATA, RECIPE, out=tmp_path, report=Stop(3))
     return tmp_path
+
+
+def test_a_step_that_was_reported_is_saved(stopped: Path) -> None:
+    assert json.loads(SafetensorsFile(stopped / STATE).metadata["run"])["step"] == 3
 
 
 @pytest.mark.parametrize(
