@@ -20,7 +20,7 @@ import resource
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,21 +58,21 @@ class Runner:
             return True
         calls: dict[str, dict[str, float]] = json.loads(_forked(lambda: self._calls(session), 0)[1])
         by_id = {item.nodeid: item for item in session.items}
-        for file, mutants in self.mutants.items():
-            for mutant in mutants:
-                if mutant.digest in done:
-                    continue
-                chosen = _within(self.seconds, calls.get(mutant.mangled, {}))
-                items = [by_id[name] for name in chosen]
-                spent = sum(chosen.values())
-                code, by = _forked(lambda m=mutant, i=items: self._survives(m, i), 10 + 10 * spent)
-                told = {
-                    "file": file.as_posix(), "function": mutant.function, "before": mutant.before,
-                    "after": mutant.after, "digest": mutant.digest, "tests": digest,
-                    "outcome": code, "by": by, "called": len(items),
-                }  # fmt: skip
-                with self.results.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(told) + "\n")
+        pairs = [(file, one) for file, ones in self.mutants.items() for one in ones]
+        for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
+            if mutant.digest in done:
+                continue
+            chosen = _within(self.seconds, calls.get(mutant.mangled, {}))
+            items = [by_id[name] for name in chosen]
+            spent = sum(chosen.values())
+            code, by = _forked(lambda m=mutant, i=items: self._survives(m, i), 5 + 3 * spent)
+            told = {
+                "file": file.as_posix(), "function": mutant.function, "before": mutant.before,
+                "after": mutant.after, "digest": mutant.digest, "tests": digest,
+                "outcome": code, "by": by, "called": len(items), "seconds": round(spent, 2),
+            }  # fmt: skip
+            with self.results.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(told) + "\n")
         return True
 
     def _calls(self, session: pytest.Session) -> tuple[str, str]:
@@ -116,11 +116,17 @@ def _without_shrinking(item: pytest.Item) -> None:
 
 
 def _within(seconds: float, tests: dict[str, float]) -> dict[str, float]:
-    """The quickest tests, that take so long together; one at least."""
+    """Tests that take so long together, one at least: the quickest, each first with one parameter."""
     chosen: dict[str, float] = {}
-    for name, took in sorted(tests.items(), key=lambda test: test[1]):
+    variants: Counter[str] = Counter()
+    order: list[tuple[int, float, str]] = []
+    for took, name in sorted((took, name) for name, took in tests.items()):
+        function = name.partition("[")[0]
+        order.append((variants[function], took, name))
+        variants[function] += 1
+    for _, took, name in sorted(order):
         if chosen and sum(chosen.values()) + took > seconds:
-            break
+            continue
         chosen[name] = took
     return chosen
 

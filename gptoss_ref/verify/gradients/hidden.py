@@ -8,6 +8,7 @@ is nearer to. The forward pass has the same test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ def _polled(
             continue
         if looked_at > LOOKED_AT:
             break
-        looked_at += one.exact.size
+        looked_at += math.prod(replay.trace.shape_of(one.name))
         if not _count(replay, one, vote, explained.get(one.name, ())):
             return None
     return vote
@@ -74,7 +75,9 @@ def _count(
     name = judged.name
     before = [bug.wrong for bug in found]
     after = [*before, vote.candidate.wrong]
-    right = replay.computed(name, 0, before) if found else judged.exact
+    right = judged.exact
+    if found or right is None:
+        right = replay.computed(name, 0, before)
     wrong = replay.computed(name, 0, after)
     tap = names.of_tap(name)
     axis = names.axes(name).index("T") if tap is not None else 0

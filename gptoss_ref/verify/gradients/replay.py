@@ -39,14 +39,14 @@ class Judged:
     Attributes:
         name: of the gradient.
         inputs: the gradients of the other's that it was recomputed from.
-        exact: by the stages, in float64.
+        exact: by the stages, in float64; None once it is dropped to save memory.
         errors: of the other's, by rows of the first axis (of T, for a tap point).
         level: what rounding explains.
     """
 
     name: str
     inputs: tuple[str, ...]
-    exact: Array
+    exact: Array | None
     errors: Errors
     level: NoiseFloor
 

@@ -24,6 +24,7 @@ from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import ALL_LOST, Report, Row
+from gptoss_ref.verify.thresholds import LOOKED_AT
 
 CLEARLY = 3.0
 """An alternative that leaves at most this many times what the best bug leaves cannot be told."""
@@ -60,7 +61,9 @@ class Search:
             if name not in self.replay.trace:
                 continue
             judged = self.replay.judge(name)
-            self.judged.append(judged)
+            assert judged.exact is not None
+            kept = judged.exact.size <= LOOKED_AT  # the gradients of experts are gigabytes
+            self.judged.append(judged if kept else replace(judged, exact=None))
             if judged.excess > 1:
                 self._explain(judged)
         self._find_hidden()
@@ -176,7 +179,7 @@ class Search:
         tokens = names.of_tap(judged.name) is not None
         return Row(
             name=judged.name,
-            shape=judged.exact.shape,
+            shape=trace.shape_of(judged.name),
             dtypes=("float64", trace.dtype_of(judged.name)),
             max_abs=errors.max_abs,
             rel_l2=errors.rel_l2,

@@ -100,10 +100,15 @@ def ratio(error: float, norm: float) -> float:
 
 
 def over(error: NDArray[np.float64] | float, allowed: Array | float) -> NDArray[np.float64]:
-    """error / allowed, with 0 / 0 = 0."""
+    """error / allowed, with 0 / 0 = 0 and ∞ / ∞ = 1: an error that is just allowed.
+
+    >>> over(np.array([0.0, 2.0, 2.0, np.inf]), np.array([0.0, 0.0, 4.0, np.inf]))
+    array([0. , inf, 0.5, 1. ])
+    """
     error, allowed = np.asarray(error, np.float64), np.asarray(allowed, np.float64)
-    quotient = np.divide(error, allowed, out=np.full_like(error, np.inf), where=allowed > 0)
-    return np.where(error == 0, 0.0, quotient)
+    unlike = (allowed > 0) & (error != allowed)  # ∞ / ∞ is NaN, which would hide the other rows
+    quotient = np.divide(error, allowed, out=np.full_like(error, np.inf), where=unlike)
+    return np.where(error == 0, 0.0, np.where(error == allowed, 1.0, quotient))
 
 
 TOP = 5
