@@ -130,7 +130,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """What the tests would not notice: `nox -s mutation -- layers`; all four rooms take hours."""
+    """What the tests would not notice: `nox -s mutation -- layers`; it can be stopped."""
     session.install(".[test]", "mutmut>=3.8")
     rooms = session.posargs or ["layers", "numerics", "chat", "checkpoint"]
     session.run("python", "-m", "docs._generate.mutation", *rooms)

@@ -49,7 +49,7 @@ def softmax(x):
 def rope_tables(T, config):
     """cos and sin (T, C/2) of each position and rotary pair, with YaRN."""
     half, base, factor = config.head_dim // 2, config.rope_theta, config.rope_scaling_factor
-    frequency = base ** (-np.arange(half) / half)  # radians a position
+    frequency = base ** (-np.arange(half) / half)  # radians per position
 
     def pair(turns):  # the pair that makes so many turns in the original context
         return half * math.log(config.initial_context_length / (turns * 2 * math.pi), base)

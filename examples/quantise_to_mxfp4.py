@@ -29,7 +29,7 @@ matrices = {
 }
 
 blocks, scales = encode(matrices["Gaussian"])
-print(f"{8 * (blocks.nbytes + scales.nbytes) / matrices['Gaussian'].size:.2f} bits a value")
+print(f"{8 * (blocks.nbytes + scales.nbytes) / matrices['Gaussian'].size:.2f} bits per value")
 print(f"{'rule':8}" + "".join(f"{name:>10}" for name in matrices))
 for rule in ("floor", "ceil", "even", "fit"):
     print(f"{rule:8}" + "".join(f"{error(x, rule):10.4f}" for x in matrices.values()))

@@ -52,14 +52,14 @@ OPEN: dict[str, str] = {}
 
 SMALLER = (
     "the derivative without α: it changes the gradient of gate and up by 3.0 to 4.0 % of its norm, "
-    "and rounding explains 5.6 to 10.3 % there; of 618 to 867 values a block, 99.8 % or more are "
+    "and rounding explains 5.6 to 10.3 % there; of 618 to 867 values per block, 99.8 % or more are "
     "nearer to the bug.",
     "the router weight's gradient without the bias: 1.2 to 1.6 %, rounding 1.7 to 2.1 %; of 36 to "
-    "46 values a block, 97.8 % or more are nearer to the bug.",
+    "46 values per block, 97.8 % or more are nearer to the bug.",
     "the clamp of both sides: the gradient of gates below −7 has the factor σ(1.702·gate), at most "
     "6.7e-6, and is 6e-6 to 1.1e-5 of the norm, where rounding explains 5.6 to 10.1 %; but 160 to "
-    "224 values a block are exactly zero that should not be, while values of the same size beside "
-    "them are right.",
+    "224 values per block are exactly zero that should not be, while values of the same size "
+    "beside them are right.",
 )
 """Bugs whose effect is smaller than rounding in bfloat16, measured on both models, each block."""
 

@@ -100,7 +100,7 @@ def sizes() -> list[tuple[str, str, list[int]]]:
         row("C", "head size", "head_dim"),
         row("W", "window, every other block", "sliding_window"),
         row("E", "experts", "num_experts"),
-        row("A", "experts a token", "experts_per_token"),
+        row("A", "experts per token", "experts_per_token"),
         row("F", "width of an expert", "intermediate_size"),
     ]
 

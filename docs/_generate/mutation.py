@@ -4,8 +4,8 @@
     python -m docs._generate.mutation chat --only parser.py --seconds 5
     python -m docs._generate.mutation                       # only the page, from the figures
 
-mutmut makes the changes in a copy of the tree, and `mutation_runner` runs the tests of the room that
-call the changed function, the quickest first. What survives is written to
+mutmut makes the changes in a copy of the tree, and `mutation_runner` runs those tests of the room
+that call the changed function, the quickest first. What survives is written to
 docs/_generate/mutation.json and docs/mutation.md, with the reason if `mutation_reasons` has one.
 Messages of errors are not mutated, for the tests match parts of them only. Results are kept in
 ``--store`` as they come: a run that was stopped goes on where it was, and after new tests only what
@@ -53,18 +53,22 @@ def copy_of_the_tree(folder: Path) -> None:
         settings.write("\n[mutmut]\nsource_paths=gptoss_ref\n")
 
 
-def run(room: Room, code: list[Path], store: Path, seconds: float) -> Path:
-    """Runs what has not run yet, and returns the file of the results."""
+def results_of(room: Room, store: Path) -> Path:
+    """The file of a room's results, one line for each mutant."""
+    return (store / f"{Path(room.code).parent.name}.jsonl").resolve()
+
+
+def run(room: Room, code: list[Path], store: Path, seconds: float) -> None:
+    """Runs the mutants that have no result yet."""
     tree = store / "tree"
     copy_of_the_tree(tree)
-    results = (store / f"{Path(room.code).parent.name}.jsonl").resolve()
     tests = sorted({test for file in code for test in own_tests(room, file)})
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    runner = [sys.executable, "-m", "docs._generate.mutation_runner", str(results), str(seconds)]
+    runner = [sys.executable, "-m", "docs._generate.mutation_runner"]
+    given = [str(results_of(room, store)), str(seconds), *tests]
     subprocess.run(
-        [*runner, *tests, "--", *(file.as_posix() for file in code)], cwd=tree, env=env, check=True
+        [*runner, *given, "--", *(file.as_posix() for file in code)], cwd=tree, env=env, check=True
     )
-    return results
 
 
 def counted(file: Path, results: Path) -> dict[str, Any]:
@@ -75,15 +79,17 @@ def counted(file: Path, results: Path) -> dict[str, Any]:
         mutants = {one.digest: one for one in mutated(file, (ROOT / file).read_text("utf-8"))[1]}
     finally:
         os.chdir(here)
+    order = list(mutants)
     found = [one for one in lines(results) if one["digest"] in mutants]
     by = {outcome: [one for one in found if one["outcome"] == outcome] for outcome in OUTCOMES}
     shown = ("function", "before", "after")
+    survivors = sorted(by[SURVIVED], key=lambda one: order.index(one["digest"]))
     return {
         "mutants": len(mutants),
         "killed": len(by[KILLED]),
         "slow": len(by[SLOW]),
         "not_run": len(mutants) - len(found),
-        "survivors": [{name: one[name] for name in shown} for one in by[SURVIVED]],
+        "survivors": [{name: one[name] for name in shown} for one in survivors],
         "date": datetime.date.today().isoformat(),
     }
 
@@ -110,11 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in args.rooms:
         room = ROOMS[name]
         code = [file for file in files(room) if args.only in (None, file.name)]
-        results = args.store / f"{Path(room.code).parent.name}.jsonl"
         if not args.count:
-            results = run(room, code, args.store, args.seconds)
+            run(room, code, args.store, args.seconds)
         for file in code:
-            one = counted(file, results)
+            one = counted(file, results_of(room, args.store))
             known[file.as_posix()] = {**one, "seconds": args.seconds, "versions": versions()}
             print(f"{file}: {one['killed'] + one['slow']} of {one['mutants']} killed", flush=True)
         FIGURES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")

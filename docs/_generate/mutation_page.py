@@ -35,32 +35,46 @@ def _lines(figures: Figures) -> Iterator[str]:
 
 Which small changes of the code would the tests not notice? [mutmut](https://github.com/boxed/mutmut)
 makes one change at a time (another operator, another constant, an argument left out, `None`
-assigned) and runs those of the file's own tests (`tests/layers/test_rope.py` for `layers/rope.py`)
-that call the changed function. A mutant is *killed* if a test fails. Messages of errors are not
-mutated, and neither is code outside functions nor decorated functions, which mutmut cannot change.
+assigned). The tests of the same room that call the changed function run until one fails: then the
+mutant is *killed*. `nox -s mutation -- layers numerics` takes these figures and writes this page.
 
-`nox -s mutation -- layers numerics` takes these figures and writes this page. A survivor with a
-reason is no gap: the change makes no difference that a caller could see, or something else would
-notice. One without is a test to be written.
+Each mutant gets a limited time of tests, the quickest first (column *seconds*, processor time), so
+a survivor may be a mutant that only a slower test kills. Not mutated: messages of errors, the case
+of strings, code outside functions, and decorated functions, which mutmut cannot change.
 
-| file | mutants | killed | too slow | survived, with a reason | survived, open |
-|---|---|---|---|---|---|"""
+A survivor with a reason is no gap: the change makes no difference that a caller can see. A survivor
+without a reason is a test to be written. Mutants run in a random order, so those of a file that is
+not complete (column *not run*) are a random sample.
+
+| file | mutants | not run | killed | too slow | survive, with a reason | open | seconds | date |
+|---|---|---|---|---|---|---|---|---|"""
     for name, one in sorted(figures.items()):
         reasons = [reason(name, survivor) for survivor in one["survivors"]]
         said = sum(why is not None for why in reasons)
         yield (
-            f"| {name} | {one['mutants']} | {one['killed']} | {one['slow']} | {said} | "
-            f"{len(reasons) - said} |"
+            f"| {name.removeprefix('gptoss_ref/')} | {one['mutants']} | {one['not_run']} | "
+            f"{one['killed']} | {one['slow']} | {said} | {len(reasons) - said} | "
+            f"{one['seconds']:g} | {one['date']} |"
         )
-    yield """
-*Too slow*: it ran ten seconds longer than fifteen times as long as the tests do. It loops."""
+    count = {
+        key: sum(one[key] for one in figures.values())
+        for key in ("mutants", "not_run", "killed", "slow")
+    }
+    tried = count["mutants"] - count["not_run"]
+    yield (
+        f"\n{tried:,} of {count['mutants']:,} mutants were run; "
+        f"{count['killed'] + count['slow']:,} of them were killed or too slow. *Too slow*: more "
+        "than five seconds and three times the processor time of the tests, because it loops."
+    )
     every = [path.as_posix() for room in ROOMS.values() for path in files(room)]
     missing = [name for name in every if name not in figures]
     if missing:
-        yield f"\nNot run yet: {', '.join(name.removeprefix('gptoss_ref/') for name in missing)}."
+        yield f"\nNot run: {', '.join(name.removeprefix('gptoss_ref/') for name in missing)}."
+    yield f"\nRun with {'; '.join(sorted({one['versions'] for one in figures.values()}))}."
     for name, one in sorted(figures.items()):
         if one["survivors"]:
-            yield f"\n## {name}\n\n| function | code | mutant | reason |\n|---|---|---|---|"
+            yield f"\n## {name.removeprefix('gptoss_ref/')}\n"
+            yield "| function | code | mutant | reason |\n|---|---|---|---|"
         for survivor in one["survivors"]:
             why = reason(name, survivor) or "**open**"
             before, after = (_code(survivor[side]) for side in ("before", "after"))

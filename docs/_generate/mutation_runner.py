@@ -56,16 +56,16 @@ class Runner:
         done = known(self.results, digest)
         if all(one.digest in done for ones in self.mutants.values() for one in ones):
             return True
-        calls: dict[str, dict[str, float]] = json.loads(_forked(lambda: self._calls(session), 0)[1])
+        calls: dict[str, dict[str, float]] = json.loads(forked(lambda: self._calls(session), 0)[1])
         by_id = {item.nodeid: item for item in session.items}
         pairs = [(file, one) for file, ones in self.mutants.items() for one in ones]
         for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
             if mutant.digest in done:
                 continue
-            chosen = _within(self.seconds, calls.get(mutant.mangled, {}))
+            chosen = within(self.seconds, calls.get(mutant.mangled, {}))
             items = [by_id[name] for name in chosen]
             spent = sum(chosen.values())
-            code, by = _forked(lambda m=mutant, i=items: self._survives(m, i), 5 + 3 * spent)
+            code, by = forked(lambda m=mutant, i=items: self._survives(m, i), 5 + 3 * spent)
             told = {
                 "file": file.as_posix(), "function": mutant.function, "before": mutant.before,
                 "after": mutant.after, "digest": mutant.digest, "tests": digest,
@@ -115,8 +115,8 @@ def _without_shrinking(item: pytest.Item) -> None:
         getattr(test, "__func__", test)._hypothesis_internal_use_settings = quick  # type: ignore[union-attr]
 
 
-def _within(seconds: float, tests: dict[str, float]) -> dict[str, float]:
-    """Tests that take so long together, one at least: the quickest, each first with one parameter."""
+def within(seconds: float, tests: dict[str, float]) -> dict[str, float]:
+    """The quickest tests within that time, each once before its variants; at least one."""
     chosen: dict[str, float] = {}
     variants: Counter[str] = Counter()
     order: list[tuple[int, float, str]] = []
@@ -131,7 +131,7 @@ def _within(seconds: float, tests: dict[str, float]) -> dict[str, float]:
     return chosen
 
 
-def _forked(work: Callable[[], tuple[str, str]], limit: float) -> tuple[str, str]:
+def forked(work: Callable[[], tuple[str, str]], limit: float) -> tuple[str, str]:
     """What ``work`` returns in a process of its own; SLOW if it takes more than ``limit`` s."""
     read, write = os.pipe()
     child = os.fork()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from docs._generate import mutation_page
-from docs._generate.mutation import changed, marked
+from docs._generate.mutation_mutants import changed, marked, plain_name
 from docs._generate.mutation_page import FIGURES, PAGE, page
 from docs._generate.mutation_reasons import REASONS
 from docs._generate.mutation_rooms import ROOMS, ROOT, files, own_tests
+from docs._generate.mutation_runner import KILLED, SLOW, SURVIVED, forked, known, within
+from docs._generate.mutation_runner import lines as stored
 
 
 def figures() -> dict[str, Any]:
@@ -28,7 +31,8 @@ def test_the_figures_add_up_and_are_of_files_that_exist() -> None:
     code = {path for room in ROOMS.values() for path in files(room)}
     for name, one in figures().items():
         assert Path(name) in code
-        assert one["mutants"] == one["killed"] + one["slow"] + len(one["survivors"])
+        tried = one["killed"] + one["slow"] + len(one["survivors"])
+        assert one["mutants"] == tried + one["not_run"]
 
 
 def test_every_file_has_tests() -> None:
@@ -44,20 +48,54 @@ def test_every_reason_is_for_something_that_survived(monkeypatch: pytest.MonkeyP
         assert any(mutation_page.reason(name, survivor) for name, survivor in survivors), key
 
 
-def test_what_a_raise_says_is_not_mutated() -> None:
+def test_the_making_of_an_error_is_not_mutated() -> None:
     source = (
-        "def f(x):\n    if x:\n        raise ValueError(\n            'no'\n        )\n    x += 1\n"
+        "def f(x):\n    if x:\n        raise problem(\n            'no'\n        )\n    x += 1\n"
+        "    if x:\n        return ValueError('no')\n    return x\n"
     )
     mark = "  # pragma: no mutate"
     lines = marked(source).splitlines()
-    assert [n for n, line in enumerate(lines) if line.endswith(mark)] == [2, 3, 4]
+    assert [n for n, line in enumerate(lines) if line.endswith(mark)] == [2, 3, 4, 7]
     assert "\n".join(line.removesuffix(mark) for line in lines) + "\n" == source
 
 
 def test_a_survivor_is_told_by_its_lines() -> None:
-    diff = "--- a\n+++ b\n@@ -1,3 +1,3 @@\n def f(x):\n-    return x + 1\n+    return x - 1\n"
-    assert changed("gptoss_ref.chat.tools.xǁToolǁf__mutmut_12", diff) == {
-        "function": "Tool.f",
-        "before": "return x + 1",
-        "after": "return x - 1",
-    }
+    before = ["def f(x):", "    y = x + 1  # pragma: no mutate", "    return y"]
+    after = ["def f(x):", "    y = x - 1  # pragma: no mutate", "    return y"]
+    assert changed(before, after) == ("y = x + 1", "y = x - 1")
+    assert plain_name("xǁToolǁf__mutmut_12") == "Tool.f"
+    assert plain_name("x_f__mutmut_orig") == plain_name("x_f__mutmut_3") == "f"
+
+
+def result(digest: str, outcome: str, tests: str) -> str:
+    return json.dumps({"digest": digest, "outcome": outcome, "tests": tests}) + "\n"
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """A killed mutant stays killed; a survivor is tried again with other tests."""
+    results = tmp_path / "room.jsonl"
+    assert known(results, "new") == set()
+    results.write_text(
+        result("a", KILLED, "old") + result("b", SURVIVED, "old") + result("c", SURVIVED, "new")
+    )
+    assert known(results, "new") == {"a", "c"}
+    results.write_text(results.read_text() + result("b", KILLED, "new"))
+    assert known(results, "new") == {"a", "b", "c"}
+    assert {one["digest"]: one["outcome"] for one in stored(results)}["b"] == KILLED
+
+
+def test_tests_of_many_functions_come_first() -> None:
+    seconds = {"f[1]": 0.1, "f[2]": 0.2, "g": 1.0, "h": 9.0}
+    assert list(within(2, seconds)) == ["f[1]", "g", "f[2]"]
+    assert list(within(0.01, {"h": 9.0})) == ["h"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the run forks")
+def test_a_child_that_loops_is_too_slow() -> None:
+    def loop() -> tuple[str, str]:
+        while True:
+            pass
+
+    assert forked(loop, 0.5) == (SLOW, "SIGXCPU")
+    assert forked(lambda: (KILLED, "a test"), 5) == (KILLED, "a test")
+    assert forked(lambda: os._exit(3), 5)[0] == KILLED

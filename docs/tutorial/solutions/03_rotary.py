@@ -4,7 +4,7 @@ import numpy as np
 
 
 def yarn(head_dim, theta, factor, original_length, beta_fast, beta_slow):
-    """Six numbers -> frequencies (C/2,) in radians a position, and the concentration."""
+    """Six numbers -> frequencies (C/2,) in radians per position, and the concentration."""
     half = head_dim // 2
     i = np.arange(half)  # (C/2,)
     plain = theta ** (-i / half)  # (C/2,) from 1 radian a token down to nearly nothing

@@ -1,8 +1,8 @@
-"""Bugs of backward passes that change less than rounding may: found by the votes of single values.
+"""Sign test for bugs of backward passes that are smaller than rounding.
 
-Such a bug moves a gradient by less than what rounding explains of the whole array, or of a row. The
-values that it moves by more than a few roundings of their own tell: each is a vote, for the side it
-is nearer to. The forward pass has the same test
+Such a bug changes a gradient, or a row of it, by less than rounding explains. But each value that
+it changes by more than a few of its own roundings is a vote: is the observed value nearer to the
+bug or to the specification? The forward pass has the same test
 (:mod:`~gptoss_ref.verify.search.sign_test`, decision 0014).
 """
 
@@ -30,7 +30,7 @@ from gptoss_ref.verify.thresholds import (
 )
 
 Explained = Mapping[str, tuple[GradientMutant, ...]]
-"""By gradient, the bugs that explain it."""
+"""For each gradient, the bugs that explain it."""
 
 
 def most_votes(
@@ -44,7 +44,7 @@ def most_votes(
     Args:
         judged: the gradients of the trace, in the order of the backward pass.
         mutants: bugs that have not been found yet.
-        explained: of gradients that diverge, what explains them: they vote, too.
+        explained: the bugs that explain gradients that diverge; those gradients vote, too.
     """
     votes = [_polled(replay, judged, mutant, explained) for mutant in mutants]
     return clearest([vote for vote in votes if vote is not None])
@@ -71,7 +71,7 @@ def _polled(
 def _count(
     replay: Replay, judged: Judged, vote: Vote[GradientMutant], found: Sequence[GradientMutant]
 ) -> bool:
-    """Add one gradient's votes; False if the bug is so large there that rounding cannot hide it."""
+    """Add one gradient's votes; False if the bug is too large there for rounding to hide it."""
     name = judged.name
     before = [bug.wrong for bug in found]
     after = [*before, vote.candidate.wrong]
@@ -88,23 +88,23 @@ def _count(
     told = np.abs(wrong - right) > ALWAYS_ALLOWED * unit * np.maximum(np.abs(right), np.abs(wrong))
     told &= resolved(right, told, other, unit)
     if told.any():
-        run = 0 if replay.rounding == "float64" else 1  # nothing here is exacter than float64
+        run = 0 if replay.rounding == "float64" else 1  # no replay is more exact than float64
         r, w = (replay.computed(name, run, bugs) for bugs in (before, after))
         vote.count(name, r, np.where(told, w, r), other, unit)
     return True
 
 
 def resolved(right: Array, told: Array, other: Array, unit: float) -> NDArray[np.bool_]:
-    """Which values of a gradient the other implementation computes, and does not lose.
+    """The values of a gradient that the other implementation does not lose to rounding.
 
     A correct implementation may lose values that are smaller than one rounding of the array: a
-    sigmoid of −12 by way of tanh is zero in bfloat16. So such values tell nothing unless the other
-    has the values of the same size that the bug does not change.
+    sigmoid of −12 by way of tanh is zero in bfloat16. So such values count only if the other has
+    those of the same size that the bug does not change.
 
     Args:
-        right: a gradient of any shape, as it should be.
-        told: of the same shape, values that the bug changes.
-        other: of the same shape, the other implementation's.
+        right: the right gradient, of any shape.
+        told: of the same shape; True for values that the bug changes.
+        other: the other implementation's gradient, of the same shape.
         unit: its unit roundoff.
     """
     size = np.abs(right)

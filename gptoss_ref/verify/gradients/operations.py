@@ -1,4 +1,4 @@
-"""What computes the gradients of a backward pass, one function a stage.
+"""The gradients of a backward pass, one function per stage.
 
 Each gets its :class:`BlockContext`, then the gradients it starts from, then the values of the
 forward pass that it needs.
@@ -29,7 +29,7 @@ Compute = Callable[..., Array]
 
 @dataclass(frozen=True)
 class BlockContext:
-    """Where a stage is computed: the block (None: the ends), and the rounding."""
+    """The context of a stage: the block (None for the first and last stages) and the rounding."""
 
     config: ModelConfig
     policy: Policy
@@ -38,8 +38,8 @@ class BlockContext:
     counted: Counted
     layer: int | None = None
     aux: Callable[[int, bool], Array] | None = None
-    """The load-balancing gradient (T, E) of a block's router logits, its coefficient included; of
-    logits that have been through a softmax before, if so asked."""
+    """The load-balancing gradient (T, E) of a block's router logits, times its coefficient; if the
+    second argument is true, the loss applies softmax twice."""
     coefficient: float = 1.0
     unembedding: Callable[[], Array] | None = None
     """The gradient (V, D) of the unembedding."""
@@ -179,7 +179,7 @@ def attention_weights(site: BlockContext, d_mix: Array, v: Array) -> Array:
 
 
 def softmax(site: BlockContext, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
-    """Weights (H, T, S) and the sink's (H, T) of ``q`` (T, H, C), ``k`` (S, K, C), both turned.
+    """Weights (H, T, S) and the sink's (H, T) of ``q`` (T, H, C), ``k`` (S, K, C), both after RoPE.
 
     ``extra`` keys more than the window are visible.
     """

@@ -1,9 +1,9 @@
-"""One gradient recomputed from the other's own nearest ones, and judged by what rounding explains.
+"""Recompute one gradient from the other implementation's nearest ones, and judge it by rounding.
 
-What the other does not show is computed: the forward values by the local replay of the forward
-pass, the gradients by the stages of :mod:`~gptoss_ref.verify.gradients.stages`. What rounding
-explains is measured, as for the forward pass: the same stage from the same inputs, in float64 and
-in the other's rounding, with the terms of its sums a little off.
+Values that the other does not give are computed: forward values by the local replay of the forward
+pass, gradients by the stages of :mod:`~gptoss_ref.verify.gradients.stages`. The error that rounding
+explains is measured as for the forward pass: the same stage is computed from the same inputs in
+float64 and in the other's rounding, with slightly changed terms in its sums.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.weights import ModelWeights
 
 Wrong = Mapping[str, Compute]
-"""By stage, what computes it instead; it gets what it replaces as first argument."""
+"""For each stage, the function that replaces it; its first argument is the original function."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One gradient against its recomputation.
+    """One gradient, compared with its recomputation.
 
     Attributes:
         name: of the gradient.
-        inputs: the gradients of the other's that it was recomputed from.
-        exact: by the stages, in float64; None once it is dropped to save memory.
-        errors: of the other's, by rows of the first axis (of T, for a tap point).
-        level: what rounding explains.
+        inputs: the other's gradients from which it was recomputed.
+        exact: the recomputation in float64; None once it is dropped to save memory.
+        errors: of the other's gradient, per row of the first axis (of T, for a tap point).
+        level: the error that rounding explains.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Judged:
 
     @property
     def excess(self) -> float:
-        """Error over what rounding explains: above 1 something is wrong."""
+        """Ratio of the error to what rounding explains; above 1 something is wrong."""
         if self.errors.broken.any():
             return float("inf")
         rows = over(self.errors.rows(), self.level.allowed_rows).max(initial=0.0)
@@ -65,15 +65,15 @@ class Judged:
 
 
 class Replay:
-    """The gradients of a trace, each recomputable from the trace's own nearest ones.
+    """Recomputes the gradients of a trace, each from the trace's own nearest gradients.
 
     Args:
         weights: of the model.
-        trace: forward values, as many as there are, and gradients, with its targets.
+        trace: gradients, targets, and any number of forward values.
         rounding: of the other implementation.
 
     Raises:
-        TraceError: the trace has gradients and does not say of which targets.
+        TraceError: the trace has gradients but no targets.
     """
 
     def __init__(self, weights: ModelWeights, trace: Trace, rounding: str) -> None:
@@ -95,7 +95,7 @@ class Replay:
         self._known: dict[tuple[str, int, str], Array] = {}
 
     def _values(self, forward: Trace, needed: set[str]) -> list[dict[str, Array]]:
-        """By run, the forward values: the trace's own, or computed from its nearest ones."""
+        """For each run, the forward values: the trace's own, or computed from its nearest ones."""
         found = [
             {name: self._given(forward[name], run) for name in sorted(needed & set(forward))}
             for run in self._all()
@@ -109,7 +109,8 @@ class Replay:
         return found
 
     def _given(self, values: Array, run: int, rounding: str = "float32") -> Array:
-        """The trace's own values as a run starts from them: but in the first, a rounding off.
+        """The trace's own values as inputs of a run; in all runs but the first, they are one
+        rounding off.
 
         A gradient is a sum of many terms, which may cancel, and a sum in float32 is off by about
         as much as if its terms were each off by a rounding. Gradients, in which every stage is
@@ -136,7 +137,8 @@ class Replay:
         return replace(site, aux=aux, coefficient=self.trace.router_aux_loss_coef)
 
     def judge(self, name: str, wrong: Sequence[Wrong] = ()) -> Judged:
-        """The trace's gradient of that name against its recomputation, with some bugs."""
+        """Compare the trace's gradient with its recomputation, in which the bugs ``wrong`` are
+        present."""
         coarse = "float32" if self.rounding == "float64" else self.rounding
         exact, *rounded = (
             self._compute(self.nodes[name], run, wrong, coarse) for run in self._all()
@@ -153,9 +155,9 @@ class Replay:
         )
 
     def computed(self, name: str, run: int, wrong: Sequence[Wrong]) -> Array:
-        """The gradient of that name from the trace's own nearest ones, with some bugs.
+        """The gradient recomputed from the trace's own nearest ones, with the bugs ``wrong``.
 
-        ``run`` 0 is in float64, 1 in the other's rounding.
+        Run 0 is in float64, run 1 in the other's rounding.
         """
         return self._compute(self.nodes[name], run, wrong, "float32")
 
@@ -163,20 +165,20 @@ class Replay:
         return range(len(self.runs))
 
     def inputs(self, name: str) -> tuple[str, ...]:
-        """The trace's own gradients that one is recomputed from."""
+        """The trace's own gradients from which this one is recomputed."""
         found: dict[str, None] = {}
         for grad in self.nodes[name].grads:
             found |= dict.fromkeys([grad] if grad in self.trace else self.inputs(grad))
         return tuple(found)
 
     def segment(self, name: str) -> frozenset[str]:
-        """The stages that are computed on the way to one gradient, itself included."""
+        """The stages that are computed for one gradient, its own included."""
         node = self.nodes[name]
         before = [self.segment(grad) for grad in node.grads if grad not in self.trace]
         return frozenset({node.stage.name}).union(*before)
 
     def _compute(self, node: Node, run: int, wrong: Sequence[Wrong], off: str) -> Array:
-        """A stage in a run, in which given gradients are a rounding off, that of ``off``."""
+        """A stage in a run, whose given gradients are off by one rounding of the format ``off``."""
         site = replace(
             self._sites[run],
             layer=node.layer,

@@ -1,9 +1,9 @@
-"""Which known bugs explain somebody's gradients.
+"""Search for known bugs that explain the other implementation's gradients.
 
 Every gradient is recomputed from the other's own inputs. One that rounding does not explain is
 tried with each bug of the catalogue whose stages lie between it and its inputs; the bug that brings
 it down to what rounding explains is the cause. Bugs found before are tried first, and in pairs.
-At last come bugs that change less than rounding may (``hidden.py``).
+Finally it looks for bugs that are smaller than rounding (``hidden.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gptoss_ref.verify.report.report import ALL_LOST, Report, Row
 from gptoss_ref.verify.thresholds import LOOKED_AT
 
 CLEARLY = 3.0
-"""An alternative that leaves at most this many times what the best bug leaves cannot be told."""
+"""An alternative is reported if it leaves at most this many times what the best bug leaves."""
 
 FAR = 0.5
 """A bug that is not enough by itself must leave less than this share of the error."""
@@ -47,7 +47,7 @@ class Found:
 
 @dataclass
 class Search:
-    """What the gradients of a trace say."""
+    """The search through the gradients of a trace."""
 
     replay: Replay
     judged: list[Judged] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Search:
         if best is None:
             firsts = earlier or self._helpful(judged, candidates)
             pairs = [(a, b) for a in firsts for b in candidates if a.name != b.name]
-            # one of the two may hide the other if it acts on what the other gives
+            # one bug may hide the other if it acts on the other's result
             best = self._best(judged.name, pairs) or self._best(
                 judged.name, [(b, a) for a, b in pairs]
             )
@@ -95,7 +95,7 @@ class Search:
         self.explained[judged.name] = mutants
 
     def _find_hidden(self) -> None:
-        """Bugs that are smaller than rounding, the clearest vote first."""
+        """Look for bugs that are smaller than rounding, the clearest vote first."""
         while True:
             taken = {f.mutant.name for f in self.found}
             mutants = [m for m in CATALOGUE if m.name not in taken]
@@ -116,7 +116,8 @@ class Search:
     def _best(
         self, name: str, candidates: Sequence[tuple[GradientMutant, ...]]
     ) -> tuple[tuple[GradientMutant, ...], float, tuple[str, ...]] | None:
-        """The candidate that leaves least, what it leaves, and what cannot be told from it."""
+        """The candidate that leaves the least excess, that excess, and candidates that fit as
+        well."""
         tried = [
             (self.replay.judge(name, [m.wrong for m in bugs]).excess, n, bugs)
             for n, bugs in enumerate(candidates)
@@ -137,7 +138,7 @@ class Search:
     def _helpful(
         self, judged: Judged, candidates: Sequence[GradientMutant]
     ) -> list[GradientMutant]:
-        """Bugs that explain a part of the error."""
+        """Bugs that explain a large part of the error."""
         return [
             m
             for m in candidates
@@ -155,7 +156,7 @@ class Search:
         self.unknown.append(Unexplained(judged.name, (judged.name,), judged.excess, where))
 
     def rows(self) -> list[Row]:
-        """The gradients of the trace, by the stages."""
+        """Rows of the report, one per gradient of the trace."""
         return [self._row(judged) for judged in self.judged]
 
     def _row(self, judged: Judged) -> Row:
@@ -222,20 +223,20 @@ class Search:
         )
 
     def conventions(self) -> tuple[str, ...]:
-        """What is computed otherwise and is nobody's bug, in words."""
+        """Conventions that differ and are not bugs, in words."""
         harmless = (f.mutant for f in self.found if f.mutant.equivalent)
         return tuple(f"{m.name}: {m.summary} {m.note}" for m in harmless)
 
 
 def searched(model: Model, trace: Trace, rounding: str) -> Search:
-    """The search through the gradients of a trace, done."""
+    """The finished search through the gradients of a trace."""
     search = Search(Replay(model.weights, trace, rounding))
     search.run()
     return search
 
 
 def with_gradients(diagnosis: Diagnosis, model: Model, trace: Trace, rounding: str) -> Diagnosis:
-    """A diagnosis of the forward pass, with that of the trace's gradients after it."""
+    """Append the diagnosis of the trace's gradients to that of the forward pass."""
     search = searched(model, trace, rounding)
     every = names.names(trace.config)
     return replace(
@@ -252,10 +253,10 @@ def with_gradients(diagnosis: Diagnosis, model: Model, trace: Trace, rounding: s
 def compared(
     report: Report, ref: Trace, other: Trace, model: Model | None, rounding: str
 ) -> Report:
-    """A comparison of the forward pass, with the gradients that both traces hold after it.
+    """Append the gradients that both traces hold to a comparison of the forward pass.
 
-    With the model each is recomputed from OTHER's own inputs. Without it nothing says how far
-    rounding carries a gradient, and they are shown and not judged.
+    With the model each is recomputed from OTHER's own inputs. Without it the effect of rounding is
+    unknown, so the gradients are shown and not judged.
     """
     every = names.names(ref.config)
     common = [name for name in every if name in ref and name in other]

@@ -1,7 +1,7 @@
-"""The backward pass as stages: for each gradient, what it is computed from and how.
+"""The backward pass as stages: the inputs of each gradient, and the function that computes it.
 
 ``mlp.residual`` stands for the residual stream: its gradient in block n comes from block n + 1, or
-from the last norm. What computes a stage is in :mod:`~gptoss_ref.verify.gradients.operations`.
+from the last norm. The functions are in :mod:`~gptoss_ref.verify.gradients.operations`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Stage:
         name: without its block, such as ``grad.attn.q`` or ``grad.weights.attn.sinks``.
         grads: stages whose gradients it starts from.
         forward: tap points of the forward pass, without their block, that it needs.
-        compute: from its site, the gradients and the forward values.
+        compute: its function, of the context, the gradients and the forward values.
     """
 
     name: str
@@ -142,12 +142,12 @@ _STAGES = (
     Stage("grad.weights.attn.norm_scale", ("grad.attn.norm",), (STREAM,), scale_of("attn")),
 )
 BLOCK: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
-"""The gradients of a block but for the residual that leaves it, in order of computation."""
+"""The gradients of a block except that of its output, in order of computation."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One stage at its place in a model; ``layer`` is the block whose weights it needs."""
+    """One stage of a model; ``layer`` is the block whose weights it needs."""
 
     name: str
     layer: int | None

@@ -1,8 +1,8 @@
-"""The catalogue: what others got wrong in public, each as one operation of the model replaced.
+"""The catalogue of bugs that others had in public; each replaces one operation of the model.
 
-``CATALOGUE`` are errors. ``EQUIVALENT`` are rewritings that compute the same and must never be
-called a bug. ``TIES`` differ by rounding alone, but may choose another expert where two are nearly
-equal: to be reported with the margin, not as an error.
+``CATALOGUE`` holds errors. ``EQUIVALENT`` holds rewritings that compute the same function and must
+never be called bugs. ``TIES`` holds differences of rounding, which may choose another expert if two
+logits are nearly equal; they are reported with the margin, not as errors.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def _by_remainder(config: ModelConfig) -> Array:
 @bug(
     "gqa-axes-swapped",
     stage=WEIGHTS,
-    consequence="Most queries meet keys and values of another group. With as many groups as heads "
-    "in each (8 and 8 in the released models) every shape still fits.",
+    consequence="Most queries attend to keys and values of another group. If there are as many "
+    "groups as heads per group (8 and 8 in the released models), all shapes still fit.",
     obstacle=lambda config, weights: (
         "there is one key/value head"
         if config.num_key_value_heads == 1
@@ -43,7 +43,7 @@ def _by_remainder(config: ModelConfig) -> Array:
     ),
 )
 def gqa_axes_swapped(ops: ModelOps) -> ModelOps:
-    """Query head h reads key/value head h % K where it should be h // G."""
+    """Query head h reads key/value head h % K instead of h // G."""
 
     def weigh(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
         order = _by_remainder(at.config)
@@ -85,7 +85,7 @@ def scale_missing(right: Right, at: OpContext, q: Array, k: Array, *rest: Any) -
     ),
 )
 def scale_by_hidden(right: Right, at: OpContext, q: Array, *rest: Any) -> Array:
-    """Scores are divided by √D, the hidden size, where it should be √C, the head size."""
+    """Scores are divided by √D instead of √C: by the hidden size, not the head size."""
     scale = math.sqrt(at.config.head_dim / at.config.hidden_size)
     weights: Array = right(at, q * at.policy.dtype.type(scale), *rest)
     return weights
@@ -95,8 +95,8 @@ def scale_by_hidden(right: Right, at: OpContext, q: Array, *rest: Any) -> Array:
     "causal-off-by-one",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="A prompt's inner tokens are explained by the future; decoding token by token "
-    "differs from one pass.",
+    consequence="Tokens inside a prompt see the token that they should predict; decoding token by "
+    "token gives other numbers than one pass.",
     shortest=2,
     note="Decoding token by token hides it: the next key does not exist yet.",
 )
@@ -105,7 +105,7 @@ def causal_off_by_one(
 ) -> Array:
     """A query sees the next token's key as well: j ≤ p + 1."""
     where = Where(*positions)
-    wider = None if where.window is None else where.window + 1  # its old end stays where it was
+    wider = None if where.window is None else where.window + 1  # its far end does not move
     weights: Array = right(at, q, k, sinks, where.q + 1, where.k, wider)
     return weights
 

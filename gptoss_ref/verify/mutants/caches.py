@@ -1,7 +1,7 @@
-"""Bugs of caches, as they show in the tap points of all tokens of a prompt.
+"""Cache bugs, by their effect on the tap points of all tokens of a prompt.
 
-A trace holds one row for every token, whether they came in one pass or in many. So a wrong cache is
-stated as what it lets each token see; each note says which passes are assumed.
+A trace has one row per token, whether the tokens came in one pass or in several. A cache bug is
+therefore modelled by the keys that each token sees; its note says which passes are assumed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
     "ring-boundary",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="From the token that fills the ring on, for W − 1 tokens, the oldest key of the "
-    "window is lost to an empty slot.",
+    consequence="For W − 1 tokens, from the one that fills the ring, an empty slot replaces the "
+    "oldest key of the window.",
     shortest=lambda config: config.sliding_window,
     reports=("transformers#37574",),
     note="Modelled as decoding token by token into a ring of W zeroed slots; an empty slot scores "
@@ -50,7 +50,7 @@ POWERS = tuple(1 << n for n in range(4, 13))  # usual lengths of chunks
 def ring_boundary(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
-    """A ring of W slots starts to shift when W − 1 are filled, and carries an empty one along."""
+    """A ring of W slots begins to shift when W − 1 slots are filled, and keeps an empty slot."""
     where = Where(*positions)
     weights: Array = right(at, q, k, sinks, *where)
     if where.window is None:
@@ -68,12 +68,12 @@ def ring_boundary(
     "chunk-longer-than-ring",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="Early queries of a long chunk find their keys overwritten by later ones.",
+    consequence="Early queries of a long chunk find their keys overwritten by later keys.",
     shortest=one_past_the_window,
     reports=("executorch#20346",),
-    note="Modelled as one chunk, written to a ring of W slots before anybody reads; a query "
-    "without keys gives all to its sink. The variants are chunks as long as a longer ring, so that "
-    "each finds nothing of the one before. Short prompts hide it.",
+    note="Modelled as one chunk that is written to a ring of W slots before any query reads it; a "
+    "query without keys gives all its weight to the sink. The variants have a longer ring and "
+    "chunks of the ring's length, so that no chunk sees the one before. Short prompts hide it.",
     obstacle=no_window,
     variants=lambda config, tokens: (
         Variant(f"chunks and ring of {n} tokens", replacing(attention_weights=_chunk_alone(n)))
@@ -85,7 +85,8 @@ def ring_boundary(
 def chunk_longer_than_ring(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
-    """A prompt longer than the ring is written to it whole: only its last W keys are left."""
+    """A prompt longer than the ring is written to it in one piece: only its last W keys are
+    left."""
     where = Where(*positions)
     if where.window is None:
         everything: Array = right(at, q, k, sinks, *where)
@@ -95,7 +96,7 @@ def chunk_longer_than_ring(
 
 
 def _length(at: OpContext, where: Where) -> int:
-    """Tokens of the whole prompt, of which the keys may be the beginning."""
+    """Number of tokens of the prompt; the keys may be those of its beginning."""
     return int(where.k.max()) + 1 if at.length is None else at.length
 
 
@@ -121,7 +122,7 @@ def _of_parts(
             weights[:, rows] = 0 * values
             continue
         values = right(at, q[rows], k[keys], sinks, where.q[rows], where.k[keys], where.window)
-        # Zero for the other keys; but a row that is 0/0, without a key or a sink, is so throughout.
+        # Zero for the other keys; a row without key and sink is 0/0, NaN for every key.
         weights[:, rows] = 0 * values.sum(axis=-1, keepdims=True)
         weights[np.ix_(np.ones(len(weights), bool), rows, keys)] = values
     return weights
@@ -148,7 +149,7 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
     "prefill-skips-cache",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="A second prompt on a cache knows nothing of the first.",
+    consequence="The second chunk does not see the first.",
     shortest=2,
     reports=("openai/gpt-oss#196",),
     note="Modelled as two chunks of half the tokens each; the variants are first chunks of other "
@@ -163,13 +164,13 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
 def prefill_skips_cache(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
-    """A chunk that comes onto a cache attends to itself only."""
+    """A chunk that is added to a cache attends to itself only."""
     first = _length(at, Where(*positions)) // 2
     return _skipping(first)(right, at, q, k, sinks, *positions)
 
 
 def _skipping(first: int) -> Callable[..., Array]:
-    """Attention whose queries from position ``first`` on see no key before it."""
+    """Attention in which queries from position ``first`` on see no earlier key."""
 
     def attend(
         right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
@@ -186,7 +187,8 @@ def _skipping(first: int) -> Callable[..., Array]:
     "padding-attended",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="Padding takes a share of every row of weights, most of the early ones.",
+    consequence="Padding takes a share of every row of attention weights, the largest in early "
+    "rows.",
     reports=("unsloth#3982",),
     note="Modelled as one row of zeros ahead of the prompt, seen by every query; the variants are "
     "more rows. A padding token with keys and values of its own is another prompt, not a bug here.",
@@ -198,7 +200,7 @@ def _skipping(first: int) -> Callable[..., Array]:
     parameter=whole_number("rows", lambda n: replacing(attention_weights=_padded(n))),
 )
 def padding_attended(right: Right, *arguments: Any) -> Array:
-    """Left padding is not masked: its zeros score 0 and join the denominator."""
+    """Left padding is not masked: its zeros score 0 and add to the denominator."""
     return _padded(1)(right, *arguments)
 
 

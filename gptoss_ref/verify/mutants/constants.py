@@ -1,9 +1,9 @@
-"""Constants with another value than the configuration's: the released models', or any.
+"""Constants that differ from the configuration: the released models' value, or any other.
 
-Ports that hard-code a constant of gpt-oss-20b and -120b run those models rightly and every other
-checkpoint wrongly. Each mutant here has the released value in its standard form, or a usual other
-one where the configuration has the released value itself; any other value is fitted to the
-numbers (:mod:`gptoss_ref.verify.search.estimate`).
+A port that hard-codes a constant of gpt-oss-20b and -120b is right for these models and wrong for
+every other checkpoint. The standard form of each mutant has the released value or, if the
+configuration has it too, another usual value; any other value is fitted to the numbers
+(:mod:`gptoss_ref.verify.search.estimate`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _concentration(value: float) -> Change:
 
 
 def _score_scale(value: float) -> Change:
-    """Attention whose scores are multiplied by ``value`` where it should be 1/√C."""
+    """Attention whose scores are multiplied by ``value`` instead of 1/√C."""
 
     def attend(right: Right, at: OpContext, q: Array, *rest: Any) -> Array:
         factor = at.policy.dtype.type(value * math.sqrt(at.config.head_dim))
@@ -95,8 +95,8 @@ def _constant(
     """A constant of the configuration with another value.
 
     Args:
-        right: the value of a configuration, also of the released ones.
-        other: the value tried where a configuration has the released one.
+        right: reads the value from a configuration.
+        other: the value that is tried if a configuration has the released one.
         spread: by what factor the value may be too small or too large.
     """
     released = right(GPT_OSS_20B)
@@ -109,8 +109,8 @@ def _constant(
         return _by_config(change, dispatch)(ops)
 
     wrong.__doc__ = (
-        f"{what} is {released:g}, that of the released models, or another value, where the "
-        "configuration says otherwise."
+        f"{what} is {released:g}, that of the released models, or another value instead of the "
+        "configured one."
     )
     parameter = Parameter(
         what.split(" (")[0].removeprefix("The ").lower(),
@@ -127,7 +127,7 @@ def _constant(
         consequence=consequence,
         shortest=shortest,
         reports=reports,
-        note="The value is fitted to the other's numbers."
+        note="The value is fitted to the observed numbers."
         + " Short prompts hide it: the window covers them." * integer,
         parameter=parameter,
         **extra,
@@ -259,8 +259,8 @@ CONSTANTS: tuple[Mutant, ...] = (
         lambda config: config.swiglu_limit,
         lambda config: 6.0,
         stage="mlp.swiglu",
-        consequence="Large values are cut too early or too late.",
+        consequence="Values are clamped at a limit that is too small or too large.",
         spread=100,
     ),
 )
-"""The epsilon of RMSNorm and the chunks and rings of caches are with their own bugs."""
+"""The epsilon of RMSNorm is in whole.py; the lengths of chunks and rings are in caches.py."""

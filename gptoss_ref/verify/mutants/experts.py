@@ -37,14 +37,14 @@ def _interleaved(halves: Array) -> Array:
     "gate-up-concatenated",
     op="swiglu",
     stage="mlp.swiglu",
-    consequence="Gates and ups are paired at random: fluent models turn to noise.",
+    consequence="Gates and ups are paired wrongly: the output is noise.",
     reports=("vllm#27024", "sglang#27201"),
     obstacle=lambda config, weights: (
         "F is 1: both layouts are the same" if config.intermediate_size == 1 else None
     ),
 )
 def gate_up_concatenated(right: Right, at: OpContext, x: Array) -> Array:
-    """The first half is read as gates and the second as ups, where they alternate."""
+    """The first half is read as gates and the second half as ups, although they alternate."""
     activated: Array = right(at, _interleaved(x))
     return activated
 
@@ -68,7 +68,7 @@ def gate_up_swapped(right: Right, at: OpContext, x: Array) -> Array:
     stage="mlp.swiglu",
     consequence="Values beyond ±7 pass: rare, but large where they occur.",
     reports=("transformers#40197", "sglang#39939"),
-    note="Shows only where a gate exceeds the limit or an up leaves ±limit.",
+    note="Shows only if a gate exceeds the limit or an up is outside ±limit.",
 )
 def clamp_missing(right: Right, at: OpContext, x: Array) -> Array:
     """Neither gate nor up is clamped."""
@@ -80,8 +80,8 @@ def clamp_missing(right: Right, at: OpContext, x: Array) -> Array:
     "clamp-gate-symmetric",
     op="swiglu",
     stage="mlp.swiglu",
-    consequence="Strongly negative gates give up to 4e-4 where they should give nothing.",
-    note="Shows only where a gate lies below −limit; a public claim says it is right.",
+    consequence="Strongly negative gates give up to 4e-4 instead of nearly zero.",
+    note="Shows only if a gate is below −limit. A public report claims that this is right.",
 )
 def clamp_gate_symmetric(right: Right, at: OpContext, x: Array) -> Array:
     """The gate is clamped from below as well."""
@@ -94,11 +94,11 @@ def clamp_gate_symmetric(right: Right, at: OpContext, x: Array) -> Array:
     "clamp-after",
     op="swiglu",
     stage="mlp.swiglu",
-    consequence="Products that may reach 56 are cut at 7, and large inputs pass.",
-    note="Shows only where an input or the result lies beyond the limit.",
+    consequence="Products, which may reach 56, are clamped at 7, and large inputs are not.",
+    note="Shows only if an input or the result is beyond the limit.",
 )
 def clamp_after(right: Right, at: OpContext, x: Array) -> Array:
-    """The result is clamped where the inputs should be."""
+    """The result is clamped instead of the inputs."""
     limit = at.config.swiglu_limit
     activated: Array = right(misread(at, swiglu_limit=NO_LIMIT), x)
     return np.clip(activated, -limit, limit)
@@ -124,7 +124,7 @@ def alpha_missing(right: Right, at: OpContext, x: Array) -> Array:
     consequence="The gate's own share of the activation is lost.",
 )
 def up_plus_one_missing(right: Right, at: OpContext, x: Array) -> Array:
-    """The gated value is multiplied by up where it should be by up + 1."""
+    """The gated value is multiplied by up instead of up + 1."""
     limit = at.config.swiglu_limit
     less = x.astype(at.policy.dtype)
     less[..., 0::2] = np.minimum(less[..., 0::2], limit)
@@ -185,13 +185,13 @@ def down_bias_missing(right: Right, *arguments: Any) -> Array:
     stage="mlp.out",
     consequence="About A times as much bias is added as should be, in every block.",
     reports=("NVIDIA-NeMo/Automodel#2591",),
-    note="Modelled with the right answers of the experts; only the sum goes wrong.",
+    note="Modelled with the right answers of the experts; only the sum is wrong.",
     obstacle=_no_bias("mlp2_bias"),
 )
 def down_bias_unweighted(
     right: Right, at: OpContext, answers: Array, weights: Array, indices: Array, bias: Matrix
 ) -> Array:
-    """The experts' weights multiply the matrix product only; the biases are added whole."""
+    """The experts' weights multiply only the matrix product; the biases are added unweighted."""
     exact = dataclasses.replace(at, policy=get_policy(at.policy.dtype.name))  # rounded at the end
     biases = widen(bias, at.policy.dtype)[indices]  # (T, A, D)
     excess = np.einsum("ta,tad->td", 1 - weights, biases)
@@ -204,7 +204,7 @@ def down_bias_unweighted(
     stage="mlp.out",
     consequence="The experts move the residual stream twice as far as they should.",
     reports=("sglang#37187",),
-    note="Two reductions over the same devices; with more of them the factor is another.",
+    note="Two reductions over two devices give the factor 2; more devices give a larger one.",
     variants=lambda config, tokens: (
         Variant(f"{times} times", replacing(combine=_summed(times))) for times in (4, 8, 16)
     ),
@@ -212,7 +212,7 @@ def down_bias_unweighted(
 def experts_summed_twice(
     right: Right, at: OpContext, answers: Array, weights: Array, indices: Array, bias: Matrix
 ) -> Array:
-    """The weighted sum of the experts' answers is itself summed over two devices."""
+    """The weighted sum of the experts' answers is summed once more, over two devices."""
     return _summed(2)(right, at, answers, weights, indices, bias)
 
 
@@ -233,7 +233,7 @@ def _summed(times: int) -> Callable[..., Array]:
     consequence="The expert's 2F values are listed as gates, then ups.",
 )
 def gate_up_deinterleaved(ops: ModelOps) -> ModelOps:
-    """Gate and up rows are put apart at loading, and read as two halves."""
+    """Gate rows and up rows are separated at loading, and read as two halves."""
 
     def apart(right: Right, at: OpContext, x: Array, weight: Array, bias: Matrix) -> Array:
         y: Array = right(at, x, weight, bias)

@@ -1,4 +1,4 @@
-"""Bugs of loading: MXFP4's nibbles and scales, layouts, lost rows, mislaid tensors.
+"""Bugs of loading: MXFP4's nibbles and scales, layouts, lost rows, exchanged tensors.
 
 Those of MXFP4 act on one expert's matrix as it is stored, at the moment it is decoded, so that a
 large model is never copied.
@@ -27,7 +27,7 @@ from gptoss_ref.verify.replay.ops import OpContext
 from gptoss_ref.weights import MXFP4, MXFP4_BLOCK, BlockWeights, ExpertMatrix, ModelWeights
 
 DECODED = "mlp.gate_up"
-"""Where a wrongly decoded matrix shows first."""
+"""The tap point at which a wrongly decoded matrix shows first."""
 
 
 # --- MXFP4 ---
@@ -37,7 +37,7 @@ DECODED = "mlp.gate_up"
     "nibbles-swapped",
     op="expert_matrix",
     stage=DECODED,
-    consequence="Every two neighbouring columns of the experts' matrices change places.",
+    consequence="Neighbouring columns (2j, 2j + 1) of the experts' matrices are swapped.",
     obstacle=not_mxfp4,
 )
 def nibbles_swapped(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
@@ -143,10 +143,10 @@ def _under(matrix: MXFP4, byte: int) -> Array:
     "scale-0",
     op="expert_matrix",
     stage=DECODED,
-    consequence="Infinities where numbers of 2⁻¹²⁸ should be, then NaN.",
+    consequence="Numbers of size 2⁻¹²⁸ become infinite; then everything is NaN.",
     reports=("vllm#46676", "triton-lang/triton#11624"),
-    note="Adding the exponent to a bfloat16's bits borrows from its sign. The variant makes the "
-    "scale infinite; made zero, it could be seen beside numbers of 2⁻¹²⁷ only.",
+    note="Adding the exponent to the bits of a bfloat16 borrows from its sign. The variant makes "
+    "the scale infinite; a scale of zero would show only beside numbers of size 2⁻¹²⁷.",
     obstacle=_no_scale(0),
     variants=lambda config, tokens: (
         Variant("as infinity", replacing(expert_matrix=_where_scale_is(0, np.inf))),
@@ -167,7 +167,7 @@ def scale_0(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     stage=DECODED,
     consequence="Everything computed from a block of scale 128 is NaN.",
     reports=("sglang#25519",),
-    note="The decoded scale was compared with 128 where the byte should be with 255.",
+    note="The decoded scale was compared with 128; the byte should be compared with 255.",
     obstacle=_no_scale(134),
 )
 def scale_134(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
@@ -199,10 +199,10 @@ def scale_255(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     "experts-transposed",
     op="expert_matrix",
     stage="mlp.expert_out",
-    consequence="Experts answer noise of the right size.",
+    consequence="The experts' answers are noise of the right size.",
     reports=("unsloth-zoo#1114",),
-    note="With D = F, as in the released models, this is a transpose and no shape betrays it; "
-    "elsewhere it takes a loader that does not look at shapes.",
+    note="If D = F, as in the released models, this is a transpose, and all shapes still fit; "
+    "otherwise it needs a loader that ignores shapes.",
 )
 def experts_transposed(right: Right, at: OpContext, matrix: ExpertMatrix) -> Array:
     """The memory of the experts' second matrix, (D, F), is read as (F, D)."""
@@ -218,7 +218,7 @@ def experts_transposed(right: Right, at: OpContext, matrix: ExpertMatrix) -> Arr
     op="expert_matrix",
     stage=DECODED,
     consequence="The last gates and ups of every expert are only their biases: benchmarks lose "
-    "some points and texts look sound.",
+    "some points, and texts look normal.",
     reports=("sglang#9433",),
     note="Modelled as the last 4 rows of the first matrix. The variants are other numbers of rows, "
     "and what is left over when 2 to 8 devices share F/32 blocks, biases and columns included.",
@@ -279,15 +279,15 @@ def _cut(lost: int) -> Change:
     "qkv-order",
     op="block_weights",
     stage="attn.k",
-    consequence="What should be found by is mixed, and the other way round.",
-    note="The variant is the order of fused weights elsewhere: each key head with its queries, key "
-    "and value together; it shows in q already.",
+    consequence="Keys are used as values, and values as keys.",
+    note="The variant is the order of other models' fused weights: the queries, key and value of "
+    "one key head are together. It already shows in q.",
     variants=lambda config, tokens: (
         Variant("grouped by key head", replacing(block_weights=_grouped_by_key_head)),
     ),
 )
 def qkv_order(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
-    """Rows of the fused projection are taken for q, v, k where they are q, k, v."""
+    """Rows of the fused projection are read in the order q, v, k instead of q, k, v."""
     block = right(at, block)
     w = block.attn
     attn = dataclasses.replace(
@@ -325,7 +325,7 @@ def _grouped_by_key_head(right: Right, at: OpContext, block: BlockWeights) -> Bl
     ),
 )
 def unembedding_tied(right: Right, at: OpContext, weights: ModelWeights) -> ModelWeights:
-    """The embedding serves as unembedding too, as in models that tie them."""
+    """The embedding is also used as the unembedding, as in models that tie them."""
     weights = right(at, weights)
     return dataclasses.replace(weights, unembedding=weights.embedding)
 

@@ -1,7 +1,7 @@
-"""Bugs of loading by name: a tensor that never arrived, or arrived with its rows in another order.
+"""Bugs of loading by name: a tensor is not loaded, or its rows are in another order.
 
-Such a bug need not be in every block: the search places it in those that show it, and at those
-tap points.
+Such a bug need not affect every block: the search applies it to the blocks and tap points that show
+it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def norm_scale_missing(right: Right, at: OpContext, x: Array, scale: Matrix) -> 
     "models, whose checkpoints exist in both conventions.",
 )
 def norm_scale_plus_one(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
-    """The normalised vector is multiplied by 1 + scale where it should be by the scale."""
+    """The normalised vector is multiplied by 1 + scale instead of scale."""
     y: Array = right(at, x, 1 + widen(scale, FLOAT64.dtype))
     return y
 
@@ -69,10 +69,10 @@ def _equal_norms(config: ModelConfig, weights: ModelWeights) -> str | None:
     "norms-swapped",
     op="block_weights",
     stage="attn.norm",
-    consequence="Channels have the right size for the other half of the block.",
+    consequence="Channels have the size that is right for the other half of the block.",
     reports=("NVIDIA-NeMo/Megatron-Bridge#4200",),
-    note="Both norms of a block have one shape, so that no error is raised. The report is of a "
-    "Gemma model, in which one norm was loaded in the place of another.",
+    note="Both norms of a block have the same shape, so no error is raised. The report is about a "
+    "Gemma model, in which one norm was loaded in place of another.",
     obstacle=_equal_norms,
 )
 def norms_swapped(right: Right, at: OpContext, block: BlockWeights) -> BlockWeights:
@@ -121,9 +121,9 @@ def _bias_missing(letter: str, what: str) -> Mutant:
     "value-bias-folded",
     op="block_weights",
     stage="attn.v",
-    consequence="Attention gives out the whole value bias, also where a sink took a part of it.",
+    consequence="Attention adds the whole value bias, although the sink should take its share.",
     reports=(),
-    note="TransformerLens folds it so in its compatibility mode (fold_value_biases), which assumes "
+    note="TransformerLens does so in its compatibility mode (fold_value_biases), which assumes "
     "that a row of attention weights sums to one. With sinks it does not.",
     obstacle=_zero_bias("v_bias"),
 )
@@ -187,7 +187,7 @@ def _zero_embedding(right: Right, at: OpContext, tokens: Array, weight: Matrix) 
     "tensor-missing",
     stage="attn.q",
     form="q_proj.weight",
-    consequence="What is computed with it is only a bias, or nothing.",
+    consequence="The product is zero, so that at most a bias is left.",
     note="Modelled as the query's matrix. The variants are the other matrices, the embedding and "
     "the sinks; norms and biases have names of their own (norm-scale-missing, q-bias-missing).",
     variants=lambda config, tokens: (
@@ -226,9 +226,9 @@ def _reordered(letters: str, *, back: bool) -> Change:
     "rows-reordered",
     stage="attn.k",
     form="k",
-    consequence="Channels of keys meet other channels of the queries.",
-    note="A converter that reorders rows for another kind of RoPE, and does so for one projection "
-    "of two, or for none that needs it. The variants are the other projections, and the way back.",
+    consequence="Channels of the keys are multiplied with other channels of the queries.",
+    note="A converter reorders rows for another kind of RoPE, but for only one projection of two, "
+    "or needlessly. The variants are the other projections, and the inverse order.",
     obstacle=lambda config, weights: "a head has one pair" if config.head_dim == 2 else None,
     variants=lambda config, tokens: (
         Variant(f"{' and '.join(letters)}{', back' * back}", _reordered(letters, back=back))
@@ -246,7 +246,7 @@ def rows_reordered(ops: ModelOps) -> ModelOps:
     "down-bias-after-sum",
     stage="mlp.expert_out",
     touches="mlp.expert_out",
-    consequence="The experts' answers lack their biases; the sum has them by the same weights.",
+    consequence="The experts' answers lack their biases, which the sum adds with the same weights.",
 )
 def down_bias_after_sum(ops: ModelOps) -> ModelOps:
     """The biases of the experts' second matrix are added to the weighted sum, by their weights."""

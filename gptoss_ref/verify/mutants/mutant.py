@@ -1,4 +1,4 @@
-"""What a mutant is: one operation of the model replaced by a wrong one, with its story.
+"""The record of a mutant: a wrong version of one operation of the model, with a description.
 
 A mutant is written as a function of the operation it replaces, *where* it is applied, and the
 operation's own arguments; its docstring is the summary::
@@ -49,14 +49,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a bug may have wrong, to be fitted to the other's numbers.
+    """A number that a bug has wrong, to be fitted to the observed numbers.
 
     Attributes:
         name: with its value it makes a label, ``"epsilon 0.01"``.
         change: the change of operations for a value.
         right: the specification's own value, for a configuration.
-        low, high: between which values to look.
-        scale: whether to look evenly in the logarithm, in the value, or at whole numbers only.
+        low, high: ends of the range of values to search.
+        scale: whether to search evenly in the logarithm or among whole numbers.
     """
 
     name: str
@@ -89,14 +89,14 @@ class Mutant:
         summary: one sentence: what is wrong.
         consequence: what that does to the numbers.
         change: the operations with this bug, given the operations without it.
-        shortest: the number of tokens from which on it can change a number, for a configuration.
+        shortest: the smallest number of tokens with which it changes a number, for a configuration.
         reports: public reports, as ``repository#number``.
         note: what hides it, or how it is modelled, if that needs saying.
-        obstacle: why it cannot show on this model, as half a sentence; None: it can.
+        obstacle: the reason why it cannot show on this model; None if it can.
         variants: the same bug with other parameters, for a configuration and a prompt length.
         parameter: the number that is wrong, if it may be any number.
-        form: what the standard form is, where there are several that count alike.
-        equivalent: a rewriting that computes the same and must never be called a bug.
+        form: describes the standard form, if there are several.
+        equivalent: a rewriting that computes the same function and must never be called a bug.
         touches: of an equivalent rewriting: the tap points, without their block, whose numbers
             differ although nothing that is computed from them does.
     """
@@ -200,11 +200,11 @@ def _length(shortest: int | Shortest) -> Shortest:
     return (lambda config: shortest) if isinstance(shortest, int) else shortest
 
 
-# --- what several mutants share ---
+# --- helpers of several mutants ---
 
 
 def misread(at: OpContext, **changes: Any) -> OpContext:
-    """The same place in a model whose configuration says something else, possible or not."""
+    """The same context with other values in the configuration, which are not checked."""
     config = copy.copy(at.config)
     for name, value in changes.items():
         object.__setattr__(config, name, value)
@@ -243,14 +243,14 @@ def whole_number(name: str, change: Callable[[int], Change]) -> Parameter:
 
 
 def usual_chunks(tokens: int) -> list[int]:
-    """Lengths of a first pass that leave something of a prompt to later ones, usual ones first."""
+    """Lengths of a first pass that is shorter than the prompt, usual lengths first."""
     powers = [1 << n for n in range(4, tokens.bit_length()) if 1 << n < tokens]
     chunks = [tokens - 1, *powers, 1, tokens // 2, tokens // 4, 3 * tokens // 4]
     return [n for n in dict.fromkeys(chunks) if 0 < n < tokens]
 
 
 def one_past_the_window(config: ModelConfig) -> int:
-    """The first prompt whose last query has a key outside its window."""
+    """Length of the shortest prompt whose last query has a key outside its window."""
     return config.sliding_window + 1
 
 

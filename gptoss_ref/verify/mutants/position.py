@@ -65,7 +65,8 @@ def _rounded(low: float, high: float) -> tuple[float, float]:
     obstacle=no_yarn,
 )
 def yarn_skipped(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
-    """Plain RoPE: the scaling in the configuration is not read (the wrong key, for instance)."""
+    """Plain RoPE: the scaling in the configuration is not read, for instance because of a wrong
+    key."""
     plain: tuple[Array, float] = right(misread(at, rope_scaling_factor=1.0), *parts)
     return plain
 
@@ -74,8 +75,8 @@ def yarn_skipped(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, flo
     "yarn-no-concentration",
     op="yarn",
     stage="attn.q_rope",
-    consequence="Queries and keys are too short by 1.35 each (in the released models), so scores "
-    "are too small by 1.81 and attention is too flat.",
+    consequence="Queries and keys are each too short by a factor of 1.35 (in the released models), "
+    "so scores are too small by a factor of 1.81 and attention is too flat.",
     obstacle=no_yarn,
 )
 def yarn_no_concentration(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
@@ -87,7 +88,7 @@ def yarn_no_concentration(right: Right, at: OpContext, *parts: Parts) -> tuple[A
     "yarn-factor-in-exponent",
     op="yarn",
     stage="attn.q_rope",
-    consequence="Slow pairs are divided by factor^(2i/C) where it should be by the factor.",
+    consequence="Slow pairs are divided by factor^(2i/C) instead of by the factor.",
     shortest=2,
     reports=("apache/tvm#18576",),
     note="The angle grows with the position: short prompts hide it among rounding errors.",
@@ -118,7 +119,7 @@ def _slowed_in_the_power(config: ModelConfig) -> Array:
     obstacle=no_yarn,
 )
 def yarn_ramp_over_dims(right: Right, at: OpContext, parts: Parts = RIGHT) -> tuple[Array, float]:
-    """The ramp runs over the dimensions 2i where it should run over the pairs i."""
+    """The ramp runs over the dimensions 2i instead of the pairs i."""
     result: tuple[Array, float] = right(at, dataclasses.replace(parts, step=2))
     return result
 
@@ -150,7 +151,7 @@ def rope_base_10000(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, 
     obstacle=lambda config, weights: "a head has one pair" if config.head_dim == 2 else None,
 )
 def rope_interleaved(right: Right, at: OpContext, x: Array, cos: Array, sin: Array) -> Array:
-    """Adjacent channels (2i, 2i + 1) are turned together where it should be (i, i + C/2)."""
+    """Adjacent channels (2i, 2i + 1) are turned together instead of (i, i + C/2)."""
     order = _adjacent_pairs(x.shape[-1])
     turned: Array = right(at, x[..., order], cos, sin)[..., np.argsort(order)]
     return turned
@@ -178,14 +179,14 @@ def rope_twice(right: Right, at: OpContext, x: Array, cos: Array, sin: Array) ->
     "rope-skipped-on-window-layers",
     op="rope",
     stage="attn.q_rope",
-    consequence="Windowed layers do not know positions, and lack the concentration.",
+    consequence="Windowed layers ignore positions, and lack the concentration.",
     shortest=_concentrated_from_the_start,
     obstacle=no_window,
 )
 def rope_skipped_on_window_layers(
     right: Right, at: OpContext, x: Array, cos: Array, sin: Array
 ) -> Array:
-    """Layers with a window get no RoPE, as if position mattered only far away."""
+    """Layers with a window get no RoPE."""
     if at.layer is None or at.config.window(at.layer) is None:
         turned: Array = right(at, x, cos, sin)
         return turned
@@ -234,7 +235,7 @@ def _late_after(length: int) -> Callable[..., tuple[Array, Array]]:
     consequence="Queries and keys after RoPE are shorter; scores are the same.",
 )
 def yarn_concentration_in_scores(ops: ModelOps) -> ModelOps:
-    """The concentration's square multiplies the scores, and RoPE leaves lengths alone."""
+    """The concentration's square multiplies the scores, and RoPE does not change lengths."""
 
     def unit(right: Right, at: OpContext, *parts: Parts) -> tuple[Array, float]:
         return right(at, *parts)[0], 1.0
@@ -251,7 +252,8 @@ def yarn_concentration_in_scores(ops: ModelOps) -> ModelOps:
     op="rope_tables",
     stage="attn.q_rope",
     touches="attn.q_rope attn.k_rope",
-    consequence="Queries and keys are turned further, by the same angle; scores see differences.",
+    consequence="Queries and keys are turned further, by the same angle; scores depend on "
+    "differences only.",
 )
 def positions_from_one(
     right: Right, at: OpContext, positions: Array, inv_freq: Array, concentration: float
@@ -268,7 +270,7 @@ def positions_from_one(
     consequence="Channels of queries and keys are in another order; scores are the same.",
 )
 def rope_pairs_adjacent(ops: ModelOps) -> ModelOps:
-    """Rows of q and k are reordered at loading so that RoPE may turn adjacent channels."""
+    """Rows of q and k are reordered at loading so that RoPE can turn adjacent channels."""
 
     def reorder(right: Right, at: OpContext, block: Any) -> Any:
         block = right(at, block)

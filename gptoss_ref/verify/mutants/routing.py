@@ -63,8 +63,8 @@ def router_bias_missing(
     "router-bf16",
     op="linear",
     stage="mlp.router_logits",
-    consequence="Logits move by up to 2⁻⁸ of their size; where the margin between the last expert "
-    "chosen and the next is smaller than that, another one is chosen.",
+    consequence="Logits change by up to 2⁻⁸ of their size; if the margin between the last chosen "
+    "expert and the next one is smaller, another one is chosen.",
     reports=("vllm#58076",),
     note="A difference of rounding and not an error: the OpenAI reference rounds there too.",
 )
@@ -80,7 +80,7 @@ def router_bf16(
     "softmax-before-topk-renormalised",
     op="expert_weights",
     stage="mlp.expert_weights",
-    consequence="None: the same function, rounded otherwise.",
+    consequence="None: the same function, rounded differently.",
 )
 def softmax_before_topk_renormalised(
     right: Right, at: OpContext, logits: Array, indices: Array
@@ -97,7 +97,7 @@ def softmax_before_topk_renormalised(
     consequence="A token's experts are listed in another order, with their weights and answers.",
 )
 def experts_unsorted(ops: ModelOps) -> ModelOps:
-    """A token's chosen experts are listed by number where the largest logit comes first."""
+    """A token's chosen experts are listed by index instead of by descending logit."""
 
     def by_number(right: Right, at: OpContext, logits: Array) -> Array:
         return np.sort(right(at, logits), axis=-1)

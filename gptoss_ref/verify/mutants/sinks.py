@@ -28,10 +28,10 @@ WEIGHTS = "attn.weights"
     "sinks-dropped",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="A head that should look away is forced to look at something.",
+    consequence="A head that should give its weight to the sink has to attend to some token.",
     reports=("transformers#42533", "vllm#52156", "modular#6198"),
-    note="A probe: with q·k = 0 and v = 1 the mix is 1 where it should be n / (n + exp(sink)). A "
-    "query that sees no key, as beside a wrong cache, is left with 0/0.",
+    note="A probe: with q·k = 0 and v = 1 the mix is 1 instead of n / (n + exp(sink)). A query "
+    "that sees no key, for instance because of a wrong cache, gets 0/0.",
 )
 def sinks_dropped(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any
@@ -45,7 +45,7 @@ def sinks_dropped(
     "sinks-counted-twice",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="All weights are too small, most where the sink is strong.",
+    consequence="All weights are too small, most of all if the sink is strong.",
     reports=("rocm-libraries#12227",),
     note="Two halves of a split softmax each add the sink.",
 )
@@ -66,7 +66,7 @@ def sinks_counted_twice(
     obstacle=lambda config, weights: (
         None if any(np.any(sinks) for sinks in _all_sinks(weights)) else "all sinks are zero"
     ),
-    note="The variant divides by √D, as where the scores are divided by it too (scale-by-hidden).",
+    note="The variant divides by √D, as if the scores were divided by it too (scale-by-hidden).",
     variants=lambda config, tokens: (
         Variant("divided by √D", replacing(attention_weights=_divided_by_root("hidden_size"))),
     ),
@@ -95,10 +95,11 @@ def _all_sinks(weights: ModelWeights) -> list[Array]:
     "sinks-wrong-head",
     op="attention_weights",
     stage=WEIGHTS,
-    consequence="Heads look away when others should.",
+    consequence="Each head gives the sink the weight that is right for another head.",
     reports=("SkyRL#558",),
-    note="Modelled as the head before; the variants are other permutations: heads sorted by their "
-    "place in the group, and every second half (quarter, …) of the heads with the first one's.",
+    note="Modelled as the sink of the previous head. The variants are other permutations: heads "
+    "sorted by their place in the group, and every half (quarter, …) of the heads with the sinks "
+    "of the first.",
     obstacle=lambda config, weights: (
         None
         if any(np.any(sinks != sinks[0]) for sinks in _all_sinks(weights))

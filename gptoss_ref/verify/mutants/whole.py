@@ -34,8 +34,8 @@ USUAL_EPS = 1e-6
     op="rmsnorm",
     stage="attn.norm",
     consequence="Every normalised value is rounded twice.",
-    note="A loss of half a step of bfloat16: it shows among values that are rounded to bfloat16 "
-    "at the right points, and not beside other rounding.",
+    note="An error of half a bfloat16 step: it shows only if all values are rounded to bfloat16 at "
+    "the right points.",
     variants=lambda config, tokens: (
         Variant("rounded to float16", replacing(rmsnorm=_cast_to_float16)),
     ),
@@ -65,8 +65,8 @@ def _cast_to_float16(right: Right, at: OpContext, x: Array, scale: Matrix) -> Ar
     op="rmsnorm",
     stage="attn.norm",
     consequence="Small vectors are scaled up too far; large ones hardly change.",
-    note="With a mean square of 1 the change is 4.5e-6: it shows where vectors are small, as an "
-    "embedding's may be. The variants are other epsilons.",
+    note="With a mean square of 1 the change is 4.5e-6: it shows if vectors are small, as "
+    "embeddings may be. The variants are other epsilons.",
     obstacle=lambda config, weights: (
         f"rms_norm_eps is {USUAL_EPS:g}" if config.rms_norm_eps == USUAL_EPS else None
     ),
@@ -84,7 +84,7 @@ def _cast_to_float16(right: Right, at: OpContext, x: Array, scale: Matrix) -> Ar
     ),
 )
 def norm_eps(right: Right, at: OpContext, x: Array, scale: Matrix) -> Array:
-    """Epsilon is 1e-6, as in most other models, where it should be 1e-5."""
+    """Epsilon is 1e-6, as in most other models, instead of 1e-5."""
     return _with_eps(USUAL_EPS)(right, at, x, scale)
 
 
@@ -102,7 +102,7 @@ def _with_eps(eps: float) -> Callable[..., Array]:
     "residual-missing",
     op="residual",
     stage="attn.residual",
-    consequence="Nothing of the token survives but what the last layer says of it.",
+    consequence="The residual stream holds only the result of the last layer.",
     note="Modelled after attention and after the experts; the variants forget one of the two.",
     variants=lambda config, tokens: (
         Variant(f"at {tap} only", replacing(residual=_forgetting(tap)))
@@ -110,7 +110,7 @@ def _with_eps(eps: float) -> Callable[..., Array]:
     ),
 )
 def residual_missing(right: Right, at: OpContext, x: Array, out: Array) -> Array:
-    """A layer's result replaces the residual stream where it should be added to it."""
+    """A layer's result replaces the residual stream instead of being added to it."""
     return _forgetting(at.tap)(right, at, x, out)
 
 
@@ -128,7 +128,8 @@ def _forgetting(tap: str) -> Callable[..., Array]:
     "embedding-scaled",
     op="embedding",
     stage="embedding",
-    consequence="The stream begins too large by √D (54 in the released models): layers drown.",
+    consequence="The residual stream begins too large by a factor of √D (54 in the released "
+    "models), so the layers hardly change it.",
 )
 def embedding_scaled(right: Right, at: OpContext, tokens: Array, weight: Matrix) -> Array:
     """Embeddings are multiplied by √D, as in some other models."""
@@ -142,7 +143,7 @@ def embedding_scaled(right: Right, at: OpContext, tokens: Array, weight: Matrix)
     stage="attn.residual",
     consequence="Infinities in the residual stream, then NaN everywhere.",
     reports=("onnxruntime-genai#2444", "ROCm/hip-ep#168"),
-    note="Shows only where the stream passes 65,504: in the last layers of the 120b model, where "
+    note="Shows only if the stream exceeds 65,504: in the last layers of the 120b model, where "
     "layer 34 reaches 45,344; not in small models.",
 )
 def float16_overflow(right: Right, at: OpContext, x: Array, out: Array) -> Array:

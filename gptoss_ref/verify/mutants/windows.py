@@ -1,4 +1,4 @@
-"""Bugs of the sliding window: its width, its layers, and what masks the rest."""
+"""Bugs of the sliding window: its width, its layers and its mask."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEIGHTS = "attn.weights"
     obstacle=no_window,
 )
 def window_plus_one(right: Right, at: OpContext) -> int | None:
-    """A window of W shows W + 1 keys: p − j ≤ W where it should be p − j < W."""
+    """A window of W shows W + 1 keys: p − j ≤ W instead of p − j < W."""
     keys: int | None = right(at)
     return None if keys is None else keys + 1
 
@@ -64,7 +64,7 @@ def _exchanged(config: ModelConfig) -> tuple[str, ...]:
     "window-odd-layers",
     op="window",
     stage=WEIGHTS,
-    consequence="Layers that should look far look near, and the other way round.",
+    consequence="Layers that should see everything see a window, and vice versa.",
     shortest=one_past_the_window,
     note="Short prompts hide it: the window covers them.",
 )
@@ -78,7 +78,7 @@ def window_odd_layers(right: Right, at: OpContext) -> int | None:
     "window-everywhere",
     op="window",
     stage=WEIGHTS,
-    consequence="No layer looks further back than the window.",
+    consequence="No layer sees keys outside the window.",
     shortest=one_past_the_window,
     note="Short prompts hide it: the window covers them.",
     obstacle=lambda config, weights: (
@@ -95,7 +95,7 @@ def window_everywhere(right: Right, at: OpContext) -> int | None:
     "window-nowhere",
     op="window",
     stage=WEIGHTS,
-    consequence="Windowed layers look at everything, which dilutes what they should see.",
+    consequence="Windowed layers see everything, so the keys in the window weigh less.",
     shortest=one_past_the_window,
     reports=("openvino#32911", "sglang#30050"),
     note="Short prompts hide it: the window covers them.",
@@ -114,8 +114,8 @@ def window_nowhere(right: Right, at: OpContext) -> int | None:
     consequence="Every key that has left the window weighs as much as a score of 0 does: attention "
     "is diluted, more with every position.",
     shortest=one_past_the_window,
-    note="Short prompts hide it. The variant's old keys swell the denominator without joining the "
-    "mix, as zeroed slots of a buffer do.",
+    note="Short prompts hide it. In the variant, old keys add to the denominator and not to the "
+    "mix, like zeroed slots of a buffer.",
     obstacle=no_window,
     variants=lambda config, tokens: (
         Variant("of zeroed slots", replacing(attention_weights=_zeroed_slots)),
@@ -124,7 +124,7 @@ def window_nowhere(right: Right, at: OpContext) -> int | None:
 def window_scores_zero(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
-    """Keys that have left the window score 0 (scores times mask) where −∞ should mask them."""
+    """Keys that have left the window score 0 (scores times mask) instead of −∞."""
     where = Where(*positions)
     weights: Array = right(at, q, k, sinks, *where)
     if where.window is None:

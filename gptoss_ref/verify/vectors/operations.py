@@ -233,7 +233,7 @@ OPERATIONS: dict[str, Operation] = {
             {"y": "T N"}, _linear, _FLOAT,
         ),
         Operation(
-            "yarn", "frequencies (radians a position) and concentration", {}, _ROTARY,
+            "yarn", "frequencies (radians per position) and concentration", {}, _ROTARY,
             {"inv_freq": "C/2", "concentration": "1"}, _yarn, {"float32": 1e-6, "bfloat16": 1e-2},
         ),
         Operation(

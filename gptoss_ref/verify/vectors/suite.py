@@ -35,7 +35,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "680705e31c4e8b4dc9ad7b4a8153c6582ea4404751df5ad309f23fc0960568c6"
+DIGEST = "185fcbc9f7b4ee9604419388303d0074aded78ac59bf521413e46f33cfc29208"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 

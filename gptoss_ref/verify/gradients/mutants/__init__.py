@@ -1,6 +1,6 @@
-"""The catalogue of bugs of backward passes: what others got wrong in public, or could.
+"""The catalogue of bugs of backward passes: reported in public, or plausible.
 
-``CATALOGUE`` are errors. ``CONVENTIONS`` differ and are nobody's bug.
+``CATALOGUE`` holds errors; ``CONVENTIONS`` holds differences that are not bugs.
 """
 
 from gptoss_ref.verify.gradients.mutants.attention import ATTENTION

@@ -18,7 +18,7 @@ SINKS = "grad.weights.attn.sinks"
 @bug(
     "sinks-without-gradient",
     stages=SINKS,
-    consequence="The sinks stay as they were released, however long one trains.",
+    consequence="The sinks keep their initial values.",
     reports=("flash-attention#1973", "flash-attention#2102", "flash-attention#1895"),
 )
 def sinks_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
@@ -41,10 +41,11 @@ def sinks_gradient_sign(right: Compute, site: BlockContext, *arguments: Array) -
     "sinks-gradient-summed-twice",
     stages=SINKS,
     consequence="Sinks move twice as fast as everything else.",
-    note="A reduction over the batch by the kernel and once more by its caller.",
+    note="The kernel reduces over the batch, and its caller does so again.",
 )
 def sinks_gradient_summed_twice(right: Compute, site: BlockContext, *arguments: Array) -> Array:
-    """The gradient of the sinks is summed over the batch twice: it is twice what it should be."""
+    """The gradient of the sinks is summed over the batch twice: it is too large by a factor of
+    2."""
     return 2 * right(site, *arguments)
 
 
@@ -62,15 +63,15 @@ def softmax_without_gradient(right: Compute, site: BlockContext, *arguments: Arr
 @bug(
     "lse-gradient-dropped",
     stages=SCORES,
-    consequence="Output, values and sinks look right and queries and keys do not; with one visible "
-    "key both gradients are zero.",
+    consequence="The gradients of output, values and sinks look right, those of queries and keys "
+    "do not; with one visible key both are zero.",
     reports=("torchtitan#4796", "flash-attention#404", "flash-attention#889"),
     note="The mix is rescaled by sigmoid(lse − sink); the kernel's log-sum-exp has no gradient.",
 )
 def lse_gradient_dropped(
     right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
 ) -> Array:
-    """The softmax is that without a sink, rescaled by a factor whose gradient is dropped."""
+    """A softmax without sink is rescaled by a factor whose gradient is dropped."""
     w, sink = at.softmax(site, q, k)
     share = 1 - sink[..., None]
     delta = (w * d_w).sum(-1, keepdims=True) / np.where(share > 0, share, 1)
@@ -81,7 +82,7 @@ def lse_gradient_dropped(
 @bug(
     "softmax-delta-missing",
     stages=SCORES,
-    consequence="Queries and keys learn to raise every score that is worth anything.",
+    consequence="Queries and keys learn to raise every useful score, as if scores did not compete.",
     note="The row's sum of w · dw, which a kernel computes ahead, is not subtracted.",
 )
 def softmax_delta_missing(
@@ -96,7 +97,7 @@ def softmax_delta_missing(
 @bug(
     "backward-without-sink",
     stages=f"grad.attn.v {SCORES}",
-    consequence="Gradients of q, k and v are too large, most where the sink is strong.",
+    consequence="Gradients of q, k and v are too large, most of all if the sink is strong.",
     note="The forward kernel stored the log-sum-exp of the keys alone.",
     reports=("flash-attention#2102",),
 )
@@ -171,7 +172,7 @@ def _window_edge(extra: int) -> Compute:
 
 def _window_bug(extra: int, label: str) -> GradientMutant:
     compute = _window_edge(extra)
-    compute.__doc__ = "The backward pass masks another window than the forward pass."
+    compute.__doc__ = "The backward pass has another window than the forward pass."
     return bug(
         "window-edge-in-backward",
         stages=f"grad.attn.v {SCORES}",
@@ -195,7 +196,7 @@ def score_scale_missing(right: Compute, site: BlockContext, *arguments: Array) -
 @bug(
     "rope-turned-the-same-way",
     stages="grad.attn.q grad.attn.k",
-    consequence="The gradients of early positions are nearly right, of later ones at random.",
+    consequence="The gradients of early positions are nearly right, those of later ones random.",
 )
 def rope_turned_the_same_way(right: Compute, site: BlockContext, d: Array) -> Array:
     """RoPE's backward turns by the same angle again instead of back."""

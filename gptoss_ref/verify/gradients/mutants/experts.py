@@ -32,7 +32,8 @@ GATE_UP = "grad.mlp.gate_up"
 @bug(
     "clamp-gradient-passed",
     stages=GATE_UP,
-    consequence="Gates and ups beyond the clamp keep moving, though nothing follows them.",
+    consequence="Gates and ups beyond the clamp keep changing, although the output does not depend "
+    "on them.",
 )
 def clamp_gradient_passed(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gradient passes the clamps as if they were not there."""
@@ -55,7 +56,7 @@ def clamp_gradient_of_both_sides(right: Compute, site: BlockContext, d: Array, x
 @bug(
     "clamp-gradient-on-the-wrong-side",
     stages=GATE_UP,
-    consequence="Only what is clamped trains.",
+    consequence="Only clamped values get a gradient.",
 )
 def clamp_gradient_on_the_wrong_side(
     right: Compute, site: BlockContext, d: Array, x: Array
@@ -99,7 +100,7 @@ def up_without_one(right: Compute, site: BlockContext, d: Array, x: Array) -> Ar
     "gate-and-up-gradients-swapped",
     stages=GATE_UP,
     consequence="Each trains on the other's gradient.",
-    note="The backward kernel takes halves for interleaved rows, or the reverse, once more.",
+    note="The backward kernel reads interleaved rows as halves, or the reverse.",
 )
 def gate_and_up_swapped(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
     """The gradients of gate and up are written to each other's place."""
@@ -137,12 +138,12 @@ def expert_bias_missing(
     stages="grad.mlp.norm",
     consequence="Everything below the experts trains on a part of its gradient.",
     reports=("transformers#48205",),
-    note="Modelled as two ranks, of which the first one's experts count.",
+    note="Modelled as two ranks; only the experts of the first one count.",
 )
 def expert_parallel_not_summed(
     right: Compute, site: BlockContext, d_gate_up: Array, d_router: Array, indices: Array
 ) -> Array:
-    """Each rank's gradient covers its own experts, and the ranks' are not summed."""
+    """Each rank's gradient covers its own experts, and the ranks' gradients are not summed."""
     own = (indices < site.config.num_experts // 2)[..., None]
     return right(site, np.where(own, d_gate_up, d_gate_up.dtype.type(0)), d_router, indices)
 

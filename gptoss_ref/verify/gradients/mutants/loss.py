@@ -13,7 +13,7 @@ from gptoss_ref.verify.gradients.operations import BlockContext, Compute
 @bug(
     "loss-averaged-over-padding",
     stages="grad.logits",
-    consequence="Every gradient is smaller by the share of tokens that count.",
+    consequence="Every gradient is multiplied by the share of tokens that count.",
     reports=("transformers#24725", "torchtune#1875"),
 )
 def loss_averaged_over_padding(right: Compute, site: BlockContext, logits: Array) -> Array:
@@ -36,7 +36,7 @@ def _accumulation_bug(steps: int) -> GradientMutant:
     return bug(
         "accumulation-divided-twice",
         stages="grad.logits",
-        consequence="The learning rate is smaller by the number of accumulation steps.",
+        consequence="The effective learning rate is divided by the number of accumulation steps.",
         reports=("transformers#35210", "transformers#34191"),
         label=f"{steps} steps",
     )(compute)
@@ -73,7 +73,7 @@ def unembedding_added(right: Compute, site: BlockContext, d_x: Array) -> Array:
     reports=("tt-metal#6232", "pytorch#1631", "AiDotNet.Tensors#894"),
 )
 def embedding_overwritten(right: Compute, site: BlockContext, d_x: Array) -> Array:
-    """Where a token occurs several times, the last position's gradient replaces the others."""
+    """If a token occurs several times, the gradient of its last position replaces the others."""
     found = np.zeros_like(right(site, d_x))
     found[site.tokens] = d_x
     return found

@@ -1,7 +1,7 @@
-"""What a bug of a backward pass is: one or several stages computed wrongly, with its story.
+"""The record of a bug of a backward pass: wrong versions of some stages, with a description.
 
-A bug is a function of what it replaces, the site, and the stage's own arguments; its docstring is
-the summary::
+A bug is a function of the function that it replaces, the context, and the stage's own arguments;
+its docstring is the summary::
 
     @bug("sinks-without-gradient", stages="grad.weights.attn.sinks", consequence="…", reports=…)
     def sinks_without_gradient(right, site, *arguments):
@@ -29,11 +29,11 @@ class GradientMutant:
         stage: the gradient, without its block, that it changes first.
         summary: one sentence: what is wrong.
         consequence: what that does to training.
-        wrong: by stage, what computes it instead.
+        wrong: for each stage, the function that replaces it.
         reports: public reports, as ``repository#number``.
         note: what hides it, or how it is modelled.
-        equivalent: a convention, which is nobody's bug.
-        label: which form of it, where it is not the usual one.
+        equivalent: a convention, which is not a bug.
+        label: the form, if it is not the usual one.
     """
 
     name: str
@@ -60,7 +60,7 @@ def bug(
     equivalent: bool = False,
     label: str | None = None,
 ) -> Decorator:
-    """Make a function a :class:`GradientMutant` of ``stages``, names with blanks between."""
+    """Make a function a :class:`GradientMutant` of ``stages``, names separated by spaces."""
 
     def decorate(function: Compute) -> GradientMutant:
         changed = stages.split()
@@ -85,5 +85,5 @@ def zero(right: Compute, site: BlockContext, *arguments: Array) -> Array:
 
 
 def name_of(right: Compute) -> str:
-    """Name of the stage function under any bugs."""
+    """Name of the stage function below all bugs."""
     return getattr(right, "__name__", "")

@@ -14,7 +14,7 @@ NORMS = "grad.attn.residual grad.mlp.residual grad.embedding"
 @bug(
     "norm-second-term-missing",
     stages=NORMS,
-    consequence="The gradient keeps a part along x, which no change of x can use.",
+    consequence="The gradient keeps a component along x, which has no effect on the output.",
     reports=("attorch#17",),
 )
 def norm_second_term_missing(right: Compute, site: BlockContext, *arguments: Array) -> Array:
@@ -29,11 +29,11 @@ def norm_second_term_missing(right: Compute, site: BlockContext, *arguments: Arr
 @bug(
     "norm-without-gradient",
     stages=NORMS,
-    consequence="Gradients reach the blocks only past them, along the residual.",
+    consequence="Gradients pass each block only along the residual stream.",
     reports=("candle#3526",),
 )
 def norm_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
-    """The fused RMSNorm has no backward: nothing goes through attention and experts."""
+    """The fused RMSNorm has no backward: no gradient goes through attention and experts."""
     *past, _, x = arguments
     return past[0] if past else np.zeros_like(x)
 
@@ -45,8 +45,8 @@ def norm_without_gradient(right: Compute, site: BlockContext, *arguments: Array)
     reports=("entrenar#313",),
 )
 def residual_gradient_dropped(right: Compute, site: BlockContext, *arguments: Array) -> Array:
-    """The gradient that passes a block by, along the residual, is not added."""
-    if len(arguments) == 2:  # the last norm, which nothing passes by
+    """The gradient along the residual stream is not added."""
+    if len(arguments) == 2:  # the last norm has no residual around it
         return right(site, *arguments)
     return right(site, np.zeros_like(arguments[0]), *arguments[1:])
 

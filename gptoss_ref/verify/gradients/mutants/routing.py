@@ -86,7 +86,7 @@ def _aux_bug(
     reports=("transformers#45120", "transformers#45315"),
 )
 def auxiliary_of_softmaxed(right: Compute, site: BlockContext, *arguments: Array) -> Array:
-    """The load-balancing loss takes a softmax of what has been through one."""
+    """The load-balancing loss applies softmax to probabilities."""
     found = right(site, *arguments)
     if site.aux is None or site.layer is None:
         return found
@@ -114,8 +114,8 @@ ROUTING: tuple[GradientMutant, ...] = (
     _aux_bug(
         0.0,
         "auxiliary-loss-without-gradient",
-        "The load-balancing loss is in the loss, and its gradient never arrives.",
-        "The loss that is printed has a part that nothing follows.",
+        "The load-balancing loss is part of the loss, but its gradient is missing.",
+        "A part of the printed loss is not minimised.",
         "Automodel#1408",
         "Automodel#1412",
     ),
