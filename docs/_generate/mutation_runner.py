@@ -13,6 +13,7 @@ between changes no result.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -34,16 +35,23 @@ MEMORY = 8 << 30
 """Bytes that a mutant may allocate: a size that it gets wrong must not fill the machine."""
 
 
+class Failed(BaseException):
+    """A test failed."""
+
+
 class Runner:
     """A plugin of pytest that replaces the run of the tests."""
 
     def __init__(self, mutants: dict[Path, list[Mutant]], results: Path, seconds: float) -> None:
         self.mutants, self.results, self.seconds = mutants, results, seconds
-        self.failed = False
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Ends a process whose mutant is killed."""
-        self.failed = self.failed or report.failed
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Ends the run at the first failure, without the work of a report."""
+        skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
+        expected = item.get_closest_marker("xfail") is not None
+        if call.excinfo is not None and not skipped and not expected:
+            raise Failed(item.nodeid)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """All mutants, instead of all tests."""
@@ -54,6 +62,8 @@ class Runner:
             tests.update(path.read_bytes())
         digest = tests.hexdigest()[:16]
         done = known(self.results, digest)
+        gc.collect()
+        gc.freeze()  # a child copies no page for the garbage collector
         if all(one.digest in done for ones in self.mutants.values() for one in ones):
             return True
         calls: dict[str, dict[str, float]] = json.loads(forked(lambda: self._calls(session), 0)[1])
@@ -88,19 +98,15 @@ class Runner:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
             for name in state()._stats:
                 calls[name][item.nodeid] = time.process_time() - before
-            if self.failed:
-                raise SystemExit(f"{item.nodeid} fails without a mutant")
         return SURVIVED, json.dumps(calls)
 
     def _survives(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
-        """Whether a test fails, and which."""
+        """Runs the tests until one fails."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant.key)
         for item, after in zip(items, [*items[1:], None], strict=False):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
-            if self.failed:
-                return KILLED, item.nodeid
         return SURVIVED, ""
 
 
@@ -146,8 +152,8 @@ def forked(work: Callable[[], tuple[str, str]], limit: float) -> tuple[str, str]
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
             result = work()
-        except BaseException as error:  # what a test's code throws out of pytest: killed
-            result = (KILLED, repr(error))
+        except BaseException as error:  # Failed, or what else gets past pytest
+            result = (KILLED, str(error))
         with os.fdopen(write, "w") as pipe:
             pipe.write(json.dumps(result))
         os._exit(0)
@@ -177,7 +183,7 @@ def forked(work: Callable[[], tuple[str, str]], limit: float) -> tuple[str, str]
         return (SLOW if slow else KILLED), ended_by.name
     outcome, by = json.loads(text) if text else (KILLED, "the process ended")
     if not limit and outcome != SURVIVED:
-        raise SystemExit(by)
+        raise SystemExit(f"without a mutant: {by}")
     return outcome, by
 
 
