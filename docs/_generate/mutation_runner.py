@@ -66,7 +66,7 @@ class Runner:
         gc.freeze()  # a child copies no page for the garbage collector
         if all(one.digest in done for ones in self.mutants.values() for one in ones):
             return True
-        calls: dict[str, dict[str, float]] = json.loads(forked(lambda: self._calls(session), 0)[1])
+        calls = self._kept_calls(session, digest)
         by_id = {item.nodeid: item for item in session.items}
         pairs = [(file, one) for file, ones in self.mutants.items() for one in ones]
         for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
@@ -84,6 +84,17 @@ class Runner:
             with self.results.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(told) + "\n")
         return True
+
+    def _kept_calls(self, session: pytest.Session, tests: str) -> dict[str, dict[str, float]]:
+        """`_calls`, from the last run if no test has changed since."""
+        file = self.results.with_suffix(".calls.json")
+        kept: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        if kept.get("tests") != tests:
+            _, calls = forked(lambda: self._calls(session), 0)
+            kept = {"tests": tests, "calls": json.loads(calls)}
+            file.write_text(json.dumps(kept), encoding="utf-8")
+        found: dict[str, dict[str, float]] = kept["calls"]
+        return found
 
     def _calls(self, session: pytest.Session) -> tuple[str, str]:
         """By function, the tests that call it and their seconds of processor time."""
@@ -211,7 +222,16 @@ def main(arguments: list[str]) -> int:
     for file in map(Path, arguments[at + 1 :]):
         code, mutants[file] = mutated(file, file.read_text("utf-8"))
         file.write_text(code, encoding="utf-8")
-    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:faulthandler"]
+    options = [
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:terminal",
+        "-p",
+        "no:faulthandler",
+    ]
     scratch = results.with_suffix(".tmp")
     return int(
         pytest.main(
