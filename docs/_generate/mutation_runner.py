@@ -73,7 +73,7 @@ class Runner:
             if mutant.digest in done:
                 continue
             chosen = within(self.seconds, calls.get(mutant.mangled, {}))
-            items = [by_id[name] for name in chosen]
+            items = {by_id[name]: took for name, took in chosen.items()}
             spent = sum(chosen.values())
             code, by = forked(lambda m=mutant, i=items: self._survives(m, i), 5 + 3 * spent)
             told = {
@@ -111,12 +111,13 @@ class Runner:
                 calls[name][item.nodeid] = time.process_time() - before
         return SURVIVED, json.dumps(calls)
 
-    def _survives(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
-        """Runs the tests until one fails."""
+    def _survives(self, mutant: Mutant, items: dict[pytest.Item, float]) -> tuple[str, str]:
+        """Runs the tests until one fails, or takes far longer than without the mutant."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant.key)
-        for item, after in zip(items, [*items[1:], None], strict=False):
+        for item, after in zip(items, [*list(items)[1:], None], strict=True):
+            signal.setitimer(signal.ITIMER_PROF, 2 + 10 * items[item])  # of processor time
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return SURVIVED, ""
 
@@ -190,7 +191,7 @@ def forked(work: Callable[[], tuple[str, str]], limit: float) -> tuple[str, str]
     poll.close()
     if os.WIFSIGNALED(status):
         ended_by = signal.Signals(os.WTERMSIG(status))
-        slow = ended_by in (signal.SIGXCPU, signal.SIGKILL)
+        slow = ended_by in (signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL)
         return (SLOW if slow else KILLED), ended_by.name
     outcome, by = json.loads(text) if text else (KILLED, "the process ended")
     if not limit and outcome != SURVIVED:

@@ -85,13 +85,14 @@ class Judgement:
 
     def _lines(self) -> Iterator[str]:
         flags: dict[str, None] = {}
+        width = max([12, *(len(finding.case.operation.name) for finding in self.findings)])
         for name in dict.fromkeys(finding.case.operation.name for finding in self.findings):
             rows = [f for f in self.findings if f.case.operation.name == name]
             judged = [f for f in rows if f.verdict != "not judged"]
             right = [f for f in judged if f.verdict == "right"]
             errors = [f.error for f in judged if f.error is not None]
             worst = f", worst error {max(errors):.1e}" if errors else ""
-            yield f"{name:13} {len(right)} of {len(judged)} right{worst}"
+            yield f"{name:{width}}  {len(right)} of {len(judged)} right{worst}"
             for row in rows:
                 if row.verdict == "right":
                     continue
