@@ -225,3 +225,27 @@ def test_no_rule_but_floor_and_even_saturates(seed: int) -> None:
         assert np.array_equal(scales[:, 0], scale_exponents(largest, rule) + 127)
         assert (scaled <= limit).all()
         assert np.array_equal(blocks[:, 0, 2] >> 4, nearest_e2m1(scaled))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.float16, np.float32])
+def test_any_dtype_is_encoded_as_float64(dtype: type) -> None:
+    x = np.array([-128 if np.issubdtype(dtype, np.signedinteger) else 127, *range(31)], dtype)
+    for ours, exact in zip(mxfp4.encode(x), mxfp4.encode(x.astype(float)), strict=True):
+        np.testing.assert_array_equal(ours, exact)
+
+
+def test_ends_of_the_scale_rules() -> None:
+    """1.75 · 2^k rounds up to 2^(k+1) under `even`; a scale is at most 2^127."""
+    for largest, exponent in ((1.75, -1), (1.7499, -2), (7.0, 1), (6.999, 0)):
+        _, scales = mxfp4.encode(np.full(32, largest), rule="even")
+        assert int(scales[0]) - 127 == exponent
+    for rule in RULES:
+        blocks, scales = mxfp4.encode(np.full(32, 2.0**200), rule=rule)
+        assert scales.tolist() == [254]
+        assert (blocks == 0x77).all()  # code 7: saturated
+
+
+def test_an_infinite_value_raises_no_floating_point_error() -> None:
+    with np.errstate(all="raise"):
+        values = mxfp4.decode(np.full((1, 16), 0x77, np.uint8), np.array([254], np.uint8))
+    assert (values == np.inf).all()

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptoss_ref import layers
+from gptoss_ref.errors import ConfigError
 from gptoss_ref.numerics import BFLOAT16, FLOAT32, FLOAT64, get_policy
 from tests.support.agreement import NUMPY, POLICIES
 from tests.support.checks_attention import check_rope, check_rope_tables, check_yarn
@@ -56,6 +58,43 @@ def test_a_factor_up_to_one_is_plain_rope(factor: float) -> None:
     assert concentration == 1.0
 
 
+def test_defaults_are_plain_rope_and_the_released_ramp() -> None:
+    np.testing.assert_array_equal(layers.yarn(64, 150000.0)[0], layers.yarn(64, 150000.0, 1.0)[0])
+    released = layers.yarn(64, 150000.0, 32.0, 4096, 32.0, 1.0)[0]
+    np.testing.assert_array_equal(layers.yarn(64, 150000.0, 32.0)[0], released)
+
+
+def turns(ratio: float) -> float:
+    """The beta whose pair lies at ln(ratio) / ln(theta), without rounding: a context of 1024."""
+    length = 1024 / ratio
+    beta = next(
+        b
+        for k in range(-3, 4)
+        if (b := length / (2 * math.pi) + k * 2**-60) * 2 * math.pi == length
+    )
+    assert 1024 / (beta * 2 * math.pi) == ratio
+    return beta
+
+
+def test_the_ramp_lies_between_the_first_pair_and_the_last_but_one() -> None:
+    """With C = 4 and theta = 2^20: pair 2 ln(ratio) / ln(theta), so ratio 2^10 is at pair 1."""
+    theta, wide = 2.0**20, 2.0**8  # the end of the ramp at pair 0.8, within (0, 1)
+
+    def raises(head_dim: int, fast: float, slow: float) -> bool:
+        try:
+            layers.yarn(head_dim, theta, 32.0, 1024, turns(fast), turns(slow))
+        except ConfigError:
+            return True
+        return False
+
+    assert not raises(4, 2.0, wide)
+    assert raises(4, 1.0, wide)  # begins at pair 0
+    assert raises(4, wide, wide)  # is a point
+    assert raises(4, wide, 2.0)  # runs backwards
+    assert raises(4, 2.0, 2.0**10)  # ends at pair 1 = C/2 - 1
+    assert raises(4, 2.0, 2.0**11)  # ends at pair 1.1
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @given(
     data=st.data(),
@@ -87,6 +126,17 @@ def test_float32_policy_has_float64_angles() -> None:
     angles = (np.float32(100003) * inv_freq.astype(np.float32)).astype(np.float64)
     assert np.abs(narrow[0] - concentration * np.cos(angles)).max() < 2.0**-7
     assert np.abs(concentration * np.cos(angles) - exact).max() > 1e-4
+
+
+def test_bfloat16_policy_has_float32_angles() -> None:
+    """As torch computes them; with float64 angles one value in 20 would differ."""
+    inv_freq, concentration = layers.yarn(64, 150000.0, 32.0)
+    at = np.arange(130_000, 130_100)
+    angles = torch.outer(torch.tensor(at).float(), torch.tensor(inv_freq).float())
+    tables = layers.rope_tables(at, inv_freq, concentration, policy=BFLOAT16)
+    for ours, function in zip(tables, (torch.cos, torch.sin), strict=True):
+        theirs = (function(angles) * concentration).bfloat16().float().numpy()
+        assert np.mean(ours != theirs) < 0.002
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -79,3 +79,14 @@ def test_nan_reaches_the_weights_of_its_token(policy: str) -> None:
     assert np.isnan(out.weights[1]).all()
     assert np.isfinite(out.weights[[0, 2]]).all()
     assert ((out.indices >= 0) & (out.indices < 5)).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_nan_logit_is_the_largest(policy: str) -> None:
+    """Else an expert whose router row is damaged would never be chosen, and nothing would show."""
+    weight = np.zeros((5, 2))
+    weight[3] = np.nan
+    bias = np.array([0.0, 3.0, 2.0, 1.0, 4.0])
+    out = layers.router(np.ones((2, 2), NUMPY[policy]), weight, bias, 3, policy=get_policy(policy))
+    assert out.indices.tolist() == [[3, 4, 1]] * 2
+    assert np.isnan(out.weights).all()
