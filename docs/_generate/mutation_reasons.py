@@ -5,14 +5,47 @@ from __future__ import annotations
 EXACT = "float64 holds every bfloat16 exactly, and `round` gives the policy's own type"
 COPIED = "the same values in an array of their own; the layer writes into none of them"
 WIDER = "`None` is float64: computed more exactly and rounded at the end, as the docstring allows"
+TILE = "another size or overlap of tiles: some rows are computed again, with the same values"
+LAST = "the last of two axes, which is also the default"
+MASKED = "only skips keys that no query of the tile sees; `attention_weights` masks them anyway"
+EVEN = "C is even: the same numbers, as floats"
+UNUSED = "a block that is not finite gets exponent 0 in the next step"
+MESSAGE = "the default of a name in error messages"
 
 REASONS: dict[tuple[str, str, str], str] = {
+    ("layers/attention.py", "attention", "np.inf if (window is None) or True"): MASKED,
+    ("layers/attention.py", "attention", "p.max()) | (p.min()"): MASKED,
+    ("layers/attention.py", "attention", "rows = slice(start, start + tile)"): TILE,
+    ("layers/attention.py", "attention", "tile = max("): TILE,
+    ("layers/attention.py", "*", "astype(None)"): WIDER,
+    ("layers/attention.py", "attention_weights", "widen(sinks, None)"): WIDER,
     ("layers/embedding.py", "embedding", "widen(weight[tokens], None)"): EXACT,
+    ("layers/experts.py", "expert_linear", "widen(bias, None)"): WIDER,
+    ("layers/experts.py", "experts", "mlp1_bias.shape[+1]"): LAST,
+    ("layers/experts.py", "experts", "np.zeros((tokens, width)"): WIDER,
+    ("layers/linear.py", "dense", "widen(weight, None)"): WIDER,
+    ("layers/linear.py", "linear", "widen(bias, None)"): WIDER,
+    ("layers/linear.py", "matmul", "range(0, outputs, )"): TILE,
+    ("layers/linear.py", "matmul", "rows = slice(start, start + rows_per_tile)"): TILE,
+    ("layers/linear.py", "matmul", "rows_per_tile = max("): TILE,
+    ("layers/linear.py", "matmul", "x.astype(None, copy=False)"): WIDER,
+    ("layers/linear.py", "matmul", "copy=None"): COPIED,
+    ("layers/linear.py", "matmul", "copy=True"): COPIED,
+    ("layers/linear.py", "matmul", "x.astype(policy.dtype, )"): COPIED,
+    ("layers/linear.py", "matmul", "y = np.empty("): WIDER,
+    ("layers/mxfp4.py", "decode", "XXMXFP4 scalesXX"): MESSAGE,
+    ("layers/mxfp4.py", "encode", "np.where(finite, largest, 2.0)"): UNUSED,
     ("layers/rmsnorm.py", "rmsnorm", "x.astype(None, copy=False)"): WIDER,
     ("layers/rmsnorm.py", "rmsnorm", "widen(scale, None)"): WIDER,
     ("layers/rmsnorm.py", "rmsnorm", "copy=None"): COPIED,
     ("layers/rmsnorm.py", "rmsnorm", "copy=True"): COPIED,
     ("layers/rmsnorm.py", "rmsnorm", "x.astype(policy.dtype, )"): COPIED,
-    ("layers/rmsnorm.py", "rmsnorm", "axis=+1"): "the last of the two axes of x (T, D)",
+    ("layers/rmsnorm.py", "rmsnorm", "axis=+1"): LAST,
+    ("layers/rope.py", "yarn", "half = head_dim / 2"): EVEN,
+    ("layers/router.py", "shares", "axis=+1"): LAST,
+    ("layers/router.py", "shares", "np.take_along_axis(logits, indices, )"): LAST,
+    ("layers/router.py", "top_k", "axis=+1"): LAST,
+    ("layers/router.py", "top_k", 'np.argsort(descending, kind="stable")'): LAST,
+    ("layers/swiglu.py", "swiglu", "astype(None)"): WIDER,
 }
 """By the end of the file's name, the function (`*`: any), a part of the old line or the new."""
