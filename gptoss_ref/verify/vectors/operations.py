@@ -211,10 +211,10 @@ _FLOAT = {"float32": 1e-5, "bfloat16": 2e-2}
 _ROTARY = {
     "head_dim": "C",
     "theta": "base of the frequencies",
-    "factor": "YaRN's stretch of the context; 1: plain RoPE",
-    "original_length": "positions before the stretch",
-    "beta_fast": "turns from which a pair keeps its frequency",
-    "beta_slow": "turns up to which a pair is slowed by the factor",
+    "factor": "YaRN's factor; 1: plain RoPE",
+    "original_length": "length of the original context",
+    "beta_fast": "pairs with more turns keep their frequency",
+    "beta_slow": "pairs with fewer turns are slowed by the factor",
 }
 
 OPERATIONS: dict[str, Operation] = {
@@ -237,7 +237,7 @@ OPERATIONS: dict[str, Operation] = {
             {"inv_freq": "C/2", "concentration": "1"}, _yarn, {"float32": 1e-6, "bfloat16": 1e-2},
         ),
         Operation(
-            "rope", "pair (i, i + C/2) turned by position · inv_freq[i], times the concentration",
+            "rope", "pair (i, i + C/2) rotated by position · inv_freq[i], times the concentration",
             {"x": "T H C", "positions": "T"}, _ROTARY, {"y": "T H C"}, _rope,
             {"float32": 1e-5, "bfloat16": 2e-2},
         ),
@@ -249,7 +249,7 @@ OPERATIONS: dict[str, Operation] = {
                 "q": "T H C", "k": "S K C", "v": "S K C", "sinks": "H",
                 "q_positions": "T", "k_positions": "S",
             },
-            {"window": "keys seen, the query's own included; null: all"},
+            {"window": "visible keys, the query's own included; null: all"},
             {"weights": "H T S", "mix": "T H*C"}, _attention, _FLOAT,
         ),
         Operation(

@@ -97,10 +97,10 @@ _FLOAT = {"float32": 2e-5, "bfloat16": 5e-2}
 _ROTARY = {
     "head_dim": "C",
     "theta": "base of the frequencies",
-    "factor": "YaRN's stretch of the context; 1: plain RoPE",
-    "original_length": "positions before the stretch",
-    "beta_fast": "turns from which a pair keeps its frequency",
-    "beta_slow": "turns up to which a pair is slowed by the factor",
+    "factor": "YaRN's factor; 1: plain RoPE",
+    "original_length": "length of the original context",
+    "beta_fast": "pairs with more turns keep their frequency",
+    "beta_slow": "pairs with fewer turns are slowed by the factor",
 }
 
 GRADIENTS: tuple[Operation, ...] = (
@@ -121,7 +121,7 @@ GRADIENTS: tuple[Operation, ...] = (
         {"d_x": "T M", "d_weight": "N M", "d_bias": "N"}, _linear, _FLOAT,
     ),
     Operation(
-        "rope_backward", "each pair turned back, times the concentration",
+        "rope_backward", "each pair rotated back, times the concentration",
         {"d_y": "T H C", "positions": "T"}, _ROTARY, {"d_x": "T H C"}, _rope, _FLOAT,
     ),
     Operation(
@@ -132,7 +132,7 @@ GRADIENTS: tuple[Operation, ...] = (
             "d_mix": "T H*C", "q": "T H C", "k": "S K C", "v": "S K C", "sinks": "H",
             "q_positions": "T", "k_positions": "S",
         },
-        {"window": "keys seen, the query's own included; null: all"},
+        {"window": "visible keys, the query's own included; null: all"},
         {"d_q": "T H C", "d_k": "S K C", "d_v": "S K C", "d_sinks": "H"}, _attention, _FLOAT,
     ),
     Operation(

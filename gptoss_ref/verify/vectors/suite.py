@@ -35,7 +35,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "185fcbc9f7b4ee9604419388303d0074aded78ac59bf521413e46f33cfc29208"
+DIGEST = "29cbc3b0ed64133c796de49ea9304d82139b3fa43424f3d8068d3e48564eff9e"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
