@@ -1,6 +1,7 @@
 """Conformance vectors: test cases with expected outputs, for implementations in any language."""
 
-from gptoss_ref.verify.vectors.cases import Case, all_cases
+from gptoss_ref.verify.vectors.case import Case
+from gptoss_ref.verify.vectors.cases import all_cases
 from gptoss_ref.verify.vectors.exercise import (
     check_file,
     check_function,

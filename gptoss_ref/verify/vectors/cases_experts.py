@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.case import Group
 from gptoss_ref.verify.vectors.numbers import Numbers
 
 CONSTANTS = {"alpha": 1.702, "limit": 7.0}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.case import Group
 from gptoss_ref.verify.vectors.numbers import Numbers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gptoss_ref.verify.vectors.cases import Group, Parameter
+from gptoss_ref.verify.vectors.case import Group, Parameter
 from gptoss_ref.verify.vectors.numbers import Numbers
 
 RELEASED: dict[str, Parameter] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.case import Group
 from gptoss_ref.verify.vectors.numbers import Numbers
 
 

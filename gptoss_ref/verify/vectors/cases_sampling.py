@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gptoss_ref.verify.vectors.cases import Group
+from gptoss_ref.verify.vectors.case import Group
 from gptoss_ref.verify.vectors.numbers import Numbers
 
 FIVE = [0.5, 2.0, -1.0, 1.25, -2.0]

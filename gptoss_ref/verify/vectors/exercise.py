@@ -18,7 +18,7 @@ import numpy as np
 from gptoss_ref._files import read_bounded
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.vectors.cases import Case
+from gptoss_ref.verify.vectors.case import Case
 from gptoss_ref.verify.vectors.judge import Finding, Judgement, judge_case
 from gptoss_ref.verify.vectors.operation import Operation
 from gptoss_ref.verify.vectors.operations import OPERATIONS

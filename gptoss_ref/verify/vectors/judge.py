@@ -12,7 +12,7 @@ import numpy as np
 
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants import CATALOGUE, TIES, Mutant
-from gptoss_ref.verify.vectors.cases import Case
+from gptoss_ref.verify.vectors.case import Case
 from gptoss_ref.verify.vectors.flags import FLAGS
 from gptoss_ref.verify.vectors.mistake import Mistake
 from gptoss_ref.verify.vectors.mistakes import MISTAKES

@@ -26,7 +26,8 @@ from safetensors.numpy import save
 from gptoss_ref.checkpoint.writer import new_folder
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants import CATALOGUE, TIES
-from gptoss_ref.verify.vectors.cases import Case, all_cases
+from gptoss_ref.verify.vectors.case import Case
+from gptoss_ref.verify.vectors.cases import all_cases
 from gptoss_ref.verify.vectors.flags import FLAGS
 from gptoss_ref.verify.vectors.harmony import harmony_files
 from gptoss_ref.verify.vectors.mistakes import MISTAKES
