@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EXACT = "float64 holds every bfloat16 exactly, and `round` gives the policy's own type"
-COPIED = "the same values in an array of their own; the layer writes into none of them"
+COPIED = "the same values in an array of their own; nothing writes into them"
 WIDER = "`None` is float64: computed more exactly and rounded at the end, as the docstring allows"
 TILE = "another size or overlap of tiles: some rows are computed again, with the same values"
 LAST = "the last of two axes, which is also the default"
@@ -47,5 +47,8 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("layers/router.py", "top_k", "axis=+1"): LAST,
     ("layers/router.py", "top_k", 'np.argsort(descending, kind="stable")'): LAST,
     ("layers/swiglu.py", "swiglu", "astype(None)"): WIDER,
+    ("numerics.py", "*", "copy=None"): COPIED,
+    ("numerics.py", "*", "copy=True"): COPIED,
+    ("numerics.py", "*", "astype(dtype, )"): COPIED,
 }
 """By the end of the file's name, the function (`*`: any), a part of the old line or the new."""

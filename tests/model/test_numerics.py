@@ -15,6 +15,7 @@ from gptoss_ref.numerics import (
     FLOAT64,
     bfloat16_to_float,
     float_to_bfloat16,
+    format_name,
     get_policy,
     widen,
 )
@@ -84,6 +85,37 @@ def test_float64_rounds_to_the_nearest(value: float) -> None:
             bits = np.array([neighbour], np.uint16)
             other = abs(Fraction(value) - Fraction(float(bfloat16_to_float(bits, np.float64)[0])))
             assert gap < other or (gap == other and ours % 2 == 0)
+
+
+def test_every_nan_stays_a_quiet_nan() -> None:
+    """Rounding would make infinity of the first one, and −0 of the second."""
+    bits = np.array([0x7F800001, 0x7FFFFFFF, 0xFF800001, 0x7FC00000, 0xFFC10000], np.uint32)
+    expected = [0x7FC0, 0x7FFF, 0xFFC0, 0x7FC0, 0xFFC1]
+    assert float_to_bfloat16(bits.view(np.float32)).tolist() == expected
+
+
+def test_no_value_raises_a_floating_point_error() -> None:
+    signalling = np.array([0x7FF0000000000001], np.uint64).view(np.float64)
+    x = np.concatenate([[1e300, -np.inf, 1e-320, np.nan], signalling])
+    with np.errstate(all="raise", under="ignore"):
+        assert float_to_bfloat16(x)[:3].tolist() == [0x7F80, 0xFF80, 0]
+        assert np.isnan(bfloat16_to_float(np.array([0x7F81], np.uint16), np.float64)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.int64, np.bool_])
+def test_other_dtypes_are_rounded_by_value(dtype: type) -> None:
+    x = np.array([0, 1, 3, 257, 1027]).astype(dtype)
+    expected = x.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert np.array_equal(float_to_bfloat16(x), expected)
+
+
+def test_names_of_formats_in_other_spellings() -> None:
+    for spelling, name in (
+        ("torch.bfloat16", "bfloat16"), ("BF16", "bfloat16"), ("torch.half", "float16"),
+        ("fp64", "float64"), ("Float32", "float32"), ("int8", "int8"),
+    ):  # fmt: skip
+        assert format_name(spelling) == name
+    assert get_policy("torch.bf16") is BFLOAT16
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=20))
