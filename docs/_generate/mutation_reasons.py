@@ -9,12 +9,15 @@ TILE = "another size or overlap of tiles: some rows are computed again, with the
 LAST = "the last of two axes, which is also the default"
 MASKED = "only skips keys that no query of the tile sees; `attention_weights` masks them anyway"
 EVEN = "C is even: the same numbers, as floats"
-UNUSED = "a block that is not finite gets exponent 0 in the next step"
+UNUSED = "of a block that is not finite, which decodes to NaN whatever its exponent and codes"
+NEGATIVE = "NumPy takes any negative size for the unknown one"
 MESSAGE = "the default of a name in error messages"
 
 REASONS: dict[tuple[str, str, str], str] = {
     ("layers/attention.py", "attention", "np.inf if (window is None) or True"): MASKED,
     ("layers/attention.py", "attention", "p.max()) | (p.min()"): MASKED,
+    ("layers/attention.py", "attention", "k_positions <= reach)"): MASKED,
+    ("layers/attention.py", "attention_mix", "reshape(kv_heads, -2"): NEGATIVE,
     ("layers/attention.py", "attention", "rows = slice(start, start + tile)"): TILE,
     ("layers/attention.py", "attention", "tile = max("): TILE,
     ("layers/attention.py", "*", "astype(None)"): WIDER,
@@ -23,6 +26,7 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("layers/experts.py", "expert_linear", "widen(bias, None)"): WIDER,
     ("layers/experts.py", "experts", "mlp1_bias.shape[+1]"): LAST,
     ("layers/experts.py", "experts", "np.zeros((tokens, width)"): WIDER,
+    ("layers/linear.py", "dense", "dtype=None,"): WIDER,
     ("layers/linear.py", "dense", "widen(weight, None)"): WIDER,
     ("layers/linear.py", "linear", "widen(bias, None)"): WIDER,
     ("layers/linear.py", "matmul", "range(0, outputs, )"): TILE,
@@ -34,7 +38,12 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("layers/linear.py", "matmul", "x.astype(policy.dtype, )"): COPIED,
     ("layers/linear.py", "matmul", "y = np.empty("): WIDER,
     ("layers/mxfp4.py", "decode", "XXMXFP4 scalesXX"): MESSAGE,
+    ("layers/mxfp4.py", "decode", "MXFP4_BLOCK / 2"): "16.0 equals 16",
+    ("layers/mxfp4.py", "decode", "scales != SCALE_NAN"): "the place in the message of an error",
+    ("layers/mxfp4.py", "decode", "_HALF_SCALES.astype(None)"): "powers of two, exact in both",
+    ("layers/mxfp4.py", "decode", "half_scales[SCALE_NAN] = None"): "NumPy stores `None` as NaN",
     ("layers/mxfp4.py", "encode", "np.where(finite, largest, 2.0)"): UNUSED,
+    ("layers/mxfp4.py", "encode", "largest, 1.0), rule), 1)"): UNUSED,
     ("layers/rmsnorm.py", "rmsnorm", "x.astype(None, copy=False)"): WIDER,
     ("layers/rmsnorm.py", "rmsnorm", "widen(scale, None)"): WIDER,
     ("layers/rmsnorm.py", "rmsnorm", "copy=None"): COPIED,

@@ -46,6 +46,15 @@ def test_other_alpha_and_limit(policy: str) -> None:
     check_experts(layers.experts, 1, policy, alpha=1.0, limit=2.0)
 
 
+def test_alpha_and_limit_are_the_models_unless_others_are_given() -> None:
+    rng = np.random.default_rng(0)
+    x, tensors = 9 * normal(rng, 4, 6), [normal(rng, *s) for s in ((2, 10, 6), (2, 10))]
+    rest = (*tensors, normal(rng, 2, 6, 5), normal(rng, 2, 6))
+    chosen = (np.array([[0], [1], [1], [0]]), np.ones((4, 1)))
+    released = layers.experts(x, *chosen, *rest, alpha=1.702, limit=7.0)
+    np.testing.assert_array_equal(layers.experts(x, *chosen, *rest), released)
+
+
 @given(SEEDS, st.permutations(range(6)))
 def test_relabelling_experts_changes_nothing(seed: int, order: list[int]) -> None:
     rng = np.random.default_rng(seed)
