@@ -86,7 +86,7 @@ def _mutant(key: str, bodies: dict[str, list[str]]) -> Mutant:
 
 def plain_name(name: str) -> str:
     """The name in the source of a function that mutmut has renamed."""
-    name = re.sub(r"__mutmut_\d+$", "", name)
+    name = re.sub(r"__mutmut_(\d+|orig)$", "", name)
     return name.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
 
 

@@ -29,7 +29,6 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("layers/linear.py", "dense", "dtype=None,"): WIDER,
     ("layers/linear.py", "dense", "widen(weight, None)"): WIDER,
     ("layers/linear.py", "linear", "widen(bias, None)"): WIDER,
-    ("layers/linear.py", "matmul", "range(0, outputs, )"): TILE,
     ("layers/linear.py", "matmul", "rows = slice(start, start + rows_per_tile)"): TILE,
     ("layers/linear.py", "matmul", "rows_per_tile = max("): TILE,
     ("layers/linear.py", "matmul", "x.astype(None, copy=False)"): WIDER,

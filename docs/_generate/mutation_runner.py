@@ -116,7 +116,7 @@ class Runner:
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test(mutant.key)
-        for item, after in zip(items, [*list(items)[1:], None], strict=True):
+        for item, after in zip(items, [*list(items)[1:], None], strict=False):  # none, perhaps
             signal.setitimer(signal.ITIMER_PROF, 2 + 10 * items[item])  # of processor time
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return SURVIVED, ""
