@@ -18,7 +18,8 @@ from gptoss_ref.errors import GptOssError
 from gptoss_ref.tracing.taps import names
 from gptoss_ref.verify.noise.routing_ties import Flip
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis
-from gptoss_ref.verify.report.report import Report, Row, Section
+from gptoss_ref.verify.report.report import Report, Section
+from gptoss_ref.verify.report.row import Row
 from gptoss_ref.verify.report.text import lines, number
 
 

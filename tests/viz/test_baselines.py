@@ -27,7 +27,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 import gptoss_ref as gr
 from gptoss_ref import viz
 from gptoss_ref.tracing.taps import names
-from gptoss_ref.verify.report.report import Report, Row, Verdict
+from gptoss_ref.verify.report.report import Report
+from gptoss_ref.verify.report.row import Row, Verdict
 from gptoss_ref.viz.figure import STYLE
 from tests.support.strategies import as_weights, random_arrays, small_config
 

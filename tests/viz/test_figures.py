@@ -16,7 +16,7 @@ import pytest
 import gptoss_ref as gr
 from gptoss_ref import viz
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.verify.report.report import Verdict
+from gptoss_ref.verify.report.row import Verdict
 from gptoss_ref.viz.labels import label
 from gptoss_ref.viz.tap_distance import MARKS
 from tests.support.inspected import long_case

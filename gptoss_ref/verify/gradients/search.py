@@ -23,7 +23,8 @@ from gptoss_ref.verify.gradients.replay import Judged, Replay
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
-from gptoss_ref.verify.report.report import ALL_LOST, Report, Row
+from gptoss_ref.verify.report.report import Report
+from gptoss_ref.verify.report.row import ALL_LOST, Row
 from gptoss_ref.verify.thresholds import LOOKED_AT
 
 CLEARLY = 3.0

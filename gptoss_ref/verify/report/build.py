@@ -14,7 +14,7 @@ from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.observe.observation import LogprobObservation
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
-from gptoss_ref.verify.report.report import ALL_LOST, Row, Verdict
+from gptoss_ref.verify.report.row import ALL_LOST, Row, Verdict
 from gptoss_ref.verify.search.end_to_end import WholeModels
 from gptoss_ref.verify.search.fit import Found, Unknown
 from gptoss_ref.verify.search.next_tap import BRING, next_in_words

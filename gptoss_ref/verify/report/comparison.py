@@ -31,7 +31,8 @@ from gptoss_ref.verify.noise.tap_check import replay
 from gptoss_ref.verify.progress import Steps, unwatched
 from gptoss_ref.verify.replay.graph import BY_CHOICE
 from gptoss_ref.verify.replay.ops import SPECIFICATION
-from gptoss_ref.verify.report.report import WRONG, Report, Row
+from gptoss_ref.verify.report.report import Report
+from gptoss_ref.verify.report.row import WRONG, Row
 from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
 from gptoss_ref.verify.search.mistakes import mistakes, observed_rows
 from gptoss_ref.verify.thresholds import (

@@ -10,10 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from gptoss_ref.tracing.gradients import split
-from gptoss_ref.verify.report.report import WRONG, Report, Row
+from gptoss_ref.verify.report.row import WRONG, Row
 from gptoss_ref.verify.report.text import FLIPS_SHOWN, kinds, number, predicted_by, prediction
+
+if TYPE_CHECKING:
+    from gptoss_ref.verify.report.report import Report
 
 STEP, LEFT, TOP, PLOT, BOTTOM = 9, 44, 12, 220, 34  # pixels
 ZERO = 1e-20  # an error of 0 is drawn at the bottom

@@ -1,4 +1,4 @@
-"""The result of a comparison: rows by tap point, routing ties, and the verdict.
+"""The result of a comparison: rows by tap point (``row.py``), routing ties, and the verdict.
 
 A report can be written as text, as JSON and as a self-contained HTML page. Subclasses of
 :class:`Report` add sections (:class:`Section`), such as the causes of errors.
@@ -8,61 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from gptoss_ref._files import replacing
 from gptoss_ref.verify.noise.routing_ties import Flip
-
-Verdict = Literal["ok", "diverges", "nan", "hidden", "rewritten", "follows", "tie", "unjudged"]
-"""See :class:`Row`."""
-
-DIVERGENT = ("diverges", "nan")
-WRONG = (*DIVERGENT, "hidden")
-
-ALL_LOST = "all values are NaN or infinite in both"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tap point of both traces, side by side.
-
-    Attributes:
-        name: of the tap point.
-        shape: of both arrays.
-        dtypes: the stored dtypes of the arrays, the reference's first.
-        max_abs: largest absolute difference; for expert indices, the largest routing margin.
-        rel_l2: L2 norm of the difference over that of the reference; for expert indices, the share
-            of tokens whose set of experts differs.
-        cosine: of the angle between the two arrays.
-        rounding_units: ``rel_l2`` in units of the rounding (its unit roundoff).
-        allowed: the largest ``rel_l2`` that rounding explains.
-        excess: the largest ratio of an error to its allowance, for the array and for each token;
-            above 1 the row diverges. NaN if nothing was judged.
-        verdict: ``ok``; wrong: ``diverges``, ``nan`` (NaN or infinite in one trace only) or
-            ``hidden`` (a bug was found whose effect is smaller than rounding); not wrong:
-            ``rewritten`` (the values differ, but everything computed from them agrees),
-            ``follows`` (after the first wrong row, or after ties for every token), ``tie`` (only
-            the experts of ties differ), ``unjudged`` (there is no noise floor).
-        note: an explanation in words.
-        first_token: the first token whose error rounding does not explain.
-        extra: further numbers: for logits ``kl_mean``, ``kl_max``, ``top1`` and ``top5``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtypes: tuple[str, str]
-    max_abs: float
-    rel_l2: float
-    cosine: float
-    rounding_units: float
-    allowed: float
-    excess: float
-    verdict: Verdict
-    note: str = ""
-    first_token: int | None = None
-    extra: dict[str, float] = field(default_factory=dict)
+from gptoss_ref.verify.report.html import page
+from gptoss_ref.verify.report.row import DIVERGENT, WRONG, Row
+from gptoss_ref.verify.report.text import lines
 
 
 @dataclass(frozen=True)
@@ -170,8 +124,6 @@ class Report:
 
     def to_text(self, *, verbose: bool = False) -> str:
         """The report for a terminal without colour; ``verbose`` lists every tap point."""
-        from gptoss_ref.verify.report.text import lines
-
         return "\n".join(line.text for line in lines(self, verbose=verbose))
 
     def __str__(self) -> str:
@@ -183,8 +135,6 @@ class Report:
         Raises:
             GptOssError: the file cannot be written; an existing file is then kept.
         """
-        from gptoss_ref.verify.report.html import page
-
         text = page(self)
         if path is not None:
             with replacing(Path(path)) as file:

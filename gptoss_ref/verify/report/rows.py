@@ -15,7 +15,7 @@ from gptoss_ref.verify.noise.metrics import Errors, ratio
 from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.routing_ties import Choice
 from gptoss_ref.verify.replay.evaluate import nodes
-from gptoss_ref.verify.report.report import ALL_LOST, WRONG, Row, Verdict
+from gptoss_ref.verify.report.row import ALL_LOST, WRONG, Row, Verdict
 from gptoss_ref.verify.thresholds import FADED
 
 Mask = NDArray[np.bool_]

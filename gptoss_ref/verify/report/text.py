@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptoss_ref.tracing.gradients import split
-from gptoss_ref.verify.report.report import WRONG, Report, Row
+from gptoss_ref.verify.report.row import WRONG, Row
+
+if TYPE_CHECKING:
+    from gptoss_ref.verify.report.report import Report
 
 Style = Literal["", "bold", "dim", "red", "bold red", "green", "bold green", "yellow"]
 
