@@ -87,9 +87,13 @@ def test_the_folder_stands_for_the_model_in_every_command(
 def interrupted(data: Path, out: Path, number: signal.Signals) -> None:
     """Runs the command, sends it a signal after its second step, and checks how it ends."""
     command = [sys.executable, "-m", "gptoss_ref", "train", "tiny", str(data), "-o", str(out)]
-    process = subprocess.Popen(
-        [*command, *LORA, "--batch", "2", "--steps", "24"], stderr=subprocess.PIPE, text=True
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # `sh -c "… &"` ignores it
+    try:
+        process = subprocess.Popen(
+            [*command, *LORA, "--batch", "2", "--steps", "24"], stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     while "step 2 of 24" not in process.stderr.readline():
         assert process.poll() is None
