@@ -127,7 +127,8 @@ def release(arrays: Iterable[Any]) -> None:
         with memoryview(found) as view:
             readonly = view.readonly
         if readonly:
-            found.madvise(mmap.MADV_DONTNEED)
+            with contextlib.suppress(OSError):  # locked pages; it is only advice
+                found.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_behind(view: Any) -> mmap.mmap | None:

@@ -152,6 +152,7 @@ def train(
         final = trained.applied(model)
         if held_out and not _evaluated_at(state, steps):
             evaluate_now(final)
+        save()
     except KeyboardInterrupt:
         save()
         raise
@@ -160,7 +161,6 @@ def train(
             raise
         save()
         raise type(error)(f"{error}; step {state.step} is saved in {folder}") from None
-    save()
     seconds = time.perf_counter() - began
     return Run(final, trained.adapter(base), list(state.history), trained.count, seconds)
 

@@ -245,3 +245,28 @@ def test_observations_that_cannot_be() -> None:
     for wrong in ({"rounding": "int8"}, {"resolution": 0.0}):
         with pytest.raises(TraceError, match="expected"):
             LogprobObservation(TOKENS, {0: {1: -1.0}}, vocab_size=V, **wrong)
+
+
+@pytest.mark.parametrize("rows", [[T - 1], [0], [T - 4, T - 3, T - 2, T - 1], [0, 2, 5, 9]])
+def test_only_observed_rows_show_a_mistake(rows: list[int]) -> None:
+    """Wrong logits beside right stages are not "shifted": the rows in between are unknown."""
+    whole, rng = run(None), np.random.default_rng(0)
+    wrong = whole["logits"][rows] + rng.normal(size=(len(rows), V)).astype(np.float32)
+    trace = from_arrays(whole | {"logits": wrong}, TOKENS, CONFIG, positions=rows)
+    reference = from_arrays(whole, TOKENS, CONFIG)
+    for report in (gr.diagnose(model(), trace), gr.compare(reference, trace)):
+        assert not report.ok
+        assert report.first_divergence.name == "logits"
+        assert "shifted" not in str(report)
+
+
+def test_probabilities_at_some_rows() -> None:
+    """Beside all stages: the same harmless form as for all rows."""
+    whole, rows = run(None), [3, 4, 20, T - 1]
+    logits = whole["logits"][rows].astype(np.float64)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    arrays = whole | {"logits": shares.astype(np.float32)}
+    diagnosis = gr.diagnose(model(), from_arrays(arrays, TOKENS, CONFIG, positions=rows))
+    assert diagnosis.ok, str(diagnosis)
+    assert "probabilities, not logits" in str(diagnosis)

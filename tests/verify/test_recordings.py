@@ -9,6 +9,7 @@ import pytest
 
 import gptoss_ref as gr
 from gptoss_ref.numerics import BFLOAT16
+from gptoss_ref.verify.search.mistakes import mistakes
 from tests.verify.test_equal_models import CONFIG, IDS, good, reference, run, trace_of
 
 Arrays = dict[str, np.ndarray]
@@ -243,3 +244,29 @@ def test_what_to_bring_next() -> None:
     assert "between block.1.attn.residual and block.1.mlp.residual" in hint(ends)
     few = {tap: arrays[tap] for tap in ("embedding", "norm")}
     assert hint(few).startswith("bring block.1.mlp.residual next")
+
+
+def test_equal_columns_are_no_other_order() -> None:
+    """Reserved tokens have the same logits; one of them was changed."""
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(9, 50))
+    exact[:, [7, 31]] = exact[:, [3]]
+    other = exact.copy()
+    other[:, 3] += 1
+    found = [mistake.sentence for mistake in mistakes("logits", exact, other)]
+    assert not [sentence for sentence in found if "another order" in sentence]
+    moved = rng.permutation(50)
+    (said,) = [
+        m for m in mistakes("logits", exact, exact[:, moved]) if "another order" in m.sentence
+    ]
+    np.testing.assert_array_equal(said.mended, exact)  # equal columns in any order
+
+
+def test_a_prompt_that_repeats_itself_is_not_shifted() -> None:
+    """At a tap point of each token alone, a shift by the period changes nothing."""
+    rng = np.random.default_rng(0)
+    exact = np.concatenate(2 * [rng.normal(size=(6, 4, 3))])
+    other = exact.copy()
+    other[:6] = rng.normal(size=(6, 4, 3))
+    fitting = [m for m in mistakes("block.0.attn.q", exact, other) if np.allclose(m.mended, exact)]
+    assert not fitting

@@ -81,11 +81,6 @@ def index(value: int) -> Value:
     return ir.Constant(i64, value)
 
 
-def data(context: Any, builder: ir.IRBuilder, array_type: Any, array: Value) -> Value:
-    """Return the pointer to the first element of a contiguous array."""
-    return make_array(array_type)(context, builder, array).data
-
-
 def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -> Value:
     """Load the vector (or scalar) at ``pointer`` + ``offset`` elements; it need not be aligned."""
     at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())

@@ -34,7 +34,7 @@ from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.report import Report
 from gptoss_ref.verify.report.row import WRONG, Row
 from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
-from gptoss_ref.verify.search.mistakes import mistakes, observed_rows
+from gptoss_ref.verify.search.mistakes import mistakes
 from gptoss_ref.verify.thresholds import (
     JUDGED_AGAIN,
     RECORDED_WRONGLY,
@@ -227,8 +227,7 @@ class Comparison:
         axis, whole = axes(row.name).index("T"), slice(0, self.length)
         ours, theirs = (np.moveaxis(rows(whole), 0, axis) for rows in (reference, other))
         seen = self.ref.observed(row.name) & self.other.observed(row.name)
-        theirs = observed_rows(row.name, ours, theirs, seen)
-        for found in mistakes(row.name, ours, theirs):
+        for found in mistakes(row.name, ours, theirs, seen):
             if found.mended is not None:
                 mended = self._judged(row.name, reference, _rows_in(found.mended, row.name))
                 if mended[0].verdict != "ok":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -58,12 +58,43 @@ class Mistake:
     constant: bool = False
 
 
-def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
+def mistakes(
+    tap: str, exact: Array, other: Array, seen: NDArray[np.bool_] | None = None
+) -> Iterator[Mistake]:
     """Return possible mistakes in the array of a tap point, the most obvious first.
+
+    Only observed rows are evidence. The specification's stand for the others in what is mended.
 
     Args:
         exact: the array of the specification.
         other: the recorded array.
+        seen: (T,) whether each row was observed; None: all.
+    """
+    axis = axes(tap).index("T")
+    exact, other = np.asarray(exact, np.float64), np.asarray(other, np.float64)
+    if seen is None or seen.all():
+        yield from mistakes_of_rows(tap, exact, other)
+        return
+    ours, theirs = (np.compress(seen, x, axis=axis) for x in (exact, other))
+    numbers = np.flatnonzero(seen)
+    for found in mistakes_of_rows(tap, ours, theirs, numbers):
+        mended, lost = found.mended, found.lost
+        if mended is not None:
+            whole = exact.copy()
+            np.moveaxis(whole, axis, 0)[seen] = np.moveaxis(mended, axis, 0)
+            mended = whole
+        if lost is not None:
+            lost = np.isin(np.arange(len(seen)), numbers[lost])
+        yield replace(found, mended=mended, lost=lost)
+
+
+def mistakes_of_rows(
+    tap: str, exact: Array, other: Array, numbers: NDArray[np.intp] | None = None
+) -> Iterator[Mistake]:
+    """Return possible mistakes in some rows, all observed: see :func:`mistakes`.
+
+    Args:
+        numbers: (P,) the positions of the rows, ascending; None: 0, 1, 2 …
     """
     axis = axes(tap).index("T")
     exact, other = np.asarray(exact, np.float64), np.asarray(other, np.float64)
@@ -73,13 +104,14 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
     if other.size > 1 and np.all(other == other.flat[0]) and np.ptp(exact) > 0:
         yield Mistake(f"{tap} is the same number everywhere.", None, certain=True)
         return
-    if (lost := unrecorded(tap, exact, other)) is not None:
+    if (lost := unrecorded(tap, exact, other, numbers)) is not None:
         yield lost
         return
     first, theirs = (np.moveaxis(x, axis, 0) for x in (exact, other))
     if tap == "logits":
         yield from _logits(exact, other)
-    for shift in _shifts(first, theirs):
+    adjacent = numbers is None or bool((np.diff(numbers) == 1).all())
+    for shift in _shifts(first, theirs) if adjacent else ():
         mended = first.copy()
         if shift > 0:  # row t has the values of token t + shift
             mended[shift:] = theirs[:-shift]
@@ -97,29 +129,25 @@ def mistakes(tap: str, exact: Array, other: Array) -> Iterator[Mistake]:
             yield Mistake(sentence, np.swapaxes(other, i, j))
 
 
-def observed_rows(tap: str, exact: Array, other: Array, seen: NDArray[np.bool_]) -> Array:
-    """Return a tap point with the specification's rows where it was not ``seen`` (T,)."""
-    axis = axes(tap).index("T")
-    wide = seen.reshape([-1 if i == axis else 1 for i in range(other.ndim)])
-    return other if seen.all() else np.where(wide, other, exact)
-
-
 def _shifts(exact: Floats, other: Floats) -> list[int]:
     """Return the shifts by which the first or last row of the other (T, …) fits best, and by one.
 
     If row t holds what belongs to token t + 2, the other's first row is nearest to the third one of
-    the specification. A constant that is added to a row does not count.
+    the specification. A constant that is added to a row does not count. Nor does a shift that
+    leaves the specification's rows as they are, as at a norm of a prompt that repeats itself.
     """
     rows, others = (x.reshape(len(x), -1) for x in (exact, other))
     sizes = np.einsum("ij,ij->i", rows, rows) - rows.shape[1] * rows.mean(1) ** 2  # (T,)
 
     def nearest(row: Floats) -> int:
         with np.errstate(invalid="ignore"):
-            return int(np.argmin(np.nan_to_num(sizes - 2 * rows @ (row - row.mean()), nan=np.inf)))
+            apart = sizes - 2 * (rows @ (row - row.mean()))
+        return int(np.argmin(np.nan_to_num(apart, nan=np.inf)))
 
     last = len(rows) - 1
     found = dict.fromkeys((nearest(others[0]), nearest(others[-1]) - last, 1, -1))
-    return [shift for shift in found if 0 < abs(shift) <= len(rows) // 2 and len(rows) > 2]
+    possible = [shift for shift in found if 0 < abs(shift) <= len(rows) // 2 and len(rows) > 2]
+    return [k for k in possible if not _alike(rows[abs(k) :], rows[: -abs(k)])]
 
 
 def _count(shift: int) -> str:
@@ -192,7 +220,7 @@ def _order_of_columns(ours: Floats, theirs: Floats) -> NDArray[np.intp] | None:
         return None
     probe = np.random.default_rng(3).normal(size=len(ours))
     i, j = (np.argsort(probe @ x) for x in (ours, theirs))
-    found, least = j, np.full(len(i), np.inf)
+    found, least = i, ((ours[:, i] - theirs[:, i]) ** 2).sum(0)  # equal columns keep their place
     for off in range(-ORDERED_RANKS, ORDERED_RANKS + 1):
         rank = np.clip(np.arange(len(j)) + off, 0, len(j) - 1)
         distance = ((ours[:, i] - theirs[:, j[rank]]) ** 2).sum(0)
@@ -200,8 +228,17 @@ def _order_of_columns(ours: Floats, theirs: Floats) -> NDArray[np.intp] | None:
         least = np.minimum(distance, least)
     order = np.empty_like(found)
     order[i] = found
-    same = np.array_equal(order, np.arange(len(order)))
-    return order if not same and _alike(ours, theirs[:, order]) else None
+    if np.array_equal(order, np.arange(len(order))) or not _alike(ours, theirs[:, order]):
+        return None
+    used = theirs[:, np.unique(order)]
+    unused = theirs[:, np.setdiff1d(np.arange(len(order)), order)].T  # must be equal to used ones
+    return order if all(_alike(column, _nearest(used, column)) for column in unused) else None
+
+
+def _nearest(columns: Floats, column: Floats) -> Floats:
+    """Return the one of some columns (T, N) that is nearest to another one (T,)."""
+    nearest: Floats = columns[:, np.argmin(((columns - column[:, None]) ** 2).sum(0))]
+    return nearest
 
 
 def _alike(a: Floats, b: Floats) -> bool:
@@ -242,14 +279,17 @@ def _scaled(factor: float) -> str:
     )
 
 
-def unrecorded(tap: str, exact: Array, other: Array) -> Mistake | None:
-    """Return whether whole rows are NaN and other rows are numbers."""
+def unrecorded(
+    tap: str, exact: Array, other: Array, numbers: NDArray[np.intp] | None = None
+) -> Mistake | None:
+    """Return whether whole rows are NaN and others are numbers; ``numbers``: (P,) positions."""
     axis = axes(tap).index("T")
     flat = np.moveaxis(np.asarray(other), axis, 0).reshape(other.shape[axis], -1)
     lost: NDArray[np.bool_] = np.asarray(np.isnan(flat).all(axis=1))
     if not lost.any() or lost.all() or not np.isfinite(exact).all():
         return None
-    rows = _rows(lost)
+    every = np.arange(len(lost)) if numbers is None else numbers
+    rows = _rows(np.isin(np.arange(every[-1] + 1), every[lost]))
     sentence = (
         f"{rows[:1].upper()}{rows[1:]} of {tap}: nothing but NaN, not recorded or lost in the "
         "model; the other rows are judged."
@@ -317,9 +357,9 @@ def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> s
     """Return the sentence on embeddings (T, D) that are other rows of ``embedding`` (V, D)."""
     table = widen(np.asarray(embedding), np.float64)
     rows, found = np.asarray(rows, np.float64), []
-    size = (table**2).sum(1)
+    size = np.einsum("ij,ij->i", table, table)
     for row in rows:
-        distance = size - 2 * table @ row + row @ row
+        distance = size - 2 * (table @ row) + row @ row
         nearest = int(np.argmin(distance))
         if distance[nearest] > SAME_EMBEDDING**2 * max(size[nearest], 1e-300):
             return None

@@ -29,7 +29,7 @@ from gptoss_ref.verify.search.mistakes import (
     Mistake,
     in_front,
     in_front_sentence,
-    mistakes,
+    mistakes_of_rows,
     other_tokens,
 )
 from gptoss_ref.verify.search.target import Floats, Target
@@ -165,7 +165,8 @@ class Outputs:
         every = self.seen.all()
         if not every and (moved := self._other_rows()) is not None:
             return moved
-        for found in mistakes(self.tap, self.exact, self.observed):
+        rows = self.exact, self.observed, np.flatnonzero(self.seen)
+        for found in mistakes_of_rows(self.tap, *rows):
             if found.certain or (found.mended is not None and self._fits(self.exact, found.mended)):
                 return found
         if not every or (moved := self._other_rows()) is not None:
@@ -187,7 +188,7 @@ class Outputs:
         ours, theirs = self._form(self.whole), self._form(self.observed)
         if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
             return None
-        found = np.argmin(np.einsum("ij,ij->i", ours, ours) - 2 * theirs @ ours.T, axis=1)  # (P,)
+        found = np.argmin(np.einsum("ij,ij->i", ours, ours) - 2 * (theirs @ ours.T), axis=1)  # (P,)
         if np.array_equal(found, stated) or not self._fits(self.whole[found], self.observed):
             return None
         their, own = (", ".join(map(str, x[found != stated][:4])) for x in (found, stated))

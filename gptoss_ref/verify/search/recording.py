@@ -15,7 +15,7 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.search.evidence import Evidence
-from gptoss_ref.verify.search.mistakes import mistakes, observed_rows, other_ids
+from gptoss_ref.verify.search.mistakes import mistakes, other_ids
 from gptoss_ref.verify.search.prompts import another_prompt
 from gptoss_ref.verify.search.rewritten import form_of
 
@@ -54,8 +54,7 @@ class Recording:
         if self._listed_otherwise(tap):
             return True
         exact = evidence.predicted([tap])[tap]
-        other = observed_rows(tap, exact, trace[tap], trace.observed(tap))
-        for mistake in mistakes(tap, exact, other):
+        for mistake in mistakes(tap, exact, trace[tap], trace.observed(tap)):
             if mistake.lost is not None:
                 users = [t for t in trace if tap in evidence.segments[t].inputs]
                 harmless = any(_finite(trace, t, mistake.lost) for t in users)
