@@ -8,7 +8,7 @@ them, and the old skills on their held-out problems, before and after. Prints a 
 the share of answers that are exactly right, in per cent, by effort. It needs only NumPy and the
 kernels.
 
-Four in five examples are problems of the old skills (--rehearsal), most of these of the skills that
+Four in five examples are problems of the old skills (--rehearsal), many of these of the skills that
 are nearest to the new one: with a third, to reverse a word was lost. The course has the table.
 """
 

@@ -36,7 +36,7 @@ def _lines(figures: Figures) -> Iterator[str]:
 Which small changes of the code would the tests not notice? [mutmut](https://github.com/boxed/mutmut)
 makes one change at a time (another operator, another constant, an argument left out, `None`
 assigned). The tests of the same room that call the changed function run until one fails: then the
-mutant is *killed*. `nox -s mutation -- layers numerics` takes these figures and writes this page.
+mutant is *killed*. `nox -s mutation -- layers numerics` takes such figures and writes this page.
 
 Each mutant gets a limited time of tests, the quickest first (column *seconds*, processor time), so
 a survivor may be a mutant that only a slower test kills. Not mutated: messages of errors, the case

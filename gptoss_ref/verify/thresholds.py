@@ -256,7 +256,8 @@ probabilities at a temperature; and of tokens that were replaced in one prompt."
 
 ORDERED_ROWS, ORDERED_RANKS = 16, 8
 """Budget: rows of logits by which another order of the vocabulary is found, and neighbouring ranks
-among which the nearest column is looked for."""
+among which the nearest column is looked for. With many tokens and a coarse rounding the right
+column lies further away, and no order is found."""
 
 LISTED = 1024
 """Budget: number of tokens of a vocabulary that are tried one after the other."""

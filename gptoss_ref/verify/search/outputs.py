@@ -77,7 +77,7 @@ def search_outputs(
     grid = grid_under_constant(outputs.exact, observed) if tap == "logits" and not stated else None
     if grid is not None and grid in coarser_than(rounding):
         remarks.append(
-            f"the logits lie on the grid of {grid}, but for one constant per row: judged as {grid}"
+            f"except for one constant per row, the logits lie on the grid of {grid}: judged as such"
         )
         outputs = replace(outputs, rounding=grid)
     for _ in range(MISTAKES):
@@ -138,7 +138,7 @@ class Outputs:
     def search(self) -> WholeModels:
         """The search for bugs that explain the observed rows."""
         floor = UNITS[self.rounding] / 8
-        if self.tap == "logits":  # but for one constant per row
+        if self.tap == "logits":  # except for one constant per row
             grown, usual = (
                 _size(x) / max(_size(_centred(x)), 1e-300) for x in (self.observed, self.exact)
             )
