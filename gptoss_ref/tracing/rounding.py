@@ -16,8 +16,8 @@ TELLING = {*STAGES, *AFTER} - {"mlp.expert_indices", "mlp.expert_weights", "attn
 """Stages that show the rounding; an embedding does not: it has the precision of the weights."""
 
 
-TELLING_VALUES = 16
-"""Least number of different values that show a rounding."""
+TELLING_VALUES, LOOKED_AT = 16, 4096
+"""Least number of different values that show a rounding, among the first few."""
 
 ROWS_AT_ONCE = 64
 """Rows that are read at a time, until there are enough values: the first ones may be missing."""
@@ -40,9 +40,9 @@ def rounding_of(source: Stored, name: str) -> str | None:
     for start in range(0, source.shape_of(name)[0], ROWS_AT_ONCE):
         rows = source.rows(name, slice(start, start + ROWS_AT_ONCE))
         values = np.concatenate([values, rows[np.isfinite(rows) & (rows != 0)]])
-        if len(np.unique(values[:4096])) >= TELLING_VALUES:
+        if len(values) >= LOOKED_AT or len(np.unique(values)) >= TELLING_VALUES:
             break
-    else:
+    if len(np.unique(values[:LOOKED_AT])) < TELLING_VALUES:
         return stored if stored == "float16" else None
     if values.dtype == np.float64 and not np.array_equal(values.astype(np.float32), values):
         return "float64"

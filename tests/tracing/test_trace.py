@@ -23,6 +23,7 @@ from gptoss_ref.errors import TokenError, TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.tracing import record
 from gptoss_ref.tracing.record import trace
+from gptoss_ref.tracing.rounding import rounding_of
 from gptoss_ref.tracing.taps import axes, expected_shape, names, select, split
 from gptoss_ref.tracing.trace import Trace
 from tests.support import torch_twin
@@ -399,3 +400,22 @@ def test_bfloat16_in_three_forms() -> None:
         assert kept.dtype_name == "bfloat16"
         assert kept["norm"].dtype == np.float32
         assert np.array_equal(kept["norm"], values)
+
+
+def test_few_different_values_are_looked_at_only_in_part() -> None:
+    """An array of ones does not show a rounding, and is not read to its end."""
+    read: list[int] = []
+
+    class Ones:
+        def dtype_of(self, name: str) -> str:
+            return "float32"
+
+        def shape_of(self, name: str) -> tuple[int, ...]:
+            return (10**6, 300)
+
+        def rows(self, name: str, rows: slice) -> np.ndarray:
+            read.append(rows.stop)
+            return np.ones((rows.stop - rows.start, 300), np.float32)
+
+    assert rounding_of(Ones(), "norm") is None
+    assert max(read) <= 64

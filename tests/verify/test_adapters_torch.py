@@ -19,6 +19,7 @@ from gptoss_ref.errors import GptOssError, TraceError
 from gptoss_ref.tracing import taps
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.observe.adapters import capture
+from gptoss_ref.verify.observe.adapters.watching import blocks_of
 from tests.support import openai_module as openai
 from tests.support import torch_twin
 from tests.support.checks_model import MODEL_TOLERANCE, taps_of
@@ -364,6 +365,13 @@ def test_blocks_in_a_dict(key: str, in_transformers: Any, twin: dict[str, Any]) 
         inner.layers = kept
     assert len(trace) == len(twin) - CONFIG.num_hidden_layers  # but expert_out
     assert_captures(trace, twin, MODEL_TOLERANCE["float32"])
+
+
+def test_which_entries_of_a_dict_are_blocks() -> None:
+    """What stands beside the blocks is none; without numbers the place counts."""
+    assert list(blocks_of({"1": "b", "0": "a", "final_norm": "c"})) == [(0, "a"), (1, "b")]
+    assert list(blocks_of({"first": "a", "second": "b"})) == [(0, "a"), (1, "b")]
+    assert list(blocks_of({"block_0": "a", "other_0": "b"})) == [(0, "a"), (1, "b")]
 
 
 @pytest.mark.parametrize("per_token", [True, False])

@@ -150,15 +150,15 @@ def inside(module: Any) -> Any:
 def blocks_of(layers: Any) -> Iterator[tuple[int, Any]]:
     """Number and module of each block, from a list of modules or a dict.
 
-    The number is the last one in a key, such as ``"3"`` or ``"layer_3"``; if a key has none, or two
-    have the same, it is the place.
+    The number is the last one in a key, such as ``"3"`` or ``"layer_3"``; a key without one is no
+    block. If no key has one, or two have the same, it is the place.
     """
     if not hasattr(layers, "items"):
         yield from enumerate(layers)
         return
     named = [(re.search(r"(\d+)\D*$", str(key)), block) for key, block in layers.items()]
     found = {int(match[1]): block for match, block in named if match}
-    if len(found) < len(named):
+    if not found or len(found) < sum(match is not None for match, _ in named):
         found = dict(enumerate(block for _, block in named))
     yield from sorted(found.items(), key=itemgetter(0))
 
