@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gptoss_ref._files import is_special
+from gptoss_ref._files import is_special, release
 from gptoss_ref.errors import CheckpointError
 
 # Bits per value of every dtype that the format defines.
@@ -113,8 +113,7 @@ class SafetensorsFile:
 
     def release(self) -> None:
         """Lets the operating system drop the mapping's pages; they are read again when used."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        release((self._map,))
 
 
 def looks_like_safetensors(path: Path) -> bool:
