@@ -27,12 +27,15 @@ def test_the_page_is_that_of_the_figures() -> None:
     assert PAGE.read_text("utf-8") == page(figures())
 
 
-def test_the_figures_add_up_and_are_of_files_that_exist() -> None:
+def test_the_figures_are_of_code_that_exists() -> None:
+    """A file that changed where a mutant survived has to be run again."""
     code = {path for room in ROOMS.values() for path in files(room)}
     for name, one in figures().items():
         assert Path(name) in code
-        tried = one["killed"] + one["slow"] + len(one["survivors"])
-        assert one["mutants"] == tried + one["not_run"]
+        text = (ROOT / name).read_text("utf-8")
+        for survivor in one["survivors"]:
+            for line in survivor["before"].splitlines():
+                assert line.strip() in text, (name, line)
 
 
 def test_every_file_has_tests() -> None:
