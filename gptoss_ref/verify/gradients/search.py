@@ -117,8 +117,7 @@ class Search:
     def _best(
         self, name: str, candidates: Sequence[tuple[GradientMutant, ...]]
     ) -> tuple[tuple[GradientMutant, ...], float, tuple[str, ...]] | None:
-        """The candidate that leaves the least excess, that excess, and candidates that fit as
-        well."""
+        """The candidate that leaves the least excess, that excess, and what fits as well."""
         tried = [
             (self.replay.judge(name, [m.wrong for m in bugs]).excess, n, bugs)
             for n, bugs in enumerate(candidates)
