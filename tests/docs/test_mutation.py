@@ -32,6 +32,8 @@ def test_the_figures_are_of_code_that_exists() -> None:
     code = {path for room in ROOMS.values() for path in files(room)}
     for name, one in figures().items():
         assert Path(name) in code
+        tried = one["killed"] + one["slow"] + len(one["survivors"])
+        assert one["mutants"] == tried + one["not_run"]
         text = (ROOT / name).read_text("utf-8")
         for survivor in one["survivors"]:
             for line in survivor["before"].splitlines():
