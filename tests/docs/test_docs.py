@@ -191,6 +191,18 @@ def test_pages_keep_no_outputs_and_load_nothing_from_elsewhere() -> None:
     ]
 
 
+def test_every_type_of_number_is_in_the_inventory() -> None:
+    """The build refuses a type that it cannot link to; it takes four minutes to say so."""
+    listed = (DOCS / "inventories" / "numpy.txt").read_text()
+    used = {
+        name
+        for file in (ROOT / "gptoss_ref").rglob("*.py")
+        for name in re.findall(r"NDArray\[np\.(\w+)\]", file.read_text())
+    }
+    assert "float64" in used
+    assert {name for name in used if f"\nnumpy.{name} class " not in listed} == set()
+
+
 def test_every_decision_is_listed() -> None:
     folder = DOCS / "decisions"
     notes = sorted(note.name for note in folder.glob("0*.md"))
