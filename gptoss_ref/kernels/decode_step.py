@@ -78,7 +78,7 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
         if path_name() not in addresses:
             addresses[path_name()] = _addresses(config, prepared[0])
         kernels = addresses[path_name()]
-        first = (path, method_of(1, 0), kernels, x.reshape(-1), chosen, state)
+        first = (path, method_of(1, config.hidden_size), kernels, x.reshape(-1), chosen, state)
         common = (*first, *constants, cos, sin)
         # run all Python code first, before the weights displace its memory from the caches
         calls: list[list[Any]] = []
@@ -137,6 +137,7 @@ def _blocks(weight: ExpertMatrix, shape: tuple[int, ...]) -> Stored | None:
 def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
     """Return the addresses of :func:`gemv`, :func:`flash_decode` and :func:`mixture`."""
     path, one = current_path(), np.ones(1, np.float32)
+    method = method_of(1, config.hidden_size)
     heads, scalar, positions = np.ones((1, 1, 1), np.float32), np.float32(1), np.ones(1, np.int64)
     weight, sinks, experts = block[1], block[7], block[-8:]
     return (
@@ -147,7 +148,7 @@ def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
         ),
         address_of(
             mixture,
-            *(path, method_of(1, 0), heads[0], positions, one, *experts, scalar, scalar),
+            *(path, method, heads[0], positions, one, *experts, scalar, scalar),
             *(heads[0], heads[0], positions, 1, ALONE),
         ),
     )

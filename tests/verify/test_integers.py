@@ -11,6 +11,8 @@ import gptoss_ref as gr
 from gptoss_ref.layers import mxfp4
 from tests.support.strategies import as_weights, random_arrays, random_tokens, small_config
 
+OURS = 32639  # steps; our kernels do not round the product of a value and the inverse step
+
 
 @pytest.fixture(scope="module")
 def model() -> gr.Model:
@@ -31,7 +33,8 @@ def in_steps(x: np.ndarray, top: int, step: type) -> np.ndarray:
     for start in range(0, len(x), 32):
         block = x[start : start + 32].astype(np.float32)
         largest = np.abs(block).max()
-        whole = np.rint(block * np.float32(np.float32(top) / largest))
+        product = block * np.float64(np.float32(top) / largest)
+        whole = np.rint(product if top == OURS else product.astype(np.float32))
         out[start : start + 32] = whole.astype(float) * float(step(largest / np.float32(top)))
     return out
 
@@ -50,9 +53,13 @@ def gate_up(model: gr.Model, begun: dict[str, Any], top: int, step: type, bias: 
     return np.array(rows, np.float32)
 
 
-@pytest.mark.parametrize(("bits", "step"), [(16, np.float32), (8, np.float16)])
-def test_integers_are_no_bug(model: gr.Model, begun: dict[str, Any], bits: int, step: type) -> None:
-    top = 2 ** (bits - 1) - 1
+@pytest.mark.parametrize(
+    ("bits", "top", "step"),
+    [(16, 32767, np.float32), (16, OURS, np.float32), (8, 127, np.float16)],
+)
+def test_integers_are_no_bug(
+    model: gr.Model, begun: dict[str, Any], bits: int, top: int, step: type
+) -> None:
     arrays = {**begun, "block.1.mlp.gate_up": gate_up(model, begun, top, step, 1.0)}
     tokens = np.random.default_rng(4).integers(0, 400, 30)
     found = gr.diagnose(model, arrays, tokens=tokens)
@@ -60,6 +67,30 @@ def test_integers_are_no_bug(model: gr.Model, begun: dict[str, Any], bits: int, 
     (note,) = [note for note in found.notes if "integers" in note]
     assert note.startswith("mlp.gate_up of block 1: ")
     assert f"{bits}-bit" in note
+
+
+def test_each_row_may_have_its_own_rule(model: gr.Model, begun: dict[str, Any]) -> None:
+    """A prompt in integers and decoded tokens in float32, or the other way round."""
+    tap, tokens = "block.1.mlp.gate_up", np.random.default_rng(4).integers(0, 400, 30)
+    rows = gate_up(model, begun, OURS, np.float32, 1.0)
+    rows[20:] = gate_up(model, begun, 1 << 30, np.float64, 1.0)[20:]
+    found = gr.diagnose(model, {**begun, tap: rows}, tokens=tokens)
+    assert found.ok, found.verdict
+    rows[3] *= 1.0003
+    assert not gr.diagnose(model, {**begun, tap: rows}, tokens=tokens).ok
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_our_kernels_are_no_bug_beside_an_outlier(length: int) -> None:
+    """Up to 4 tokens and more have kernels of their own; one channel dominates every row."""
+    config = small_config(layers=2, d_model=544, d_ff=64, vocab=70)
+    arrays = random_arrays(config, 5, mxfp4=True)
+    scale = next(name for name in arrays if name.endswith("0.mlp.norm.scale"))
+    arrays[scale] = np.where(np.arange(544) == 77, 500.0, 1.0).astype(arrays[scale].dtype)
+    weights, tokens = as_weights(arrays), random_tokens(config, length, 3)
+    trace = gr.trace(gr.Model(config, weights, policy="float32", backend="numba"), tokens)
+    found = gr.diagnose(gr.Model(config, weights, backend="numpy"), trace)
+    assert found.ok, found.verdict
 
 
 def test_other_steps_are_not_excused(model: gr.Model, begun: dict[str, Any]) -> None:

@@ -31,6 +31,11 @@ SCALE_255 = {"nan": 0, "exponent": 1, "error": 2}
 """The numbers that stand for the meanings of a scale byte 255 in kernels."""
 
 
+LARGEST_WHOLE = np.float32(127 * 257)
+"""The integer to which the largest magnitude of a block is rounded: 256 · 127 + 127, two bytes."""
+MAGIC = np.float32(12582912.0)
+"""1.5 · 2²³; adding it rounds a float32 below 2²² to an integer."""
+
 _TOO_LARGE = np.float32(2.0**48).view(np.int32)
 _TOO_SMALL = np.float32(2.0**-60).view(np.int32)
 
@@ -122,6 +127,12 @@ def largest_bits(x: Any) -> Any:
         bits = np.int32(float_bits(value) & np.int32(0x7FFFFFFF))
         largest = bits if bits > largest else largest
     return largest
+
+
+@jit_inner
+def whole_number(x: Any, up: Any) -> Any:
+    """Return x · up, below 2²², rounded to an int32; the product itself is not rounded (FMA)."""
+    return np.int32(float_bits(np.float32(np.float32(x * up) + MAGIC)) - float_bits(MAGIC))
 
 
 @jit_inner

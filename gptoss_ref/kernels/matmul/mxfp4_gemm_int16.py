@@ -1,14 +1,14 @@
 """Products of MXFP4 rows with many activations, in 16-bit integers (AVX2, AVX-512).
 
 Each block of 32 activations is rounded to int16 with one float32 factor, so that its largest
-magnitude becomes 32767. A **panel** is one block of 32 (AVX2: 16) rows side by side. A table
-look-up turns its nibbles into d, twice the E2M1 value, in the high byte of an int16 (256 d, without
-sign extension). One instruction then multiplies and adds pairs: twice as many products as a fused
-multiply-add on vectors of the same size.
+magnitude becomes 32639 (two signed bytes, for ``mxfp4_gemv_int8``). A **panel** is one block of 32
+(AVX2: 16) rows side by side. A table look-up turns its nibbles into d, twice the E2M1 value, in the
+high byte of an int16 (256 d, without sign extension). One instruction then multiplies and adds
+pairs: twice as many products as a fused multiply-add on vectors of the same size.
 
 Loop order: panels of rows; in a panel, blocks; in a block, activations, 8 (AVX2: 6) at a time; then
 the pairs of a block. Accumulators: int32 in registers, exact for a block (at most
-32 · 3072 · 32767, spread over several lanes, each below 2³⁰), and one float32 per result in memory,
+32 · 3072 · 32639, spread over several lanes, each below 2³⁰), and one float32 per result in memory,
 to which one fused multiply-add adds a block.
 
 Error: each activation has an error of at most 2⁻¹⁶ of the largest in its *block*, so the relative
@@ -27,18 +27,20 @@ from numba.extending import overload
 
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
+    LARGEST_WHOLE,
     ROWS,
     Stored,
     largest_bits,
     out_of_range,
     redo_out_of_range,
+    whole_number,
 )
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats
 from gptoss_ref.kernels.runtime.isa import lanes_of
 from gptoss_ref.kernels.runtime.jit import LEAF, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
-from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
+from gptoss_ref.kernels.runtime.scalar import bits_float
 
 SPARE = 8
 """Number of entries after the list of activation rows, and of rows after their arrays, that can be
@@ -54,8 +56,7 @@ AHEAD = 64
 LARGEST_SCALE = 215
 """Rows of weights with a larger scale byte might overflow a float32."""
 
-_MAGIC = np.float32(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 to an integer
-_UNIT = np.float32(1 / (32767 * 1024))  # 1024 = 256 (high byte) · 2 (d) · 2 (scale)
+_UNIT = np.float32(1 / (LARGEST_WHOLE * 1024))  # 1024 = 256 (high byte) · 2 (d) · 2 (scale)
 _DOUBLED = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 
@@ -87,10 +88,9 @@ def quantise_int16(path: Any, prepared: Int16, row: int, g: int, groups: int) ->
     to = g * (prepared.out_of_range.size + SPARE) + row
     rounded = prepared.q[to * BLOCK : (to + 1) * BLOCK]
     magnitude = bits_float(largest)
-    up = np.float32(32767.0) / magnitude if magnitude > 0 else np.float32(0.0)
+    up = LARGEST_WHOLE / magnitude if magnitude > 0 else np.float32(0.0)
     for i in range(BLOCK):
-        shifted = float_bits(np.float32(np.float32(block[i] * up) + _MAGIC))
-        rounded[i] = np.int16(np.int32(shifted << np.int32(16)) >> np.int32(16))
+        rounded[i] = np.int16(whole_number(block[i], up))
     prepared.factors[to] = magnitude * _UNIT
 
 

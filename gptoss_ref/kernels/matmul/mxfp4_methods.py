@@ -3,12 +3,16 @@
 ==============  ===================  ===============================  ==============================
 method          used for             activations are prepared as      file
 ==============  ===================  ===============================  ==============================
-``FLOAT``       the plain path       they are                         ``mxfp4_float.py``
-``INT8``        1 to 4 tokens, or    24-bit integers in planes        ``mxfp4_gemv_int8.py``
-                rows below 512
-``INT16``       more tokens          int16 with one factor per block  ``mxfp4_gemm_int16.py``
+``FLOAT``       the plain path, and  they are                         ``mxfp4_float.py``
+                many short rows
+``INT8``        1 to 4 tokens        16-bit integers in planes        ``mxfp4_gemv_int8.py``
+                                     (``mxfp4_planes.py``)
+``INT16``       more tokens          the same integers as int16       ``mxfp4_gemm_int16.py``
 ``AMX``         more tokens on AMX   bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
+
+**Short** rows have fewer than 512 activations. Their integers have 24 bits. With more than 4
+tokens, float32 takes half the time of the planes (tiny, prompts of 32 to 512 tokens, AMD Zen 4).
 
 Integers cannot represent all values. A row of activations is **out of range** if it has NaN,
 infinities, or a block whose largest magnitude is not 0 and outside 2⁻⁶⁰ … 2⁴⁸; a row of weights, if
@@ -30,9 +34,11 @@ from gptoss_ref.kernels.matmul import mxfp4_float as plain
 from gptoss_ref.kernels.matmul import mxfp4_gemm_amx as amx
 from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
+from gptoss_ref.kernels.matmul import mxfp4_planes as planes
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
+from gptoss_ref.kernels.matmul.mxfp4_planes import WIDE
 from gptoss_ref.kernels.runtime.buffers import fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import LEAF, dispatched, jit, jit_inner
@@ -45,10 +51,6 @@ FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 """Arguments that select a method; Numba looks at their types only."""
 
 FEW_TOKENS = 4
-WIDE = 512
-"""Rows of fewer activations are too short to profit from rounding to int16: ``INT8`` takes any
-number of them.
-"""
 
 _BYTE = np.dtype(np.uint8)
 
@@ -62,7 +64,7 @@ def method_of(tokens: int, width: int) -> Any:
         return INT8
     if path == "amx":
         return AMX
-    return INT16 if width >= WIDE else INT8
+    return INT16 if width >= WIDE else FLOAT
 
 
 class _Method(NamedTuple):
@@ -77,7 +79,7 @@ class _Method(NamedTuple):
 _METHODS = {
     FLOAT: _Method(plain.Floats, plain.new_floats, plain.quantise_floats, plain.workspace_floats,
                    plain.multiply_floats),
-    INT8: _Method(int8.Int8Planes, int8.new_int8, int8.quantise_int8, int8.workspace_int8,
+    INT8: _Method(planes.Int8Planes, planes.new_int8, planes.quantise_int8, int8.workspace_int8,
                   int8.multiply_int8),
     INT16: _Method(int16.Int16, int16.new_int16, int16.quantise_int16, int16.workspace_int16,
                    int16.multiply_int16),
@@ -121,7 +123,8 @@ def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> Any:
 @dispatched
 def settle(path: Any, prepared: Any, of: Any, team: Any) -> Any:
     """Finish the preparation of all rows. ``of``: the rows of the tiles, by expert (for AMX)."""
-    return amx.settle_amx if _of(prepared) is _METHODS[AMX] else _do_nothing
+    finish = {AMX: amx.settle_amx, INT8: planes.settle_int8}
+    return next((f for m, f in finish.items() if _of(prepared) is _METHODS[m]), _do_nothing)
 
 
 @jit_inner

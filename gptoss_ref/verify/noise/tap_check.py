@@ -158,16 +158,50 @@ def _in_integers(
         return None
     if not isinstance(weights.blocks[block].mlp.mlp1_weight, MXFP4):
         return None
-    inputs, arrays, other, _, tied, seen = judged
+    _, arrays, other, _, _, _ = judged
+    runs, off = [], _row_distances(other, arrays[0])
+    finite = off[np.isfinite(off)]
+    typical = np.median(finite) if finite.size else 0.0
     for form in FORMS:
+        if typical > form.effect:
+            continue
         run = in_integers(ops, form), FLOAT64
         ((_, (values,)),) = walk(weights, trace.config, [run], trace.tokens, trace, [tap])
-        with np.errstate(invalid="ignore"):
-            plain = other - (values - arrays[0])
-        local = judge(tap, inputs, arrays, plain, rounding, tied, seen)
+        runs.append((form, values, _row_distances(other, values)))
+        local = _judge_without(values, tap, judged)
         if local.excess <= 1:
             return replace(local, integers=form)
-    return None
+    if len(runs) < 2:
+        return None
+    # each row by its own rule, or by none
+    nearest = np.argmin(np.nan_to_num([off, *(distances for _, _, distances in runs)]), axis=0)
+    mixed = arrays[0].copy()
+    for number, (_, values, _) in enumerate(runs, start=1):
+        mixed[nearest == number] = values[nearest == number]
+    local = _judge_without(mixed, tap, judged)
+    if local.excess > 1 or not nearest.any():
+        return None
+    most = int(np.bincount(nearest[nearest > 0]).argmax())
+    return replace(local, integers=runs[most - 1][0])
+
+
+def _row_distances(other: Array, values: Array) -> Array:
+    """Return the distance of each row (axis 0) of ``other`` from ``values``, relative to it."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        both = [rows.reshape(len(rows), -1) for rows in (other - values, values)]
+        off, size = (np.sqrt(np.square(rows).sum(1)) for rows in both)
+        relative: Array = off / size
+    return relative
+
+
+def _judge_without(
+    values: Array, tap: str, judged: tuple[tuple[str, ...], Sequence[Array], Array, str, Mask, Mask]
+) -> TapError:
+    """Judge the other's array after the effect of a rounding, which gave ``values``, is removed."""
+    inputs, arrays, other, rounding, tied, seen = judged
+    with np.errstate(invalid="ignore"):
+        plain = other - (values - arrays[0])
+    return judge(tap, inputs, arrays, plain, rounding, tied, seen)
 
 
 def _rough(

@@ -1,0 +1,185 @@
+"""Activations for ``mxfp4_gemv_int8``: integers as planes of bytes.
+
+Each block of 32 activations is rounded to integers X with one float32 factor, in the same way as
+for many activations (``mxfp4_gemm_int16``). X is split into signed bytes, X = 256 hi + lo: two
+**planes**.
+
+If a block dominates its row (the square of its largest magnitude is more than an eighth of the
+row's sum of squares), or if the row is short, the block is **refined**: a third plane has
+256 (x / step − X), rounded.
+
+Error: at most half a step for each activation, where the largest of its block has 32639 steps, and
+2⁻⁸ of that in refined blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from gptoss_ref.kernels.matmul.gemv import dot_piece
+from gptoss_ref.kernels.matmul.mxfp4_block import (
+    BLOCK,
+    LARGEST_WHOLE,
+    MAGIC,
+    largest_bits,
+    out_of_range,
+    whole_number,
+)
+from gptoss_ref.kernels.runtime import llvm_ir as vec
+from gptoss_ref.kernels.runtime.buffers import falses, fill, on_cache_line
+from gptoss_ref.kernels.runtime.jit import jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
+from gptoss_ref.kernels.runtime.scalar import bits_float
+
+WIDE = 512
+"""Rows of fewer activations are short."""
+
+GROUP = 8
+"""Blocks of four vectors."""
+
+_DOMINANT = np.float32(8.0)
+
+
+class Int8Planes(NamedTuple):
+    """R rows of activations as planes of bytes.
+
+    A row has K groups of four vectors of two blocks. Lane 4 b + v of a group is for block 2 v + b,
+    which is block b of vector v. Bytes of even and of odd activations are apart (index h).
+    """
+
+    x: Any  # float32, flat, (R, M)
+    out_of_range: Any  # bool (R,)
+    upper: Any  # bytes of hi and lo, flat, (R·K, 4 v, 2 planes, 2 h, 32)
+    third: Any  # bytes of refined blocks, flat, (R·K, 4 v, 2 h, 32)
+    offsets: Any  # int32, flat, (R·K, 2, 8): −12 · the sum of X, and of the third plane
+    factors: Any  # float32, flat, (R·K, 8): a quarter of the step
+    refined: Any  # bool (R·K,): whether a group has refined blocks
+
+
+@jit_inner
+def _zeros(n: int) -> Any:
+    """Return n bytes that are 0 and start on a cache line."""
+    found = on_cache_line(n)
+    fill(found, np.uint8(0))
+    return found
+
+
+@jit_inner
+def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
+    """Allocate the planes; what belongs to no block is 0."""
+    count = rows * ((x.size // rows // BLOCK + GROUP - 1) // GROUP)
+    offsets, factors = _zeros(count * 64).view(np.int32), _zeros(count * 32).view(np.float32)
+    planes = _zeros(count * 512), _zeros(count * 256)
+    return Int8Planes(x, falses(rows), *planes, offsets, factors, falses(count))
+
+
+@jit_inner
+def place(prepared: Int8Planes, row: int, g: int) -> Any:
+    """Return the number of a block's group, its vector there, and its place in the vector."""
+    group = row * (prepared.refined.size // prepared.out_of_range.size) + g // GROUP
+    return group, g % GROUP // 2, g % 2
+
+
+@jit_inner
+def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> None:
+    """Write block ``g`` of a row to the upper planes, unless the row is out of range."""
+    at = (row * groups + g) * BLOCK
+    largest = largest_bits(prepared.x[at : at + BLOCK])
+    if out_of_range(largest):
+        prepared.out_of_range[row] = True
+    elif largest != 0:
+        (group, v, b), magnitude = place(prepared, row, g), bits_float(largest)
+        up, lane = LARGEST_WHOLE / magnitude, 4 * b + v
+        to = (group * 4 + v) * 128 + 16 * b
+        _split(prepared.x, at, up, prepared.upper, to, prepared.offsets, group * 16 + lane)
+        # a quarter: d is twice a value, and scales are doubled, too
+        prepared.factors[group * 8 + lane] = magnitude * np.float32(0.25) / LARGEST_WHOLE
+        if groups * BLOCK < WIDE:
+            _refine(prepared, at, magnitude, row, g)
+
+
+@jit_inner
+def settle_int8(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
+    """Refine the blocks that dominate their rows."""
+    rows = prepared.out_of_range.size
+    inputs = prepared.x.size // rows
+    for row in range(rows if inputs >= WIDE else 0):
+        x = prepared.x[row * inputs : (row + 1) * inputs]
+        most = dot_piece(x, x) / _DOMINANT
+        for g in range(inputs // BLOCK):
+            magnitude = bits_float(largest_bits(x[g * BLOCK : (g + 1) * BLOCK]))
+            if magnitude * magnitude > most and not prepared.out_of_range[row]:
+                _refine(prepared, row * inputs + g * BLOCK, magnitude, row, g)
+
+
+@jit_inner
+def _refine(prepared: Int8Planes, at: int, magnitude: Any, row: int, g: int) -> None:
+    """Write a block, x[at …], to the third plane."""
+    group, v, b = place(prepared, row, g)
+    up, to = LARGEST_WHOLE / magnitude, (group * 4 + v) * 64 + 16 * b
+    number = group * 16 + 8 + 4 * b + v
+    _split_rest(prepared.x, at, up, prepared.third, to, prepared.offsets, number)
+    prepared.refined[group] = True
+
+
+def _split(x: Any, at: int, up: Any, upper: Any, to: int, offsets: Any, number: int) -> None:
+    """Write hi and lo of the integers X of x[at …], and −12 · their sum to offsets[number]."""
+    whole = np.array([whole_number(value, up) for value in x[at : at + BLOCK]])
+    for h in range(2):
+        upper[to + 32 * h :][:16] = whole[h::2] + 128 >> 8 & 255
+        upper[to + 64 + 32 * h :][:16] = whole[h::2] & 255
+    offsets[number] = -12 * whole.sum()
+
+
+def _split_rest(x: Any, at: int, up: Any, third: Any, to: int, offsets: Any, number: int) -> None:
+    """Write 256 times what X leaves of x[at …], and −12 · their sum to offsets[number]."""
+    rest = [value * up - whole_number(value, up) for value in x[at : at + BLOCK]]
+    whole = np.array([min(whole_number(value, np.float32(256)), 127) for value in rest])
+    for h in range(2):
+        third[to + 32 * h :][:16] = whole[h::2] & 255
+    offsets[number] = -12 * whole.sum()
+
+
+def _emit_split(third: bool) -> Any:
+    """Return what writes the instructions of :func:`_split`, or of :func:`_split_rest`."""
+    half = BLOCK // 2
+    ints, floats, bytes_ = (vec.vector(t, half) for t in (i32, f32, i8))
+
+    def rounded(builder: ir.IRBuilder, x: Value, times: Value) -> Value:
+        shifted = vec.fma(builder, x, times, vec.constant(f32, float(MAGIC), half))
+        bits = vec.constant(i32, int(MAGIC.view(np.int32)), half)
+        return builder.sub(builder.bitcast(shifted, ints), bits)
+
+    def emit(
+        builder: ir.IRBuilder, x: Value, at: Value, up: Value, planes: Value, to: Value,
+        offsets: Value, number: Value
+    ) -> None:  # fmt: skip
+        both = [vec.load(builder, x, builder.add(at, index(i)), floats) for i in (0, half)]
+        times, total = vec.splat(builder, up, half), ints(None)
+        for h in range(2):
+            values = vec.shuffle(builder, both[0], range(h, BLOCK, 2), both[1])
+            whole = rounded(builder, values, times)
+            if third:
+                negative = builder.fneg(builder.sitofp(whole, floats))
+                rest = vec.fma(builder, values, times, negative)
+                whole = rounded(builder, rest, vec.constant(f32, 256, half))
+                most = vec.constant(i32, 127, half)
+                whole = builder.select(builder.icmp_signed("<", whole, most), whole, most)
+            else:
+                high = builder.add(whole, vec.constant(i32, 128, half))
+                high = builder.trunc(builder.lshr(high, vec.constant(i32, 8, half)), bytes_)
+                vec.store(builder, high, planes, builder.add(to, index(32 * h)))
+            low = builder.add(to, index(32 * h + (0 if third else 64)))
+            vec.store(builder, builder.trunc(whole, bytes_), planes, low)
+            total = builder.add(total, whole)
+        sum_ = vec.call(builder, f"llvm.vector.reduce.add.v{half}i32", i32, total)
+        vec.store(builder, builder.mul(sum_, ir.Constant(i32, -12)), offsets, number)
+
+    return emit
+
+
+vec.leaf(_split)(_emit_split(False))
+vec.leaf(_split_rest)(_emit_split(True))
