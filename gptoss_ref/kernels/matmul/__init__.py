@@ -20,9 +20,9 @@ MXFP4, 5 …     mxfp4_float,         mxfp4_gemm_int16,     mxfp4_gemm_int16,   
                56 and 105           118 and 132           116 and 133           1.4 ×
 =============  ===================  ====================  ====================  ==================
 
-Error bounds, as relative L2 against float64 at the released sizes: 1e-6 for all but
-``mxfp4_gemm_int16``, which rounds activations to 16 bits: 2e-5, and below 1e-4 if one activation is
-1000 times the rest.
+Error bounds, as relative L2 against float64 at the released sizes: 1e-6, but 2e-5 for
+``mxfp4_gemv_int8`` and ``mxfp4_gemm_int16``, which round activations to 16 bits; if one activation
+is 1000 times the rest, 5e-6 and 1e-4.
 
 ===================  ===========================================================================
 file                 idea
@@ -31,6 +31,7 @@ file                 idea
 ``gemm``             panels of rows, sized for the caches; ``register_tile`` multiplies them
 ``register_tile``    ``pack`` and ``tile``: the sums of several tokens stay in registers
 ``amx``              the same with the tiles of AMX, on bfloat16 planes
+``mxfp4_planes``     activations of few tokens, as planes of bytes
 ``mxfp4_methods``    MXFP4 matrices, and one interface to the four files of their products:
                      ``prepare`` activations, ``multiply`` 64 rows; each has its own type of
                      prepared activations
