@@ -31,13 +31,15 @@ from numba.core import cgutils
 from numba.extending import overload
 
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored, dot_float, refused
-from gptoss_ref.kernels.matmul.mxfp4_planes import Int8Planes, place
+from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP, Int8Planes, place
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
 from gptoss_ref.kernels.runtime.jit import INLINED, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float
+
+Load = Callable[[int], Value]
 
 _INFINITY = np.float32(np.inf)
 _SHIFTED = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]  # d + 12 of each code
@@ -79,9 +81,8 @@ def _fours_added(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
 
 def dot_planes_of(wide: bool) -> Any:
     """Return the product of a stored row with a row of planes; ``wide``: with AVX-512."""
-    bytes_, ints, floats = vec.vector(i8, 32), vec.vector(i32, 8), vec.vector(f32, 8)
-    by_lane = [2 * v + b for b in range(2) for v in range(4)]
-    Load = Callable[[int], Value]  # the stored blocks of a vector
+    bytes_, eight = vec.vector(i8, 32), vec.vector(i8, 8)
+    ints, floats = vec.vector(i32, 8), vec.vector(f32, 8)
 
     def products(builder: ir.IRBuilder, stored: Value, kept: Value, planes: int) -> Value:
         """Return sums of 8 products of ``stored`` blocks with the planes at ``kept``."""
@@ -95,19 +96,6 @@ def dot_planes_of(wide: bool) -> Any:
             found.append(_bytes_product(builder, wide, list(zip(d, at, strict=True)), times))
         return found[0] if planes == 1 else builder.add(*found)
 
-    def by_block(
-        builder: ir.IRBuilder, load: Load, kept: Value, planes: int, offsets: Value
-    ) -> Value:
-        """Return the sums of the blocks of a group, as float32."""
-        four = [
-            products(builder, load(v), builder.gep(kept, [index(64 * planes * v)]), planes)
-            for v in range(4)
-        ]
-        pairs = [_fours_added(builder, *four[i : i + 2]) for i in (0, 2)]
-        total = _fours_added(builder, *pairs)
-        total = builder.add(total, vec.load(builder, offsets, index(0), ints))
-        return builder.sitofp(total, floats)
-
     def emit(
         builder: ir.IRBuilder, blocks: Value, scales: Value, block: Value, groups: Value,
         upper: Value, third: Value, offsets: Value, factors: Value, refined: Value, first: Value
@@ -116,42 +104,69 @@ def dot_planes_of(wide: bool) -> Any:
         bytes_of_scales = builder.gep(scales, [block])
         sums = vec.Accumulators(builder, 1, 1, floats)
 
+        def by_block(load: Load, kept: Value, planes: int, offset: Value) -> Value:
+            """Return the sums of a group's blocks; ``load`` gives the stored blocks of a vector."""
+            four = [
+                products(builder, load(v), builder.gep(kept, [index(64 * planes * v)]), planes)
+                for v in range(4)
+            ]
+            pairs = [_fours_added(builder, *four[i : i + 2]) for i in (0, 2)]
+            total = _fours_added(builder, *pairs)
+            total = builder.add(total, vec.load(builder, offset, index(0), ints))
+            return builder.sitofp(total, floats)
+
         def add_group(number: Value, load: Load, s: Value) -> None:
-            """Add a group, given the scale bytes ``s`` of its blocks."""
-            group = builder.add(first, number)
+            """Add the products of a group, whose scale bytes are ``s``."""
+            group, by = builder.add(first, number), vec.Accumulators(builder, 1, 1, floats)
 
             def at(array: Value, each: int) -> Value:
                 return builder.gep(array, [builder.mul(group, index(each))])
 
-            by = vec.Accumulators(builder, 1, 1, floats)
-            of_upper = at(offsets, 16)
-            by[0, 0] = by_block(builder, load, at(upper, 512), 2, of_upper)
+            offset = at(offsets, 16)
+            by[0, 0] = by_block(load, at(upper, 512), 2, offset)
             some = builder.trunc(vec.load(builder, refined, group, i8), ir.IntType(1))
             with builder.if_then(some, likely=False):
-                of_third = builder.gep(of_upper, [index(8)])
-                rest = by_block(builder, load, at(third, 256), 1, of_third)
+                rest = by_block(load, at(third, 256), 1, builder.gep(offset, [index(8)]))
                 by[0, 0] = vec.fma(builder, rest, vec.constant(f32, 1 / 256, 8), by[0, 0])
             product = builder.fmul(by[0, 0], vec.load(builder, at(factors, 8), index(0), floats))
+            s = vec.shuffle(builder, s, [0, 2, 4, 6, 1, 3, 5, 7])
             one = vec.constant(i8, 1, 8)
-            s = vec.shuffle(builder, s, by_lane)
             s = builder.zext(vec.call(builder, "llvm.uadd.sat.v8i8", s.type, s, one), ints)
             twice = builder.bitcast(builder.shl(s, vec.constant(i32, 23, 8)), floats)  # may be ∞
             sums[0, 0] = vec.fma(builder, product, twice, sums[0, 0])
 
-        whole = builder.udiv(groups, index(8))
+        def last_scales(rest: Value) -> Value:
+            """Return the scale bytes of the last ``rest`` blocks, and then zeros.
+
+            They are the upper ones of the row's last 8 bytes, unless the matrix begins after these:
+            with a mask, LLVM loads bytes one by one (AVX2).
+            """
+            found, start = cgutils.alloca_once(builder, eight), builder.sub(groups, index(GROUP))
+            inside = builder.icmp_signed(">=", builder.add(block, start), index(0))
+            with builder.if_else(inside) as (then, otherwise):
+                with then:
+                    word = vec.load(builder, bytes_of_scales, start, vec.i64)
+                    bits = builder.mul(builder.sub(index(GROUP), rest), index(8))
+                    builder.store(builder.bitcast(builder.lshr(word, bits), eight), found)
+                with otherwise:  # then the row has no whole group
+                    some = vec.load_first(builder, bytes_of_scales, index(0), eight, rest)
+                    builder.store(some, found)
+            return builder.load(found)
+
+        whole = builder.udiv(groups, index(GROUP))
         with cgutils.for_range(builder, whole) as loop:
             here = builder.mul(loop.index, index(128))
-            s_at = builder.mul(loop.index, index(8))
+            s_at = builder.mul(loop.index, index(GROUP))
             vec.prefetch(builder, bytes_of_scales, s_at, vec.NEAR // 16)
             for line in range(0, 128, 64):  # prefetches into L2, too, would cost more
                 vec.prefetch(builder, weights, here, vec.NEAR + line)
-            s = vec.load(builder, bytes_of_scales, s_at, vec.vector(i8, 8))
+            s = vec.load(builder, bytes_of_scales, s_at, eight)
             add_group(
                 loop.index,
                 lambda v: vec.load(builder, weights, builder.add(here, index(32 * v)), bytes_),
                 s,
             )
-        done = builder.mul(whole, index(8))
+        done = builder.mul(whole, index(GROUP))
         rest = builder.sub(groups, done)
 
         def load_rest(v: int) -> Value:
@@ -160,8 +175,7 @@ def dot_planes_of(wide: bool) -> Any:
             return builder.bitcast(vec.load_first(builder, weights, here, ints, words), bytes_)
 
         with builder.if_then(builder.icmp_unsigned("!=", rest, index(0))):
-            s = vec.load_first(builder, bytes_of_scales, done, vec.vector(i8, 8), rest)
-            add_group(whole, load_rest, s)
+            add_group(whole, load_rest, last_scales(rest))
         return vec.lane_sum(builder, sums[0, 0])
 
     return vec.instructions(emit, types.float32)

@@ -29,7 +29,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     whole_number,
 )
 from gptoss_ref.kernels.runtime import llvm_ir as vec
-from gptoss_ref.kernels.runtime.buffers import falses, fill, on_cache_line
+from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.jit import jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float
@@ -71,8 +71,10 @@ def _zeros(n: int) -> Any:
 def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Allocate the planes; what belongs to no block is 0."""
     count = rows * ((x.size // rows // BLOCK + GROUP - 1) // GROUP)
-    offsets, factors = _zeros(count * 64).view(np.int32), _zeros(count * 32).view(np.float32)
     planes = _zeros(count * 512), _zeros(count * 256)
+    offsets, factors = np.empty(count * 16, np.int32), floats(count * 8)
+    fill(offsets, np.int32(0))
+    fill(factors, np.float32(0.0))
     return Int8Planes(x, falses(rows), *planes, offsets, factors, falses(count))
 
 

@@ -127,6 +127,7 @@ STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("attention, several tokens", lambda: _attention(3)),
     ("experts, one token", lambda: _experts(1, 64)),
     ("experts, several tokens", lambda: _experts(5, 512)),
+    ("experts, several tokens, short rows", lambda: _experts(5, 64)),
     ("blocks, one token", _block),
     ("threads", lambda: _linear(1, 1088)),
 )
