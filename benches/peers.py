@@ -83,7 +83,13 @@ def ours(folder: Path, prompts: Sequence[int]) -> Figures:
 
 
 def llama_cpp(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
-    """llama.cpp, memory-mapped, with or without flash attention."""
+    """llama.cpp, memory-mapped, with or without flash attention.
+
+    Between tokens the same memory is read as between ours, so that both meet the same caches.
+    """
+    sys.path.insert(0, str(ROOT / "benches"))
+    from rates import Reading
+
     from benches.llama_cpp import LlamaCpp
     from gptoss_ref.kernels.runtime.isa import path_name
 
@@ -94,7 +100,7 @@ def llama_cpp(file: Path, prompts: Sequence[int], flash: bool) -> Figures:
         peer.append(tokens)
 
     found = {"load": peer.load_seconds}
-    found |= measure(prompts, peer.restart, append, peer.vocabulary)
+    found |= measure(prompts, peer.restart, append, peer.vocabulary, Reading().sample)
     peer.close()
     print(peer.cpu, file=sys.stderr)
     return found
