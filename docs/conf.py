@@ -41,7 +41,7 @@ exclude_patterns = [
     "**/solutions/**",
 ]
 nitpicky = True
-nitpick_ignore = [("py:class", "gptoss_ref.verify.search.sign_test.Bug")]  # a type variable
+nitpick_ignore = [("py:class", "gptoss_ref.verify.search.fit.Bug")]  # a type variable
 default_role = "code"
 
 # Cells: executed at each build, never stored; a chapter has a minute, on a slow machine three.

@@ -55,8 +55,8 @@ def test_a_long_prompt_is_searched_in_its_beginning(
     diagnosis = gr.diagnose(model, {"logits": logits}, tokens=tokens)
     assert [cause.name for cause in diagnosis.causes] == [bug]
     assert diagnosis.causes[0].error_after < 1
-    entries = catalogue(model.config, model.weights, LONG)
-    bugs = sum(not entry.candidate.harmless for entry in entries)
+    candidates = catalogue(model.config, model.weights, LONG)
+    bugs = sum(not candidate.harmless for candidate in candidates)
     assert set(work) == {128, LONG}
     assert work[128] > bugs > work[LONG]  # fewer runs on the whole than there are bugs
 

@@ -20,6 +20,7 @@ from gptoss_ref.verify.gradients.mutants import GradientMutant
 from gptoss_ref.verify.gradients.replay import Judged, Replay
 from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
+from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.search.sign_test import Vote, clearest
 from gptoss_ref.verify.thresholds import (
     ALWAYS_ALLOWED,
@@ -38,7 +39,7 @@ def most_votes(
     judged: Sequence[Judged],
     mutants: Sequence[GradientMutant],
     explained: Explained,
-) -> Vote[GradientMutant] | None:
+) -> Fit[GradientMutant] | None:
     """The bug with the clearest vote over all gradients that do not diverge, if any.
 
     Args:

@@ -25,6 +25,7 @@ from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.report import Report
 from gptoss_ref.verify.report.row import ALL_LOST, Row
+from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.thresholds import LOOKED_AT
 
 CLEARLY = 3.0
@@ -35,25 +36,20 @@ FAR = 0.5
 
 
 @dataclass
-class Found:
-    """A bug that explains some gradients."""
-
-    mutant: GradientMutant
-    taps: list[str]
-    before: float
-    after: float
-    alternatives: tuple[str, ...]
-    share: float | None = None  # of the votes, for a bug smaller than rounding
-
-
-@dataclass
 class Search:
-    """The search through the gradients of a trace."""
+    """The search through the gradients of a trace.
+
+    Attributes:
+        judged: every gradient of the trace, in the order of the backward pass.
+        explained: the bugs that explain a gradient, by its name.
+        found: each bug, at the first gradient that it explains.
+        unknown: gradients that nothing explains.
+    """
 
     replay: Replay
     judged: list[Judged] = field(default_factory=list)
     explained: dict[str, tuple[GradientMutant, ...]] = field(default_factory=dict)
-    found: list[Found] = field(default_factory=list)
+    found: list[Fit[GradientMutant]] = field(default_factory=list)
     unknown: list[Unexplained] = field(default_factory=list)
 
     def run(self) -> None:
@@ -71,7 +67,8 @@ class Search:
 
     def _explain(self, judged: Judged) -> None:
         segment = self.replay.segment(judged.name)
-        earlier = [f.mutant for f in self.found if segment & set(f.mutant.wrong)]
+        found = self._found()
+        earlier = [mutant for mutant in found if segment & set(mutant.wrong)]
         candidates = [m for m in (*CONVENTIONS, *CATALOGUE) if segment & set(m.wrong)]
         best = self._best(judged.name, [(m,) for m in earlier])
         if best is None:
@@ -86,29 +83,25 @@ class Search:
         if best is None:
             self._unexplained(judged)
             return
-        mutants, after, others = best
-        for mutant in mutants:
-            known = next((f for f in self.found if f.mutant is mutant), None)
-            if known is not None:
-                known.taps.append(judged.name)
-            else:
-                self.found.append(Found(mutant, [judged.name], judged.excess, after, others))
-        self.explained[judged.name] = mutants
+        new = [mutant for mutant in best.candidates if not any(mutant is m for m in found)]
+        self.found += [replace(best, candidates=(m,), before=judged.excess) for m in new]
+        self.explained[judged.name] = best.candidates
+
+    def _found(self) -> list[GradientMutant]:
+        return [mutant for fit in self.found for mutant in fit.candidates]
 
     def _find_hidden(self) -> None:
         """Look for bugs that are smaller than rounding, the clearest vote first."""
         while True:
-            taken = {f.mutant.name for f in self.found}
+            taken = {mutant.name for mutant in self._found()}
             mutants = [m for m in CATALOGUE if m.name not in taken]
             best = most_votes(self.replay, self.judged, mutants, self.explained)
             if best is None:
                 return
-            mutant = best.candidate
+            (mutant,) = best.candidates
             voted = [j for j in self.judged if self.replay.segment(j.name) & set(mutant.wrong)]
             error = next(j.excess for j in voted if j.name == best.tap)
-            self.found.append(
-                Found(mutant, [best.tap], error, error, best.alternatives, best.share)
-            )
+            self.found.append(replace(best, before=error, excess=error))
             for judged in voted:
                 if judged.excess <= 1 or judged.name in self.explained:
                     before = self.explained.get(judged.name, ())
@@ -116,8 +109,8 @@ class Search:
 
     def _best(
         self, name: str, candidates: Sequence[tuple[GradientMutant, ...]]
-    ) -> tuple[tuple[GradientMutant, ...], float, tuple[str, ...]] | None:
-        """The candidate that leaves the least excess, that excess, and what fits as well."""
+    ) -> Fit[GradientMutant] | None:
+        """The candidate that leaves the least excess, with what fits as well."""
         tried = [
             (self.replay.judge(name, [m.wrong for m in bugs]).excess, n, bugs)
             for n, bugs in enumerate(candidates)
@@ -126,14 +119,14 @@ class Search:
         if not explaining:
             return None
         least, _, bugs = explaining[0]
-        own = {m.name for m in bugs}
+        fit = Fit(bugs, excess=least, tap=name)
         others = dict.fromkeys(
             m.name
             for left, _, more in explaining[1:]
             for m in more
-            if left <= max(CLEARLY * least, 0.5) and m.name not in own
+            if left <= max(CLEARLY * least, 0.5) and m.name not in fit.names
         )
-        return bugs, least, tuple(others)
+        return replace(fit, alternatives=dict.fromkeys(fit.names, tuple(others)))
 
     def _helpful(
         self, judged: Judged, candidates: Sequence[GradientMutant]
@@ -173,7 +166,7 @@ class Search:
                 verdict = "rewritten"
         elif int(errors.lost.sum()) == trace[judged.name].size:
             verdict, note = "unjudged", ALL_LOST
-        elif by and judged.name in {f.taps[0] for f in self.found}:
+        elif by and judged.name in {fit.tap for fit in self.found}:
             verdict = "hidden"
             note = f"less than rounding explains, but its values side with {names_of}"
         rows = np.flatnonzero(judged.wrong_rows)
@@ -195,36 +188,37 @@ class Search:
 
     def causes(self) -> tuple[Cause, ...]:
         """The bugs found, in the order of the backward pass; conventions are none."""
-        return tuple(self._cause(f) for f in self.found if not f.mutant.equivalent)
+        return tuple(self._cause(fit) for fit in self.found if not fit.candidates[0].equivalent)
 
-    def _cause(self, found: Found) -> Cause:
-        mutant = found.mutant
-        trace = self.replay.trace
-        hit = {names.split(name)[0] for name in found.taps} - {None}
-        stages = {names.split(name)[1] for name in found.taps}
+    def _cause(self, fit: Fit[GradientMutant]) -> Cause:
+        (mutant,) = fit.candidates
+        trace, others = self.replay.trace, fit.alternatives.get(mutant.name, ())
+        taps = [name for name, bugs in self.explained.items() if any(m is mutant for m in bugs)]
+        hit = {names.split(name)[0] for name in taps} - {None}
+        stages = {names.split(name)[1] for name in taps}
         able = {n for n, stage in map(names.split, trace.gradients) if stage in stages} - {None}
         blocks = None
-        if found.share is None and hit != able:  # votes are counted over all blocks
+        if fit.share is None and hit != able:  # votes are counted over all blocks
             blocks = tuple(sorted(n for n in hit if n is not None))
         return Cause(
             name=mutant.name,
             variant=mutant.label,
             stage=mutant.stage,
-            tap=found.taps[0],
+            tap=fit.tap,
             blocks=blocks,
             summary=mutant.summary,
             consequence=mutant.consequence,
             reports=mutant.reports,
-            error_before=found.before,
-            error_after=found.after,
-            alternatives=found.alternatives,
-            confidence=1 / (1 + len(found.alternatives)),
-            share=found.share,
+            error_before=fit.before,
+            error_after=fit.excess,
+            alternatives=others,
+            confidence=1 / (1 + len(others)),
+            share=fit.share,
         )
 
     def conventions(self) -> tuple[str, ...]:
         """Conventions that differ and are not bugs, in words."""
-        harmless = (f.mutant for f in self.found if f.mutant.equivalent)
+        harmless = (mutant for mutant in self._found() if mutant.equivalent)
         return tuple(f"{m.name}: {m.summary} {m.note}" for m in harmless)
 
 

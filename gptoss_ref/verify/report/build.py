@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,9 @@ from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.observe.observation import LogprobObservation
 from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in_words
 from gptoss_ref.verify.report.row import ALL_LOST, Row, Verdict
+from gptoss_ref.verify.search.candidates import Candidate
 from gptoss_ref.verify.search.end_to_end import WholeModels
-from gptoss_ref.verify.search.fit import Found, Unknown
+from gptoss_ref.verify.search.fit import Fit, Unknown
 from gptoss_ref.verify.search.next_tap import BRING, next_in_words
 from gptoss_ref.verify.search.outputs import OutputsFound
 from gptoss_ref.verify.search.per_tap import Search
@@ -42,16 +44,16 @@ def of_stages(search: Search) -> Diagnosis:
         missing=tuple(tap for tap in taps if tap not in trace),
         flips=flips,
         notes=tuple(_notes(search)),
-        causes=tuple(_cause(f) for f in found if not f.candidate.harmless),
+        causes=tuple(_cause(fit, c) for fit, c in _bugs(found) if not c.harmless),
         unexplained=tuple(_unknown(search, u) for u in search.unknown),
         rewritings=_rewritings(search, found),
         mistakes=tuple(search.recording.mistakes),
     )
 
 
-def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
+def _rewritings(search: Search, found: list[Fit[Candidate]]) -> tuple[str, ...]:
     """Return the rewritings in words: other computations or forms with the same result."""
-    harmless = (f.candidate for f in found if f.candidate.harmless)
+    harmless = (candidate for _, candidate in _bugs(found) if candidate.harmless)
     lines = [f"{candidate.name}: {candidate.mutant.summary}" for candidate in harmless]
     lines += search.recording.reordered
     for form in dict.fromkeys(search.recording.aside.values()):
@@ -62,13 +64,14 @@ def _rewritings(search: Search, found: list[Found]) -> tuple[str, ...]:
 
 def _unknown(search: Search, unknown: Unknown) -> Unexplained:
     local = search.evidence.tap_errors[unknown.tap]
-    name, remaining = unknown.nearest or (None, None)
+    nearest = unknown.nearest
+    name, remaining = (None, None) if nearest is None else (nearest.title, nearest.excess)
     where = search.evidence.where(unknown.tap)
     hints = (next_in_words(search.evidence.trace, unknown.tap),)
     return Unexplained(unknown.tap, unknown.taps, local.excess, where, name, remaining, hints)
 
 
-def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
+def _stage_row(search: Search, found: list[Fit[Candidate]], local: TapError) -> Row:
     """Return the row of one tap point, against the specification."""
     trace, tap = search.evidence.given, local.tap
     wrong = local.excess > 1
@@ -79,7 +82,7 @@ def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
         verdict = "nan" if local.broken.any() else "diverges"
         left = search.evidence.tap_errors.get(tap)
         explained = left is not None and left.excess <= 1
-        by = [f.candidate for f in found if tap in search.evidence.reach(f.candidate)]
+        by = [c for _, c in _bugs(found) if tap in search.evidence.reach(c)]
         note = f"off by {in_words(local.excess)}"
         if explained and by:
             note += f"; explained by {' and '.join(c.name for c in by)}"
@@ -94,7 +97,7 @@ def _stage_row(search: Search, found: list[Found], local: TapError) -> Row:
         verdict, note = "unjudged", ALL_LOST
     elif hidden:
         verdict = "hidden"
-        names = " and ".join(f.candidate.name for f in hidden)
+        names = " and ".join(fit.title for fit in hidden)
         note = f"less than rounding explains, but its roundings side with {names}"
     elif local.flips:
         verdict = "tie"
@@ -182,7 +185,7 @@ def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagno
         note = f"NaN or infinite in one of the two at {spec.broken} of {len(spec.error)} positions"
     if wrong and best is not None:
         part = "" if best.excess <= 1 else "in part "
-        note += f"; {part}explained by {' and '.join(c.name for c in best.candidates)}"
+        note += f"; {part}explained by {best.title}"
     left = wrong and (best is None or best.excess > 1) and not search.stopped
     row = Row(
         name=search.target.tap,
@@ -206,7 +209,7 @@ def _whole(search: WholeModels, producer: str, tokens: int, taps: int) -> Diagno
         taps=taps,
         rows=(row,),
         notes=("only outputs are known: errors are those of the usual token",),
-        causes=tuple(_cause(found) for found in search.found),
+        causes=() if best is None else tuple(_cause(best, c) for c in best.candidates),
         unexplained=(_unexplained(search),) if left else (),
     )
 
@@ -232,7 +235,7 @@ def _unexplained(search: WholeModels) -> Unexplained:
         taps=(tap,),
         error=spec.excess,
         where=tokens_of(rows),
-        nearest=" and ".join(c.name for c in nearest.candidates) if nearest else None,
+        nearest=nearest.title if nearest else None,
         remaining=nearest.excess if nearest else None,
         hints=(BRING,),
     )
@@ -241,26 +244,31 @@ def _unexplained(search: WholeModels) -> Unexplained:
 # --- both ---
 
 
-def _cause(found: Found) -> Cause:
-    candidate, mutant = found.candidate, found.candidate.mutant
+def _bugs(found: Iterable[Fit[Candidate]]) -> Iterator[tuple[Fit[Candidate], Candidate]]:
+    """Each bug of some fits, with its fit."""
+    return ((fit, candidate) for fit in found for candidate in fit.candidates)
+
+
+def _cause(fit: Fit[Candidate], candidate: Candidate) -> Cause:
+    mutant, others = candidate.mutant, fit.alternatives.get(candidate.name, ())
     blocks, sites = candidate.blocks, candidate.sites
     return Cause(
         name=mutant.name,
         variant=candidate.label,
         stage=mutant.stage,
-        tap=found.tap,
+        tap=fit.tap,
         blocks=None if blocks is None else tuple(sorted(blocks)),
         summary=mutant.summary,
         consequence=mutant.consequence,
         reports=mutant.reports,
-        error_before=found.before,
-        error_after=found.after,
-        alternatives=found.alternatives,
-        confidence=(found.share or 1.0) / (1 + len(found.alternatives)),
-        share=found.share,
+        error_before=fit.before,
+        error_after=fit.excess,
+        alternatives=others,
+        confidence=(fit.share or 1.0) / (1 + len(others)),
+        share=fit.share,
         sites=None if sites is None else tuple(sorted(sites)),
         value=candidate.value,
-        interval=found.interval,
+        interval=None if candidate.value is None else fit.interval,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gptoss_ref.config import ModelConfig
@@ -57,6 +58,11 @@ class Candidate:
     def harmless(self) -> bool:
         """Whether it is no error: an equivalent rewriting, or rounding that may change a tie."""
         return self.mutant.equivalent or self.mutant in TIES
+
+    @cached_property
+    def ops(self) -> frozenset[str]:
+        """Names of the operations that it changes."""
+        return changes(SPECIFICATION, self.change(SPECIFICATION))
 
     def apply(self, ops: ModelOps) -> ModelOps:
         """Return ``ops`` with this candidate added, in its blocks."""
@@ -115,15 +121,7 @@ def _placed(
     return op
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A candidate with the names of the operations it changes."""
-
-    candidate: Candidate
-    ops: frozenset[str]
-
-
-def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[Entry]:
+def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[Candidate]:
     """Return all candidates for a model and a prompt length: bugs first, then their other forms.
 
     Mutants that this model cannot show are left out.
@@ -136,4 +134,4 @@ def catalogue(config: ModelConfig, weights: ModelWeights, length: int) -> list[E
         for mutant in applicable
         for variant in mutant.variants(config, length)
     ]
-    return [Entry(c, changes(SPECIFICATION, c.apply(SPECIFICATION))) for c in (*standard, *others)]
+    return standard + others

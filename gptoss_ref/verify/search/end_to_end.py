@@ -19,12 +19,12 @@ import numpy as np
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.noise.metrics import usual_excess
 from gptoss_ref.verify.search.candidates import Candidate, Option, catalogue
-from gptoss_ref.verify.search.estimate import Guess, guess, interval, refined, shortest
 from gptoss_ref.verify.search.estimate import candidate as valued
-from gptoss_ref.verify.search.fit import Found
+from gptoss_ref.verify.search.estimate import guess, interval, refined, shortest
+from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.search.score import beginning_of
 from gptoss_ref.verify.search.target import Target
-from gptoss_ref.verify.search.trials import Standing, Trials, Tried, order_matters
+from gptoss_ref.verify.search.trials import OutputsFit, Trials, Tried, order_matters
 from gptoss_ref.verify.thresholds import (
     ALIKE,
     BESIDE,
@@ -48,21 +48,17 @@ class WholeModels:
         ranked: all candidates that alter the outputs, the nearest first.
         best: what explains the outputs, if anything does.
         stopped: whether what was observed is not the model's.
-        alternatives: by the name of each of its bugs, what may take that bug's place.
-        interval: of a fitted constant: between what values it explains the outputs.
     """
 
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
         trials.steps.say("running whole models")
         self.stopped = False
-        self.ranked: list[Standing] = []
-        self.best: Standing | None = None
-        self.alternatives: dict[str, tuple[str, ...]] = {}
+        self.ranked: list[OutputsFit] = []
+        self.best: OutputsFit | None = None
         self._rivals: dict[str, list[str]] = {}  # what does as well in the place of a bug
-        self._close: list[Guess] = []  # the fitted constants among them
-        self.interval: tuple[float, float] | None = None
-        self._without = trials.specification.score  # of the specification where ``ranked`` ran
+        self._close: list[Fit[Candidate]] = []  # the fitted constants among them
+        self._without = trials.specification.distance  # of the specification where ``ranked`` ran
 
     @property
     def target(self) -> Target:
@@ -75,27 +71,9 @@ class WholeModels:
         return self.trials.rounding
 
     @property
-    def specification(self) -> Standing:
+    def specification(self) -> OutputsFit:
         """The distance of the specification."""
         return self.trials.specification
-
-    @property
-    def found(self) -> list[Found]:
-        """The bugs that explain the outputs."""
-        if self.best is None:
-            return []
-        tap, before, after = self.target.tap, self.specification.excess, self.best.excess
-        return [
-            Found(
-                candidate,
-                tap,
-                before,
-                after,
-                self.alternatives[candidate.name],
-                interval=None if candidate.value is None else self.interval,
-            )
-            for candidate in self.best.candidates
-        ]
 
     def stop(self) -> None:
         """End the search: the observed numbers are not those of the model."""
@@ -104,12 +82,12 @@ class WholeModels:
     # --- the order of the search ---
 
     def run(self, *, together: bool = True) -> None:
-        """Set ``ranked``, ``best`` and ``alternatives``; try several bugs only if ``together``."""
+        """Set ``ranked`` and ``best``; try several bugs only if ``together``."""
         if self.stopped:
             return
         trials = self.trials
-        entries = catalogue(trials.config, trials.weights, len(trials.tokens))
-        options = [(e.candidate,) for e in entries if not e.candidate.harmless]
+        candidates = catalogue(trials.config, trials.weights, len(trials.tokens))
+        options = [(candidate,) for candidate in candidates if not candidate.harmless]
         beginning = self._beginning()
         if beginning is None:
             self._search(options, together)
@@ -118,11 +96,13 @@ class WholeModels:
             if not self._settled(beginning):
                 self._search(options, together)
         if self.best is not None:
-            self.alternatives = self._alternatives(self.best)
+            others = self._alternatives(self.best)
+            before = self.specification.excess
+            self.best = replace(self.best, before=before, alternatives=others)
 
-    def nearest(self) -> Standing | None:
+    def nearest(self) -> OutputsFit | None:
         """The nearest option that does not explain the outputs, if it is nearer than no bug."""
-        first = next((s for s in self.ranked if s.score < self._without), None)
+        first = next((fit for fit in self.ranked if fit.distance < self._without), None)
         if first is None:
             return None
         measured = self.trials.measured(first.candidates)
@@ -134,7 +114,7 @@ class WholeModels:
         """Try one bug, a constant of any value, several bugs, until one explains the outputs."""
         self.trials.steps.expect(SHORTLIST)
         singles = self.trials.tried(options)
-        self.ranked = _forms(singles.standings)
+        self.ranked = _forms(singles.fits)
         self.best = self.trials.elected(self.ranked)
         if self.specification.excess > 1 and not self._sure:
             self._fit(singles)
@@ -167,17 +147,17 @@ class WholeModels:
         best: Option = ()
         if beginning.best is not None and beginning.best.excess <= 1:
             best = beginning.best.candidates
-            if beginning.interval is not None:
+            if beginning.best.interval is not None:
                 *base, last = best
-                begun = Guess(last, np.inf, *beginning.interval)
-                best = (*base, refined(begun, partial(self._distances, tuple(base))).candidate)
+                begun = Fit((last,), interval=beginning.best.interval)
+                best = (*base, *refined(begun, partial(self._distances, tuple(base))).candidates)
         own = beginning.best.candidates if beginning.best is not None else ()
-        near = (s.candidates for s in beginning.ranked[:FINALISTS])
+        near = (fit.candidates for fit in beginning.ranked[:FINALISTS])
         options = [*([best] if best else []), *(o for o in near if o not in (best, own))]
-        self.ranked = self.trials.tried(options).standings
+        self.ranked = self.trials.tried(options).fits
         found = self.trials.elected(self.ranked)
         if found is None:
-            self.ranked, self._without = beginning.ranked, beginning.specification.score
+            self.ranked, self._without = beginning.ranked, beginning.specification.distance
             return beginning.best is None
         found = self._pruned(found)
         if found.excess > NO_DOUBT:
@@ -185,20 +165,20 @@ class WholeModels:
         self.best = found
         *base, last = found.candidates
         if last.value is not None:
-            for other in (g for g in beginning._close if g.candidate.name != last.name):
+            for other in (fit for fit in beginning._close if last.name not in fit.names):
                 self._rival(last.name, other, tuple(base), found)
             self.best = self._rounded_off(found)
         return True
 
     # --- what cannot be told from it ---
 
-    def _alternatives(self, best: Standing) -> dict[str, tuple[str, ...]]:
+    def _alternatives(self, best: OutputsFit) -> dict[str, tuple[str, ...]]:
         """Return alternatives to each bug: other bugs in options that fit equally well."""
         own = [c.name for c in best.candidates]
         found = {name: dict.fromkeys(self._rivals.get(name, ())) for name in own}
-        for standing in self.ranked:
-            if abs(standing.score - best.score) < np.log(ALIKE):
-                names = [c.name for c in standing.candidates]
+        for fit in self.ranked:
+            if abs(fit.distance - best.distance) < np.log(ALIKE):
+                names = [c.name for c in fit.candidates]
                 for missing in set(own) - set(names):
                     found[missing] |= dict.fromkeys(n for n in names if n not in own)
         return {name: tuple(others) for name, others in found.items()}
@@ -206,9 +186,9 @@ class WholeModels:
     # --- a constant of any value ---
 
     def _distances(self, base: Option, candidates: Sequence[Candidate]) -> list[float]:
-        """Return the score for each of some values of a mutant's parameter, beside other bugs."""
+        """Return the distance for some values of a mutant's parameter, beside other bugs."""
         tried = self.trials.tried([(*base, candidate) for candidate in candidates], base)
-        by_value = {s.candidates[-1].value: s.score for s in tried.standings}
+        by_value = {fit.candidates[-1].value: fit.distance for fit in tried.fits}
         return [by_value.get(candidate.value, tried.base) for candidate in candidates]
 
     def _fit(self, around: Tried, base: Option = ()) -> None:
@@ -220,7 +200,7 @@ class WholeModels:
         config, tokens = self.trials.config, len(self.trials.tokens)
         distances = partial(self._distances, base)
 
-        def guesses(mutants: Sequence[Mutant]) -> list[Guess]:
+        def guesses(mutants: Sequence[Mutant]) -> list[Fit[Candidate]]:
             found = (guess(m, config, tokens, distances) for m in mutants)
             return [g for g in found if g is not None]
 
@@ -228,28 +208,28 @@ class WholeModels:
         compared = [refined(g, distances, COMPARED) for g in guesses(first)]
         if not compared:
             return
-        nearest, *others = sorted(compared, key=lambda g: g.distance)
-        last = refined(nearest, distances).candidate
-        fitted = self.trials.tried([(*base, last)], base).standings
+        nearest, *others = sorted(compared, key=lambda fit: fit.distance)
+        (last,) = refined(nearest, distances).candidates
+        fitted = self.trials.tried([(*base, last)], base).fits
         best = self.trials.elected(fitted)
-        if best is None or (self.best is not None and best.score > self.best.score - GAIN):
+        if best is None or (self.best is not None and best.distance > self.best.distance - GAIN):
             return
         self.ranked = [*fitted, *self.ranked]
         for some in (others, guesses(second)):  # another constant may do the same to the outputs
-            for other in sorted(some, key=lambda g: g.distance)[:1]:
+            for other in sorted(some, key=lambda fit: fit.distance)[:1]:
                 self._rival(last.name, other, base, best)
         self.best = self._rounded_off(best)
 
-    def _rival(self, name: str, other: Guess, base: Option, best: Standing) -> None:
+    def _rival(self, name: str, other: Fit[Candidate], base: Option, best: OutputsFit) -> None:
         """Note a constant that may take the place of the fitted one, if it explains as much."""
-        rival = refined(other, partial(self._distances, base))
-        if self._explains((*base, rival.candidate), best):
-            self._rivals.setdefault(name, []).append(rival.candidate.name)
+        (rival,) = refined(other, partial(self._distances, base)).candidates
+        if self._explains((*base, rival), best):
+            self._rivals.setdefault(name, []).append(rival.name)
             self._close.append(other)
 
-    def _explains(self, option: Option, best: Standing) -> bool:
+    def _explains(self, option: Option, best: OutputsFit) -> bool:
         """Whether an option leaves no more than the rounding of what explains the outputs."""
-        nearby = self.trials.tried([option], option[:-1]).standings
+        nearby = self.trials.tried([option], option[:-1]).fits
         return bool(nearby) and usual_excess(nearby[0].error, best.allowed) <= 1
 
     def _fit_beside(self, base: Option, options: Sequence[Option]) -> None:
@@ -274,7 +254,7 @@ class WholeModels:
             if self.best is not None:
                 return
 
-    def _rounded_off(self, best: Standing) -> Standing:
+    def _rounded_off(self, best: OutputsFit) -> OutputsFit:
         """Return a fitted value with the fewest digits that the outputs allow, and its interval."""
         *base, found = best.candidates
 
@@ -282,10 +262,10 @@ class WholeModels:
             return self._explains((*base, other), best)
 
         config, tokens = self.trials.config, len(self.trials.tokens)
-        self.interval = interval(found, config, tokens, explains)
+        low, high = interval(found, config, tokens, explains)
         assert found.value is not None
-        short = valued(found.mutant, shortest(found.value, *self.interval))
-        return replace(best, candidates=(*base, short))
+        short = valued(found.mutant, shortest(found.value, low, high))
+        return replace(best, candidates=(*base, short), interval=(low, high))
 
     # --- several bugs ---
 
@@ -300,7 +280,7 @@ class WholeModels:
         """
         base: Option = ()
         around, reached = singles, singles.turned
-        nearest = [s.candidates[0] for s in sorted(self.ranked, key=_turned)[:COMBINED]]
+        nearest = [fit.candidates[0] for fit in sorted(self.ranked, key=_turned)[:COMBINED]]
         sets: list[Option] = [*combinations(nearest, 1), *combinations(nearest, 2)]
         while len(base) < MOST_AT_ONCE:
             sets += [
@@ -309,13 +289,13 @@ class WholeModels:
             sets += [tuple(c for c in base if c is not left) for left in base if len(base) > 1]
             sets += [some[::-1] for some in sets if order_matters(some)]
             self.trials.steps.expect(SHORTLIST)
-            tried = self.trials.tried(list(dict.fromkeys(sets))).standings
+            tried = self.trials.tried(list(dict.fromkeys(sets))).fits
             self.best = self.trials.elected(tried)
-            self.ranked = sorted([*tried, *self.ranked], key=lambda s: s.score)
+            self.ranked = sorted([*tried, *self.ranked], key=lambda fit: fit.distance)
             if self.best is not None:
                 self.best = self._nearest(self._pruned(self.best), options)
                 return
-            nearer = min(tried, key=lambda s: s.turned + TURNED * len(s.candidates), default=None)
+            nearer = min(tried, key=lambda f: f.turned + TURNED * len(f.candidates), default=None)
             if nearer is None or nearer.turned > reached - TURNED:
                 break
             base, reached = nearer.candidates, nearer.turned
@@ -326,7 +306,7 @@ class WholeModels:
             around = self.trials.tried(others, base)
         self._fit_beside(base, options)
 
-    def _pruned(self, found: Standing) -> Standing:
+    def _pruned(self, found: OutputsFit) -> OutputsFit:
         """Return the set without bugs that are not needed or improve the outputs only by chance."""
         for candidate in found.candidates:
             fewer = tuple(c for c in found.candidates if c is not candidate)
@@ -336,7 +316,7 @@ class WholeModels:
                     found = without
         return found
 
-    def _nearest(self, found: Standing, options: Sequence[Option]) -> Standing:
+    def _nearest(self, found: OutputsFit, options: Sequence[Option]) -> OutputsFit:
         """Return the set with another bug instead of the least certain one, if that is nearer.
 
         The smallest of several bugs is the least certain: the others are exact, and any bug with a
@@ -345,32 +325,32 @@ class WholeModels:
         named, and this part of the difference stays unexplained.
         """
         fewer = [tuple(c for c in found.candidates if c is not out) for out in found.candidates]
-        tried = self.trials.tried([o for o in fewer if o]).standings
-        rest = next((s.candidates for s in tried), None)
+        tried = self.trials.tried([o for o in fewer if o]).fits
+        rest = next((fit.candidates for fit in tried), None)
         if rest is None:
             return found
         taken = {c.name for c in rest}
         others = [(*rest, c) for (c,) in options if c.name not in taken]
-        tried = self.trials.tried(others, rest).standings
+        tried = self.trials.tried(others, rest).fits
         best = self.trials.elected(tried)
         if best is None:
             return found
         if best.excess > NO_DOUBT:
             return self.trials.measured(rest)
-        quick = next(s for s in tried if s.candidates == best.candidates)
+        quick = next(fit for fit in tried if fit.candidates == best.candidates)
         name = best.candidates[-1].name
-        alike = [s.candidates[-1].name for s in tried if not self.trials.wins(quick.error, s.error)]
+        alike = [f.candidates[-1].name for f in tried if not self.trials.wins(quick.error, f.error)]
         self._rivals[name] = [other for other in dict.fromkeys(alike) if other != name]
         return best
 
 
-def _turned(standing: Standing) -> float:
-    return standing.turned
+def _turned(fit: OutputsFit) -> float:
+    return fit.turned
 
 
-def _forms(standings: Sequence[Standing]) -> list[Standing]:
+def _forms(fits: Sequence[OutputsFit]) -> list[OutputsFit]:
     """Return each mutant in its nearest form only."""
-    first: dict[str, Standing] = {}
-    for standing in standings:
-        first.setdefault(standing.candidates[0].name, standing)
+    first: dict[str, OutputsFit] = {}
+    for fit in fits:
+        first.setdefault(fit.candidates[0].name, fit)
     return list(first.values())

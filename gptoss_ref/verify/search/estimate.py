@@ -8,7 +8,7 @@ that diverges. The result counts only if it explains the divergence like any oth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from gptoss_ref.config import ModelConfig
 from gptoss_ref.verify.mutants import Mutant
 from gptoss_ref.verify.mutants.mutant import Parameter
 from gptoss_ref.verify.search.candidates import Candidate
+from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.thresholds import ENUMERATED, FINE, FINEST, FLAT, GRID, ROUNDS, STALLED
 
 Score = Callable[[Sequence[Candidate]], list[float]]
@@ -29,50 +30,49 @@ def candidate(mutant: Mutant, value: float) -> Candidate:
     return Candidate(mutant, mutant.parameter.change(value), label, value=value)
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A value of a mutant's parameter, its distance, and the interval for the next grid."""
-
-    candidate: Candidate
-    distance: float
-    low: float
-    high: float
-    spread: float = np.inf
-
-
-def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Guess | None:
+def guess(mutant: Mutant, config: ModelConfig, tokens: int, score: Score) -> Fit[Candidate] | None:
     """Return the best value on a coarse grid."""
     parameter = mutant.parameter
     if parameter is None:
         return None
     low, high = parameter.low(config, tokens), parameter.high(config, tokens)
-    return _narrowed(mutant, low, high, score, GRID) if low < high else None
+    return _narrowed(mutant, (low, high), score, GRID)[0] if low < high else None
 
 
-def refined(first: Guess, score: Score, rounds: int = ROUNDS) -> Guess:
-    """Return the best value near a guess, after some rounds or at the resolution of the numbers."""
-    mutant, best, stalled = first.candidate.mutant, first, 0
+def refined(first: Fit[Candidate], score: Score, rounds: int = ROUNDS) -> Fit[Candidate]:
+    """Return the best value in the interval of a fit, after some rounds.
+
+    The rounds end at the resolution of the numbers.
+    """
+    mutant, best, stalled = first.candidates[0].mutant, first, 0
+    assert best.interval is not None
+    low, high = best.interval
     for _ in range(rounds):
-        if not best.low < best.high or best.high - best.low < FINEST * best.high:
+        if not low < high or high - low < FINEST * high:
             break
-        finer = _narrowed(mutant, best.low, best.high, score, FINE)
-        stalled = stalled + 1 if finer.spread < FLAT else 0
-        best = min(finer, best, key=lambda g: g.distance)
-        best = replace(best, low=finer.low, high=finer.high)
+        finer, spread = _narrowed(mutant, (low, high), score, FINE)
+        stalled = stalled + 1 if spread < FLAT else 0
+        assert finer.interval is not None
+        low, high = finer.interval
+        best = min(finer, best, key=lambda fit: fit.distance)
         if stalled == STALLED:
             break
-    return best
+    return replace(best, interval=(low, high))
 
 
-def _narrowed(mutant: Mutant, low: float, high: float, score: Score, count: int) -> Guess:
+def _narrowed(
+    mutant: Mutant, interval: tuple[float, float], score: Score, count: int
+) -> tuple[Fit[Candidate], float]:
+    """Return the best value of a grid, and the spread of the distances on it."""
     parameter = mutant.parameter
     assert parameter is not None
-    values = _grid(parameter, low, high, count)
+    values = _grid(parameter, *interval, count)
     tried = [candidate(mutant, value) for value in values]
     distances = score(tried)
     at = int(np.argmin(distances))
-    low, high = values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
-    return Guess(tried[at], distances[at], low, high, max(distances) - min(distances))
+    near = values[max(0, at - 1)], values[min(len(values) - 1, at + 1)]
+    fit = Fit((tried[at],), distances[at], interval=near)
+    return fit, max(distances) - min(distances)
 
 
 def interval(

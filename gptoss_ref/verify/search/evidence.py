@@ -14,7 +14,7 @@ from gptoss_ref.verify.progress import Steps, unwatched
 from gptoss_ref.verify.replay.evaluate import predict, segments
 from gptoss_ref.verify.replay.graph import DISCRETE
 from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
-from gptoss_ref.verify.search.candidates import Candidate, catalogue, changes
+from gptoss_ref.verify.search.candidates import Candidate, catalogue
 from gptoss_ref.weights import ModelWeights
 
 
@@ -30,7 +30,7 @@ class Evidence:
     Attributes:
         given: the trace as it was given; ``trace`` is without arrays kept in another form.
         segments: of the trace, by tap point.
-        entries: the candidates.
+        candidates: of the catalogue.
         specification: every tap point of the trace against the specification.
         ops: the operations that explain the trace so far.
         tap_errors: every tap point against these operations.
@@ -48,7 +48,7 @@ class Evidence:
         self.given = trace
         self.segments = segments(trace.config, trace)
         self.ops = SPECIFICATION
-        self.entries = catalogue(trace.config, weights, len(trace.tokens))
+        self.candidates = catalogue(trace.config, weights, len(trace.tokens))
         taps = list(trace) if judged is None else list(judged)
         self.steps = steps or Steps(unwatched)
         self.steps.expect(len(taps))
@@ -106,7 +106,7 @@ class Evidence:
 
     def affected(self, candidates: Iterable[Candidate]) -> frozenset[str]:
         """Return the same for some candidates, at all their places."""
-        ops = frozenset[str]().union(*(ops_of(c) for c in candidates))
+        ops = frozenset[str]().union(*(c.ops for c in candidates))
         return frozenset(t for t in self.tap_errors if self.segments[t].ops & ops)
 
     def where(self, tap: str) -> str:
@@ -115,8 +115,3 @@ class Evidence:
         if split(tap)[1] in DISCRETE:
             return tokens_of(local.wrong_rows)
         return locate_error(tap, self.predicted([tap])[tap], self.trace[tap], local.wrong_rows)
-
-
-def ops_of(candidate: Candidate) -> frozenset[str]:
-    """Return the names of the operations that a candidate changes."""
-    return changes(SPECIFICATION, candidate.change(SPECIFICATION))

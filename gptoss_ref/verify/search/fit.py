@@ -1,78 +1,77 @@
-"""Candidates that were tried, found, or given up as explanations of a divergence."""
+"""The fit of bugs to observed numbers: what every search compares, and what it finds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
 
 from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.search.candidates import Candidate, Option
 from gptoss_ref.verify.thresholds import ALIKE, LEADING, PAIRED
 
 
+class Named(Protocol):
+    """A bug with a name."""
+
+    @property
+    def name(self) -> str:
+        """As the catalogue has it."""
+
+
+Bug = TypeVar("Bug", bound=Named)
+
+
 @dataclass(frozen=True)
-class Found:
-    """A candidate that explains a divergence.
+class Fit(Generic[Bug]):
+    """Some bugs, and how near the numbers come to the observed ones with them.
 
     Attributes:
-        candidate: the candidate.
-        tap: the tap point at which it was found.
-        before, after: the error there without and with it, in multiples of what rounding explains.
-        alternatives: names of other mutants that explain it equally well on this input.
-        share: share of the votes that agree with it; None if it was found by the size of its
-            effect.
-        interval: for a fitted number, the interval in which it explains the divergence.
+        candidates: the bugs, applied one after the other; empty for the specification.
+        distance: between the observed numbers and those with the bugs.
+        excess: the error with them, in multiples of what rounding explains; NaN: not measured.
+        tap: the tap point of these numbers.
+        before: the excess there without them.
+        alternatives: by the name of a bug, names of others that fit equally well in its place.
+        share: for a bug smaller than rounding, the share of the votes that agree with it.
+        interval: for a fitted number, the interval in which it lies. As long as the number is
+            searched, the next values are tried there; of a fit that was found, all values in it
+            explain the numbers.
     """
 
-    candidate: Candidate
-    tap: str
-    before: float
-    after: float
-    alternatives: tuple[str, ...] = ()
+    candidates: tuple[Bug, ...]
+    distance: float = np.inf
+    excess: float = np.nan
+    tap: str = ""
+    before: float = np.nan
+    alternatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     share: float | None = None
     interval: tuple[float, float] | None = None
 
-
-@dataclass(frozen=True)
-class Unknown:
-    """Divergences that no known bug explains.
-
-    Attributes:
-        tap: the first of them.
-        taps: all of the same stage.
-        nearest: the mutant that comes nearest, and the error that remains with it; None if no
-            mutant reduces the error.
-    """
-
-    tap: str
-    taps: tuple[str, ...]
-    nearest: tuple[str, float] | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """One or two candidates tried on a tap point.
-
-    Attributes:
-        candidates: applied one after the other.
-        local: the tap point under them.
-        left, tokens: divergences of the whole trace under them, and the tokens that diverge in
-        these.
-        distance: between the other's numbers and theirs, with the same rounding, over all that they
-            change.
-        under: all these tap points under them.
-    """
-
-    candidates: Option
-    local: TapError
-    left: int = 0
-    tokens: int = 0
-    distance: float = 0.0
-    under: tuple[TapError, ...] = ()
-
     @property
     def names(self) -> frozenset[str]:
+        """Of the bugs."""
         return frozenset(candidate.name for candidate in self.candidates)
+
+    @property
+    def title(self) -> str:
+        """The names in words."""
+        return " and ".join(candidate.name for candidate in self.candidates)
+
+
+@dataclass(frozen=True)
+class TapFit(Fit[Candidate]):
+    """A fit at one tap point, and what it does to the rest of the trace.
+
+    Attributes:
+        under: tap points under the candidates: this one, or all that they change.
+        left: divergences of the whole trace under them.
+    """
+
+    under: tuple[TapError, ...] = ()
+    left: int = 0
 
     @property
     def harmless(self) -> bool:
@@ -82,25 +81,44 @@ class Explanation:
     @property
     def rank(self) -> tuple[int, int, int, float]:
         """Sort key, smaller is better: divergences left, their tokens, places, distance."""
+        tokens = sum(int(local.wrong_rows.sum()) for local in self.under)
         placed = max(candidate.placed for candidate in self.candidates)
-        return self.left, self.tokens, placed, self.distance
+        return self.left, tokens, placed, self.distance
 
 
-def best_of(weighed: Iterable[Explanation]) -> tuple[Explanation, tuple[str, ...]]:
-    """Return the best explanation of a divergence, and names that cannot be distinguished from it.
+@dataclass(frozen=True)
+class Unknown:
+    """Divergences that no known bug explains.
+
+    Attributes:
+        tap: the first of them.
+        taps: all of the same stage.
+        nearest: the bug that comes nearest; None if no bug reduces the error.
+    """
+
+    tap: str
+    taps: tuple[str, ...]
+    nearest: Fit[Candidate] | None
+
+
+def best_of(weighed: Iterable[TapFit]) -> TapFit:
+    """Return the best fit, with the names of bugs that cannot be distinguished from it.
 
     Among equal pairs of bugs, prefer one that fits in both orders: if the order matters, the later
     bug hides a part of the earlier one.
     """
-    ordered = sorted(weighed, key=lambda e: e.rank)
+    ordered = sorted(weighed, key=lambda fit: fit.rank)
     first = ordered[0]
     alike = [
-        e for e in ordered if e.rank[:3] == first.rank[:3] and e.distance <= ALIKE * first.distance
+        fit
+        for fit in ordered
+        if fit.rank[:3] == first.rank[:3] and fit.distance <= ALIKE * first.distance
     ]
-    tried = [e.candidates for e in alike]
-    best = max(alike, key=lambda e: e.candidates[::-1] in tried)
-    names = (c.name for e in alike for c in e.candidates if c.name not in best.names)
-    return best, tuple(dict.fromkeys(names))
+    tried = [fit.candidates for fit in alike]
+    best = max(alike, key=lambda fit: fit.candidates[::-1] in tried)
+    names = (c.name for fit in alike for c in fit.candidates if c.name not in best.names)
+    others = tuple(dict.fromkeys(names))
+    return replace(best, alternatives=dict.fromkeys(best.names, others))
 
 
 def pairs(singles: Iterable[Option]) -> list[Option]:

@@ -20,7 +20,7 @@ from gptoss_ref.verify.search.candidates import Candidate, applied
 from gptoss_ref.verify.search.estimate import candidate as candidate_of
 from gptoss_ref.verify.search.estimate import interval, shortest
 from gptoss_ref.verify.search.evidence import Evidence
-from gptoss_ref.verify.search.fit import Explanation, Found, Unknown, best_of
+from gptoss_ref.verify.search.fit import Fit, TapFit, Unknown, best_of
 from gptoss_ref.verify.search.recording import Recording
 from gptoss_ref.verify.search.rewritten import kept_otherwise
 from gptoss_ref.verify.search.sign_test import most_votes
@@ -30,20 +30,16 @@ from gptoss_ref.verify.thresholds import CLEARLY, EXCHANGED, SURE
 
 @dataclass(frozen=True)
 class Accepted:
-    """A divergence that was explained, with the other explanations.
+    """A step of the search, so that it can be taken back.
 
     Attributes:
-        tap: the tap point.
-        best, alternatives: the accepted explanation, and names that cannot be distinguished from
-        it.
-        others: explanations of this tap point that leave more of the trace unexplained.
+        fit: what explained a divergence.
+        others: fits of this tap point that leave more of the trace unexplained.
         before: the operations to which it was added.
     """
 
-    tap: str
-    best: Explanation
-    alternatives: tuple[str, ...]
-    others: tuple[Explanation, ...]
+    fit: TapFit
+    others: tuple[TapFit, ...]
     before: ModelOps
 
 
@@ -61,7 +57,7 @@ class Search:
         self.evidence = evidence
         self.recording = Recording(evidence)
         self._trials = TapTrials(evidence)
-        self.found: list[Found] = []
+        self.found: list[Fit[Candidate]] = []
         self.unknown: list[Unknown] = []
         self._accepted: list[Accepted] = []
 
@@ -96,22 +92,21 @@ class Search:
             # of which there are many, not in the second one.
             same = [t for t in left if split(t)[1] == kind] if tried[kind] > 1 else [tap]
             self._give_up(kind, same, nearest)
-        for step in self._accepted:
-            self.found += [self._fixed(step, candidate) for candidate in step.best.candidates]
+        self.found += map(self._fixed, self._accepted)
         if hidden and not recording.stopped:
             evidence.steps.say("is there a bug smaller than rounding?")
             self._find_hidden()
 
     def _taken(self) -> set[str]:
         """Return the names of the bugs that explain something so far."""
-        return {c.name for step in self._accepted for c in step.best.candidates}
+        return {c.name for step in self._accepted for c in step.fit.candidates}
 
     def _diverging(self) -> list[str]:
         """Return the tap points that are not explained, in the order of computation."""
         known = {tap for unknown in self.unknown for tap in unknown.taps}
         return [tap for tap in self.evidence.diverging() if tap not in known]
 
-    def _give_up(self, kind: str, taps: list[str], nearest: tuple[str, float] | None) -> None:
+    def _give_up(self, kind: str, taps: list[str], nearest: TapFit | None) -> None:
         for i, unknown in enumerate(self.unknown):
             if split(unknown.tap)[1] == kind:
                 taps = [*unknown.taps, *taps]
@@ -121,7 +116,7 @@ class Search:
 
     # --- one divergence ---
 
-    def _explain(self, tap: str, *, two: bool) -> tuple[bool, tuple[str, float] | None]:
+    def _explain(self, tap: str, *, two: bool) -> tuple[bool, TapFit | None]:
         """Explain a divergence by one bug, or by ``two``; else record the nearest one.
 
         An explanation of only the beginning of a long prompt is searched again in the whole prompt.
@@ -131,24 +126,24 @@ class Search:
             done, judged = self._attempt(tap, two=two)
         if done:
             return True, None
-        alone = (e for e in judged if len(e.candidates) == 1)
-        best = min(alone, key=lambda e: e.local.excess, default=None)
-        if best is None or best.local.excess >= self.evidence.tap_errors[tap].excess:
+        alone = (fit for fit in judged if len(fit.candidates) == 1)
+        best = min(alone, key=lambda fit: fit.excess, default=None)
+        if best is None or best.excess >= self.evidence.tap_errors[tap].excess:
             return False, None
-        return False, (best.candidates[0].name, best.local.excess)
+        return False, best
 
-    def _attempt(self, tap: str, *, two: bool) -> tuple[bool, list[Explanation]]:
+    def _attempt(self, tap: str, *, two: bool) -> tuple[bool, list[TapFit]]:
         """Return whether a divergence was explained, and the candidates that were judged.
 
         The order: one bug; one bug after an earlier explanation is exchanged; two bugs; two bugs
         after an exchange; a constant fitted to the numbers; a constant and one more bug.
         """
         judged, options = self._trials.alone(tap, self._taken())
-        least = min((e.local.excess for e in judged), default=1.0)
-        both: list[Explanation] | None = None
+        least = min((fit.excess for fit in judged), default=1.0)
+        both: list[TapFit] | None = None
         if two and SURE < least <= 1:
             both = self._trials.together(tap, options)
-            judged = [e for e in both if CLEARLY * e.local.excess < least] or judged
+            judged = [fit for fit in both if CLEARLY * fit.excess < least] or judged
         done = self._accept(tap, judged) or self._accept_otherwise(tap)
         if two and not done:
             both = both or self._trials.together(tap, options)
@@ -164,47 +159,45 @@ class Search:
                 done = self._accept(tap, self._trials.together(tap, [*values, *options]))
         return done, judged
 
-    def _fixed(self, step: Accepted, found: Candidate) -> Found:
-        """Return the finding with the interval of its fitted value."""
-        before, after = self.evidence.specification[step.tap].excess, step.best.local.excess
-        plain = Found(found, step.tap, before, after, step.alternatives)
-        if found.value is None or len(step.best.candidates) > 1:
-            return plain
+    def _fixed(self, step: Accepted) -> Fit[Candidate]:
+        """Return the fit of a step, with the interval of its fitted value."""
+        tap, found = step.fit.tap, step.fit.candidates[0]
+        fit = replace(step.fit, before=self.evidence.specification[tap].excess)
+        if found.value is None or len(fit.candidates) > 1:
+            return fit
 
         def explains(other: Candidate) -> bool:
             placed = replace(other, blocks=found.blocks, sites=found.sites)
             ops = placed.apply(step.before)
-            return all(local.excess <= 1 for local in self.evidence.replayed(ops, [step.tap]))
+            return all(local.excess <= 1 for local in self.evidence.replayed(ops, [tap]))
 
         trace = self.evidence.trace
         low, high = interval(found, trace.config, len(trace.tokens), explains)
         value = shortest(found.value, low, high)
         short = candidate_of(found.mutant, value)
         found = replace(found, label=short.label, value=value)
-        return replace(plain, candidate=found, interval=(low, high))
+        return replace(fit, candidates=(found,), interval=(low, high))
 
-    def _accept(self, tap: str, judged: Iterable[Explanation]) -> bool:
-        """Add the best explanation of a tap point to the operations, if there is one."""
-        solved = [e for e in judged if e.local.excess <= 1]
+    def _accept(self, tap: str, judged: Iterable[TapFit]) -> bool:
+        """Add the best fit of a tap point to the operations, if there is one."""
+        solved = [fit for fit in judged if fit.excess <= 1]
         if not solved:
             return False
-        taps = frozenset[str]().union(*(self.evidence.affected(e.candidates) for e in solved))
+        taps = frozenset[str]().union(*(self.evidence.affected(fit.candidates) for fit in solved))
         self.evidence.steps.expect(len(solved))
         left = self._diverging()
-        weighed = (w for e in solved for w in self._trials.weighed(e, taps, left))
-        best, alternatives = best_of(weighed)
-        others = tuple(e for e in solved if e.names != best.names)
-        under, best = best.under, replace(best, under=())
-        self._take(Accepted(tap, best, alternatives, others, self.evidence.ops), under)
+        best = best_of(w for fit in solved for w in self._trials.weighed(fit, taps, left))
+        others = tuple(fit for fit in solved if fit.names != best.names)
+        self._take(Accepted(replace(best, under=()), others, self.evidence.ops), best.under)
         return True
 
     def _take(self, step: Accepted, under: Iterable[TapError] = ()) -> None:
-        """Add an explanation of a divergence to the operations.
+        """Add what explains a divergence to the operations.
 
         Args:
             under: all tap points that it changes, if they have been replayed with it.
         """
-        evidence, found = self.evidence, step.best.candidates
+        evidence, found = self.evidence, step.fit.candidates
         self._accepted.append(replace(step, before=evidence.ops))
         evidence.ops = applied(found, evidence.ops)
         changed = under or evidence.replayed(evidence.ops, evidence.affected(found))
@@ -224,7 +217,7 @@ class Search:
             evidence.ops, evidence.tap_errors = SPECIFICATION, evidence.unexplained()
             self._accepted = []
             for i, taken in enumerate(accepted):
-                self._take(replace(taken, best=other) if i == place else taken)
+                self._take(replace(taken, fit=other) if i == place else taken)
             if evidence.tap_errors[tap].excess > 1:
                 judged, options = self._trials.alone(tap, self._taken())
                 self._accept(tap, self._trials.together(tap, options) if together else judged)
@@ -233,7 +226,7 @@ class Search:
             evidence.ops, evidence.tap_errors, self._accepted = ops, tap_errors, accepted
         return False
 
-    def _exchanges(self) -> list[tuple[int, Explanation]]:
+    def _exchanges(self) -> list[tuple[int, TapFit]]:
         """Return possible replacements of accepted explanations: first those of a rewriting."""
         found = [
             (place, other)
@@ -241,22 +234,16 @@ class Search:
             for other in step.others
             if not other.harmless
         ]
-        found.sort(key=lambda pair: not self._accepted[pair[0]].best.harmless)
+        found.sort(key=lambda pair: not self._accepted[pair[0]].fit.harmless)
         return found[:EXCHANGED]
 
     # --- bugs too small for the noise floor ---
 
     def _find_hidden(self) -> None:
         evidence, taken = self.evidence, self._taken()
-        candidates = [
-            e
-            for e in evidence.entries
-            if e.candidate.name not in taken and not e.candidate.harmless
-        ]
+        candidates = [c for c in evidence.candidates if c.name not in taken and not c.harmless]
         while best := most_votes(evidence, candidates):
             error = evidence.tap_errors[best.tap].excess
-            self.found.append(
-                Found(best.candidate, best.tap, error, error, best.alternatives, best.share)
-            )
-            evidence.ops = best.candidate.apply(evidence.ops)
-            candidates = [e for e in candidates if e.candidate.name != best.candidate.name]
+            self.found.append(replace(best, before=error, excess=error))
+            evidence.ops = applied(best.candidates, evidence.ops)
+            candidates = [c for c in candidates if c.name not in best.names]

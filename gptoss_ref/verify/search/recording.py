@@ -135,11 +135,10 @@ class Recording:
         """Return their form in words."""
         evidence = self._evidence
         blocks = [n for n in {split(tap)[0] for tap in aside} if n is not None]
-        for entry in evidence.entries:
-            mutant = entry.candidate.mutant
+        for form in evidence.candidates:
+            mutant = form.mutant
             if mutant.equivalent and {split(tap)[1] for tap in aside} <= set(mutant.touches):
-                candidate = entry.candidate.within(blocks) if blocks else entry.candidate
-                ops = candidate.apply(evidence.ops)
+                ops = (form.within(blocks) if blocks else form).apply(evidence.ops)
                 if all(local.excess <= 1 for local in evidence.replayed(ops, aside)):
                     return f"{mutant.name}: {mutant.summary}"
         rest = evidence.trace.without(aside)

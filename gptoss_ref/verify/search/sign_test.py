@@ -9,9 +9,9 @@ split evenly; in a run with the bug, nearly all of them agree with the bug.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import numpy as np
 
@@ -23,26 +23,18 @@ from gptoss_ref.verify.noise.rounding import POLICIES, UNITS
 from gptoss_ref.verify.noise.tap_error import TapError
 from gptoss_ref.verify.replay.evaluate import predict_each
 from gptoss_ref.verify.replay.graph import DISCRETE
-from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Entry
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate
 from gptoss_ref.verify.search.evidence import Evidence
+from gptoss_ref.verify.search.fit import Bug, Fit
 from gptoss_ref.verify.search.score import some_experts
 from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, VOTERS
-
-
-class Named(Protocol):
-    """A bug with a name."""
-
-    @property
-    def name(self) -> str:
-        """As the catalogue has it."""
-
-
-Bug = TypeVar("Bug", bound=Named)
 
 
 @dataclass
 class Vote(Generic[Bug]):
     """How the values told so far side.
+
+    It counts, and is no :class:`Fit`: the bug lowers no error, because rounding hides it.
 
     Attributes:
         candidate: the bug under test.
@@ -58,7 +50,6 @@ class Vote(Generic[Bug]):
     sides: int = 0
     clear: int = 0
     exact: int = 0
-    alternatives: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -86,14 +77,14 @@ class Vote(Generic[Bug]):
         self.exact += int((clear & (np.abs(o - w) <= 2 * unit * np.abs(w))).sum())
 
 
-def most_votes(evidence: Evidence, entries: Sequence[Entry]) -> Vote[Candidate] | None:
+def most_votes(evidence: Evidence, candidates: Iterable[Candidate]) -> Fit[Candidate] | None:
     """The candidate with the clearest vote over all tap points that do not diverge, if any."""
     trace, reach, tap_errors = evidence.trace, evidence.segments, evidence.tap_errors
     groups: dict[frozenset[str], list[Candidate]] = {}
-    for entry in entries:
-        groups.setdefault(entry.ops, []).append(entry.candidate)
+    for candidate in candidates:
+        groups.setdefault(candidate.ops, []).append(candidate)
     polls: list[tuple[list[str], list[Candidate]]] = []
-    for changed, candidates in groups.items():
+    for changed, group in groups.items():
         taps = [
             tap
             for tap, local in tap_errors.items()
@@ -103,12 +94,12 @@ def most_votes(evidence: Evidence, entries: Sequence[Entry]) -> Vote[Candidate] 
             and split(tap)[1] not in DISCRETE
         ]
         taps = _enough(taps, trace)
-        starts = range(0, len(candidates), AT_ONCE) if taps else ()
-        polls += [(taps, candidates[start : start + AT_ONCE]) for start in starts]
+        starts = range(0, len(group), AT_ONCE) if taps else ()
+        polls += [(taps, group[start : start + AT_ONCE]) for start in starts]
     evidence.steps.expect(len(polls))
     votes: list[Vote[Candidate]] = []
-    for taps, candidates in polls:
-        some = [Vote(candidate) for candidate in candidates]
+    for taps, group in polls:
+        some = [Vote(candidate) for candidate in group]
         for tap in taps:
             some = _poll(evidence, some, tap_errors[tap])
         votes += some
@@ -116,22 +107,19 @@ def most_votes(evidence: Evidence, entries: Sequence[Entry]) -> Vote[Candidate] 
     return clearest(votes)
 
 
-def clearest(votes: Sequence[Vote[Bug]]) -> Vote[Bug] | None:
-    """The clearest of the votes that elect their bug, if any, with what cannot be told from it."""
+def clearest(votes: Sequence[Vote[Bug]]) -> Fit[Bug] | None:
+    """The bug with the clearest of the votes that elect one, if any, and what is as clear."""
     elected = [vote for vote in votes if vote.elected]
     elected.sort(key=lambda v: (-v.share, -v.exact, -v.voters))
     if not elected:
         return None
     best = elected[0]
-    best.alternatives = tuple(
-        dict.fromkeys(
-            v.candidate.name
-            for v in elected[1:]
-            if (v.share, v.voters) == (best.share, best.voters)
-            and v.candidate.name != best.candidate.name
-        )
+    name = best.candidate.name
+    alike = [v for v in elected[1:] if (v.share, v.voters) == (best.share, best.voters)]
+    others = dict.fromkeys(v.candidate.name for v in alike if v.candidate.name != name)
+    return Fit(
+        (best.candidate,), tap=best.tap, alternatives={name: tuple(others)}, share=best.share
     )
-    return best
 
 
 def _enough(taps: Sequence[str], trace: Trace) -> list[str]:

@@ -56,7 +56,7 @@ class Target:
             error = error / np.where(usual > 0, usual, 1.0)
         return np.minimum(error, NOT_FINITE)
 
-    def score(self, error: Floats) -> float:
+    def distance(self, error: Floats) -> float:
         """Return the mean logarithm of the rows' errors (P,)."""
         return float(np.mean(np.log(error + self.floor)))
 

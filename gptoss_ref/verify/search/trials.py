@@ -20,9 +20,10 @@ from gptoss_ref.verify.noise.metrics import usual_excess, usually_allowed
 from gptoss_ref.verify.noise.rounding import dithered
 from gptoss_ref.verify.progress import Steps
 from gptoss_ref.verify.replay.evaluate import Run, walk
-from gptoss_ref.verify.replay.ops import SPECIFICATION, ModelOps
+from gptoss_ref.verify.replay.ops import ModelOps
 from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
-from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Option, applied, changes
+from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Option, applied
+from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.search.target import Floats, Target
 from gptoss_ref.verify.thresholds import (
     ALONG,
@@ -36,33 +37,32 @@ from gptoss_ref.verify.thresholds import (
 from gptoss_ref.weights import ModelWeights
 
 
-@dataclass(frozen=True)
-class Standing:
-    """The fit of one or several candidates, or of none.
+@dataclass(frozen=True, kw_only=True)
+class OutputsFit(Fit[Candidate]):
+    """A fit of whole models. Its distance is the mean logarithm of the rows' errors.
+
+    The excess is the ratio of the error's quartiles to those that rounding explains, and infinite
+    if rows are broken.
 
     Attributes:
-        candidates: empty for the specification.
         error: (P,) the rows' errors.
-        score: their mean logarithm.
         rounded: (P,) the rows' errors of a run with the other's rounding; empty: not measured.
-        typical: the median of the errors that rounding explains; NaN: not measured.
-        excess: ratio of the error's quartiles to those that rounding explains; infinite if rows are
-            broken; NaN: not measured.
-        allowed: (3,) quartiles of the errors that rounding explains.
+        allowed: (3,) quartiles of the errors that rounding explains; NaN: not measured.
         broken: rows that are NaN or infinite in only one of the two, and not by rounding.
         turned: mean logarithm of the sine of the angle between its rows and the observed ones. It
             is 0 for unrelated outputs, however small these are.
     """
 
-    candidates: Option
     error: Floats
-    score: float
     rounded: Floats = field(default_factory=lambda: np.empty(0))
-    typical: float = np.nan
-    excess: float = np.nan
     allowed: Floats = field(default_factory=lambda: np.full(3, np.nan))
     broken: int = 0
     turned: float = 0.0
+
+    @property
+    def typical(self) -> float:
+        """The median of the errors that rounding explains."""
+        return float(self.allowed[1])
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Tried:
     """Options that were run beside a base, which may be the specification.
 
     Attributes:
-        standings: the options that change the outputs, nearest first.
-        base, turned: the score of the base, and its angle to the outputs.
+        fits: the options that change the outputs, nearest first.
+        base, turned: the distance of the base, and its angle to the outputs.
         effects: for the last candidate of each option, its effect on the outputs of the base.
         difference: the difference that the base leaves to be explained.
     """
 
-    standings: list[Standing]
+    fits: list[OutputsFit]
     base: float
     turned: float
     effects: list[tuple[Candidate, Floats]]
@@ -157,7 +157,7 @@ class Trials:
             (seen,) = self._seen([(ops, policy)])
             self._bases[base] = ops, seen
         ops, plain = self._bases[base]
-        error, standings = self.target.errors(plain), []
+        error, fits = self.target.errors(plain), []
         starts = range(0, len(options), AT_ONCE)
         self.steps.expect(len(starts))
         with np.errstate(invalid="ignore"):
@@ -170,18 +170,18 @@ class Trials:
                 own = self.target.errors(seen)
                 if not np.array_equal(own, error):
                     turned = self.target.turned(seen)
-                    score = self.target.score(own)
-                    standings.append(Standing(candidates, own, score, turned=turned))
+                    distance = self.target.distance(own)
+                    fits.append(OutputsFit(candidates, distance, error=own, turned=turned))
                     with np.errstate(invalid="ignore"):
                         effect = sketched(seen) - sketched(plain)
                     effects.append((candidates[-1], scaled(effect, difference)))
             self.steps.tick()
-        standings.sort(key=lambda s: s.score)
+        fits.sort(key=lambda fit: fit.distance)
         whole = scaled(difference, difference)
         turned = self.target.turned(plain)
-        return Tried(standings, self.target.score(error), turned, effects, whole)
+        return Tried(fits, self.target.distance(error), turned, effects, whole)
 
-    def measured(self, candidates: Option) -> Standing:
+    def measured(self, candidates: Option) -> OutputsFit:
         """Return the fit with a noise floor: exact, and with rounded runs of these operations."""
         ops = applied(candidates)
         imitated = "float32" if self.rounding == "float64" else self.rounding
@@ -195,25 +195,32 @@ class Trials:
         broken = int((unlike(exact, self.target.observed) & ~excused).sum())
         excess = np.inf if broken else usual_excess(error, allowed)
         self.steps.tick()
-        alike = self.target.errors(rounded[0])
-        score, typical = self.target.score(error), float(allowed[1])
-        return Standing(candidates, error, score, alike, typical, excess, allowed, broken)
+        return OutputsFit(
+            candidates,
+            self.target.distance(error),
+            excess,
+            self.target.tap,
+            error=error,
+            rounded=self.target.errors(rounded[0]),
+            allowed=allowed,
+            broken=broken,
+        )
 
-    def elected(self, standings: Sequence[Standing]) -> Standing | None:
+    def elected(self, fits: Sequence[OutputsFit]) -> OutputsFit | None:
         """Return the nearest one, if it explains the outputs and the specification fits worse.
 
         If the noise floor alone allows the specification, the candidate must be nearer by more than
         chance, in exact and in rounded runs: a bug that rounds is near to any rounded outputs.
         """
         spec = self.specification
-        for standing in standings[:SHORTLIST]:
-            if standing.score >= spec.score:
+        for fit in fits[:SHORTLIST]:
+            if fit.distance >= spec.distance:
                 return None
-            if not spec.broken and usual_excess(standing.error, spec.allowed) > FAR_OFF:
+            if not spec.broken and usual_excess(fit.error, spec.allowed) > FAR_OFF:
                 continue
-            if spec.excess <= 1 and not self.wins(standing.error, spec.error):
+            if spec.excess <= 1 and not self.wins(fit.error, spec.error):
                 return None
-            measured = self.measured(standing.candidates)
+            measured = self.measured(fit.candidates)
             if spec.excess <= 1 and not self.wins(measured.rounded, spec.rounded):
                 return None
             if measured.excess <= 1:
@@ -225,7 +232,7 @@ class Trials:
         told = np.abs(error - other) > self.target.floor
         count = int(told.sum())
         wins = int((error < other)[told].sum())
-        gained = self.target.score(other) - self.target.score(error) > GAIN
+        gained = self.target.distance(other) - self.target.distance(error) > GAIN
         return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 
     def _seen(self, runs: Sequence[Run]) -> list[Floats]:
@@ -253,5 +260,5 @@ def _beside(base: Option, ops: ModelOps, candidates: Option) -> ModelOps:
 
 def order_matters(candidates: Option) -> bool:
     """Return whether two of the candidates change the same operation."""
-    ops = [changes(SPECIFICATION, c.apply(SPECIFICATION)) for c in candidates]
+    ops = [candidate.ops for candidate in candidates]
     return sum(map(len, ops)) > len(frozenset[str]().union(*ops))
