@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import GPT_OSS_20B, GPT_OSS_120B, ModelConfig
 from gptoss_ref.errors import CheckpointError
+from gptoss_ref.sampling import log_probability
 
 if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
@@ -215,8 +216,7 @@ def _replay(
 def _step(row: NDArray[Any], token: int, published: float | None, tokenizer: Tokenizer) -> Step:
     logits = row.astype(np.float64)
     best = int(np.argmax(logits))
-    log_sum = logits[best] + np.log(np.exp(logits - logits[best]).sum())
-    logprob, margin = float(logits[token] - log_sum), float(logits[best] - logits[token])
+    logprob, margin = log_probability(logits, token), float(logits[best] - logits[token])
     passed = margin <= ABSOLUTE
     if published is not None:
         passed = passed and abs(logprob - published) <= ABSOLUTE + RELATIVE * abs(published)

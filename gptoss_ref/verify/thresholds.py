@@ -170,6 +170,15 @@ RESOLVED, RESOLVED_VALUES = 0.1, 8
 the same size do not depend on the bug, and all but the share RESOLVED of these are right within
 that relative error."""
 
+# --- search: gradients ---
+
+AS_WELL, FITS_WELL = 3.0, 0.5
+"""Another bug is an alternative if it leaves at most AS_WELL times what the best one leaves, or at
+most FITS_WELL of what rounding explains."""
+
+HELPFUL = 0.5
+"""Budget: a bug is tried with others if by itself it leaves less than this share of the error."""
+
 # --- search, end to end: from outputs alone ---
 
 SAMPLES = 3

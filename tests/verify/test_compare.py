@@ -201,7 +201,7 @@ def test_a_window_bug_tells_its_first_token() -> None:
     row = compare(ref, suspect("window-plus-one")).first_divergence
     assert row is not None
     assert row.first_token == model.config.sliding_window
-    assert f"from token {row.first_token} on" in row.note
+    assert f"at tokens from {row.first_token} on" in row.note
 
 
 @pytest.mark.parametrize("rewriting", REWRITINGS)

@@ -81,104 +81,104 @@ class BlockContext:
         return gradients.rmsnorm(d_y, x, scale, self.config.rms_norm_eps, policy=self.policy)
 
 
-def logits(site: BlockContext, values: Array) -> Array:
+def logits(ctx: BlockContext, values: Array) -> Array:
     """Gradient (T, V) of the logits ``values`` (T, V)."""
-    _, d = gradients.cross_entropy(values, *site.counted, policy=site.policy)
+    _, d = gradients.cross_entropy(values, *ctx.counted, policy=ctx.policy)
     return d
 
 
-def final_norm(site: BlockContext, d_logits: Array) -> Array:
+def final_norm(ctx: BlockContext, d_logits: Array) -> Array:
     """Gradient (T, D) of what the last norm returns, from ``d_logits`` (T, V)."""
-    return site.policy.round(product(d_logits, site.weights.unembedding, policy=site.policy))
+    return ctx.policy.round(product(d_logits, ctx.weights.unembedding, policy=ctx.policy))
 
 
-def last_residual(site: BlockContext, d_norm: Array, x: Array) -> Array:
+def last_residual(ctx: BlockContext, d_norm: Array, x: Array) -> Array:
     """Gradient (T, D) of ``x`` (T, D), which the last norm takes, from ``d_norm`` (T, D)."""
-    d_x: Array = site.norm(d_norm, x, site.weights.norm_scale).d_x
+    d_x: Array = ctx.norm(d_norm, x, ctx.weights.norm_scale).d_x
     return d_x
 
 
-def into_attention(site: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
+def into_attention(ctx: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
     """Gradient (T, D) of ``x`` (T, D), which enters the block: past attention, and through it."""
-    d_x: Array = site.norm(d_norm, x, site.attn.norm_scale).d_x
-    return site.policy.round(d_residual + d_x)
+    d_x: Array = ctx.norm(d_norm, x, ctx.attn.norm_scale).d_x
+    return ctx.policy.round(d_residual + d_x)
 
 
-def into_mlp(site: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
+def into_mlp(ctx: BlockContext, d_residual: Array, d_norm: Array, x: Array) -> Array:
     """Gradient (T, D) of ``x`` (T, D) between attention and experts: past them, and through."""
-    d_x: Array = site.norm(d_norm, x, site.mlp.norm_scale).d_x
-    return site.policy.round(d_residual + d_x)
+    d_x: Array = ctx.norm(d_norm, x, ctx.mlp.norm_scale).d_x
+    return ctx.policy.round(d_residual + d_x)
 
 
-def same(site: BlockContext, d: Array) -> Array:
+def same(ctx: BlockContext, d: Array) -> Array:
     """A sum passes its gradient ``d`` (T, D) to each part: (T, D)."""
     return d
 
 
-def expert_out(site: BlockContext, d_out: Array, weights: Array) -> Array:
+def expert_out(ctx: BlockContext, d_out: Array, weights: Array) -> Array:
     """w · dy: (T, A, D) from ``d_out`` (T, D) and the router's ``weights`` (T, A)."""
-    return site.policy.round(weights[..., None] * d_out[:, None])
+    return ctx.policy.round(weights[..., None] * d_out[:, None])
 
 
-def expert_weights(site: BlockContext, d_out: Array, answers: Array, indices: Array) -> Array:
+def expert_weights(ctx: BlockContext, d_out: Array, answers: Array, indices: Array) -> Array:
     """dy · o: (T, A) from ``d_out`` (T, D), ``answers`` (T, A, D) and ``indices`` (T, A)."""
-    return site.policy.round((d_out[:, None] * answers).sum(-1))
+    return ctx.policy.round((d_out[:, None] * answers).sum(-1))
 
 
-def through_experts(site: BlockContext, d: Array, matrix: ExpertMatrix, indices: Array) -> Array:
+def through_experts(ctx: BlockContext, d: Array, matrix: ExpertMatrix, indices: Array) -> Array:
     """d · W of each token's experts, not rounded: (T, A, M) from ``d`` (T, A, N)."""
-    out = np.empty((*d.shape[:2], matrix.shape[-1]), site.policy.dtype)
+    out = np.empty((*d.shape[:2], matrix.shape[-1]), ctx.policy.dtype)
     for e in np.unique(indices):
         t, a = np.nonzero(indices == e)
-        out[t, a] = d[t, a] @ dense(matrix[int(e)], site.policy)
+        out[t, a] = d[t, a] @ dense(matrix[int(e)], ctx.policy)
     return out
 
 
-def swiglu(site: BlockContext, d_answers: Array, indices: Array) -> Array:
+def swiglu(ctx: BlockContext, d_answers: Array, indices: Array) -> Array:
     """Gradient (T, A, F) of the activations, from ``d_answers`` (T, A, D), ``indices`` (T, A)."""
-    return site.policy.round(through_experts(site, d_answers, site.mlp.mlp2_weight, indices))
+    return ctx.policy.round(through_experts(ctx, d_answers, ctx.mlp.mlp2_weight, indices))
 
 
-def gate_up(site: BlockContext, d_activated: Array, x: Array) -> Array:
+def gate_up(ctx: BlockContext, d_activated: Array, x: Array) -> Array:
     """Gradient (T, A, 2F) of ``x`` (T, A, 2F), from ``d_activated`` (T, A, F)."""
-    c = site.config
-    return gradients.swiglu(d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=site.policy)
+    c = ctx.config
+    return gradients.swiglu(d_activated, x, c.swiglu_alpha, c.swiglu_limit, policy=ctx.policy)
 
 
 def router_logits(
-    site: BlockContext, d_weights: Array, weights: Array, indices: Array, router: Array
+    ctx: BlockContext, d_weights: Array, weights: Array, indices: Array, router: Array
 ) -> Array:
     """Gradient (T, E), from ``d_weights``, ``weights``, ``indices`` (T, A), ``router`` (T, E)."""
-    d = np.zeros(router.shape, site.policy.dtype)
-    np.put_along_axis(d, indices, shares(d_weights, weights, policy=site.policy), axis=-1)
-    return with_aux(site, d)
+    d = np.zeros(router.shape, ctx.policy.dtype)
+    np.put_along_axis(d, indices, shares(d_weights, weights, policy=ctx.policy), axis=-1)
+    return with_aux(ctx, d)
 
 
-def with_aux(site: BlockContext, d: Array, times: float = 1.0) -> Array:
+def with_aux(ctx: BlockContext, d: Array, times: float = 1.0) -> Array:
     """``d`` (T, E) and the gradient (T, E) of the load-balancing loss, if there is one."""
-    if site.aux is None or site.layer is None:
+    if ctx.aux is None or ctx.layer is None:
         return d
-    return site.policy.round(d + times * site.aux(site.layer, False))
+    return ctx.policy.round(d + times * ctx.aux(ctx.layer, False))
 
 
-def mlp_norm(site: BlockContext, d_gate_up: Array, d_router: Array, indices: Array) -> Array:
+def mlp_norm(ctx: BlockContext, d_gate_up: Array, d_router: Array, indices: Array) -> Array:
     """Gradient (T, D), from ``d_gate_up`` (T, A, 2F), ``d_router`` (T, E), ``indices`` (T, A)."""
-    r, policy = site.policy.round, site.policy
-    by_experts = through_experts(site, d_gate_up, site.mlp.mlp1_weight, indices).sum(1)
-    return r(r(by_experts) + r(product(d_router, site.mlp.gate_weight, policy=policy)))
+    r, policy = ctx.policy.round, ctx.policy
+    by_experts = through_experts(ctx, d_gate_up, ctx.mlp.mlp1_weight, indices).sum(1)
+    return r(r(by_experts) + r(product(d_router, ctx.mlp.gate_weight, policy=policy)))
 
 
-def mix(site: BlockContext, d_out: Array) -> Array:
+def mix(ctx: BlockContext, d_out: Array) -> Array:
     """Gradient (T, H*C), from ``d_out`` (T, D)."""
-    return site.policy.round(product(d_out, site.attn.out_weight, policy=site.policy))
+    return ctx.policy.round(product(d_out, ctx.attn.out_weight, policy=ctx.policy))
 
 
-def attention_weights(site: BlockContext, d_mix: Array, v: Array) -> Array:
+def attention_weights(ctx: BlockContext, d_mix: Array, v: Array) -> Array:
     """Gradient (H, T, S), from ``d_mix`` (T, H*C) and ``v`` (S, K, C)."""
-    return gradients.attention_weights(d_mix, v, policy=site.policy)
+    return gradients.attention_weights(d_mix, v, policy=ctx.policy)
 
 
-def softmax(site: BlockContext, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
+def softmax(ctx: BlockContext, q: Array, k: Array, extra: int = 0) -> tuple[Array, Array]:
     """Weights (H, T, S) and the sink's (H, T) of ``q`` (T, H, C), ``k`` (S, K, C), both after RoPE.
 
     ``extra`` keys more than the window are visible.
@@ -186,127 +186,127 @@ def softmax(site: BlockContext, q: Array, k: Array, extra: int = 0) -> tuple[Arr
     length, heads, _ = q.shape
     age = np.arange(length)[:, None] - np.arange(length)
     visible = age >= 0
-    if site.window is not None:
-        visible &= age < site.window + extra
-    grouped = q.astype(site.policy.dtype).reshape(length, k.shape[1], -1, q.shape[2])
+    if ctx.window is not None:
+        visible &= age < ctx.window + extra
+    grouped = q.astype(ctx.policy.dtype).reshape(length, k.shape[1], -1, q.shape[2])
     w, sink = weights_and_sink(
         grouped.transpose(1, 2, 0, 3),
-        k.astype(site.policy.dtype).transpose(1, 0, 2)[:, None],
-        site.attn.sinks,
+        k.astype(ctx.policy.dtype).transpose(1, 0, 2)[:, None],
+        ctx.attn.sinks,
         visible,
-        policy=site.policy,
+        policy=ctx.policy,
     )
     return w.reshape(heads, length, length), sink.reshape(heads, length)
 
 
-def d_scores(site: BlockContext, d_w: Array, w: Array) -> Array:
+def d_scores(ctx: BlockContext, d_w: Array, w: Array) -> Array:
     """Gradient (H, T, S) of the scores q · k, from ``d_w`` and ``w`` (H, T, S)."""
     delta = (w * d_w).sum(-1, keepdims=True)
-    return scaled(site, site.policy.round(w * (d_w - delta)))
+    return scaled(ctx, ctx.policy.round(w * (d_w - delta)))
 
 
-def scaled(site: BlockContext, d: Array) -> Array:
+def scaled(ctx: BlockContext, d: Array) -> Array:
     """The scale 1/√C of the scores, for ``d`` (H, T, S): (H, T, S)."""
-    return site.policy.round(d * site.policy.dtype.type(site.config.head_dim**-0.5))
+    return ctx.policy.round(d * ctx.policy.dtype.type(ctx.config.head_dim**-0.5))
 
 
-def to_queries(site: BlockContext, d: Array, k: Array) -> Array:
+def to_queries(ctx: BlockContext, d: Array, k: Array) -> Array:
     """Σ_j d k: (T, H, C) from ``d`` (H, T, S) and ``k`` (S, K, C)."""
     group = len(d) // k.shape[1]
     heads = [d[h] @ k[:, h // group].astype(d.dtype) for h in range(len(d))]
-    return site.policy.round(np.stack(heads, 1))
+    return ctx.policy.round(np.stack(heads, 1))
 
 
-def to_keys(site: BlockContext, d: Array, q: Array) -> Array:
+def to_keys(ctx: BlockContext, d: Array, q: Array) -> Array:
     """Σ_p d q, over each group of heads: (S, K, C) from ``d`` (H, T, S) and ``q`` (T, H, C)."""
-    r = site.policy.round
+    r = ctx.policy.round
     heads = r(np.stack([d[h].T @ q[:, h].astype(d.dtype) for h in range(len(d))]))  # (H, S, C)
-    kv_heads = site.config.num_key_value_heads
+    kv_heads = ctx.config.num_key_value_heads
     grouped = heads.reshape(kv_heads, -1, *heads.shape[1:]).sum(1)  # (K, S, C)
     return r(grouped).transpose(1, 0, 2)
 
 
-def by_heads(site: BlockContext, d_mix: Array) -> Array:
+def by_heads(ctx: BlockContext, d_mix: Array) -> Array:
     """``d_mix`` (T, H*C) as (T, H, C)."""
-    return d_mix.reshape(len(d_mix), -1, site.config.head_dim)
+    return d_mix.reshape(len(d_mix), -1, ctx.config.head_dim)
 
 
-def values(site: BlockContext, d_mix: Array, q: Array, k: Array) -> Array:
+def values(ctx: BlockContext, d_mix: Array, q: Array, k: Array) -> Array:
     """Gradient (S, K, C) of v, from ``d_mix`` (T, H*C), ``q`` (T, H, C) and ``k`` (S, K, C)."""
-    w, _ = softmax(site, q, k)
-    return to_keys(site, w, by_heads(site, d_mix))
+    w, _ = softmax(ctx, q, k)
+    return to_keys(ctx, w, by_heads(ctx, d_mix))
 
 
-def queries(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
+def queries(ctx: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
     """Gradient (T, H, C) of ``q`` (T, H, C), from ``d_w`` (H, T, S) and ``k`` (S, K, C)."""
-    w, _ = softmax(site, q, k)
-    return to_queries(site, d_scores(site, d_w, w), k)
+    w, _ = softmax(ctx, q, k)
+    return to_queries(ctx, d_scores(ctx, d_w, w), k)
 
 
-def keys(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
+def keys(ctx: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
     """Gradient (S, K, C) of ``k`` (S, K, C), from ``d_w`` (H, T, S) and ``q`` (T, H, C)."""
-    w, _ = softmax(site, q, k)
-    return to_keys(site, d_scores(site, d_w, w), q)
+    w, _ = softmax(ctx, q, k)
+    return to_keys(ctx, d_scores(ctx, d_w, w), q)
 
 
-def sinks(site: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
+def sinks(ctx: BlockContext, d_w: Array, q: Array, k: Array) -> Array:
     """Gradient (H,), from ``d_w`` (H, T, S), ``q`` (T, H, C) and ``k`` (S, K, C)."""
-    w, sink = softmax(site, q, k)
-    r = site.policy.round
+    w, sink = softmax(ctx, q, k)
+    r = ctx.policy.round
     return r(r(-sink * (w * d_w).sum(-1)).sum(-1))
 
 
-def turned_back(site: BlockContext, d: Array) -> Array:
+def turned_back(ctx: BlockContext, d: Array) -> Array:
     """Gradient (T, H, C) before RoPE, from ``d`` (T, H, C) after it."""
-    return gradients.rope(d, *site.tables, policy=site.policy)
+    return gradients.rope(d, *ctx.tables, policy=ctx.policy)
 
 
-def attn_norm(site: BlockContext, d_q: Array, d_k: Array, d_v: Array) -> Array:
+def attn_norm(ctx: BlockContext, d_q: Array, d_k: Array, d_v: Array) -> Array:
     """Gradient (T, D), from ``d_q`` (T, H, C), ``d_k`` and ``d_v`` (T, K, C)."""
-    w = site.attn
+    w = ctx.attn
     rows = [d.reshape(len(d), -1) for d in (d_q, d_k, d_v)]
     matrices = (w.q_weight, w.k_weight, w.v_weight)
-    total = sum(product(d, m, policy=site.policy) for d, m in zip(rows, matrices, strict=True))
-    return site.policy.round(np.asarray(total))
+    total = sum(product(d, m, policy=ctx.policy) for d, m in zip(rows, matrices, strict=True))
+    return ctx.policy.round(np.asarray(total))
 
 
-def matrix(site: BlockContext, d_y: Array, x: Array) -> Array:
+def matrix(ctx: BlockContext, d_y: Array, x: Array) -> Array:
     """Gradient (N, M) of a linear layer's weight, from ``d_y`` (T, …) and ``x`` (T, M)."""
-    return parameters(d_y.reshape(len(d_y), -1), x, policy=site.policy)[0]
+    return parameters(d_y.reshape(len(d_y), -1), x, policy=ctx.policy)[0]
 
 
-def bias(site: BlockContext, d_y: Array) -> Array:
+def bias(ctx: BlockContext, d_y: Array) -> Array:
     """Gradient (N,) of a linear layer's bias, from ``d_y`` (T, …)."""
-    return site.policy.round(d_y.reshape(len(d_y), -1).astype(site.policy.dtype).sum(0))
+    return ctx.policy.round(d_y.reshape(len(d_y), -1).astype(ctx.policy.dtype).sum(0))
 
 
-def expert_matrix(site: BlockContext, d: Array, x: Array, indices: Array) -> Array:
+def expert_matrix(ctx: BlockContext, d: Array, x: Array, indices: Array) -> Array:
     """Gradient (E, N, M), from ``d`` (T, A, N), ``x`` (T, M) or (T, A, M), ``indices`` (T, A)."""
-    out = np.zeros((site.config.num_experts, d.shape[-1], x.shape[-1]), site.policy.dtype)
+    out = np.zeros((ctx.config.num_experts, d.shape[-1], x.shape[-1]), ctx.policy.dtype)
     for e in np.unique(indices):
         t, a = np.nonzero(indices == e)
-        out[e], _ = parameters(d[t, a], x[t, a] if x.ndim == 3 else x[t], policy=site.policy)
+        out[e], _ = parameters(d[t, a], x[t, a] if x.ndim == 3 else x[t], policy=ctx.policy)
     return out
 
 
-def expert_bias(site: BlockContext, d: Array, indices: Array) -> Array:
+def expert_bias(ctx: BlockContext, d: Array, indices: Array) -> Array:
     """Gradient (E, N), from ``d`` (T, A, N) and ``indices`` (T, A)."""
-    out = np.zeros((site.config.num_experts, d.shape[-1]), site.policy.dtype)
-    np.add.at(out, indices, d.astype(site.policy.dtype))
-    return site.policy.round(out)
+    out = np.zeros((ctx.config.num_experts, d.shape[-1]), ctx.policy.dtype)
+    np.add.at(out, indices, d.astype(ctx.policy.dtype))
+    return ctx.policy.round(out)
 
 
 def scale_of(part: str) -> Compute:
     """The gradient of a norm's scale."""
 
-    def compute(site: BlockContext, d_norm: Array, x: Array) -> Array:
-        scale = site.weights if part == "" else getattr(site, part)
-        d: Array = site.norm(d_norm, x, scale.norm_scale).d_scale
+    def compute(ctx: BlockContext, d_norm: Array, x: Array) -> Array:
+        scale = ctx.weights if part == "" else getattr(ctx, part)
+        d: Array = ctx.norm(d_norm, x, scale.norm_scale).d_scale
         return d
 
     return compute
 
 
-def embedding_table(site: BlockContext, d_x: Array) -> Array:
+def embedding_table(ctx: BlockContext, d_x: Array) -> Array:
     """Gradient (V, D), from ``d_x`` (T, D)."""
-    return gradients.embedding(d_x, site.tokens, site.config.vocab_size, policy=site.policy)
+    return gradients.embedding(d_x, ctx.tokens, ctx.config.vocab_size, policy=ctx.policy)

@@ -91,7 +91,7 @@ class Replay:
             for policy in self.runs
         ]
         if trace.router_aux_loss_coef:
-            self._sites = [self._balanced(site, run) for run, site in enumerate(self._sites)]
+            self._sites = [self._balanced(ctx, run) for run, ctx in enumerate(self._sites)]
         self._known: dict[tuple[str, int, str], Array] = {}
 
     def _values(self, forward: Trace, needed: set[str]) -> list[dict[str, Array]]:
@@ -126,15 +126,15 @@ class Replay:
         pushed: Array = values * (1 + UNITS[rounding] * push).astype(values.dtype)
         return pushed
 
-    def _balanced(self, site: BlockContext, run: int) -> BlockContext:
+    def _balanced(self, ctx: BlockContext, run: int) -> BlockContext:
         layers = range(self.trace.config.num_hidden_layers)
         logits, indices = (
             [self._forward[run][f"block.{n}.mlp.{stage}"] for n in layers]
             for stage in ("router_logits", "expert_indices")
         )
         assert self.trace.router_aux_loss_coef is not None
-        aux = balancing(self.trace.router_aux_loss_coef, logits, indices, site.policy)
-        return replace(site, aux=aux, coefficient=self.trace.router_aux_loss_coef)
+        aux = balancing(self.trace.router_aux_loss_coef, logits, indices, ctx.policy)
+        return replace(ctx, aux=aux, coefficient=self.trace.router_aux_loss_coef)
 
     def judge(self, name: str, wrong: Sequence[Wrong] = ()) -> Judged:
         """Compare the trace's gradient with its recomputation, in which the bugs ``wrong`` are
@@ -179,7 +179,7 @@ class Replay:
 
     def _compute(self, node: Node, run: int, wrong: Sequence[Wrong], off: str) -> Array:
         """A stage in a run, whose given gradients are off by one rounding of the format ``off``."""
-        site = replace(
+        ctx = replace(
             self._sites[run],
             layer=node.layer,
             unembedding=lambda: self._gradient("grad.weights.unembedding", run, wrong, off),
@@ -190,7 +190,7 @@ class Replay:
                 compute = _with(bug[node.stage.name], compute)
         grads = (self._gradient(grad, run, wrong, off) for grad in node.grads)
         with np.errstate(invalid="ignore", over="ignore"):
-            return compute(site, *grads, *(self._forward[run][tap] for tap in node.forward))
+            return compute(ctx, *grads, *(self._forward[run][tap] for tap in node.forward))
 
     def _gradient(self, name: str, run: int, wrong: Sequence[Wrong], off: str) -> Array:
         given, key = name in self.trace, (name, run, off)
@@ -207,7 +207,7 @@ class Replay:
 
 def _with(bug: Compute, right: Compute) -> Compute:
     @functools.wraps(right)
-    def compute(site: BlockContext, *arguments: Array) -> Array:
-        return bug(right, site, *arguments)
+    def compute(ctx: BlockContext, *arguments: Array) -> Array:
+        return bug(right, ctx, *arguments)
 
     return compute

@@ -8,7 +8,6 @@ Finally it looks for bugs that are smaller than rounding (``hidden.py``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,13 +25,7 @@ from gptoss_ref.verify.report.diagnosis import Cause, Diagnosis, Unexplained, in
 from gptoss_ref.verify.report.report import Report
 from gptoss_ref.verify.report.row import ALL_LOST, Row
 from gptoss_ref.verify.search.fit import Fit
-from gptoss_ref.verify.thresholds import LOOKED_AT
-
-CLEARLY = 3.0
-"""An alternative is reported if it leaves at most this many times what the best bug leaves."""
-
-FAR = 0.5
-"""A bug that is not enough by itself must leave less than this share of the error."""
+from gptoss_ref.verify.thresholds import AS_WELL, FITS_WELL, HELPFUL, LOOKED_AT
 
 
 @dataclass
@@ -124,7 +117,7 @@ class Search:
             m.name
             for left, _, more in explaining[1:]
             for m in more
-            if left <= max(CLEARLY * least, 0.5) and m.name not in fit.names
+            if left <= max(AS_WELL * least, FITS_WELL) and m.name not in fit.names
         )
         return replace(fit, alternatives=dict.fromkeys(fit.names, tuple(others)))
 
@@ -135,7 +128,7 @@ class Search:
         return [
             m
             for m in candidates
-            if self.replay.judge(judged.name, [m.wrong]).excess < FAR * judged.excess
+            if self.replay.judge(judged.name, [m.wrong]).excess < HELPFUL * judged.excess
         ]
 
     def _unexplained(self, judged: Judged) -> None:
@@ -279,7 +272,4 @@ def _unjudged(ref: Trace, other: Trace, name: str, rounding: str) -> Row:
         rel_l2=errors.rel_l2,
         cosine=errors.cosine,
         rounding_units=errors.rel_l2 / UNITS[rounding],
-        allowed=math.nan,
-        excess=math.nan,
-        verdict="unjudged",
     )

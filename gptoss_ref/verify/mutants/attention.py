@@ -11,9 +11,9 @@ import numpy as np
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT64, Array, widen
 from gptoss_ref.verify.mutants.mutant import (
+    KeyMask,
     Mutant,
     Right,
-    Where,
     bug,
     replacing,
     rewriting,
@@ -45,14 +45,14 @@ def _by_remainder(config: ModelConfig) -> Array:
 def gqa_axes_swapped(ops: ModelOps) -> ModelOps:
     """Query head h reads key/value head h % K instead of h // G."""
 
-    def weigh(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
+    def weigh(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *mask: Any) -> Array:
         order = _by_remainder(at.config)
-        weights: Array = right(at, q[:, order], k, sinks[order], *where)  # (H, t, S)
+        weights: Array = right(at, q[:, order], k, sinks[order], *mask)  # (H, t, S)
         return weights[np.argsort(order)]
 
-    def mix(right: Right, at: OpContext, weights: Array, v: Array, *where: Any) -> Array:
+    def mix(right: Right, at: OpContext, weights: Array, v: Array, *mask: Any) -> Array:
         order = _by_remainder(at.config)
-        mixed: Array = right(at, weights[order], v, *where)  # (t, H*C)
+        mixed: Array = right(at, weights[order], v, *mask)  # (t, H*C)
         heads = mixed.reshape(len(mixed), len(order), -1)[:, np.argsort(order)]
         return heads.reshape(mixed.shape)
 
@@ -104,9 +104,9 @@ def causal_off_by_one(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """A query sees the next token's key as well: j ≤ p + 1."""
-    where = Where(*positions)
-    wider = None if where.window is None else where.window + 1  # its far end does not move
-    weights: Array = right(at, q, k, sinks, where.q + 1, where.k, wider)
+    mask = KeyMask(*positions)
+    wider = None if mask.window is None else mask.window + 1  # its far end does not move
+    weights: Array = right(at, q, k, sinks, mask.q + 1, mask.k, wider)
     return weights
 
 

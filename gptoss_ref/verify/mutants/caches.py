@@ -14,10 +14,10 @@ import numpy as np
 
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants.mutant import (
+    KeyMask,
     Mutant,
     Right,
     Variant,
-    Where,
     bug,
     no_window,
     one_past_the_window,
@@ -51,15 +51,15 @@ def ring_boundary(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """A ring of W slots begins to shift when W − 1 slots are filled, and keeps an empty slot."""
-    where = Where(*positions)
-    weights: Array = right(at, q, k, sinks, *where)
-    if where.window is None:
+    mask = KeyMask(*positions)
+    weights: Array = right(at, q, k, sinks, *mask)
+    if mask.window is None:
         return weights
-    early = (where.window - 1 <= where.q) & (where.q <= 2 * where.window - 3)  # (t,)
+    early = (mask.window - 1 <= mask.q) & (mask.q <= 2 * mask.window - 3)  # (t,)
     if early.any():
         with_empty = np.logaddexp(wide(sinks), 0.0)
         weights[:, early] = right(
-            at, q[early], k, with_empty, where.q[early], where.k, where.window - 1
+            at, q[early], k, with_empty, mask.q[early], mask.k, mask.window - 1
         )
     return weights
 
@@ -87,17 +87,17 @@ def chunk_longer_than_ring(
 ) -> Array:
     """A prompt longer than the ring is written to it in one piece: only its last W keys are
     left."""
-    where = Where(*positions)
-    if where.window is None:
-        everything: Array = right(at, q, k, sinks, *where)
+    mask = KeyMask(*positions)
+    if mask.window is None:
+        everything: Array = right(at, q, k, sinks, *mask)
         return everything
-    left = where.k >= _length(at, where) - where.window  # (S,)
-    return _of_parts(right, at, q, k, sinks, where, [(np.ones(len(q), bool), left)])
+    left = mask.k >= _length(at, mask) - mask.window  # (S,)
+    return _of_parts(right, at, q, k, sinks, mask, [(np.ones(len(q), bool), left)])
 
 
-def _length(at: OpContext, where: Where) -> int:
+def _length(at: OpContext, mask: KeyMask) -> int:
     """Number of tokens of the prompt; the keys may be those of its beginning."""
-    return int(where.k.max()) + 1 if at.length is None else at.length
+    return int(mask.k.max()) + 1 if at.length is None else at.length
 
 
 def _of_parts(
@@ -106,7 +106,7 @@ def _of_parts(
     q: Array,
     k: Array,
     sinks: Array,
-    where: Where,
+    mask: KeyMask,
     parts: Iterable[tuple[Array, Array]],
 ) -> Array:
     """Weights (H, t, S) of queries that see only some of the keys.
@@ -117,11 +117,11 @@ def _of_parts(
     weights = np.empty((q.shape[1], len(q), len(k)), at.policy.dtype)
     for rows, keys in parts:
         if not keys.any():  # one key in the future instead, so that only the sink takes part
-            later = np.array([where.q[rows].max() + 1])
-            values = right(at, q[rows], k[:1], sinks, where.q[rows], later, where.window)
+            later = np.array([mask.q[rows].max() + 1])
+            values = right(at, q[rows], k[:1], sinks, mask.q[rows], later, mask.window)
             weights[:, rows] = 0 * values
             continue
-        values = right(at, q[rows], k[keys], sinks, where.q[rows], where.k[keys], where.window)
+        values = right(at, q[rows], k[keys], sinks, mask.q[rows], mask.k[keys], mask.window)
         # Zero for the other keys; a row without key and sink is 0/0, NaN for every key.
         weights[:, rows] = 0 * values.sum(axis=-1, keepdims=True)
         weights[np.ix_(np.ones(len(weights), bool), rows, keys)] = values
@@ -134,13 +134,13 @@ def _chunk_alone(size: int) -> Callable[..., Array]:
     def attend(
         right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
     ) -> Array:
-        where = Where(*positions)
-        if where.window is None:
-            weights: Array = right(at, q, k, sinks, *where)
+        mask = KeyMask(*positions)
+        if mask.window is None:
+            weights: Array = right(at, q, k, sinks, *mask)
             return weights
-        chunks = where.q // size  # (t,)
-        parts = [(chunks == chunk, where.k // size == chunk) for chunk in np.unique(chunks)]
-        return _of_parts(right, at, q, k, sinks, where, parts)
+        chunks = mask.q // size  # (t,)
+        parts = [(chunks == chunk, mask.k // size == chunk) for chunk in np.unique(chunks)]
+        return _of_parts(right, at, q, k, sinks, mask, parts)
 
     return attend
 
@@ -165,7 +165,7 @@ def prefill_skips_cache(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """A chunk that is added to a cache attends to itself only."""
-    first = _length(at, Where(*positions)) // 2
+    first = _length(at, KeyMask(*positions)) // 2
     return _skipping(first)(right, at, q, k, sinks, *positions)
 
 
@@ -175,10 +175,10 @@ def _skipping(first: int) -> Callable[..., Array]:
     def attend(
         right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
     ) -> Array:
-        where = Where(*positions)
-        late, fresh = where.q >= first, where.k >= first  # (t,), (S,)
+        mask = KeyMask(*positions)
+        late, fresh = mask.q >= first, mask.k >= first  # (t,), (S,)
         parts = [(~late, np.ones(len(k), bool)), (late, fresh)]
-        return _of_parts(right, at, q, k, sinks, where, [p for p in parts if p[0].any()])
+        return _of_parts(right, at, q, k, sinks, mask, [p for p in parts if p[0].any()])
 
     return attend
 
@@ -207,8 +207,8 @@ def padding_attended(right: Right, *arguments: Any) -> Array:
 def _padded(rows: int) -> Callable[..., Array]:
     """Attention that sees ``rows`` keys of zeros besides its own."""
 
-    def attend(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *where: Any) -> Array:
-        weights: Array = right(at, q, k, np.logaddexp(wide(sinks), math.log(rows)), *where)
+    def attend(right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *mask: Any) -> Array:
+        weights: Array = right(at, q, k, np.logaddexp(wide(sinks), math.log(rows)), *mask)
         return weights
 
     return attend

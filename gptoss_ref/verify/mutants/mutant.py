@@ -216,8 +216,8 @@ def wide(sinks: Array) -> Array:
     return widen(sinks, FLOAT64.dtype)
 
 
-class Where(NamedTuple):
-    """The last arguments of the attention operations.
+class KeyMask(NamedTuple):
+    """The keys that a query may see: the last arguments of the attention operations.
 
     Attributes:
         q: (t,) positions of the queries.

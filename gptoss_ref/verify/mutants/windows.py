@@ -10,10 +10,10 @@ import numpy as np
 from gptoss_ref.config import FULL, SLIDING, ModelConfig
 from gptoss_ref.numerics import Array
 from gptoss_ref.verify.mutants.mutant import (
+    KeyMask,
     Mutant,
     Right,
     Variant,
-    Where,
     bug,
     misread,
     no_window,
@@ -125,16 +125,16 @@ def window_scores_zero(
     right: Right, at: OpContext, q: Array, k: Array, sinks: Array, *positions: Any
 ) -> Array:
     """Keys that have left the window score 0 (scores times mask) instead of −∞."""
-    where = Where(*positions)
-    weights: Array = right(at, q, k, sinks, *where)
-    if where.window is None:
+    mask = KeyMask(*positions)
+    weights: Array = right(at, q, k, sinks, *mask)
+    if mask.window is None:
         return weights
-    for row, position in enumerate(where.q):  # which keys are old differs from row to row
-        old = position - where.k >= where.window  # (S,)
+    for row, position in enumerate(mask.q):  # which keys are old differs from row to row
+        old = position - mask.k >= mask.window  # (S,)
         if old.any():
             here = slice(row, row + 1)
             zeroed = np.where(old[:, None, None], 0, k)  # a key of zeros scores 0
-            weights[:, here] = right(at, q[here], zeroed, sinks, where.q[here], where.k, None)
+            weights[:, here] = right(at, q[here], zeroed, sinks, mask.q[here], mask.k, None)
     return weights
 
 
@@ -142,9 +142,9 @@ def _zeroed_slots(right: Right, *arguments: Any) -> Array:
     """As ``window_scores_zero``, but the old keys' own columns are empty."""
     ops = dataclasses.replace(SPECIFICATION, attention_weights=right)
     weights: Array = window_scores_zero.apply(ops).attention_weights(*arguments)
-    where = Where(*arguments[4:])
-    if where.window is not None:
-        weights[:, where.q[:, None] - where.k >= where.window] = 0
+    mask = KeyMask(*arguments[4:])
+    if mask.window is not None:
+        weights[:, mask.q[:, None] - mask.k >= mask.window] = 0
     return weights
 
 

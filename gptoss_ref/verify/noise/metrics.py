@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.numerics import Array
+from gptoss_ref.sampling import log_softmax
 from gptoss_ref.verify.thresholds import CONSTANT_A_ROW, SUM_OF_LOGARITHMS, USUAL_ROWS
 
 Rows = Callable[[slice], Array]
@@ -168,14 +169,6 @@ def measure_arrays(ref: Array, other: Array, axis: int = 0) -> Errors:
     """:func:`measure` of two arrays in memory, whose rows lie along ``axis``."""
     a, b = np.moveaxis(ref, axis, 0), np.moveaxis(other, axis, 0)
     return measure(lambda r: a[r], lambda r: b[r], len(a), math.prod(a.shape[1:]))
-
-
-def log_softmax(x: Array) -> NDArray[np.float64]:
-    """Log-probabilities (T, V) of logits (T, V)."""
-    wide = np.asarray(x, np.float64)
-    shifted = wide - wide.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gptoss_ref.errors import TraceError
 from gptoss_ref.numerics import Array
+from gptoss_ref.sampling import log_softmax
 from gptoss_ref.tracing.rounding import ROUNDINGS
 
 
@@ -154,8 +155,5 @@ class Agreement:
 
 def log_probabilities(logits: Array, rows: Any, ids: Any) -> NDArray[np.float64]:
     """Natural logarithms of softmax(``logits``)[rows, ids] (N,); logits are (T, V)."""
-    wide = np.asarray(logits, np.float64)
-    largest = wide.max(-1)  # (T,)
-    norm = largest + np.log(np.exp(wide - largest[:, None]).sum(-1))  # (T,)
-    values: NDArray[np.float64] = wide[rows, ids] - norm[rows]
+    values: NDArray[np.float64] = log_softmax(np.asarray(logits, np.float64))[rows, ids]
     return values

@@ -68,7 +68,7 @@ class BlockContext:
         """
         ops, at = self.ops, self.at(tap, expert)
         op = ops.expert_matrix
-        key = (op, id(stored), at.policy.dtype)  # the sites hold ``stored``: its id is unique
+        key = (op, id(stored), at.policy.dtype)  # the contexts hold ``stored``: its id is unique
         if key not in decoded:
             if (op, ops.expert_linear) == (expert_matrix, expert_linear):
                 return stored[expert]

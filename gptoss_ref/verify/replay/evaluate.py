@@ -196,24 +196,24 @@ def walk(
     tokens = np.asarray(tokens)
     live: list[dict[str, Array]] = [{} for _ in runs]  # computed, and needed by later stages
     lent = _Lent(given)
-    sites: list[BlockContext] = []
+    contexts: list[BlockContext] = []
     for i, node in enumerate(path):
-        if not sites or sites[0].layer != node.layer:
-            if sites:
-                sites[0].release()
-            sites = [
+        if not contexts or contexts[0].layer != node.layer:
+            if contexts:
+                contexts[0].release()
+            contexts = [
                 BlockContext(config, policy, ops, tokens, weights, node.layer, experts, length)
                 for ops, policy in runs
             ]
         at_hand = [
             {
-                name: lent.get(tap, site.policy) if tap in known else values[tap]
+                name: lent.get(tap, ctx.policy) if tap in known else values[tap]
                 for name, tap in zip(node.stage.inputs, node.inputs, strict=True)
             }
-            for site, values in zip(sites, live, strict=True)
+            for ctx, values in zip(contexts, live, strict=True)
         ]
         with np.errstate(invalid="ignore", over="ignore"):  # a bug may cause NaN anywhere
-            out = _computed(node.stage, sites, at_hand)
+            out = _computed(node.stage, contexts, at_hand)
         if node.tap not in known and last_use.get(node.tap, -1) > i:
             for computed, values in zip(out, live, strict=True):
                 values[node.tap] = computed
@@ -227,12 +227,12 @@ def walk(
                     values.pop(tap, None)
         if node.tap in wanted:
             yield node.tap, out
-    if sites:
-        sites[0].release()
+    if contexts:
+        contexts[0].release()
 
 
 def _computed(
-    stage: Stage, sites: Sequence[BlockContext], inputs: Sequence[Mapping[str, Array]]
+    stage: Stage, contexts: Sequence[BlockContext], inputs: Sequence[Mapping[str, Array]]
 ) -> list[Array]:
     """Compute a stage in every run: once for runs with equal operations, rounding and inputs.
 
@@ -240,13 +240,13 @@ def _computed(
     """
     leads: dict[tuple[int, ...], int] = {}
     leader = []
-    for i, (site, values) in enumerate(zip(sites, inputs, strict=True)):
-        used = [getattr(site.ops, name) for name in sorted(stage.ops)]
-        parts = (site.policy, *used, *(values[name] for name in stage.inputs))
+    for i, (ctx, values) in enumerate(zip(contexts, inputs, strict=True)):
+        used = [getattr(ctx.ops, name) for name in sorted(stage.ops)]
+        parts = (ctx.policy, *used, *(values[name] for name in stage.inputs))
         leader.append(leads.setdefault(tuple(map(id, parts)), i))
     own = [*leads.values()]
     found = dict(
-        zip(own, stage.compute([sites[i] for i in own], [inputs[i] for i in own]), strict=True)
+        zip(own, stage.compute([contexts[i] for i in own], [inputs[i] for i in own]), strict=True)
     )
     first = found[0]
     for i in own[1:]:

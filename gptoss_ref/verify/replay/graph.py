@@ -36,7 +36,7 @@ class Stage:
         name: of the tap point, without its block.
         inputs: tap points of the same block, or STREAM.
         ops: names of the fields of :class:`~gptoss_ref.verify.replay.ops.ModelOps` that it uses.
-        compute: a function of the sites of several runs, and of the values of its inputs in each.
+        compute: a function of the contexts of several runs, and of the inputs of each.
     """
 
     name: str
@@ -45,109 +45,109 @@ class Stage:
     compute: ComputeAll
 
 
-def _embedding(site: BlockContext, _: Values) -> Array:
-    return site.ops.embedding(site.at("embedding"), site.tokens, site.ends.embedding)
+def _embedding(ctx: BlockContext, _: Values) -> Array:
+    return ctx.ops.embedding(ctx.at("embedding"), ctx.tokens, ctx.ends.embedding)
 
 
-def _attn_norm(site: BlockContext, values: Values) -> Array:
-    return site.ops.rmsnorm(site.at("attn.norm"), values[STREAM], site.block.attn.norm_scale)
+def _attn_norm(ctx: BlockContext, values: Values) -> Array:
+    return ctx.ops.rmsnorm(ctx.at("attn.norm"), values[STREAM], ctx.block.attn.norm_scale)
 
 
 def _heads(name: str) -> Callable[[BlockContext, Values], Array]:
-    def compute(site: BlockContext, values: Values) -> Array:
-        x, attn = values["attn.norm"], site.block.attn
+    def compute(ctx: BlockContext, values: Values) -> Array:
+        x, attn = values["attn.norm"], ctx.block.attn
         weight, bias = getattr(attn, f"{name}_weight"), getattr(attn, f"{name}_bias")
-        y = site.ops.linear(site.at(f"attn.{name}"), x, weight, bias)
-        return y.reshape(len(x), -1, site.config.head_dim)  # (T, H or K, C)
+        y = ctx.ops.linear(ctx.at(f"attn.{name}"), x, weight, bias)
+        return y.reshape(len(x), -1, ctx.config.head_dim)  # (T, H or K, C)
 
     return compute
 
 
 def _rope(name: str) -> Callable[[BlockContext, Values], Array]:
-    def compute(site: BlockContext, values: Values) -> Array:
-        return site.ops.rope(site.at(f"attn.{name}_rope"), values[f"attn.{name}"], *site.tables)
+    def compute(ctx: BlockContext, values: Values) -> Array:
+        return ctx.ops.rope(ctx.at(f"attn.{name}_rope"), values[f"attn.{name}"], *ctx.tables)
 
     return compute
 
 
-def _weights_of(site: BlockContext, values: Values, rows: slice) -> Array:
+def _weights_of(ctx: BlockContext, values: Values, rows: slice) -> Array:
     """Attention weights (H, t, S) of some queries."""
-    at, p = site.at("attn.weights"), site.positions
-    q, k, sinks = values["attn.q_rope"], values["attn.k_rope"], site.block.attn.sinks
-    where = (p[rows], p, site.ops.window(at))
-    return site.ops.attention_weights(at, q[rows], k, sinks, *where)
+    at, p = ctx.at("attn.weights"), ctx.positions
+    q, k, sinks = values["attn.q_rope"], values["attn.k_rope"], ctx.block.attn.sinks
+    where = (p[rows], p, ctx.ops.window(at))
+    return ctx.ops.attention_weights(at, q[rows], k, sinks, *where)
 
 
-def _attn_weights(site: BlockContext, values: Values) -> Array:
-    return _weights_of(site, values, slice(None))
+def _attn_weights(ctx: BlockContext, values: Values) -> Array:
+    return _weights_of(ctx, values, slice(None))
 
 
-def _mix_of(site: BlockContext, weights: Array, v: Array, rows: slice) -> Array:
-    at, p = site.at("attn.mix"), site.positions
-    where = (p[rows], p, site.ops.window(at))
-    return site.ops.attention_mix(at, weights, v, *where)
+def _mix_of(ctx: BlockContext, weights: Array, v: Array, rows: slice) -> Array:
+    at, p = ctx.at("attn.mix"), ctx.positions
+    where = (p[rows], p, ctx.ops.window(at))
+    return ctx.ops.attention_mix(at, weights, v, *where)
 
 
-def _mix_from_weights(site: BlockContext, values: Values) -> Array:
-    return _mix_of(site, values["attn.weights"], values["attn.v"], slice(None))
+def _mix_from_weights(ctx: BlockContext, values: Values) -> Array:
+    return _mix_of(ctx, values["attn.weights"], values["attn.v"], slice(None))
 
 
-def _mix_from_heads(site: BlockContext, values: Values) -> Array:
+def _mix_from_heads(ctx: BlockContext, values: Values) -> Array:
     """Compute the weights of some queries at a time, so that memory does not grow with T²."""
     count, heads, _ = values["attn.q_rope"].shape
     tile = max(1, TILE_SCORES // (heads * count))
     tiles = (slice(start, start + tile) for start in range(0, count, tile))
-    mixes = [_mix_of(site, _weights_of(site, values, r), values["attn.v"], r) for r in tiles]
+    mixes = [_mix_of(ctx, _weights_of(ctx, values, r), values["attn.v"], r) for r in tiles]
     return np.concatenate(mixes)  # (T, H*C)
 
 
-def _attn_out(site: BlockContext, values: Values) -> Array:
-    attn = site.block.attn
+def _attn_out(ctx: BlockContext, values: Values) -> Array:
+    attn = ctx.block.attn
     x = values["attn.mix"]
-    return site.ops.linear(site.at("attn.out"), x, attn.out_weight, attn.out_bias)
+    return ctx.ops.linear(ctx.at("attn.out"), x, attn.out_weight, attn.out_bias)
 
 
-def _attn_residual(site: BlockContext, values: Values) -> Array:
-    return site.ops.residual(site.at("attn.residual"), values[STREAM], values["attn.out"])
+def _attn_residual(ctx: BlockContext, values: Values) -> Array:
+    return ctx.ops.residual(ctx.at("attn.residual"), values[STREAM], values["attn.out"])
 
 
-def _mlp_norm(site: BlockContext, values: Values) -> Array:
+def _mlp_norm(ctx: BlockContext, values: Values) -> Array:
     x = values["attn.residual"]
-    return site.ops.rmsnorm(site.at("mlp.norm"), x, site.block.mlp.norm_scale)
+    return ctx.ops.rmsnorm(ctx.at("mlp.norm"), x, ctx.block.mlp.norm_scale)
 
 
-def _router_logits(site: BlockContext, values: Values) -> Array:
-    mlp, at = site.block.mlp, site.at("mlp.router_logits")
-    return site.ops.linear(at, values["mlp.norm"], mlp.gate_weight, mlp.gate_bias)
+def _router_logits(ctx: BlockContext, values: Values) -> Array:
+    mlp, at = ctx.block.mlp, ctx.at("mlp.router_logits")
+    return ctx.ops.linear(at, values["mlp.norm"], mlp.gate_weight, mlp.gate_bias)
 
 
-def _expert_indices(site: BlockContext, values: Values) -> Array:
-    return site.ops.choose(site.at("mlp.expert_indices"), values["mlp.router_logits"])
+def _expert_indices(ctx: BlockContext, values: Values) -> Array:
+    return ctx.ops.choose(ctx.at("mlp.expert_indices"), values["mlp.router_logits"])
 
 
-def _expert_weights(site: BlockContext, values: Values) -> Array:
+def _expert_weights(ctx: BlockContext, values: Values) -> Array:
     logits, indices = values["mlp.router_logits"], values["mlp.expert_indices"]
-    return site.ops.expert_weights(site.at("mlp.expert_weights"), logits, indices)
+    return ctx.ops.expert_weights(ctx.at("mlp.expert_weights"), logits, indices)
 
 
-def _gate_up(sites: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
+def _gate_up(contexts: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
     rows = [(v["mlp.norm"], v["mlp.expert_indices"].shape) for v in values]
     x = [np.broadcast_to(y[:, None], (*shape, y.shape[1])) for y, shape in rows]  # (T, A, D) each
-    return _by_expert("mlp.gate_up", "mlp1", sites, x, values)
+    return _by_expert("mlp.gate_up", "mlp1", contexts, x, values)
 
 
-def _swiglu(site: BlockContext, values: Values) -> Array:
-    return site.ops.swiglu(site.at("mlp.swiglu"), values["mlp.gate_up"])
+def _swiglu(ctx: BlockContext, values: Values) -> Array:
+    return ctx.ops.swiglu(ctx.at("mlp.swiglu"), values["mlp.gate_up"])
 
 
-def _expert_out(sites: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
-    return _by_expert("mlp.expert_out", "mlp2", sites, [v["mlp.swiglu"] for v in values], values)
+def _expert_out(contexts: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
+    return _by_expert("mlp.expert_out", "mlp2", contexts, [v["mlp.swiglu"] for v in values], values)
 
 
 def _by_expert(
     tap: str,
     name: str,
-    sites: Sequence[BlockContext],
+    contexts: Sequence[BlockContext],
     inputs: Sequence[Array],
     values: Sequence[Values],
 ) -> list[Array]:
@@ -157,53 +157,51 @@ def _by_expert(
     that decode it equally. Rows of experts that are not wanted are NaN.
     """
     chosen = [v["mlp.expert_indices"] for v in values]
-    mlps = [site.block.mlp for site in sites]
+    mlps = [ctx.block.mlp for ctx in contexts]
     stored = [getattr(mlp, f"{name}_weight") for mlp in mlps]
     biases = [getattr(mlp, f"{name}_bias") for mlp in mlps]
     out = [
-        np.full((*x.shape[:-1], matrices.shape[-2]), np.nan, site.policy.dtype)
-        for site, x, matrices in zip(sites, inputs, stored, strict=True)
+        np.full((*x.shape[:-1], matrices.shape[-2]), np.nan, ctx.policy.dtype)
+        for ctx, x, matrices in zip(contexts, inputs, stored, strict=True)
     ]
-    asked = sites[0].experts
+    asked = contexts[0].experts
     for expert in np.unique(np.concatenate([indices.ravel() for indices in chosen])).tolist():
         if asked is not None and expert not in asked:
             continue
         decoded: Decoded = {}
-        for i, site in enumerate(sites):
+        for i, ctx in enumerate(contexts):
             rows = chosen[i] == expert  # (T, A)
             if rows.any():
-                matrix = site.matrix(tap, stored[i], expert, decoded)
-                at = site.at(tap, expert)
-                out[i][rows] = site.ops.expert_linear(
-                    at, inputs[i][rows], matrix, biases[i][expert]
-                )
+                matrix = ctx.matrix(tap, stored[i], expert, decoded)
+                at = ctx.at(tap, expert)
+                out[i][rows] = ctx.ops.expert_linear(at, inputs[i][rows], matrix, biases[i][expert])
     return out
 
 
-def _mlp_out(site: BlockContext, values: Values) -> Array:
+def _mlp_out(ctx: BlockContext, values: Values) -> Array:
     answers, weights = values["mlp.expert_out"], values["mlp.expert_weights"]
-    indices, bias = values["mlp.expert_indices"], site.block.mlp.mlp2_bias
-    return site.ops.combine(site.at("mlp.out"), answers, weights, indices, bias)
+    indices, bias = values["mlp.expert_indices"], ctx.block.mlp.mlp2_bias
+    return ctx.ops.combine(ctx.at("mlp.out"), answers, weights, indices, bias)
 
 
-def _mlp_residual(site: BlockContext, values: Values) -> Array:
+def _mlp_residual(ctx: BlockContext, values: Values) -> Array:
     x = values["attn.residual"]
-    return site.ops.residual(site.at("mlp.residual"), x, values["mlp.out"])
+    return ctx.ops.residual(ctx.at("mlp.residual"), x, values["mlp.out"])
 
 
-def _norm(site: BlockContext, values: Values) -> Array:
-    return site.ops.rmsnorm(site.at("norm"), values[STREAM], site.ends.norm_scale)
+def _norm(ctx: BlockContext, values: Values) -> Array:
+    return ctx.ops.rmsnorm(ctx.at("norm"), values[STREAM], ctx.ends.norm_scale)
 
 
-def _logits(site: BlockContext, values: Values) -> Array:
-    return site.ops.linear(site.at("logits"), values["norm"], site.ends.unembedding, None)
+def _logits(ctx: BlockContext, values: Values) -> Array:
+    return ctx.ops.linear(ctx.at("logits"), values["norm"], ctx.ends.unembedding, None)
 
 
 def _one_by_one(compute: Compute) -> ComputeAll:
     """Several runs of a stage, one after the other."""
 
-    def compute_all(sites: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
-        return [compute(site, own) for site, own in zip(sites, values, strict=True)]
+    def compute_all(contexts: Sequence[BlockContext], values: Sequence[Values]) -> list[Array]:
+        return [compute(ctx, own) for ctx, own in zip(contexts, values, strict=True)]
 
     return compute_all
 

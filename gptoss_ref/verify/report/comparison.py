@@ -33,7 +33,7 @@ from gptoss_ref.verify.replay.graph import BY_CHOICE
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.report import Report
 from gptoss_ref.verify.report.row import WRONG, Row
-from gptoss_ref.verify.report.rows import Place, choice_row, float_row, settle
+from gptoss_ref.verify.report.rows import choice_row, float_row, settle
 from gptoss_ref.verify.search.mistakes import mistakes
 from gptoss_ref.verify.thresholds import (
     JUDGED_AGAIN,
@@ -212,7 +212,7 @@ class Comparison:
             a, b = (_only(rows, seen) for rows in (reference, other))
             extra = logit_figures(a, b, int(seen.sum()), shape[-1])
         aside, why = self.aside | ~seen, self.why or "rows that were not observed"
-        return float_row(self._place(name), errors, level, aside, why, extra), whole, remarks
+        return float_row(self._row(name), errors, level, aside, why, extra), whole, remarks
 
     def _unmistaken(self, reference: Rows, other: Rows, judged: Judged) -> Judged:
         """Return a diverging row, unless a mistake in the recording explains it.
@@ -254,7 +254,7 @@ class Comparison:
         seen = self.ref.observed(name) & self.other.observed(name)
         own_logits = self.other.get(own)
         choice = compare_choices(ref, other, logits, own_logits, level).among(seen)
-        row = choice_row(self._place(name), choice, self.aside)
+        row = choice_row(self._row(name), choice, self.aside)
         self.flips += flips(block, ref, other, choice)
         if self.again:
             return row
@@ -278,9 +278,9 @@ class Comparison:
             self.aside = self.aside | near
             self.why = self.why or "near a routing tie, and OTHER does not say its experts"
 
-    def _place(self, name: str) -> Place:
+    def _row(self, name: str) -> Row:
         dtypes = (self.ref.dtype_of(name), self.other.dtype_of(name))
-        return Place(name, self.other.shape_of(name), dtypes)
+        return Row(name, self.other.shape_of(name), dtypes)
 
     def _yardstick_in_words(self) -> str:
         if isinstance(self.yardstick, NoiseFloors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,13 +44,13 @@ class Row:
     name: str
     shape: tuple[int, ...]
     dtypes: tuple[str, str]
-    max_abs: float
-    rel_l2: float
-    cosine: float
-    rounding_units: float
-    allowed: float
-    excess: float
-    verdict: Verdict
+    max_abs: float = math.nan
+    rel_l2: float = math.nan
+    cosine: float = math.nan
+    rounding_units: float = math.nan
+    allowed: float = math.nan
+    excess: float = math.nan
+    verdict: Verdict = "unjudged"
     note: str = ""
     first_token: int | None = None
     extra: dict[str, float] = field(default_factory=dict)

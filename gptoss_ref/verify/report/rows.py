@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.tracing.taps import split
+from gptoss_ref.verify.noise.localise import tokens_of
 from gptoss_ref.verify.noise.metrics import Errors, ratio
 from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.routing_ties import Choice
@@ -21,26 +22,18 @@ from gptoss_ref.verify.thresholds import FADED
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Place:
-    """The fields of a row that need no judgement."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtypes: tuple[str, str]
-
-
 def float_row(
-    place: Place,
+    row: Row,
     errors: Errors,
     level: NoiseFloor | None,
     aside: Mask,
     why: str,
     extra: dict[str, float],
 ) -> Row:
-    """The row of a tap point that holds floats.
+    """Judge the row of a tap point that holds floats.
 
     Args:
+        row: without a judgement.
         level: the noise floor; None if there is none for this tap point.
         aside: (T,) mask of the tokens that are not judged.
         why: the reason, in words.
@@ -57,11 +50,11 @@ def float_row(
             f"{broken} {'value is' if broken == 1 else 'values are'} NaN or infinite in one trace "
             f"only, the first at token {first}"
         )
-        if place.dtypes[1] == "float16":
+        if row.dtypes[1] == "float16":
             note += "; float16 ends at 65,504"
     elif not free.any():
         note = why
-    elif math.prod(place.shape) == int(errors.lost.sum()):
+    elif math.prod(row.shape) == int(errors.lost.sum()):
         note = ALL_LOST
     elif level is not None:
         rows, bound = errors.rows()[free], level.allowed_rows[free]
@@ -76,13 +69,11 @@ def float_row(
             worst = int(np.argmax(rows / bound))
             error, explained = (rows[worst], bound[worst]) if over.any() else (whole, allowed)
             note = f"relative error {error:.2g}, but rounding explains only {explained:.2g}"
-            note += _where(over)
+            note += _at(over)
     if aside.any() and free.any() and verdict == "ok":
         note = f"{int(aside.sum())} of {len(aside)} tokens left out: {why}"
-    return Row(
-        name=place.name,
-        shape=place.shape,
-        dtypes=place.dtypes,
+    return replace(
+        row,
         max_abs=seen.max_abs,
         rel_l2=seen.rel_l2,
         cosine=seen.cosine,
@@ -96,8 +87,8 @@ def float_row(
     )
 
 
-def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
-    """The row of expert indices: the sets of experts, and the margins of those that differ."""
+def choice_row(row: Row, choice: Choice, aside: Mask) -> Row:
+    """Judge the row of expert indices by the sets of experts, and the margins of other ones."""
     wrong = choice.wrong & ~aside
     differs = int(choice.differs.sum())
     share = differs / len(aside)
@@ -112,20 +103,15 @@ def choice_row(place: Place, choice: Choice, aside: Mask) -> Row:
             note = f"{own} tokens go to experts that are not the largest of OTHER's own logits"
         else:
             note = f"other experts that rounding does not explain: the margin is {margin:.2g}"
-        note += _where(wrong)
+        note += _at(wrong)
     elif differs:
         note = f"{differs} of {len(aside)} tokens go to other experts, within {margin:.2g} of a tie"
     compared = choice.differs & (choice.slack > 0)
     excess = float((choice.margin[compared] / choice.slack[compared]).max(initial=0.0))
-    return Row(
-        name=place.name,
-        shape=place.shape,
-        dtypes=place.dtypes,
+    return replace(
+        row,
         max_abs=margin,
         rel_l2=share,
-        cosine=math.nan,
-        rounding_units=math.nan,
-        allowed=math.nan,
         excess=math.inf if wrong.any() else min(excess, 1.0),
         verdict=_verdict(verdict),
         note=note,
@@ -186,15 +172,9 @@ def _nearest_users(config: ModelConfig, compared: Container[str]) -> dict[str, l
     return {tap: list(users) for tap, users in found.items()}
 
 
-def _where(over: Mask) -> str:
-    """The tokens of a mask in words: ``, from token 128 on``."""
-    count = int(over.sum())
-    if not count or count == len(over):
-        return ""
-    first = int(np.argmax(over))
-    if over[first:].all():
-        return f", from token {first} on"
-    return f", at {count} of {len(over)} tokens, first at token {first}"
+def _at(over: Mask) -> str:
+    """The tokens of a mask in words, if they are some and not all."""
+    return f", at {tokens_of(over)}" if over.any() and not over.all() else ""
 
 
 def _verdict(word: str) -> Verdict:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array, widen
+from gptoss_ref.sampling import log_softmax
 from gptoss_ref.tracing.taps import axes
-from gptoss_ref.verify.noise.metrics import log_softmax
 from gptoss_ref.verify.thresholds import (
     FILTERED,
     MISTAKES,
@@ -159,7 +159,7 @@ def _logits(exact: Floats, other: Floats) -> Iterator[Mistake]:
         finite = np.isfinite(other).all()
         if finite and other.min() >= 0 and np.allclose(other.sum(1), 1, atol=SUM_OF_ROW):
             logs = np.log(np.maximum(other, 1e-45))
-            ours = log_softmax(exact)
+            ours = log_softmax(np.asarray(exact, np.float64))
             faint = other < 1e-30  # indistinguishable from 0
             sentence = "These are probabilities, not logits: their logarithms are compared."
             mended = np.where(faint, ours, logs)

@@ -21,9 +21,9 @@ SINKS = "grad.weights.attn.sinks"
     consequence="The sinks keep their initial values.",
     reports=("flash-attention#1973", "flash-attention#2102", "flash-attention#1895"),
 )
-def sinks_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def sinks_without_gradient(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The backward kernel returns nothing for the sinks: their gradient is zero."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 @bug(
@@ -32,9 +32,9 @@ def sinks_without_gradient(right: Compute, site: BlockContext, *arguments: Array
     consequence="Training moves every sink the wrong way.",
     note="The derivation's minus sign: a larger sink makes every weight smaller.",
 )
-def sinks_gradient_sign(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def sinks_gradient_sign(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The gradient of the sinks has the wrong sign."""
-    return -right(site, *arguments)
+    return -right(ctx, *arguments)
 
 
 @bug(
@@ -43,10 +43,10 @@ def sinks_gradient_sign(right: Compute, site: BlockContext, *arguments: Array) -
     consequence="Sinks move twice as fast as everything else.",
     note="The kernel reduces over the batch, and its caller does so again.",
 )
-def sinks_gradient_summed_twice(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def sinks_gradient_summed_twice(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The gradient of the sinks is summed over the batch twice: it is too large by a factor of
     2."""
-    return 2 * right(site, *arguments)
+    return 2 * right(ctx, *arguments)
 
 
 @bug(
@@ -55,9 +55,9 @@ def sinks_gradient_summed_twice(right: Compute, site: BlockContext, *arguments: 
     consequence="Queries and keys do not train at all; values do, so the loss still falls.",
     reports=("candle#3591",),
 )
-def softmax_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def softmax_without_gradient(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The fused softmax has no backward: scores get no gradient."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 @bug(
@@ -69,14 +69,14 @@ def softmax_without_gradient(right: Compute, site: BlockContext, *arguments: Arr
     note="The mix is rescaled by sigmoid(lse − sink); the kernel's log-sum-exp has no gradient.",
 )
 def lse_gradient_dropped(
-    right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
+    right: Compute, ctx: BlockContext, d_w: Array, q: Array, k: Array
 ) -> Array:
     """A softmax without sink is rescaled by a factor whose gradient is dropped."""
-    w, sink = at.softmax(site, q, k)
+    w, sink = at.softmax(ctx, q, k)
     share = 1 - sink[..., None]
     delta = (w * d_w).sum(-1, keepdims=True) / np.where(share > 0, share, 1)
-    d = at.scaled(site, site.policy.round(w * (d_w - delta)))
-    return at.to_queries(site, d, k) if _is_query(right) else at.to_keys(site, d, q)
+    d = at.scaled(ctx, ctx.policy.round(w * (d_w - delta)))
+    return at.to_queries(ctx, d, k) if _is_query(right) else at.to_keys(ctx, d, q)
 
 
 @bug(
@@ -86,12 +86,12 @@ def lse_gradient_dropped(
     note="The row's sum of w · dw, which a kernel computes ahead, is not subtracted.",
 )
 def softmax_delta_missing(
-    right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
+    right: Compute, ctx: BlockContext, d_w: Array, q: Array, k: Array
 ) -> Array:
     """The softmax's second term is missing: dscore = w dw."""
-    w, _ = at.softmax(site, q, k)
-    d = at.scaled(site, site.policy.round(w * d_w))
-    return at.to_queries(site, d, k) if _is_query(right) else at.to_keys(site, d, q)
+    w, _ = at.softmax(ctx, q, k)
+    d = at.scaled(ctx, ctx.policy.round(w * d_w))
+    return at.to_queries(ctx, d, k) if _is_query(right) else at.to_keys(ctx, d, q)
 
 
 @bug(
@@ -101,16 +101,16 @@ def softmax_delta_missing(
     note="The forward kernel stored the log-sum-exp of the keys alone.",
     reports=("flash-attention#2102",),
 )
-def backward_without_sink(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def backward_without_sink(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The weights recomputed in the backward pass leave the sink out."""
     d, q, k = arguments
-    w, sink = at.softmax(site, q, k)
+    w, sink = at.softmax(ctx, q, k)
     share = 1 - sink[..., None]
     w = np.where(share > 0, w / np.where(share > 0, share, 1), 0).astype(w.dtype)
     if name_of(right) == "values":
-        return at.to_keys(site, w, at.by_heads(site, d))
-    scores = at.d_scores(site, d, w)
-    return at.to_queries(site, scores, k) if _is_query(right) else at.to_keys(site, scores, q)
+        return at.to_keys(ctx, w, at.by_heads(ctx, d))
+    scores = at.d_scores(ctx, d, w)
+    return at.to_queries(ctx, scores, k) if _is_query(right) else at.to_keys(ctx, scores, q)
 
 
 @bug(
@@ -120,10 +120,10 @@ def backward_without_sink(right: Compute, site: BlockContext, *arguments: Array)
     reports=("levanter#449", "native-sparse-attention-triton#27"),
 )
 def key_gradient_of_one_head(
-    right: Compute, site: BlockContext, d_w: Array, q: Array, k: Array
+    right: Compute, ctx: BlockContext, d_w: Array, q: Array, k: Array
 ) -> Array:
     """The keys' gradient is that of the last query head of each group, not the sum."""
-    return right(site, np.where(_last_of_group(site, len(d_w)), d_w, d_w.dtype.type(0)), q, k)
+    return right(ctx, np.where(_last_of_group(ctx, len(d_w)), d_w, d_w.dtype.type(0)), q, k)
 
 
 @bug(
@@ -133,39 +133,39 @@ def key_gradient_of_one_head(
     reports=("levanter#449",),
 )
 def value_gradient_of_one_head(
-    right: Compute, site: BlockContext, d_mix: Array, q: Array, k: Array
+    right: Compute, ctx: BlockContext, d_mix: Array, q: Array, k: Array
 ) -> Array:
     """The values' gradient is that of the last query head of each group, not the sum."""
-    by_heads = at.by_heads(site, d_mix)  # (T, H, C)
-    last = _last_of_group(site, by_heads.shape[1])[:, 0]
+    by_heads = at.by_heads(ctx, d_mix)  # (T, H, C)
+    last = _last_of_group(ctx, by_heads.shape[1])[:, 0]
     alone = np.where(last, by_heads, d_mix.dtype.type(0)).reshape(d_mix.shape)
-    return right(site, alone, q, k)
+    return right(ctx, alone, q, k)
 
 
-def _last_of_group(site: BlockContext, heads: int) -> NDArray[np.bool_]:
+def _last_of_group(ctx: BlockContext, heads: int) -> NDArray[np.bool_]:
     """Whether each of so many heads is the last of its group: (H, 1, 1)."""
-    group = site.config.group_size
+    group = ctx.config.group_size
     last: NDArray[np.bool_] = np.arange(heads) % group == group - 1
     return last[:, None, None]
 
 
 def _window_edge(extra: int) -> Compute:
-    def compute(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+    def compute(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
         d, q, k = arguments
-        if site.window is None:
-            return right(site, *arguments)
-        w, sink = at.softmax(site, q, k)
+        if ctx.window is None:
+            return right(ctx, *arguments)
+        w, sink = at.softmax(ctx, q, k)
         if extra > 0:  # weights recomputed with the forward pass's own normaliser
-            wider, wider_sink = at.softmax(site, q, k, extra)
+            wider, wider_sink = at.softmax(ctx, q, k, extra)
             factor = np.where(wider_sink > 0, sink / np.where(wider_sink > 0, wider_sink, 1), 0)
             w = (wider * factor[..., None]).astype(w.dtype)
         else:
             age = np.arange(len(q))[:, None] - np.arange(len(k))
-            w = np.where(age < site.window + extra, w, w.dtype.type(0))
+            w = np.where(age < ctx.window + extra, w, w.dtype.type(0))
         if name_of(right) == "values":
-            return at.to_keys(site, w, at.by_heads(site, d))
-        scores = at.d_scores(site, d, w)
-        return at.to_queries(site, scores, k) if _is_query(right) else at.to_keys(site, scores, q)
+            return at.to_keys(ctx, w, at.by_heads(ctx, d))
+        scores = at.d_scores(ctx, d, w)
+        return at.to_queries(ctx, scores, k) if _is_query(right) else at.to_keys(ctx, scores, q)
 
     return compute
 
@@ -187,9 +187,9 @@ def _window_bug(extra: int, label: str) -> GradientMutant:
     stages=SCORES,
     consequence="Gradients of queries and keys are √C times too large.",
 )
-def score_scale_missing(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def score_scale_missing(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The gradients of queries and keys lack the factor 1/√C of the scores."""
-    found: Array = right(site, *arguments) * site.policy.dtype.type(site.config.head_dim**0.5)
+    found: Array = right(ctx, *arguments) * ctx.policy.dtype.type(ctx.config.head_dim**0.5)
     return found
 
 
@@ -198,10 +198,10 @@ def score_scale_missing(right: Compute, site: BlockContext, *arguments: Array) -
     stages="grad.attn.q grad.attn.k",
     consequence="The gradients of early positions are nearly right, those of later ones random.",
 )
-def rope_turned_the_same_way(right: Compute, site: BlockContext, d: Array) -> Array:
+def rope_turned_the_same_way(right: Compute, ctx: BlockContext, d: Array) -> Array:
     """RoPE's backward turns by the same angle again instead of back."""
-    cos, sin = site.tables
-    return gradients.rope(d, cos, -sin, policy=site.policy)
+    cos, sin = ctx.tables
+    return gradients.rope(d, cos, -sin, policy=ctx.policy)
 
 
 @bug(
@@ -210,9 +210,9 @@ def rope_turned_the_same_way(right: Compute, site: BlockContext, d: Array) -> Ar
     consequence="Queries and keys do not train at all; values do, so the loss still falls.",
     reports=("candle#3568", "LongLive#61", "LoongForge#106"),
 )
-def rope_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def rope_without_gradient(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The fused RoPE has no backward: queries and keys get no gradient."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 @bug(
@@ -221,10 +221,10 @@ def rope_without_gradient(right: Compute, site: BlockContext, *arguments: Array)
     consequence="Gradients of queries and keys are too small, by YaRN's concentration squared.",
     note="With plain RoPE the two are the same.",
 )
-def rope_inverse(right: Compute, site: BlockContext, d: Array) -> Array:
+def rope_inverse(right: Compute, ctx: BlockContext, d: Array) -> Array:
     """RoPE's backward is the inverse, which divides by the concentration, not the transpose."""
-    cos, sin = site.tables
-    found: Array = right(site, d) / (cos[:1, :1] ** 2 + sin[:1, :1] ** 2)[..., None]
+    cos, sin = ctx.tables
+    found: Array = right(ctx, d) / (cos[:1, :1] ** 2 + sin[:1, :1] ** 2)[..., None]
     return found
 
 

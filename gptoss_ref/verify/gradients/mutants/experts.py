@@ -10,10 +10,10 @@ from gptoss_ref.verify.gradients.operations import BlockContext, Compute
 
 
 def _derivative(
-    site: BlockContext, d: Array, x: Array, *, alpha: float | None = None, plus: float = 1.0
+    ctx: BlockContext, d: Array, x: Array, *, alpha: float | None = None, plus: float = 1.0
 ) -> tuple[Array, Array, Array, Array]:
     """dgate, dup, gate and up, without the clamps' zeros, in the given arithmetic."""
-    c, limit = site.config, site.config.swiglu_limit
+    c, limit = ctx.config, ctx.config.swiglu_limit
     gate, up = x[..., 0::2], x[..., 1::2]
     g, u = np.minimum(gate, limit), np.clip(up, -limit, limit)
     with np.errstate(over="ignore"):
@@ -22,8 +22,8 @@ def _derivative(
     return d * (u + plus) * (s + inner * g * s * (1 - s)), d * g * s, gate, up
 
 
-def _interleaved(site: BlockContext, d_gate: Array, d_up: Array) -> Array:
-    return site.policy.round(np.stack([d_gate, d_up], -1).reshape(*d_gate.shape[:-1], -1))
+def _interleaved(ctx: BlockContext, d_gate: Array, d_up: Array) -> Array:
+    return ctx.policy.round(np.stack([d_gate, d_up], -1).reshape(*d_gate.shape[:-1], -1))
 
 
 GATE_UP = "grad.mlp.gate_up"
@@ -35,10 +35,10 @@ GATE_UP = "grad.mlp.gate_up"
     consequence="Gates and ups beyond the clamp keep changing, although the output does not depend "
     "on them.",
 )
-def clamp_gradient_passed(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
+def clamp_gradient_passed(right: Compute, ctx: BlockContext, d: Array, x: Array) -> Array:
     """The gradient passes the clamps as if they were not there."""
-    d_gate, d_up, _, _ = _derivative(site, d, x)
-    return _interleaved(site, d_gate, d_up)
+    d_gate, d_up, _, _ = _derivative(ctx, d, x)
+    return _interleaved(ctx, d_gate, d_up)
 
 
 @bug(
@@ -46,10 +46,10 @@ def clamp_gradient_passed(right: Compute, site: BlockContext, d: Array, x: Array
     stages=GATE_UP,
     consequence="Gates below −7 get no gradient, and never come back.",
 )
-def clamp_gradient_of_both_sides(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
+def clamp_gradient_of_both_sides(right: Compute, ctx: BlockContext, d: Array, x: Array) -> Array:
     """The gate's gradient is stopped below −7 too, where the gate is not clamped."""
-    found = right(site, d, x).copy()
-    found[..., 0::2][x[..., 0::2] < -site.config.swiglu_limit] = 0
+    found = right(ctx, d, x).copy()
+    found[..., 0::2][x[..., 0::2] < -ctx.config.swiglu_limit] = 0
     return found
 
 
@@ -59,20 +59,20 @@ def clamp_gradient_of_both_sides(right: Compute, site: BlockContext, d: Array, x
     consequence="Only clamped values get a gradient.",
 )
 def clamp_gradient_on_the_wrong_side(
-    right: Compute, site: BlockContext, d: Array, x: Array
+    right: Compute, ctx: BlockContext, d: Array, x: Array
 ) -> Array:
     """The gradient is stopped within the clamps and passes beyond them."""
-    d_gate, d_up, gate, up = _derivative(site, d, x)
-    limit = site.config.swiglu_limit
+    d_gate, d_up, gate, up = _derivative(ctx, d, x)
+    limit = ctx.config.swiglu_limit
     return _interleaved(
-        site, np.where(gate <= limit, 0, d_gate), np.where(np.abs(up) <= limit, 0, d_up)
+        ctx, np.where(gate <= limit, 0, d_gate), np.where(np.abs(up) <= limit, 0, d_up)
     )
 
 
-def _clamped(site: BlockContext, d_gate: Array, d_up: Array, gate: Array, up: Array) -> Array:
-    limit = site.config.swiglu_limit
+def _clamped(ctx: BlockContext, d_gate: Array, d_up: Array, gate: Array, up: Array) -> Array:
+    limit = ctx.config.swiglu_limit
     return _interleaved(
-        site, np.where(gate <= limit, d_gate, 0), np.where(np.abs(up) <= limit, d_up, 0)
+        ctx, np.where(gate <= limit, d_gate, 0), np.where(np.abs(up) <= limit, d_up, 0)
     )
 
 
@@ -81,9 +81,9 @@ def _clamped(site: BlockContext, d_gate: Array, d_up: Array, gate: Array, up: Ar
     stages=GATE_UP,
     consequence="Gates get the derivative of SiLU's second term: too small around zero.",
 )
-def alpha_missing(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
+def alpha_missing(right: Compute, ctx: BlockContext, d: Array, x: Array) -> Array:
     """The sigmoid's derivative lacks the factor α = 1.702."""
-    return _clamped(site, *_derivative(site, d, x, alpha=1.0))
+    return _clamped(ctx, *_derivative(ctx, d, x, alpha=1.0))
 
 
 @bug(
@@ -91,9 +91,9 @@ def alpha_missing(right: Compute, site: BlockContext, d: Array, x: Array) -> Arr
     stages=GATE_UP,
     consequence="Gates whose up is near zero do not train.",
 )
-def up_without_one(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
+def up_without_one(right: Compute, ctx: BlockContext, d: Array, x: Array) -> Array:
     """The gate's gradient is multiplied by up instead of up + 1."""
-    return _clamped(site, *_derivative(site, d, x, plus=0.0))
+    return _clamped(ctx, *_derivative(ctx, d, x, plus=0.0))
 
 
 @bug(
@@ -102,9 +102,9 @@ def up_without_one(right: Compute, site: BlockContext, d: Array, x: Array) -> Ar
     consequence="Each trains on the other's gradient.",
     note="The backward kernel reads interleaved rows as halves, or the reverse.",
 )
-def gate_and_up_swapped(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
+def gate_and_up_swapped(right: Compute, ctx: BlockContext, d: Array, x: Array) -> Array:
     """The gradients of gate and up are written to each other's place."""
-    found = right(site, d, x)
+    found = right(ctx, d, x)
     return np.stack([found[..., 1::2], found[..., 0::2]], -1).reshape(found.shape)
 
 
@@ -113,11 +113,9 @@ def gate_and_up_swapped(right: Compute, site: BlockContext, d: Array, x: Array) 
     stages="grad.mlp.expert_out",
     consequence="Every chosen expert trains as if it alone had answered.",
 )
-def router_weight_missing(
-    right: Compute, site: BlockContext, d_out: Array, weights: Array
-) -> Array:
+def router_weight_missing(right: Compute, ctx: BlockContext, d_out: Array, weights: Array) -> Array:
     """The gradient of an expert's answer is not multiplied by its router weight."""
-    return right(site, d_out, np.ones_like(weights))
+    return right(ctx, d_out, np.ones_like(weights))
 
 
 @bug(
@@ -126,11 +124,11 @@ def router_weight_missing(
     consequence="The router does not learn what the experts' output biases are worth.",
 )
 def expert_bias_missing(
-    right: Compute, site: BlockContext, d_out: Array, answers: Array, indices: Array
+    right: Compute, ctx: BlockContext, d_out: Array, answers: Array, indices: Array
 ) -> Array:
     """The router weight's gradient takes the answer without the bias of the down projection."""
-    bias = widen(site.mlp.mlp2_bias, site.policy.dtype)[indices]  # (T, A, D)
-    return right(site, d_out, answers - bias, indices)
+    bias = widen(ctx.mlp.mlp2_bias, ctx.policy.dtype)[indices]  # (T, A, D)
+    return right(ctx, d_out, answers - bias, indices)
 
 
 @bug(
@@ -141,11 +139,11 @@ def expert_bias_missing(
     note="Modelled as two ranks; only the experts of the first one count.",
 )
 def expert_parallel_not_summed(
-    right: Compute, site: BlockContext, d_gate_up: Array, d_router: Array, indices: Array
+    right: Compute, ctx: BlockContext, d_gate_up: Array, d_router: Array, indices: Array
 ) -> Array:
     """Each rank's gradient covers its own experts, and the ranks' gradients are not summed."""
-    own = (indices < site.config.num_experts // 2)[..., None]
-    return right(site, np.where(own, d_gate_up, d_gate_up.dtype.type(0)), d_router, indices)
+    own = (indices < ctx.config.num_experts // 2)[..., None]
+    return right(ctx, np.where(own, d_gate_up, d_gate_up.dtype.type(0)), d_router, indices)
 
 
 @bug(
@@ -154,9 +152,9 @@ def expert_parallel_not_summed(
     consequence="NaN from the second step on, or garbage in experts that saw no token.",
     reports=("MSLK#158",),
 )
-def unchosen_uninitialised(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def unchosen_uninitialised(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """A grouped product leaves the gradients of experts without tokens uninitialised."""
-    found = right(site, *arguments).copy()
+    found = right(ctx, *arguments).copy()
     found[np.setdiff1d(np.arange(len(found)), arguments[-1])] = np.nan
     return found
 
@@ -167,9 +165,9 @@ def unchosen_uninitialised(right: Compute, site: BlockContext, *arguments: Array
     consequence="Nine tenths of the parameters do not train, and the loss still falls.",
     reports=("unsloth#6936", "unsloth#3405", "unsloth#4193"),
 )
-def experts_frozen(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def experts_frozen(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The experts' matrices get no gradient."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 @bug(
@@ -179,10 +177,10 @@ def experts_frozen(right: Compute, site: BlockContext, *arguments: Array) -> Arr
     note="Rows of padding, or of other experts, are not masked in the bias's sum.",
     reports=("maxtext#3699",),
 )
-def unchosen_biases_touched(right: Compute, site: BlockContext, d: Array, indices: Array) -> Array:
+def unchosen_biases_touched(right: Compute, ctx: BlockContext, d: Array, indices: Array) -> Array:
     """The bias gradient of an expert sums over all tokens, not over those that chose it."""
-    total = d.astype(site.policy.dtype).sum((0, 1))
-    return site.policy.round(np.repeat(total[None], site.config.num_experts, 0))
+    total = d.astype(ctx.policy.dtype).sum((0, 1))
+    return ctx.policy.round(np.repeat(total[None], ctx.config.num_experts, 0))
 
 
 @bug(
@@ -193,10 +191,10 @@ def unchosen_biases_touched(right: Compute, site: BlockContext, d: Array, indice
     note="torch from 2.14 on; torch up to 2.13 passes the gradient there, as this package does.",
     equivalent=True,
 )
-def clamp_boundary_stops(right: Compute, site: BlockContext, d: Array, x: Array) -> Array:
+def clamp_boundary_stops(right: Compute, ctx: BlockContext, d: Array, x: Array) -> Array:
     """The gradient is stopped at exactly 7 and −7, too."""
-    limit = site.config.swiglu_limit
-    found = right(site, d, x).copy()
+    limit = ctx.config.swiglu_limit
+    found = right(ctx, d, x).copy()
     found[..., 0::2][x[..., 0::2] == limit] = 0
     found[..., 1::2][np.abs(x[..., 1::2]) == limit] = 0
     return found

@@ -16,15 +16,15 @@ from gptoss_ref.verify.gradients.operations import BlockContext, Compute
     consequence="Every gradient is multiplied by the share of tokens that count.",
     reports=("transformers#24725", "torchtune#1875"),
 )
-def loss_averaged_over_padding(right: Compute, site: BlockContext, logits: Array) -> Array:
+def loss_averaged_over_padding(right: Compute, ctx: BlockContext, logits: Array) -> Array:
     """The loss is divided by all positions, not by those that count."""
-    found: Array = right(site, logits) * site.policy.dtype.type(site.counted.mask.mean())
+    found: Array = right(ctx, logits) * ctx.policy.dtype.type(ctx.counted.mask.mean())
     return found
 
 
 def _divided(steps: int) -> Compute:
-    def compute(right: Compute, site: BlockContext, logits: Array) -> Array:
-        found: Array = right(site, logits) / site.policy.dtype.type(steps)
+    def compute(right: Compute, ctx: BlockContext, logits: Array) -> Array:
+        found: Array = right(ctx, logits) / ctx.policy.dtype.type(steps)
         return found
 
     return compute
@@ -47,9 +47,9 @@ def _accumulation_bug(steps: int) -> GradientMutant:
     stages="grad.logits",
     consequence="The model learns to repeat its input.",
 )
-def targets_not_shifted(right: Compute, site: BlockContext, logits: Array) -> Array:
+def targets_not_shifted(right: Compute, ctx: BlockContext, logits: Array) -> Array:
     """Every position is trained to predict its own token instead of the next."""
-    _, d = gradients.cross_entropy(logits, site.tokens, site.counted.mask, policy=site.policy)
+    _, d = gradients.cross_entropy(logits, ctx.tokens, ctx.counted.mask, policy=ctx.policy)
     return d
 
 
@@ -59,11 +59,11 @@ def targets_not_shifted(right: Compute, site: BlockContext, logits: Array) -> Ar
     consequence="The embedding is trained as if it were tied to the unembedding.",
     note="gpt-oss does not tie the two.",
 )
-def unembedding_added(right: Compute, site: BlockContext, d_x: Array) -> Array:
+def unembedding_added(right: Compute, ctx: BlockContext, d_x: Array) -> Array:
     """The unembedding's gradient is added to the embedding's."""
-    if site.unembedding is None:
-        return right(site, d_x)
-    return site.policy.round(right(site, d_x) + site.unembedding())
+    if ctx.unembedding is None:
+        return right(ctx, d_x)
+    return ctx.policy.round(right(ctx, d_x) + ctx.unembedding())
 
 
 @bug(
@@ -72,10 +72,10 @@ def unembedding_added(right: Compute, site: BlockContext, d_x: Array) -> Array:
     consequence="A token that occurs often learns from one of its positions only.",
     reports=("tt-metal#6232", "pytorch#1631", "AiDotNet.Tensors#894"),
 )
-def embedding_overwritten(right: Compute, site: BlockContext, d_x: Array) -> Array:
+def embedding_overwritten(right: Compute, ctx: BlockContext, d_x: Array) -> Array:
     """If a token occurs several times, the gradient of its last position replaces the others."""
-    found = np.zeros_like(right(site, d_x))
-    found[site.tokens] = d_x
+    found = np.zeros_like(right(ctx, d_x))
+    found[ctx.tokens] = d_x
     return found
 
 
@@ -85,9 +85,9 @@ def embedding_overwritten(right: Compute, site: BlockContext, d_x: Array) -> Arr
     consequence="New tokens are never learnt.",
     reports=("unsloth#9326",),
 )
-def embedding_frozen(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def embedding_frozen(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """Embedding or unembedding get no gradient."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 LOSS: tuple[GradientMutant, ...] = (

@@ -4,9 +4,9 @@ A bug is a function of the function that it replaces, the context, and the stage
 its docstring is the summary::
 
     @bug("sinks-without-gradient", stages="grad.weights.attn.sinks", consequence="…", reports=…)
-    def sinks_without_gradient(right, site, *arguments):
+    def sinks_without_gradient(right, ctx, *arguments):
         \"\"\"The sinks get no gradient: …\"\"\"
-        return np.zeros_like(right(site, *arguments))
+        return np.zeros_like(right(ctx, *arguments))
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def bug(
     return decorate
 
 
-def zero(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def zero(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """No gradient arrives."""
-    return np.zeros_like(right(site, *arguments))
+    return np.zeros_like(right(ctx, *arguments))
 
 
 def name_of(right: Compute) -> str:

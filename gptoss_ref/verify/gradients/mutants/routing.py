@@ -16,9 +16,9 @@ from gptoss_ref.verify.gradients.operations import BlockContext, Compute
     consequence="The router trains on the load-balancing loss alone, or not at all.",
     reports=("Robust-MoE-Dual-Model#2",),
 )
-def router_weights_detached(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def router_weights_detached(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The router's weights are detached: the experts' answers give the router no gradient."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 @bug(
@@ -28,7 +28,7 @@ def router_weights_detached(right: Compute, site: BlockContext, *arguments: Arra
 )
 def router_softmax_over_all(
     right: Compute,
-    site: BlockContext,
+    ctx: BlockContext,
     d_weights: Array,
     weights: Array,
     indices: Array,
@@ -39,7 +39,7 @@ def router_softmax_over_all(
     p = exp / exp.sum(-1, keepdims=True)
     d = np.zeros_like(p)
     np.put_along_axis(d, indices, d_weights.astype(p.dtype), axis=-1)
-    return at.with_aux(site, site.policy.round(p * (d - (p * d).sum(-1, keepdims=True))))
+    return at.with_aux(ctx, ctx.policy.round(p * (d - (p * d).sum(-1, keepdims=True))))
 
 
 @bug(
@@ -47,25 +47,25 @@ def router_softmax_over_all(
     stages="grad.weights.mlp.gate_bias",
     consequence="The router's bias does not train.",
 )
-def router_bias_without_gradient(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def router_bias_without_gradient(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The router's bias gets no gradient."""
-    return zero(right, site, *arguments)
+    return zero(right, ctx, *arguments)
 
 
 def _aux(times: float | None) -> Compute:
     def compute(
         right: Compute,
-        site: BlockContext,
+        ctx: BlockContext,
         d_w: Array,
         weights: Array,
         indices: Array,
         router: Array,
     ) -> Array:
-        found = right(site, d_w, weights, indices, router)
-        if site.aux is None or site.layer is None:
+        found = right(ctx, d_w, weights, indices, router)
+        if ctx.aux is None or ctx.layer is None:
             return found
-        factor = (1 / site.coefficient if times is None else times) - 1
-        return site.policy.round(found + factor * site.aux(site.layer, False))
+        factor = (1 / ctx.coefficient if times is None else times) - 1
+        return ctx.policy.round(found + factor * ctx.aux(ctx.layer, False))
 
     return compute
 
@@ -85,12 +85,12 @@ def _aux_bug(
     consequence="The probabilities are nearly uniform: the loss balances nothing.",
     reports=("transformers#45120", "transformers#45315"),
 )
-def auxiliary_of_softmaxed(right: Compute, site: BlockContext, *arguments: Array) -> Array:
+def auxiliary_of_softmaxed(right: Compute, ctx: BlockContext, *arguments: Array) -> Array:
     """The load-balancing loss applies softmax to probabilities."""
-    found = right(site, *arguments)
-    if site.aux is None or site.layer is None:
+    found = right(ctx, *arguments)
+    if ctx.aux is None or ctx.layer is None:
         return found
-    return site.policy.round(found - site.aux(site.layer, False) + site.aux(site.layer, True))
+    return ctx.policy.round(found - ctx.aux(ctx.layer, False) + ctx.aux(ctx.layer, True))
 
 
 ROUTING: tuple[GradientMutant, ...] = (
