@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptoss_ref import layers
+from gptoss_ref import layers, load
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import FLOAT32, get_policy
 from gptoss_ref.tracing.record import trace
 from gptoss_ref.verify.noise.tap_check import replay
-from gptoss_ref.verify.replay import context
+from gptoss_ref.verify.replay import ops
 from gptoss_ref.verify.replay.evaluate import needed, nodes, predict, predict_each, walk
 from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 from gptoss_ref.weights import BlockWeights
@@ -32,6 +34,7 @@ from tests.support.strategies import (
 )
 
 POLICIES = ("float64", "float32", "bfloat16")
+SMAPS = Path("/proc/self/smaps")
 
 
 def taps_of(model: Model, tokens: list[int]) -> dict[str, np.ndarray]:
@@ -198,15 +201,28 @@ def test_one_block_is_touched_and_held_at_a_time(given_all: bool) -> None:
     assert {*touched} == {0, 1, 2}
 
 
-def test_mapped_weights_are_released_block_by_block(
-    tiny: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(not SMAPS.exists(), reason="/proc/self/smaps tells a mapping's memory")
+def test_mapped_weights_are_given_back_block_by_block(tiny: Model, tmp_path: Path) -> None:
     """Pages of a large checkpoint count as memory only while their block is computed."""
-    released: list[object] = []
-    monkeypatch.setattr(context, "release", released.append)
-    tokens = random_tokens(tiny.config, 4, 1)
-    ((_, _),) = walk(
-        tiny.weights, tiny.config, [(ModelOps(), FLOAT32)], tokens, {}, ["block.1.mlp.out"]
-    )
-    blocks = tiny.weights.blocks
-    assert [id(part) for part in released] == [*map(id, (tiny.weights, blocks[0], blocks[1]))]
+    shutil.copytree(tiny.path, tmp_path / "tiny")
+    file, held = tmp_path / "tiny" / "model.safetensors", []
+    model = load(tmp_path / "tiny", backend="numpy")
+
+    def residual(at: OpContext, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        held.append(resident(file))
+        return ops.residual(at, x, out)
+
+    tokens = random_tokens(tiny.config, 20, 1)
+    run = ModelOps(residual=residual), FLOAT32
+    walked = list(walk(model.weights, model.config, [run], tokens, {}, ["logits"]))
+    assert walked
+    assert len(held) == 2 * model.config.num_hidden_layers
+    assert 0 < max(held) < file.stat().st_size / 2
+    assert resident(file) == 0
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that count as memory of this process."""
+    lines = iter(SMAPS.read_text().splitlines())
+    sizes = (next(x for x in lines if x.startswith("Rss:")) for line in lines if str(file) in line)
+    return sum(1024 * int(size.split()[1]) for size in sizes)
