@@ -25,13 +25,8 @@ from gptoss_ref.verify.replay.branches import each_last
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.search.end_to_end import WholeModels
-from gptoss_ref.verify.search.mistakes import (
-    Mistake,
-    in_front,
-    in_front_sentence,
-    mistakes_of_rows,
-    other_tokens,
-)
+from gptoss_ref.verify.search.mistakes import Mistake, mistakes_of_rows
+from gptoss_ref.verify.search.prompts import in_front, in_front_sentence, other_tokens
 from gptoss_ref.verify.search.target import Floats, Target
 from gptoss_ref.verify.search.trials import Trials
 from gptoss_ref.verify.thresholds import LISTED, MISTAKES, TYPICAL, USUAL_ROWS

@@ -6,9 +6,12 @@ moves all positions and is seen by every other token.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT32, Array, widen
 from gptoss_ref.tracing.taps import axes, split
 from gptoss_ref.tracing.trace import Trace
@@ -18,16 +21,20 @@ from gptoss_ref.verify.replay.branches import each_last
 from gptoss_ref.verify.replay.evaluate import predict
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.search.evidence import Evidence
-from gptoss_ref.verify.search.mistakes import (
-    in_front,
-    in_front_sentence,
-    other_ids,
-    other_tokens,
+from gptoss_ref.verify.search.mistakes import in_words
+from gptoss_ref.verify.thresholds import (
+    LISTED,
+    MISTAKES,
+    SAME_DIRECTION,
+    SAME_EMBEDDING,
+    WITH_TOKENS_IN_FRONT,
 )
-from gptoss_ref.verify.thresholds import LISTED, SAME_DIRECTION, WITH_TOKENS_IN_FRONT
 from gptoss_ref.weights import ModelWeights
 
 FIRST_NORM = "block.0.attn.norm"
+
+STARTS = (199998, 199999, 200002, 200006)
+"""Special tokens of o200k_harmony that begin or end a message."""
 
 
 def another_prompt(evidence: Evidence, diverging: list[TapError]) -> str | None:
@@ -117,3 +124,97 @@ def _other_token(evidence: Evidence, local: TapError) -> str | None:
         return np.asarray(np.linalg.norm(apart.reshape(len(apart), -1), axis=1), np.float64)
 
     return other_tokens(trace.tokens, judged, distances)
+
+
+def in_front(config: ModelConfig, length: int) -> list[list[int]]:
+    """Return tokens that may precede a prompt of ``length``: a start token, or padding."""
+    named = [i for i in (config.pad_token_id, *config.eos_token_ids) if i is not None]
+    ids = [i for i in dict.fromkeys((*named, *STARTS, 0, 1, 2)) if i < config.vocab_size]
+    pads = dict.fromkeys((2, 3, 4, *(-length % size for size in (8, 16, 32, 64))))
+    padding = [[ids[0]] * n for n in pads if n > 1]
+    return [[i] for i in ids] + padding
+
+
+def in_front_sentence(front: Sequence[int]) -> str:
+    """Return the sentence on tokens that preceded the prompt and were removed again."""
+    if len(front) == 1:
+        return (
+            f"Token {front[0]} was put before the prompt, and its row taken off again: every "
+            "other row saw it."
+        )
+    return (
+        f"{len(front)} tokens {front[0]} of padding were put before the prompt and attended to, "
+        "with positions shifted: their mask was forgotten."
+    )
+
+
+def other_tokens(
+    tokens: Array,
+    judged: Callable[[Array], tuple[NDArray[np.bool_], bool]],
+    distances: Callable[[Array], NDArray[np.float64]],
+) -> str | None:
+    """Return the sentence on a few replaced tokens of a prompt, if they explain the numbers.
+
+    The first wrong row is the first replaced token. Of all tokens, the one is taken whose row is
+    nearest to the observed one; then the next wrong row is the next replaced token.
+
+    Args:
+        tokens: (T,) as stated.
+        judged: from a prompt (T,) to the wrong rows (T,) and whether the prompt explains all.
+        distances: from the tokens before a row to the distance (V,) of each token's row from it.
+    """
+    changed: Array = np.array(tokens)
+    wrong, fits = judged(changed)
+    for _ in range(MISTAKES):
+        if fits or not wrong.any():
+            break
+        at = int(np.argmax(wrong))
+        changed[at] = np.argmin(distances(changed[:at]))
+        wrong, fits = judged(changed)
+        if wrong[: at + 1].any():
+            return None
+    found = np.flatnonzero(changed != tokens).tolist()
+    if not fits or not found:
+        return None
+    each = "; ".join(f"token {i} is {changed[i]}, and not {tokens[i]}" for i in found)
+    agree = " All rows before it agree." if found[0] else ""
+    return f"The prompt is another one: {each}.{agree if len(found) == 1 else ''}"
+
+
+def other_ids(embedding: Array, tokens: Sequence[int] | Array, rows: Array) -> str | None:
+    """Return the sentence on embeddings (T, D) that are other rows of ``embedding`` (V, D)."""
+    table = widen(np.asarray(embedding), np.float64)
+    rows, found = np.asarray(rows, np.float64), []
+    size = np.einsum("ij,ij->i", table, table)
+    for row in rows:
+        distance = size - 2 * (table @ row) + row @ row
+        nearest = int(np.argmin(distance))
+        if distance[nearest] > SAME_EMBEDDING**2 * max(size[nearest], 1e-300):
+            return None
+        found.append(nearest)
+    ids, theirs = np.asarray(tokens), np.array(found)
+    equal = np.array(
+        [a == b or np.array_equal(table[a], table[b]) for a, b in zip(ids, theirs, strict=True)]
+    )
+    if equal.all():
+        return None
+    most = len(ids) // 2 if len(ids) > 2 else 0
+    for count in range(1, most + 1):
+        if np.array_equal(ids[count:], theirs[:-count]):
+            sentence = f"The prompt is shifted by {in_words(count)}"
+        elif np.array_equal(ids[:-count], theirs[count:]):
+            front = " ".join(map(str, theirs[:count]))
+            sentence = (
+                f"The prompt is shifted by {in_words(count)}, with "
+                f"token{'s' * (count > 1)} {front} in front"
+            )
+        else:
+            continue
+        return f"{sentence}: row t is the embedding of another token."
+    wrong = np.flatnonzero(~equal)
+    at = int(wrong[0])
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return (
+        f"The prompt is another one: the embedding at position {at} is that of token "
+        f"{theirs[at]}, and not of {ids[at]}{more}."
+    )

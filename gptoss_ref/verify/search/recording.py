@@ -15,8 +15,8 @@ from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.renumbered import ORDERED, in_order_of
 from gptoss_ref.verify.replay.graph import BY_CHOICE, DISCRETE
 from gptoss_ref.verify.search.evidence import Evidence
-from gptoss_ref.verify.search.mistakes import mistakes, other_ids
-from gptoss_ref.verify.search.prompts import another_prompt
+from gptoss_ref.verify.search.mistakes import mistakes
+from gptoss_ref.verify.search.prompts import another_prompt, other_ids
 from gptoss_ref.verify.search.rewritten import form_of
 
 
