@@ -112,8 +112,8 @@ def mistakes_of_rows(
         else:
             mended[:shift] = theirs[-shift:]
         sentence = (
-            f"The rows of {tap} are shifted by {in_words(shift)}: row t holds what belongs to token "
-            f"t {'+' if shift > 0 else '−'} {abs(shift)}."
+            f"The rows of {tap} are shifted by {in_words(shift)}: row t holds what belongs to "
+            f"token t {'+' if shift > 0 else '−'} {abs(shift)}."
         )
         yield Mistake(sentence, np.moveaxis(mended, 0, axis))
     letters = axes(tap)
