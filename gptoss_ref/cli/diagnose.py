@@ -14,11 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from gptoss_ref._files import read_object
 from gptoss_ref.cli.console import notes
 from gptoss_ref.cli.options import UsageError
 from gptoss_ref.cli.reports import show
 from gptoss_ref.cli.sources import prompt_of, source
-from gptoss_ref.config_json import read_object
 from gptoss_ref.errors import ConfigError, TraceError
 from gptoss_ref.model import load
 from gptoss_ref.verify import diagnose, observe, read
