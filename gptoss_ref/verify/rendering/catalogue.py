@@ -12,6 +12,7 @@ from gptoss_ref.verify.rendering import (
     bugs_headers,
     bugs_history,
     bugs_opening,
+    bugs_parameters,
     bugs_tools,
 )
 from gptoss_ref.verify.rendering.bug import RenderingBug
@@ -23,6 +24,7 @@ _MODULES = (
     bugs_ends,
     bugs_opening,
     bugs_tools,
+    bugs_parameters,
 )  # importing a module adds its bugs to the catalogue
 
 BUGS: tuple[RenderingBug, ...] = tuple(
