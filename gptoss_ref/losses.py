@@ -125,3 +125,38 @@ class _FirstNonFinite:
         if not self.found and values.dtype.kind == "f" and not np.isfinite(values).all():
             where = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
             self.found = f"{name}, at {where}"
+
+
+def called(loss: Loss, logits: Array) -> tuple[float, NDArray[Any]]:
+    """The loss and the gradient (T, V) of logits (T, V) by the caller's loss function.
+
+    Raises:
+        GptOssError: it is no function, or does not return a number and a finite gradient.
+    """
+    if not callable(loss):
+        raise GptOssError(f"loss is {loss!r}: expected a function of the logits {logits.shape}")
+    answer = loss(logits)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise GptOssError(
+            f"the loss function returned {type(answer).__name__}: expected a pair "
+            f"of the loss and its gradient {logits.shape}"
+        )
+    value, d_logits = answer
+    if np.ndim(value) or not isinstance(value, (int, float, np.number, np.ndarray)):
+        raise GptOssError(
+            f"the loss function returned {type(value).__name__} of shape {np.shape(value)} as the "
+            "loss: expected one number"
+        )
+    d_logits = np.asarray(d_logits, logits.dtype)
+    if d_logits.shape != logits.shape:
+        raise GptOssError(
+            f"the loss function returned a gradient of shape {d_logits.shape}: expected that of "
+            f"the logits, {logits.shape}"
+        )
+    if not np.isfinite(d_logits).all() and np.isfinite(logits).all():
+        where = [int(i) for i in np.argwhere(~np.isfinite(d_logits))[0]]
+        raise GptOssError(
+            f"the gradient that the loss function returned is {d_logits[tuple(where)]} at {where}: "
+            "expected numbers"
+        )
+    return float(value), d_logits

@@ -8,15 +8,14 @@ kept is computed again from the block's residual, used, and dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptoss_ref.backpropagation.rules import gradient_rules
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.gradients import attention_weights
-from gptoss_ref.losses import Counted, Loss
+from gptoss_ref.losses import Counted, Loss, called
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import AttentionWeights, MLPWeights, RouterOutput
@@ -178,7 +177,7 @@ class BackwardPass:
             logits = self.backend.linear(norm[at], weights.unembedding, policy=policy)
             if counted is None:
                 assert loss is not None
-                part, d_logits = _called(loss, logits)
+                part, d_logits = called(loss, logits)
             else:
                 part, d_logits = rules.cross_entropy(
                     logits,
@@ -339,34 +338,3 @@ def lowest_block(names: Iterable[str], blocks: int) -> int:
         if name.startswith("block."):
             lowest = min(lowest, int(name.split(".")[1]))
     return lowest
-
-
-def _called(loss: Loss, logits: Array) -> tuple[float, NDArray[Any]]:
-    """What the caller's loss function says, if it can be used."""
-    if not callable(loss):
-        raise GptOssError(f"loss is {loss!r}: expected a function of the logits {logits.shape}")
-    answer = loss(logits)
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise GptOssError(
-            f"the loss function returned {type(answer).__name__}: expected a pair "
-            f"of the loss and its gradient {logits.shape}"
-        )
-    value, d_logits = answer
-    if np.ndim(value) or not isinstance(value, (int, float, np.number, np.ndarray)):
-        raise GptOssError(
-            f"the loss function returned {type(value).__name__} of shape {np.shape(value)} as the "
-            "loss: expected one number"
-        )
-    d_logits = np.asarray(d_logits, logits.dtype)
-    if d_logits.shape != logits.shape:
-        raise GptOssError(
-            f"the loss function returned a gradient of shape {d_logits.shape}: expected that of "
-            f"the logits, {logits.shape}"
-        )
-    if not np.isfinite(d_logits).all() and np.isfinite(logits).all():
-        where = [int(i) for i in np.argwhere(~np.isfinite(d_logits))[0]]
-        raise GptOssError(
-            f"the gradient that the loss function returned is {d_logits[tuple(where)]} at {where}: "
-            "expected numbers"
-        )
-    return float(value), d_logits
