@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import stat
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptoss_ref.errors import GptOssError
+from gptoss_ref.errors import ConfigError, GptOssError
 
 MAX_TEXT = 100_000_000
 """Largest size of a JSON file in bytes; the released tokenizer.json has 28 million."""
@@ -83,6 +84,49 @@ def read_bounded(path: Path) -> bytes:
         if size > MAX_TEXT:
             raise OSError(0, f"{size} bytes, more than {MAX_TEXT}", str(path))
         return file.read()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises ConfigError if the file is missing or larger than MAX_TEXT; see parse_object.
+    """
+    try:
+        content = read_bounded(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        reason = "it is a folder" if path.is_dir() else error.strerror
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    return parse_object(content, path)
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in a file's content; ConfigError for other content or a repeated key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise ConfigError(f"{path}: the key {key!r} appears twice")
+            seen[key] = value
+        return seen
+
+    try:
+        value = json.loads(content, object_pairs_hook=unique)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {kind_of(value)}")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """The type of a JSON value in words."""
+    names = {list: "a list", str: "a string", bool: "true or false", int: "a number"}
+    return names.get(type(value), "a number" if isinstance(value, float) else "null")
 
 
 @contextlib.contextmanager

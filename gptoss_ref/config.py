@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptoss_ref import config_json
+from gptoss_ref._files import read_object
 from gptoss_ref.errors import ConfigError
 
 SLIDING = "sliding_attention"
@@ -210,7 +211,7 @@ class ModelConfig:
             path = Path(source)
             if path.is_dir() and path.name != "config.json":
                 path = path / "config.json"
-            name, raw = str(path), config_json.read_object(path)
+            name, raw = str(path), read_object(path)
         values = config_json.parse(raw, name)
         try:
             return cls(**values)

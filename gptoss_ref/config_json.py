@@ -8,13 +8,10 @@ configuration_gpt_oss.py and modeling_rope_utils.py; the config.json files of op
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptoss_ref._files import read_bounded
 from gptoss_ref.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,43 +73,6 @@ _ROPE_KEYS = {
 MAX_INT = 2**31
 MAX_FLOAT = 1e300
 _RELEASED_VOCAB, _RETURN, _ENDOFTEXT = 201088, 200002, 199999
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises ConfigError if the file is missing or larger than _files.MAX_TEXT; see parse_object.
-    """
-    try:
-        content = read_bounded(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        reason = "it is a folder" if path.is_dir() else error.strerror
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None
-    return parse_object(content, path)
-
-
-def parse_object(content: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in a file's content; ConfigError for other content or a repeated key."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise ConfigError(f"{path}: the key {key!r} appears twice")
-            seen[key] = value
-        return seen
-
-    try:
-        value = json.loads(content, object_pairs_hook=unique)
-    except ConfigError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {_kind(value)}")
-    return value
 
 
 def parse(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -371,8 +331,3 @@ def to_hf(config: ModelConfig, experts: str) -> dict[str, Any]:
             ],
         }
     return value
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a string", bool: "true or false", int: "a number"}
-    return names.get(type(value), "a number" if isinstance(value, float) else "null")

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gptoss_ref._files import read_object
 from gptoss_ref.checkpoint.load import Checkpoint, load_adapted
 from gptoss_ref.checkpoint.locate import TINY
 from gptoss_ref.checkpoint.made import MADE
 from gptoss_ref.checkpoint.merge import Merged, MergedExperts, Merger
 from gptoss_ref.checkpoint.names import Layout, Place, places
 from gptoss_ref.checkpoint.writer import Output, Progress, new_folder, write_json, write_shards
-from gptoss_ref.config_json import read_object
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
 from gptoss_ref.layers import mxfp4
 from gptoss_ref.numerics import float_to_bfloat16, widen

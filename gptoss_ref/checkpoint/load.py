@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_ref._files import outside
+from gptoss_ref._files import outside, read_object
 from gptoss_ref.checkpoint.adapter import Adapter
 from gptoss_ref.checkpoint.locate import locate
 from gptoss_ref.checkpoint.names import Layout, Place, detect_layout, places
 from gptoss_ref.checkpoint.peft import base_of, is_adapter, read_adapter
 from gptoss_ref.checkpoint.shards import Shards
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.config_json import read_object
 from gptoss_ref.errors import CheckpointError, ConfigError
 from gptoss_ref.weights import (
     MXFP4,

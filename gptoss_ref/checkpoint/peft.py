@@ -25,12 +25,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from gptoss_ref._files import replacing
+from gptoss_ref._files import read_object, replacing
 from gptoss_ref.checkpoint.adapter import Adapter, LowRank
 from gptoss_ref.checkpoint.names import Place, places
 from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile
 from gptoss_ref.config import ModelConfig
-from gptoss_ref.config_json import read_object
 from gptoss_ref.errors import CheckpointError, ConfigError
 from gptoss_ref.numerics import Array, widen
 

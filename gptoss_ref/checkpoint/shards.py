@@ -12,9 +12,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptoss_ref._files import outside
+from gptoss_ref._files import outside, read_object
 from gptoss_ref.checkpoint.reader import SafetensorsFile, TensorInfo
-from gptoss_ref.config_json import read_object
 from gptoss_ref.errors import CheckpointError, ConfigError
 
 INDEX = "model.safetensors.index.json"

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 import gptoss_ref as gr
+from gptoss_ref._files import parse_object
 from gptoss_ref.chat.hf_tokenizer import read_tokenizer_json, tokenizer_json
 from gptoss_ref.chat.parser import HarmonyParser
 from gptoss_ref.chat.tokenizer import small_harmony
 from gptoss_ref.checkpoint.reader import _entries, _read_header
 from gptoss_ref.checkpoint.shards import parse_weight_map
 from gptoss_ref.config import GPT_OSS_20B, ModelConfig
-from gptoss_ref.config_json import parse_object
 from gptoss_ref.errors import GptOssError, HarmonyError
 from gptoss_ref.tracing.npz import read_npz
 from gptoss_ref.tracing.trace import Trace
