@@ -23,12 +23,7 @@ import gptoss_ref as gr
 from gptoss_ref.verify.gradients.mutants import CATALOGUE, CONVENTIONS
 from tests.support.buggy_twin.backward import CONVENTIONS as STOPS
 from tests.support.buggy_twin.backward import FAULTS, RIGHT
-from tests.support.buggy_twin.backward_cases import (
-    SIZES,
-    backward_case,
-    backward_trace,
-    together,
-)
+from tests.support.buggy_twin.backward_cases import SIZES, backward_case, backward_trace, together
 
 STORE = Path(__file__).with_name("backward_matrix.json")
 PAGE = Path(__file__).parents[1] / "kill_matrix.md"

@@ -106,19 +106,9 @@ if TYPE_CHECKING:
         render_message,
     )
     from gptoss_ref.chat.reply import Collector, Reply, ToolCall
-    from gptoss_ref.chat.tokenizer import (
-        Tokenizer,
-        harmony_specials,
-        o200k_harmony,
-        small_harmony,
-    )
+    from gptoss_ref.chat.tokenizer import Tokenizer, harmony_specials, o200k_harmony, small_harmony
     from gptoss_ref.chat.tool_data import tool_from_dict, tools_from_data
-    from gptoss_ref.chat.tools import (
-        Tool,
-        ToolNamespace,
-        browser,
-        python,
-    )
+    from gptoss_ref.chat.tools import Tool, ToolNamespace, browser, python
 
 
 def __getattr__(name: str) -> Any:

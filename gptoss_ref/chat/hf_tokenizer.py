@@ -20,12 +20,7 @@ from typing import Any
 
 from gptoss_ref._files import outside, read_bounded
 from gptoss_ref.chat.split import SAFE_PATTERNS
-from gptoss_ref.chat.tokenizer import (
-    HARMONY_TOKENS,
-    LAST_SPECIAL,
-    Tokenizer,
-    o200k_harmony,
-)
+from gptoss_ref.chat.tokenizer import HARMONY_TOKENS, LAST_SPECIAL, Tokenizer, o200k_harmony
 from gptoss_ref.errors import TokenError
 
 

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_ref.chat.messages import CHANNELS, Message, is_call, place_of
-from gptoss_ref.chat.parser import (
-    Event,
-    HarmonyParser,
-    MessageEnd,
-    MessageStart,
-    Repair,
-    TextDelta,
-)
+from gptoss_ref.chat.parser import Event, HarmonyParser, MessageEnd, MessageStart, Repair, TextDelta
 from gptoss_ref.chat.tokenizer import Tokenizer
 
 

@@ -34,22 +34,10 @@ from gptoss_ref.tracing.checks import (
     checked_tokens,
     masks,
 )
-from gptoss_ref.tracing.file import (
-    FORMAT,
-    Slot,
-    check_suffix,
-    create,
-    file_dtype,
-    read,
-    text_of,
-)
+from gptoss_ref.tracing.file import FORMAT, Slot, check_suffix, create, file_dtype, read, text_of
 from gptoss_ref.tracing.npz import save_npz
 from gptoss_ref.tracing.rounding import ROUNDINGS, TELLING, compact, rounding_of
-from gptoss_ref.tracing.taps import (
-    axes,
-    names,
-    split,
-)
+from gptoss_ref.tracing.taps import axes, names, split
 
 
 class MissingTap(TraceError, KeyError):

@@ -25,11 +25,7 @@ from gptoss_ref.errors import TraceError
 from gptoss_ref.model import Model
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.gradients.search import compared
-from gptoss_ref.verify.noise.noise_floor import (
-    NoiseFloors,
-    made_by,
-    measure_noise_floors,
-)
+from gptoss_ref.verify.noise.noise_floor import NoiseFloors, made_by, measure_noise_floors
 from gptoss_ref.verify.noise.renumbered import in_order_of
 from gptoss_ref.verify.noise.rounding import FINEST_FIRST, known
 from gptoss_ref.verify.noise.rounding_shown import (
@@ -43,10 +39,7 @@ from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.replay.ops import SPECIFICATION
 from gptoss_ref.verify.report.comparison import Comparison
 from gptoss_ref.verify.report.report import Report
-from gptoss_ref.verify.thresholds import (
-    COARSER_EARLY,
-    COARSER_SMALL,
-)
+from gptoss_ref.verify.thresholds import COARSER_EARLY, COARSER_SMALL
 
 
 def compare(

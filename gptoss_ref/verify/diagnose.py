@@ -29,11 +29,7 @@ from gptoss_ref.verify.progress import Progress, Steps, unwatched
 from gptoss_ref.verify.report.build import of_observation, of_outputs, of_stages
 from gptoss_ref.verify.report.diagnosis import Diagnosis
 from gptoss_ref.verify.search.evidence import Evidence
-from gptoss_ref.verify.search.outputs import (
-    OUTPUTS,
-    search_observation,
-    search_outputs,
-)
+from gptoss_ref.verify.search.outputs import OUTPUTS, search_observation, search_outputs
 from gptoss_ref.verify.search.per_tap import Search
 from gptoss_ref.verify.thresholds import COARSER_KINDS
 

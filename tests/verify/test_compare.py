@@ -28,12 +28,7 @@ from tests.support import torch_twin
 from tests.support.agreement import TORCH
 from tests.support.buggy_twin import REWRITINGS, random_checkpoint, run
 from tests.support.checks_model import build_model, taps_of
-from tests.support.strategies import (
-    as_torch,
-    random_arrays,
-    random_tokens,
-    small_config,
-)
+from tests.support.strategies import as_torch, random_arrays, random_tokens, small_config
 from tests.support.transformers_model import transformers_model
 from tests.support.work import at_most_calls
 

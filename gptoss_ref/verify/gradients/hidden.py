@@ -22,13 +22,7 @@ from gptoss_ref.verify.noise.metrics import measure_arrays
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.search.sign_test import Vote, clearest
-from gptoss_ref.verify.thresholds import (
-    ALWAYS_ALLOWED,
-    GROSS,
-    LOOKED_AT,
-    RESOLVED,
-    RESOLVED_VALUES,
-)
+from gptoss_ref.verify.thresholds import ALWAYS_ALLOWED, GROSS, LOOKED_AT, RESOLVED, RESOLVED_VALUES
 
 Explained = Mapping[str, tuple[GradientMutant, ...]]
 """For each gradient, the bugs that explain it."""

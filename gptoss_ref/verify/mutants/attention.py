@@ -10,14 +10,7 @@ import numpy as np
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import FLOAT64, Array, widen
-from gptoss_ref.verify.mutants.mutant import (
-    KeyMask,
-    Mutant,
-    Right,
-    bug,
-    replacing,
-    rewriting,
-)
+from gptoss_ref.verify.mutants.mutant import KeyMask, Mutant, Right, bug, replacing, rewriting
 from gptoss_ref.verify.replay.ops import ModelOps, OpContext
 
 WEIGHTS = "attn.weights"

@@ -10,14 +10,7 @@ import numpy as np
 
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.numerics import Array
-from gptoss_ref.verify.mutants.mutant import (
-    Mutant,
-    Right,
-    Variant,
-    bug,
-    replacing,
-    wide,
-)
+from gptoss_ref.verify.mutants.mutant import Mutant, Right, Variant, bug, replacing, wide
 from gptoss_ref.verify.replay.ops import OpContext
 from gptoss_ref.weights import ModelWeights
 

@@ -28,13 +28,7 @@ from gptoss_ref.tracing.taps import axes, names, split
 from gptoss_ref.tracing.trace import Trace
 from gptoss_ref.verify.noise.integers import FORMS, in_integers
 from gptoss_ref.verify.noise.magnitudes import Blurred, roughened, score_terms
-from gptoss_ref.verify.noise.metrics import (
-    Errors,
-    Shift,
-    logit_figures,
-    measure_arrays,
-    shift_of,
-)
+from gptoss_ref.verify.noise.metrics import Errors, Shift, logit_figures, measure_arrays, shift_of
 from gptoss_ref.verify.noise.noise_floor import level, runs_of, samples_of
 from gptoss_ref.verify.noise.replay_ties import Ties, judge_choice
 from gptoss_ref.verify.noise.rounding import UNITS

@@ -15,11 +15,7 @@ from gptoss_ref.verify.rendering.conversation import (
     conversation_from_data,
     read_conversation,
 )
-from gptoss_ref.verify.rendering.report import (
-    RenderingCause,
-    RenderingReport,
-    UnexplainedRendering,
-)
+from gptoss_ref.verify.rendering.report import RenderingCause, RenderingReport, UnexplainedRendering
 
 __all__ = [
     "BUGS",

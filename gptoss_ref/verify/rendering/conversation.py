@@ -16,12 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptoss_ref.chat.messages import (
-    MODEL_IDENTITY,
-    DeveloperContent,
-    Message,
-    SystemContent,
-)
+from gptoss_ref.chat.messages import MODEL_IDENTITY, DeveloperContent, Message, SystemContent
 from gptoss_ref.chat.tool_data import tool_from_dict
 from gptoss_ref.chat.tools import ToolNamespace, browser, python
 from gptoss_ref.errors import HarmonyError

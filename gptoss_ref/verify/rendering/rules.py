@@ -11,12 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from gptoss_ref.chat.messages import DeveloperContent, Message, SystemContent
-from gptoss_ref.chat.render import (
-    developer_text,
-    drop_analysis,
-    render_message,
-    system_text,
-)
+from gptoss_ref.chat.render import developer_text, drop_analysis, render_message, system_text
 from gptoss_ref.chat.tokenizer import o200k_harmony
 from gptoss_ref.verify.rendering.pieces import Mark, Piece, Pieces, from_ids, joined
 

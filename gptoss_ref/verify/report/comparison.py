@@ -20,11 +20,7 @@ from gptoss_ref.verify.noise.metrics import (
     shift_of,
     without_shift,
 )
-from gptoss_ref.verify.noise.noise_floor import (
-    NoiseFloor,
-    NoiseFloors,
-    follow,
-)
+from gptoss_ref.verify.noise.noise_floor import NoiseFloor, NoiseFloors, follow
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.routing_ties import Flip, alignment, compare_choices, flips, near_ties
 from gptoss_ref.verify.noise.tap_check import replay
@@ -35,10 +31,7 @@ from gptoss_ref.verify.report.report import Report
 from gptoss_ref.verify.report.row import WRONG, Row
 from gptoss_ref.verify.report.rows import choice_row, float_row, settle
 from gptoss_ref.verify.search.mistakes import mistakes
-from gptoss_ref.verify.thresholds import (
-    JUDGED_AGAIN,
-    RECORDED_WRONGLY,
-)
+from gptoss_ref.verify.thresholds import JUDGED_AGAIN, RECORDED_WRONGLY
 
 
 class Comparison:

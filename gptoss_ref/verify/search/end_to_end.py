@@ -280,7 +280,9 @@ class WholeModels:
         """
         base: Option = ()
         around, reached = singles, singles.turned
-        nearest = [fit.candidates[0] for fit in sorted(self.ranked, key=_turned)[:COMBINED]]
+        nearest = [
+            fit.candidates[0] for fit in sorted(self.ranked, key=lambda fit: fit.turned)[:COMBINED]
+        ]
         sets: list[Option] = [*combinations(nearest, 1), *combinations(nearest, 2)]
         while len(base) < MOST_AT_ONCE:
             sets += [
@@ -342,10 +344,6 @@ class WholeModels:
         alike = [f.candidates[-1].name for f in tried if not self.trials.wins(quick.error, f.error)]
         self._rivals[name] = [other for other in dict.fromkeys(alike) if other != name]
         return best
-
-
-def _turned(fit: OutputsFit) -> float:
-    return fit.turned
 
 
 def _forms(fits: Sequence[OutputsFit]) -> list[OutputsFit]:

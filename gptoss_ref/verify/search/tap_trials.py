@@ -14,11 +14,7 @@ from gptoss_ref.verify.search.estimate import guess, refined
 from gptoss_ref.verify.search.evidence import Evidence
 from gptoss_ref.verify.search.fit import TapFit, pairs
 from gptoss_ref.verify.search.score import beginning_of, distances
-from gptoss_ref.verify.thresholds import (
-    JUDGED,
-    REFINED,
-    WITHIN_REACH,
-)
+from gptoss_ref.verify.thresholds import JUDGED, REFINED, WITHIN_REACH
 
 
 class TapTrials:

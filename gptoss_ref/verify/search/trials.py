@@ -25,15 +25,7 @@ from gptoss_ref.verify.search.additive import nearest_sets, scaled, sketched
 from gptoss_ref.verify.search.candidates import AT_ONCE, Candidate, Option, applied
 from gptoss_ref.verify.search.fit import Fit
 from gptoss_ref.verify.search.target import Floats, Target
-from gptoss_ref.verify.thresholds import (
-    ALONG,
-    FAR_OFF,
-    FITTED,
-    GAIN,
-    SAMPLES,
-    SHORTLIST,
-    WINS,
-)
+from gptoss_ref.verify.thresholds import ALONG, FAR_OFF, FITTED, GAIN, SAMPLES, SHORTLIST, WINS
 from gptoss_ref.weights import ModelWeights
 
 
