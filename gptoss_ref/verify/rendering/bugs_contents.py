@@ -36,7 +36,7 @@ def _(right: Content, message: Message, text: str) -> list[Piece]:
 @bug(
     "white-space-trimmed",
     "content",
-    "Indented code and lists change; an answer in the history is not the one that was given.",
+    "Indented code and lists change; answers in the history differ from those that were given.",
     variants={"at the end only": {"end_only": True}},
 )
 def _(right: Content, message: Message, text: str, end_only: bool = False) -> list[Piece]:
@@ -52,7 +52,7 @@ def _(right: Content, message: Message, text: str, end_only: bool = False) -> li
     variants={"ASCII only": {"ascii_only": True}},
 )
 def _(right: Content, message: Message, text: str, ascii_only: bool = False) -> list[Piece]:
-    """A tool's result, a text, is encoded as JSON again: in quotes, with escapes."""
+    """A tool's result is text, and is encoded as JSON again, with quotes and escapes."""
     return right(message, _json(text, ascii_only) if message.role == "tool" else text)
 
 
@@ -64,7 +64,7 @@ def _(right: Content, message: Message, text: str, ascii_only: bool = False) -> 
     variants={"ASCII only": {"ascii_only": True}},
 )
 def _(right: Content, message: Message, text: str, ascii_only: bool = False) -> list[Piece]:
-    """A call's arguments, a JSON text, are encoded as JSON again: in quotes, with escapes."""
+    """A call's arguments are JSON, and are encoded as JSON again, with quotes and escapes."""
     return right(message, _json(text, ascii_only) if is_call(message) else text)
 
 
@@ -90,7 +90,7 @@ def _loads(text: str) -> Any:
 def _(
     right: Content, message: Message, text: str, options: dict[str, Any] | None = None
 ) -> list[Piece]:
-    """A call's arguments are read and written again, with other blanks or escapes."""
+    """A call's arguments are read and written again, with other white space or escapes."""
     value = _loads(text) if is_call(message) else None
     if isinstance(value, dict):
         text = json.dumps(value, **({"ensure_ascii": False} | (options or {})))
@@ -100,7 +100,7 @@ def _(
 @bug(
     "arguments-in-python",
     "content",
-    "The model is shown what is no JSON, and writes it.",
+    "The model sees arguments that are not JSON, and writes such arguments itself.",
 )
 def _(right: Content, message: Message, text: str) -> list[Piece]:
     """A call's arguments are written as Python prints them, with single quotes."""
@@ -111,7 +111,7 @@ def _(right: Content, message: Message, text: str) -> list[Piece]:
 @bug(
     "arguments-lost",
     "content",
-    "The model does not see what it asked for.",
+    "The model does not see the arguments of its own call.",
 )
 def _(right: Content, message: Message, text: str) -> list[Piece]:
     """A call's arguments are missing."""
@@ -132,10 +132,10 @@ def _(right: Content, message: Message, text: str) -> list[Piece]:
 @bug(
     "empty-text-as-none",
     "content",
-    "The model reads the word None as what was said.",
+    "The model reads the word None as the text of the message.",
     "InsForge/InsForge#1788",
     variants={"as null": {"word": "null"}},
 )
 def _(right: Content, message: Message, text: str, word: str = "None") -> list[Piece]:
-    """A message without a text holds the word None."""
+    """A message without text has the word None as its text."""
     return right(message, text or word)

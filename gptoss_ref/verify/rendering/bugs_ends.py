@@ -42,7 +42,7 @@ def _(right: Stop, message: Message, is_last: bool, role: str = "") -> list[Piec
 @bug(
     "call-ended-by-end",
     "stop",
-    "The model learns to end calls with `<|end|>`, at which servers do not stop.",
+    "The model learns to end calls with `<|end|>`, but servers do not stop at that token.",
 )
 def _(right: Stop, message: Message, is_last: bool) -> list[Piece]:
     """Calls end with `<|end|>` instead of `<|call|>`."""
@@ -52,7 +52,7 @@ def _(right: Stop, message: Message, is_last: bool) -> list[Piece]:
 @bug(
     "newline-between-messages",
     "stop",
-    "A token between messages that no training prompt had.",
+    "No training prompt had a token between messages.",
 )
 def _(right: Stop, message: Message, is_last: bool) -> list[Piece]:
     """There is a newline between messages."""
@@ -111,7 +111,7 @@ def _(right: Prompt, role: str) -> list[Piece]:
 @bug(
     "bos-added",
     "whole",
-    "No training prompt began with it.",
+    "No training prompt began with this token.",
     "nobodywho-ooo/nobodywho#739",
     variants={"<|endoftext|>": {"name": "endoftext"}},
 )

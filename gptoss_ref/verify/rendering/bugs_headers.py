@@ -151,7 +151,7 @@ def _(right: Header, message: Message, name: str = "tool", bare: bool = False) -
 @bug(
     "result-as-user",
     "header",
-    "The model takes the tool's result for the user's words.",
+    "The model reads the tool's result as a message of the user.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
     """A tool's result is rendered as a message of the user."""
@@ -171,7 +171,7 @@ def _(right: Header, message: Message) -> list[Piece]:
 @bug(
     "result-without-channel",
     "header",
-    "The header is one that no training prompt had.",
+    "No training prompt had such a header.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
     """A tool's result lacks its channel."""
@@ -205,7 +205,7 @@ def _(right: Header, message: Message) -> list[Piece]:
 @bug(
     "start-doubled",
     "header",
-    "A header is inside a header: the model takes the role for text.",
+    "The header contains another header: the model reads the role as text.",
 )
 def _(right: Header, message: Message) -> list[Piece]:
     """Messages of the assistant begin with `<|start|>assistant` twice."""

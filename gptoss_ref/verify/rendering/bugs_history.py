@@ -47,7 +47,7 @@ def _(right: History, messages: Messages) -> list[Message]:
 @bug(
     "analysis-of-calls-kept",
     "history",
-    "Old analysis fills the context: that before answers is dropped, but not that before calls.",
+    "Old analysis fills the context: analysis before answers is dropped, but not before calls.",
     "huggingface/trl#5109",
 )
 def _(right: History, messages: Messages) -> list[Message]:

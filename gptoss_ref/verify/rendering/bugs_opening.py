@@ -30,7 +30,7 @@ def developer_content(message: Message) -> DeveloperContent | None:
 @bug(
     "system-message-missing",
     "history",
-    "Channels, effort and date are missing, which every training prompt had.",
+    "The channels, the effort and the date are missing; every training prompt had them.",
     "hiyouga/LlamaFactory#8875",
 )
 def _(right: History, messages: Messages) -> list[Message]:
@@ -65,7 +65,7 @@ def _(right: History, messages: Messages, heading: bool = False) -> list[Message
     "instructions-in-system-message",
     "history",
     "The model ranks system above developer: the instructions get a rank that they never had in "
-    "training, after a text that the model knows by heart.",
+    "training, in a message in which training prompts had no instructions.",
     "vllm-project/vllm#44330 vllm-project/vllm#23386",
     variants={"at the end": {"at_end": True}},
 )
@@ -92,7 +92,7 @@ def _(right: History, messages: Messages, at_end: bool = False) -> list[Message]
 @bug(
     "identity-ignored",
     "system",
-    "The model calls itself ChatGPT whatever the caller asked for.",
+    "The model calls itself ChatGPT, whatever identity the caller gave.",
     "vllm-project/vllm#30247 vllm-project/vllm#23975 vllm-project/vllm#42003",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
@@ -217,7 +217,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
     "Calls go to the analysis channel, in which parsers do not expect them.",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """Although there are functions, the sentence on their calls (commentary channel) is missing."""
+    """The sentence on calls to functions is missing, although there are functions."""
     return right(content, False)
 
 
@@ -228,7 +228,7 @@ def _(right: System, content: SystemContent, functions: bool) -> str:
     "ggml-org/llama.cpp#15110",
 )
 def _(right: System, content: SystemContent, functions: bool) -> str:
-    """Although there are no functions, there is the sentence on their calls."""
+    """The sentence on calls to functions is there, although there are no functions."""
     text = right(content, functions)
     return text + _CALLS if content.channels and not functions else text
 
@@ -338,7 +338,7 @@ def _(right: Callable[[Message], list[Piece]], message: Message) -> list[Piece]:
     "vllm-project/vllm#44330",
 )
 def _(right: History, messages: Messages) -> list[Message]:
-    """Although there are neither instructions nor tools, there is a developer message."""
+    """A developer message is rendered without instructions and without tools."""
     kept = right(messages)
     if any(m.role == "developer" for m in kept):
         return kept

@@ -125,17 +125,17 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "default-without-quotes",
     "developer",
-    "The model cannot distinguish texts from numbers.",
+    "The model cannot distinguish strings from numbers.",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """Default values that are texts have no quotes."""
+    """Default values of type string have no quotes."""
     return re.sub(r'// default: "([^"\n]*)"', r"// default: \1", right(content))
 
 
 @bug(
     "default-of-enum-quoted",
     "developer",
-    "One more character than in training; harmless as far as known.",
+    "Training prompts had no quotes there; no effect is known.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:
@@ -146,7 +146,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "comma-behind-default",
     "developer",
-    "The comma after the type is also in the comment; harmless as far as known.",
+    "Training prompts had no comma there; no effect is known.",
     form=True,
     variants={"except behind that of an enum": {"enums": False}},
 )
@@ -159,7 +159,7 @@ def _(right: Developer, content: DeveloperContent, enums: bool = True) -> str:
 @bug(
     "last-comma-missing",
     "developer",
-    "One character less than in training; harmless as far as known.",
+    "Training prompts had a comma there; no effect is known.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:
@@ -216,7 +216,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     """A parameter of type integer is written `integer` instead of `number`."""
 
     def kept(schema: dict[str, Any]) -> dict[str, Any]:
-        # in a list of types a name stands as it is written
+        # the renderer copies the names in a list of types
         return schema | {"type": ["integer "]} if schema.get("type") == "integer" else schema
 
     return right(in_schemas(content, kept)).replace("integer ", "integer")
@@ -225,7 +225,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "empty-parameters-as-none",
     "developer",
-    "The type of a function without parameters differs from training; harmless as far as known.",
+    "The type of a function without parameters differs from training; no effect is known.",
     form=True,
 )
 def _(right: Developer, content: DeveloperContent) -> str:

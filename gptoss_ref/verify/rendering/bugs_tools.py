@@ -152,7 +152,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "theroyallab/tabbyAPI#459 huggingface/transformers#31100",
 )
 def _(right: Developer, content: DeveloperContent) -> str:
-    """Characters beyond ASCII in descriptions are written as `\\uXXXX`."""
+    """Non-ASCII characters in descriptions are written as `\\uXXXX`."""
     return "".join(c if c < "\x80" else json.dumps(c)[1:-1] for c in right(content))
 
 
@@ -170,7 +170,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
 @bug(
     "tools-in-system-message",
     "whole",
-    "The functions are in the place of built-in tools, and have their rank.",
+    "The functions take the place of built-in tools, and get the rank of the system message.",
 )
 def _(right: Callable[..., Any], pieces: Any, messages: Any) -> Any:
     """The functions are described in the system message instead of the developer message."""

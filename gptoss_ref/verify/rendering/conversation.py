@@ -277,7 +277,7 @@ def _built_in(names: Iterable[Any]) -> tuple[ToolNamespace, ...]:
 
 
 def _text(message: Mapping[str, Any], number: int, key: str = "content") -> str:
-    """The text of a content, which is a text, null, or a list of text parts."""
+    """The text of a message's content, which is a string, null, or a list of text parts."""
     content = message.get(key)
     if content is None:
         return ""

@@ -116,7 +116,7 @@ def check_tokenizer_folder(
         if isinstance(told, str):
             template = told
         else:
-            raise HarmonyError(f"{config}: has no chat_template, nor is there {file.name}")
+            raise HarmonyError(f"{config}: has no chat_template, and there is no {file.name}")
     else:
         raise HarmonyError(f"{folder}: has neither {file.name} nor {config.name}")
     vocabulary = where / "tokenizer.json"
