@@ -82,7 +82,7 @@ def search_outputs(
         (remarks if found.harmless else said).append(found.sentence)
         constant |= found.constant
         if found.mended is None:
-            outputs.search.stop()
+            outputs.search.stopped = True
             break
         outputs = replace(outputs, observed=found.mended)
     search = outputs.search
