@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gptoss_ref.cli.help import HelpFormatter, examples
 from gptoss_ref.cli.options import Parser, add_json_option, file_name, seconds
 
 
@@ -11,7 +12,13 @@ def add_verbs(command: Parser) -> None:
     verbs = command.add_subparsers(metavar="VERB", parser_class=Parser, dest="verb")
 
     def verb(name: str, summary: str) -> Parser:
-        made: Parser = verbs.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        made: Parser = verbs.add_parser(
+            name,
+            help=summary,
+            description=f"{name}: {summary}.",
+            epilog=examples(f"harmony {name}"),
+            formatter_class=HelpFormatter,
+        )
         return made
 
     render = verb("render", "write a conversation as the model's prompt")

@@ -60,8 +60,24 @@ EXAMPLES = {
         "gptoss-ref harmony render conversation.json --ids",
         "gptoss-ref harmony check --template chat_template.jinja",
     ),
+    "harmony render": (
+        "gptoss-ref harmony render conversation.json --ids",
+        "gptoss-ref harmony render conversation.json --training",
+    ),
+    "harmony parse": (
+        "gptoss-ref harmony parse reply.txt --role assistant",
+        "gptoss-ref harmony parse - --strict --json",
+    ),
+    "harmony diff": (
+        "gptoss-ref harmony diff ours.txt theirs.txt",
+        "gptoss-ref harmony diff ours.json theirs.json --json",
+    ),
+    "harmony check": (
+        "gptoss-ref harmony check --template chat_template.jinja",
+        "gptoss-ref harmony check --server http://localhost:8080 --live",
+    ),
 }
-"""Two command lines of each command, shown by its ``--help``."""
+"""Two command lines of each command and verb, shown by its ``--help``."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
