@@ -51,7 +51,7 @@ def rope_tables(T, config):
     half, base, factor = config.head_dim // 2, config.rope_theta, config.rope_scaling_factor
     frequency = base ** (-np.arange(half) / half)  # radians per position
 
-    def pair(turns):  # the pair that makes so many turns in the original context
+    def pair(turns):  # the pair that makes this many turns in the original context
         return half * math.log(config.initial_context_length / (turns * 2 * math.pi), base)
 
     low, high = pair(config.rope_ntk_beta), pair(config.rope_ntk_alpha)

@@ -30,7 +30,7 @@ def _entry(mutant: GradientMutant) -> str:
 def page() -> str:
     """The page as it should be."""
     by_name = {mutant.name: mutant for mutant in CATALOGUE}
-    conventions = "# Conventions\n\nThey differ and are nobody's bug.\n\n"
+    conventions = "# Conventions\n\nImplementations differ in them, and none of them is a bug.\n\n"
     return (
         HEAD
         + "\n".join(map(_entry, by_name.values()))

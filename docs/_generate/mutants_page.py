@@ -17,7 +17,7 @@ Written by `docs/_generate/mutants_page.py` from `gptoss_ref/verify/mutants/`.
 Each of these is one operation of the model replaced by a wrong one. `gptoss-ref diagnose` replays a
 diverging stage under each and names what reproduces the other implementation's numbers. *Shows at*
 is the first tap point that changes; the number of tokens is the shortest prompt, for the released
-models, on which it can. Reports are issues and pull requests on GitHub where somebody met it."""
+models, on which it can. Reports are issues and pull requests on GitHub that show the bug."""
 
 PARTS: tuple[tuple[str, str, tuple[Mutant, ...]], ...] = (
     (

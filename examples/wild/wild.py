@@ -1,6 +1,6 @@
 """What the scripts of this folder share: model, prompt, and the verdict as one line of JSON.
 
-Each script runs somebody's implementation with the bundled checkpoint, or with a small random one,
+Each script runs one implementation with the bundled checkpoint, or with a small random one,
 and has it diagnosed. `run.py` runs them all and writes docs/wild.md.
 """
 

@@ -1,8 +1,8 @@
-"""The backward pass over a batch, block by block: what ``backward`` calls.
+"""The backward pass over a batch, block by block; ``backward`` calls it.
 
-The forward pass keeps the residual that enters each block, and of the activations between them as
-many as there is room for. Then the blocks are gone through from the last to the first: what was not
-kept is computed again from the block's residual, used, and dropped.
+The forward pass keeps the residual that enters each block, and as many of the other activations as
+there is room for. The backward pass goes from the last block to the first: it computes what was not
+kept again from the block's residual, uses it, and drops it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ KEPT_VALUES = 1 << 26
 not fit is computed again."""
 
 HEAD_VALUES = 1 << 25
-"""Logits held at a time where nobody wants to see them all: 128 MiB of float32, twice."""
+"""Logits held at a time, unless all of them are asked for: 128 MiB of float32, twice."""
 
 
 class Watcher:
-    """Hands on the gradients that somebody wants."""
+    """Passes on the gradients that were asked for."""
 
     def __init__(self, wanted: set[str], keep: Watch) -> None:
         self.wanted, self.keep = wanted, keep
@@ -57,7 +57,7 @@ class Attention(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Those of its experts."""
+    """The activations of a block's experts that its gradients need."""
 
     norm: Array  # (T, D)
     routed: RouterOutput
@@ -65,7 +65,7 @@ class Mixture(NamedTuple):
 
 
 class BackwardPass:
-    """One forward and backward pass over a batch, whose rows lie one behind the other along T."""
+    """One forward and backward pass over a batch, whose rows are concatenated along T."""
 
     def __init__(self, model: Model, ids: list[Array], weights: Watcher, taps: Watcher) -> None:
         self.model, self.backend, self.policy = model, model.backend, model.policy
@@ -106,7 +106,7 @@ class BackwardPass:
         return residuals, x, routing
 
     def has_room(self, values: int) -> bool:
-        """Whether so many more may be kept; then they count as kept."""
+        """Whether there is room for ``values`` more; if so, they count as kept."""
         if values > self.room:
             return False
         self.room -= values

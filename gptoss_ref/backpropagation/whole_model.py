@@ -3,11 +3,11 @@
     out = gr.backward(model, tokens)             # cross entropy of the next token
     out.loss, out.weights["block.3.attn.sinks"], out.taps["block.3.attn.q"]
 
-The forward pass keeps the residual that enters each block, and up to 256 MiB of what lies between.
-Then the blocks are gone through from the last to the first: a block's activations that were not
-kept are computed again from its residual, used, and dropped. So memory is that of one block and one
-residual a block, and a small model computes nothing twice. Which functions compute the gradients,
-:mod:`gptoss_ref.gradients` or the kernels, follows the backend.
+The forward pass keeps the residual that enters each block, and up to 256 MiB of other activations.
+The backward pass goes from the last block to the first: it computes activations that were not kept
+again from the block's residual, uses them, and drops them. So memory is that of one block and one
+residual a block, and a small model computes nothing twice. The backend decides whether
+:mod:`gptoss_ref.gradients` or the kernels compute the gradients.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def backward(
 
     Args:
         tokens: (T,) ids from position 0, or several such rows: a batch, of any lengths. A batch is
-            computed without padding, its rows one behind the other along T; so are ``out.taps``.
+            computed without padding, with its rows concatenated along T, as in ``out.taps``.
         targets: (T,), the id that the logits at each position should predict; −100 does not count.
             Rows like those of ``tokens`` for a batch. None: the next token, and the last position
             of a row does not count. (transformers' ``labels`` are not shifted; these are.)

@@ -195,7 +195,7 @@ class _Blocks:
         self.done, self.total, self.progress = 0, total, progress
 
     def ends(self, name: str) -> bool:
-        """Whether somebody watches, and a block ends with this tap point."""
+        """Whether progress is reported, and a block ends with this tap point."""
         return self.progress is not None and name.endswith("mlp.residual")
 
     def end(self, name: str) -> None:

@@ -58,9 +58,10 @@ REORDERED_ROWS = 64
 """Budget: number of tokens in which an order of heads and experts is looked for."""
 
 INTEGERS, INTEGERS_FROM = 1e-4, 512
-"""Without a model, ``compare`` allows experts' products this error if they have so many inputs:
-this package's kernels round activations to 16-bit integers there, and their tests hold them to that
-bound. 2.3e-5 was seen. With a model such roundings are recognised by the numbers."""
+"""Without a model, ``compare`` allows experts' products the error INTEGERS if they have at least
+INTEGERS_FROM inputs: this package's kernels then round activations to 16-bit integers, and their
+tests use the same bound. The largest error seen is 2.3e-5. With a model, the numbers show such
+roundings."""
 
 JUDGED_AGAIN = 100.0
 """``compare`` judges a divergence below this many allowances again, from OTHER's own inputs, as
@@ -91,12 +92,14 @@ JUDGED = 12
 """Budget: number of nearest candidates that are judged, each with its own noise floor."""
 
 WITHIN_REACH = 7.0
-"""Budget: and of these the ones whose mean logarithm of the rows' errors is at most so far from the
-nearest one's: an error a thousand times as large is no rounding, if the nearest one's is."""
+"""Budget: a candidate is judged only if the mean logarithm of its rows' errors is at most this much
+larger than the nearest one's: a thousand times the error. If the nearest one leaves rounding, the
+other one leaves more."""
 
 DECODED_VALUES, LEAST_EXPERTS = 1 << 26, 4
-"""Budget: values of experts' matrices that are decoded for each of many candidates, and experts at
-least: 4 of the 32 of gpt-oss-20b, all of a small model. The verdict itself comes from all."""
+"""Budget: largest number of values of experts' matrices that are decoded for each of many
+candidates, and least number of experts: 4 of the 32 of gpt-oss-20b, all of a small model. The
+verdict itself comes from all experts."""
 
 SURE, CLEARLY = 0.4, 3.0
 """If the best single bug leaves an error of more than SURE times the allowance, pairs are tried. A
@@ -122,7 +125,7 @@ CARRIED, ARRIVES = 2.0, 1e-3
 """A rewriting must move what follows by less than CARRIED times its noise, or by less than ARRIVES
 of its own size, each in multiples of what rounding explains. The inputs of a stage have roundings
 of their own, larger than the stage's: experts of tiny in another order differ by 1.2 million times
-what rounding explains at the router, and by 0.46 times behind the experts."""
+what rounding explains at the router, and by 0.46 times after the experts."""
 
 SAME_AFTER_FIT = 64.0
 """Largest difference, in unit roundoffs, of two arrays that are equal after a fitted rewriting."""
@@ -136,8 +139,8 @@ REFINED = 8
 """Budget: number of mutants, nearest on the coarse grid, whose value is refined."""
 
 STALLED, FLAT = 2, 0.02
-"""Budget: a fit ends when in so many finer grids in a row the mean logarithms of the rows' errors
-differ by less than FLAT. Around the right value the error is in proportion to the distance from it,
+"""Budget: a fit ends if the mean logarithms of the rows' errors differ by less than FLAT in STALLED
+finer grids in a row. Around the right value the error is in proportion to the distance from it,
 so that they differ by more than 2 in every grid, until only rounding is left."""
 
 FINEST = 2.0**-26
@@ -209,26 +212,26 @@ NO_DOUBT = 0.6
 """A bug that leaves no more of what rounding explains than this is taken without trying others."""
 
 ALONG, FITTED, COMPARED = 0.3, 4, 3
-"""Budget: constants are fitted to outputs if the cosine of what they change to what is to be
-explained is at least ALONG; so many of them, the largest first; and each is refined by so many
-rounds before the nearest one goes on."""
+"""Budget: a constant is fitted to outputs if the cosine of its effect and the difference to be
+explained is at least ALONG; at most FITTED constants, those with the largest cosines. Each is
+refined in COMPARED rounds; then only the nearest one is refined further."""
 
 EFFECT_COLUMNS, EXTENDED_SETS = 64, 256
 """Budget: outputs of a row that effects are compared in, drawn at random; and sets of three that
 are extended to sets of four, the nearest ones."""
 
 FAR_OFF = 100.0
-"""Budget: a candidate that leaves so many times what rounding does to the specification gets no
-noise floor of its own."""
+"""Budget: the noise floor of a candidate is not measured if its error is more than this many times
+the specification's noise floor."""
 
 GAIN, WINS = 0.1, 4.0
 """A bug smaller than rounding is named if it improves the mean logarithm of the rows' errors by
 GAIN, and improves more rows than it worsens by WINS standard deviations of a fair coin."""
 
 TURNED = 0.03
-"""Budget: several bugs at once are looked for as long as another one improves the mean logarithm of
-the sines between the rows by so much. Where three bugs are gross, the right one of them alone gains
-0.08 and any other 0.01 (residual-missing beside value-bias-folded and ring-boundary, random)."""
+"""Budget: another bug is added to a set if it improves the mean logarithm of the sines between the
+rows by at least this much. Among three gross bugs, one of them alone gains 0.08, and any other bug
+0.01 (residual-missing with value-bias-folded and ring-boundary, on the random checkpoint)."""
 
 NOT_FINITE = 1e3
 """Error of a row that is NaN or infinite in only one of the two traces."""

@@ -17,7 +17,7 @@ def attention(q, k, v, sinks, q_positions, k_positions, window):
         visible &= distance < window  # < and not <=: its own key is one of the W
     scores = np.where(visible, scores, -np.inf)  # exp(-inf) is 0: no weight at all
 
-    # The sink is a column like those of the keys, but for having no value to hand over.
+    # The sink is a column like those of the keys, except that it has no value.
     column = np.broadcast_to(sinks[:, None, None], (heads, tokens, 1))  # (H, T, 1)
     scores = np.concatenate([scores, column], axis=-1)  # (H, T, S + 1)
     exp = np.exp(scores - scores.max(axis=-1, keepdims=True))  # the largest is e⁰ = 1

@@ -17,7 +17,7 @@ TYPES = {"BF16": "<u2", "U8": "u1", "F32": "<f4"}  # bfloat16 stays as bits, whi
 def read_tensors(path):
     """Every tensor of a safetensors file, by name."""
     raw = path.read_bytes()
-    # 8 bytes: the header's length. Then the header. Offsets count from behind it.
+    # 8 bytes: the header's length. Then the header. Offsets count from its end.
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
     tensors = {}

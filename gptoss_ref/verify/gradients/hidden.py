@@ -80,16 +80,18 @@ def _count(
     if moved.rel_l2 > GROSS * judged.level.allowed or moved.broken.any():
         return False
     unit, other = UNITS[replay.rounding], replay.trace[name]
-    told = np.abs(wrong - right) > ALWAYS_ALLOWED * unit * np.maximum(np.abs(right), np.abs(wrong))
-    told &= resolved(right, told, other, unit)
-    if told.any():
+    voting = np.abs(wrong - right) > ALWAYS_ALLOWED * unit * np.maximum(
+        np.abs(right), np.abs(wrong)
+    )
+    voting &= resolved(right, voting, other, unit)
+    if voting.any():
         run = 0 if replay.rounding == "float64" else 1  # no replay is more exact than float64
         r, w = (replay.computed(name, run, bugs) for bugs in (before, after))
-        vote.count(name, r, np.where(told, w, r), other, unit)
+        vote.count(name, r, np.where(voting, w, r), other, unit)
     return True
 
 
-def resolved(right: Array, told: Array, other: Array, unit: float) -> NDArray[np.bool_]:
+def resolved(right: Array, voting: Array, other: Array, unit: float) -> NDArray[np.bool_]:
     """The values of a gradient that the other implementation does not lose to rounding.
 
     A correct implementation may lose values that are smaller than one rounding of the array: a
@@ -98,16 +100,16 @@ def resolved(right: Array, told: Array, other: Array, unit: float) -> NDArray[np
 
     Args:
         right: the right gradient, of any shape.
-        told: of the same shape; True for values that the bug changes.
+        voting: of the same shape; True for values that the bug changes.
         other: the other implementation's gradient, of the same shape.
         unit: its unit roundoff.
     """
     size = np.abs(right)
     small: NDArray[np.bool_] = size < unit * np.sqrt(np.mean(np.square(right)))
-    if not (small & told).any():
+    if not (small & voting).any():
         return ~small
-    least, most = np.quantile(size[small & told], (0.1, 0.9))
-    alike = small & ~told & (size >= least) & (size <= most)
+    least, most = np.quantile(size[small & voting], (0.1, 0.9))
+    alike = small & ~voting & (size >= least) & (size <= most)
     near = np.abs(other[alike] - right[alike]) <= RESOLVED * size[alike]
     seen = near.size >= RESOLVED_VALUES and near.mean() >= 1 - RESOLVED
-    return np.ones_like(told) if seen else ~small
+    return np.ones_like(voting) if seen else ~small

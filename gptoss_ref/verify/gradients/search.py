@@ -180,7 +180,7 @@ class Search:
         )
 
     def causes(self) -> tuple[Cause, ...]:
-        """The bugs found, in the order of the backward pass; conventions are none."""
+        """The bugs found, in the order of the backward pass, without the conventions."""
         return tuple(self._cause(fit) for fit in self.found if not fit.candidates[0].equivalent)
 
     def _cause(self, fit: Fit[GradientMutant]) -> Cause:

@@ -136,7 +136,7 @@ def _(right: Header, message: Message) -> list[Piece]:
     "The model does not know which tool answers.",
     "thinking-machines-lab/tinker-cookbook#249 vllm-project/vllm#24954",
     variants={
-        "functions. with nothing behind it": {"name": "functions."},
+        "functions. with nothing after it": {"name": "functions."},
         "the bare name of the function": {"bare": True},
     },
 )

@@ -148,7 +148,7 @@ def _(right: Developer, content: DeveloperContent) -> str:
     "developer",
     "Training prompts had no comma there; no effect is known.",
     form=True,
-    variants={"except behind that of an enum": {"enums": False}},
+    variants={"except after that of an enum": {"enums": False}},
 )
 def _(right: Developer, content: DeveloperContent, enums: bool = True) -> str:
     """The comment with a default value ends with a comma: `// default: 3,`."""

@@ -202,7 +202,7 @@ class Diagnosis(Report):
 
 
 def _either(cause: Cause) -> str:
-    """The cause, or the others that it cannot be told from."""
+    """The cause, or the bugs that cannot be distinguished from it."""
     names = [cause.title, *cause.alternatives]
     if len(names) > 4:
         names[3:] = [f"one of {len(names) - 3} more"]

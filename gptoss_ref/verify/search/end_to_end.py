@@ -58,7 +58,7 @@ class WholeModels:
         self.best: OutputsFit | None = None
         self._rivals: dict[str, list[str]] = {}  # what does as well in the place of a bug
         self._close: list[Fit[Candidate]] = []  # the fitted constants among them
-        self._without = trials.specification.distance  # of the specification where ``ranked`` ran
+        self._without = trials.specification.distance  # of the specification, in those runs
 
     @property
     def target(self) -> Target:
@@ -166,7 +166,7 @@ class WholeModels:
             self.best = self._rounded_off(found)
         return True
 
-    # --- what cannot be told from it ---
+    # --- what fits equally well ---
 
     def _alternatives(self, best: OutputsFit) -> dict[str, tuple[str, ...]]:
         """Return alternatives to each bug: other bugs in options that fit equally well."""

@@ -32,7 +32,7 @@ from gptoss_ref.verify.search.trials import Trials
 from gptoss_ref.verify.thresholds import LISTED, MISTAKES, TYPICAL, USUAL_ROWS
 
 OUTPUTS = frozenset(("norm", "logits"))
-"""Tap points behind all blocks."""
+"""Tap points after all blocks."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, 
 
 @dataclass
 class Vote(Generic[Bug]):
-    """How the values told so far side.
+    """The votes counted so far.
 
     It counts, and is no :class:`Fit`: the bug lowers no error, because rounding hides it.
 
@@ -65,11 +65,11 @@ class Vote(Generic[Bug]):
 
     def count(self, tap: str, right: Array, wrong: Array, other: Array, unit: float) -> None:
         """Add the votes of one tap point."""
-        told = (right != wrong) & np.isfinite(right) & np.isfinite(wrong) & ~np.isnan(other)
-        if not told.any():
+        voting = (right != wrong) & np.isfinite(right) & np.isfinite(wrong) & ~np.isnan(other)
+        if not voting.any():
             return
         self.tap = self.tap or tap
-        r, w, o = (x[told].astype(np.float64) for x in (right, wrong, other))
+        r, w, o = (x[voting].astype(np.float64) for x in (right, wrong, other))
         self.voters += o.size
         self.sides += int((np.abs(o - w) < np.abs(o - r)).sum())
         clear = np.abs(w - r) > CLEAR * unit * np.maximum(np.abs(w), np.abs(r))

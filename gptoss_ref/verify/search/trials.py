@@ -221,9 +221,9 @@ class Trials:
 
     def wins(self, error: Floats, other: Floats) -> bool:
         """Return whether the first errors are smaller than the others by more than chance."""
-        told = np.abs(error - other) > self.target.floor
-        count = int(told.sum())
-        wins = int((error < other)[told].sum())
+        voting = np.abs(error - other) > self.target.floor
+        count = int(voting.sum())
+        wins = int((error < other)[voting].sum())
         gained = self.target.distance(other) - self.target.distance(error) > GAIN
         return gained and count > len(error) / 8 and wins > count / 2 + WINS * np.sqrt(count) / 2
 

@@ -143,7 +143,7 @@ def value_gradient_of_one_head(
 
 
 def _last_of_group(ctx: BlockContext, heads: int) -> NDArray[np.bool_]:
-    """Whether each of so many heads is the last of its group: (H, 1, 1)."""
+    """Whether each of the heads is the last of its group: (H, 1, 1)."""
     group = ctx.config.group_size
     last: NDArray[np.bool_] = np.arange(heads) % group == group - 1
     return last[:, None, None]

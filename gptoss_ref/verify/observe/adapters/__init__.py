@@ -2,7 +2,7 @@
 
     capture(module, tokens)                   a live torch model            torch_hooks.py
     capture_calls(model, run, tokens, config) mlx, keras, any framework     calls.py
-    from_arrays(mapping, tokens, config)      arrays under anybody's names  arrays.py
+    from_arrays(mapping, tokens, config)      arrays under other names    arrays.py
     read(path, tokens=..., config=...)        the same from files           files.py
     from_llama(llama, tokens, config)         llama-cpp-python's logits     llama_cpp.py
     observe(url, tokens, tokenizer=..., ...)  an HTTP endpoint              endpoint.py

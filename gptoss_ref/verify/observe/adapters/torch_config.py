@@ -64,7 +64,7 @@ def _as_dict(own: Any) -> Mapping[str, Any]:
     if hasattr(own, "to_dict"):
         try:
             raw = own.to_dict()
-        except Exception:  # of an object that anybody wrote, and that need not be a configuration
+        except Exception:  # any object may be here, and it need not be a configuration
             return {}
     elif dataclasses.is_dataclass(own) and not isinstance(own, type):
         raw = dataclasses.asdict(own)
