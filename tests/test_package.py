@@ -119,7 +119,7 @@ def imported(module: str) -> set[str]:
 def test_what_is_imported_is_declared_and_the_other_way_round(
     setup_cfg: configparser.ConfigParser,
 ) -> None:
-    """A package that nothing imports, or that an import needs and nobody installs, is a mistake."""
+    """Every declared package is imported, and every imported package is declared."""
     needed = set().union(*(imported(file.read_text("utf-8")) for file in PACKAGE.rglob("*.py")))
     extras = setup_cfg["options.extras_require"]
     lines = [setup_cfg["options"]["install_requires"]]

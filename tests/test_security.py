@@ -216,7 +216,7 @@ def test_only_the_blobs_of_the_same_repository_are_read(folder: Path, tmp_path: 
 
 @on_posix
 def test_writing_replaces_a_link_and_leaves_its_target(tmp_path: Path) -> None:
-    """`-o FILE` onto a link that somebody put there; folders are refused."""
+    """`-o FILE` onto a link that another user put there; folders are refused."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     os.symlink(victim, tmp_path / "sym.trace")

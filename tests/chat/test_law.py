@@ -1,4 +1,4 @@
-"""Nothing that a model writes is lost, and nobody else's words are in its answer."""
+"""Nothing that a model writes is lost, and its answer holds no other text."""
 
 from __future__ import annotations
 

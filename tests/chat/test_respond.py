@@ -264,7 +264,7 @@ def test_the_answer_ends_where_the_model_plays_another_role() -> None:
     assert (reply.final, reply.stop_reason) == ("A", "other_role")
     assert reply.messages == (Message.assistant("A"),)
     assert [repair.problem for repair in reply.repairs] == ["a message of the role user"]
-    # nothing was generated behind that header
+    # nothing was generated after that header
     assert TOKENIZER.decode(reply.tokens).endswith("<|start|>user<|message|>")
     assert len(model.passes) == len(reply.tokens)
 

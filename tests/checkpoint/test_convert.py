@@ -392,7 +392,7 @@ def test_source_that_turns_out_bad_leaves_nothing(place: Path) -> None:
 
 
 def test_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said beforehand where the system tells; otherwise when it happens. Nothing stays behind."""
+    """The error comes before writing if the system tells the free space; no file is left."""
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, 5))

@@ -88,7 +88,7 @@ def test_configuration_alone_gives_the_size_of_the_files(tmp_path: Path) -> None
 
 
 def test_active_is_what_one_token_reads() -> None:
-    """Changing the number of experts changes the total, not the active count but for the router."""
+    """Changing the number of experts changes the total, and of the active count only the router."""
     small = describe(ModelConfig(**SIZES))
     more = describe(ModelConfig(**{**SIZES, "num_experts": 10}))
     added = 5 * (SIZES["hidden_size"] + 1) * SIZES["num_hidden_layers"]

@@ -112,7 +112,7 @@ def test_compare_with_arrays_of_a_file(folder: Path, tmp_path: Path, capsys: Cap
     found = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert found == [*routes, "norm", "logits"]
 
-    np.savez(tmp_path / "theirs.npz", **ends)  # near ties, and nobody says which way they went
+    np.savez(tmp_path / "theirs.npz", **ends)  # near ties, without the choices of experts
     html = tmp_path / "page.html"
     assert main([*said, "--html", str(html)]) == 1, "no verdict is no success"
     assert capsys.readouterr().out.startswith("No verdict: none of the 98 tap points")

@@ -139,7 +139,7 @@ def test_the_benches_readme_names_every_bench() -> None:
 
 
 # How far the numbers may be from the README's on another machine, which sums in another order: by a
-# factor, or by so much. Texts are equal, and so are the numbers of scripts that are not named here.
+# factor, or by that amount. Texts are equal, and so are the numbers of scripts not named here.
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 FREEDOM = {
     "load_and_generate": (1.0, 0.02),  # probabilities, two decimals
@@ -152,7 +152,7 @@ FREEDOM = {
 
 
 def same(name: str, line: str, printed: str) -> bool:
-    """Whether two lines are equal but for the freedom that the numbers have."""
+    """Whether two lines are equal except for the freedom that the numbers have."""
     factor, plus = FREEDOM.get(name, (1.0, 0.0))
     pairs = zip(map(float, NUMBER.findall(line)), map(float, NUMBER.findall(printed)), strict=False)
     texts = [re.sub(r"\s+", " ", NUMBER.sub("0", text)) for text in (line, printed)]

@@ -292,7 +292,7 @@ def one_kernel_cache(times: int, seed: int) -> Outcome:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[Path]:
-    """An empty folder in which nobody can write, not even root; needs root on Linux."""
+    """An empty folder that is not writable, even for root; needs root on Linux."""
     place = folder / "home"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], check=True)

@@ -403,7 +403,7 @@ def _read_response(data: bytes) -> None:
         names.HTTPConnection, names.threading.Timer = before
 
 
-# --- somebody's results of the vectors ---
+# --- results of the vectors ---
 
 
 @cache

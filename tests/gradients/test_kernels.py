@@ -132,7 +132,7 @@ def test_projections_of_one_input() -> None:
 
 
 def mixture(rng: np.random.Generator, storage: str, tokens: int) -> tuple[Any, ...]:
-    """Seven experts, the last of which nobody chooses, and the first of which all do."""
+    """Seven experts: every token chooses the first one, and none the last one."""
     count, active, width, inner = 7, 3, 64, 32
     if storage == "float32":
         width, inner = 45, 21  # no whole panels

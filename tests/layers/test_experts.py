@@ -86,7 +86,7 @@ def test_shares_weigh_the_down_bias_too() -> None:
 
 
 def test_unused_experts_are_not_read() -> None:
-    """NaN in an expert that nobody chose does no harm; in one that is chosen it shows."""
+    """NaN in an expert that no token chose changes nothing; in a chosen one it shows."""
     rng = np.random.default_rng(0)
     w1, w2 = rng.normal(size=(3, 10, 4)), rng.normal(size=(3, 4, 5))
     w1[1] = np.nan

@@ -192,6 +192,6 @@ class Browser:
         return told
 
     def requests(self) -> list[str]:
-        """URLs that were asked for since the last `open`, but for data:, which holds its answer."""
+        """URLs that were asked for since the last `open`, except data:, which holds its answer."""
         asked = [d["request"]["url"] for m, d in self.events if m == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith("data:")]

@@ -35,7 +35,7 @@ FAILING = (
     "refusing",  # status 400 and a reason
     "forbidding",  # status 401
     "redirecting",  # status 307
-    "too-large",  # announces more than anybody reads
+    "too-large",  # announces more than a client reads
     "no-choices",
     "no-logprobs",
     "strange-logprobs",

@@ -46,7 +46,7 @@ def ordinary_text(tokens: Iterable[int]) -> str:
 
 
 def fields(messages: Iterable[Message]) -> list[str | None]:
-    """The words of the headers, but for roles, `to=` and `:`."""
+    """The words of the headers, except roles, `to=` and `:`."""
     return [
         word for m in messages for word in (m.name, m.recipient, m.channel, m.content_type) if word
     ]
@@ -100,7 +100,7 @@ def check_reply(tokens: list[int], *, stop_at_other_roles: bool) -> None:
     left.subtract(letters([*places, *fields(parser.messages)]))
     check_remainder(+left, parser.messages)
     assert not -left, left
-    # nobody else's words are in the texts
+    # the texts hold nothing else
     own = letters(m.text for m in parser.messages if m.role == "assistant")
     assert letters(places[:3]) <= own
     if stop_at_other_roles:

@@ -2,7 +2,7 @@
 
 It renders with the rules of this package, or those of one bug (`bug`), and answers questions from a
 script; `fault` is a law of :data:`gptoss_ref.verify.serving.LAWS` that it breaks in each API, with
-a form of it behind a colon; `failing` makes it fail as servers do.
+a form of it after a colon; `failing` makes it fail as servers do.
 """
 
 from __future__ import annotations

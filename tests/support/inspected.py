@@ -15,7 +15,7 @@ from tests.support.strategies import as_weights, random_arrays, random_tokens
 
 
 def long_case(count: int = 5000, **sizes: int) -> tuple[Any, list[int]]:
-    """The model, of one layer and one head unless told otherwise, and so many tokens."""
+    """The model, of one layer and one head by default, and this many tokens."""
     few = {
         "num_hidden_layers": 1, "num_experts": 3, "experts_per_token": 2, "vocab_size": 11,
         "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 1,

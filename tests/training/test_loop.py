@@ -391,7 +391,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     ("name", "what"), [(CONFIG, "an adapter"), (TENSORS, "an adapter"), ("config.json", "a model")]
 )
 def test_a_folder_that_holds_something_else(name: str, what: str, tmp_path: Path) -> None:
-    """An adapter of somebody's would be overwritten, and a model become an adapter's folder."""
+    """Else another adapter would be overwritten, or a model's folder become an adapter's."""
     (tmp_path / name).write_text("{}")
     with pytest.raises(GptOssError, match=f"already holds {what}: choose another folder"):
         train(small_model(), DATA, RECIPE, out=tmp_path)
@@ -480,7 +480,7 @@ def test_a_run_that_is_killed_leaves_whole_files(tmp_path: Path) -> None:
         process.communicate()
         with pytest.raises(KeyboardInterrupt):
             train(small_model(), DATA, recipe, out=out, resume=True, report=Stop(1))
-        assert not list(out.glob("*.partial")), "what the killed run left behind is cleared away"
+        assert not list(out.glob("*.partial")), "partial files of the killed run"
         again = gr.training.read_adapter(out, CONFIGURATION)
         assert again.factors.keys() | again.whole.keys()
         assert json.loads((out / CONFIG).read_text())["r"] == 2

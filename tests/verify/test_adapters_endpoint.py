@@ -147,7 +147,7 @@ def test_each_failure_is_one_clear_error(
 
 
 def test_a_server_that_is_down(prompt: list[int], observing: Any) -> None:
-    with socket.socket() as held:  # a port nobody listens on
+    with socket.socket() as held:  # a port without a listener
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
         with pytest.raises(EndpointError, match=f"{url}.*no server there"):
@@ -176,7 +176,7 @@ def test_a_prompt_that_is_none_is_not_sent(prompt: list[int], said: str, observi
 def test_a_server_that_reads_other_tokens(
     behaviour: str, tiny: Model, prompt: list[int], observing: Any
 ) -> None:
-    """Token by token the text is the same, but nobody's tokenizer would cut it like this."""
+    """The tokens join to the same text, but no tokenizer would cut it like this."""
     letters = [token for character in TEXT[:20] for token in tiny.tokenizer.encode(character)]
     with serving(tiny, tiny.tokenizer, behaviour) as server:
         if behaviour == "llama.cpp":  # takes ids as they are

@@ -67,7 +67,7 @@ def test_each_bug_is_named_first(fault: str, rounding: str) -> None:
     name, _, variant = fault.partition("/")
     assert [cause.name for cause in causes] == [name]
     assert not found.unknown
-    # block 1 has no window; and behind a last norm without gradient all others are zero
+    # block 1 has no window; and before a last norm without gradient all others are zero
     assert causes[0].blocks is None or "window" in name or name == "norm-without-gradient"
     if variant:
         assert causes[0].variant == variant

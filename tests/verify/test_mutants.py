@@ -144,7 +144,7 @@ KINDS = list(dict.fromkeys(kind(tap) for tap in TAPS))
 
 
 def close(ours: Array, theirs: Array) -> bool:
-    """Equal but for float64's own rounding."""
+    """Equal except for float64's own rounding."""
     if ours.shape != theirs.shape:
         return False
     size = np.abs(theirs[np.isfinite(theirs)]).max(initial=1e-300)

@@ -62,7 +62,7 @@ def test_a_long_prompt_is_searched_in_its_beginning(
 
 
 def test_what_shows_late_is_searched_in_the_whole(model: gr.Model, tokens: list[int]) -> None:
-    """A first pass of 157 tokens: behind it there is another bug than before it."""
+    """A first pass of 157 tokens: after it there is another bug than before it."""
     late = by_name("prefill-skips-cache").parameter
     assert late is not None
     ops = late.change(157)(by_name("sinks-dropped").apply())
@@ -119,7 +119,7 @@ def test_a_tap_point_is_searched_in_its_beginning(
 def test_a_tap_point_with_another_bug_later_is_searched_in_the_whole(
     model: gr.Model, tokens: list[int], compared: Counter[int]
 ) -> None:
-    """What explains the beginning leaves the rows behind a first pass of 157 tokens."""
+    """What explains the beginning leaves the rows after a first pass of 157 tokens."""
     late = by_name("prefill-skips-cache").parameter
     assert late is not None
     ops = late.change(157)(by_name("sinks-dropped").apply())
@@ -195,7 +195,7 @@ def test_what_was_done_to_logits(
 def test_a_beginning_knows_how_long_the_prompt_is(
     model: gr.Model, tokens: list[int], name: str
 ) -> None:
-    """What these bugs do to a token depends on how many there are behind it."""
+    """What these bugs do to a token depends on how many there are after it."""
     ops, asked = by_name(name).apply(), ["block.0.attn.weights"]
     (_, (whole,)), (_, (part,)) = (
         next(walk(model.weights, model.config, [(ops, FLOAT32)], ids, {}, asked, length=LONG))

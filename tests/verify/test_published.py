@@ -35,7 +35,7 @@ class Scripted:
     """Stands in for a Model: gives each token of known continuations a scripted log-probability.
 
     The rest of the probability is spread evenly, so the scripted token is the best one unless
-    `rivals` names a token that is to lead it by so much in log-probability.
+    `rivals` names a token that leads it by this much in log-probability.
     """
 
     def __init__(

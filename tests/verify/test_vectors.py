@@ -255,7 +255,7 @@ def test_bad_results_get_one_error(tmp_path: Path) -> None:
         check_vectors(tmp_path)
     (tmp_path / "rope.json").unlink()
     content = bytearray((tmp_path / "rope.npz").read_bytes())
-    content[content.index(b"PK\x01\x02") + 10] = 99  # a compression that nobody knows
+    content[content.index(b"PK\x01\x02") + 10] = 99  # an unknown compression
     (tmp_path / "rope.npz").write_bytes(content)
     with pytest.raises(GptOssError, match="not a complete"):
         check_vectors(tmp_path)

@@ -178,7 +178,7 @@ def given(case: Case) -> dict[str, Any]:
 
 
 def close(values: Array, right: Array) -> None:
-    """Equal but for the rounding to float32, which is how the suite stores them."""
+    """Equal except for the rounding to float32, in which the suite stores them."""
     values = np.asarray(values)
     if right.dtype.kind != "f":
         np.testing.assert_array_equal(values, right)

@@ -189,7 +189,7 @@ def test_it_opens_where_a_block_lifts_the_right_token_most() -> None:
             [0, 5, 0, 1],
         ]
     )
-    assert build.most_telling(ranks) == (2, 0)  # log(31/3); token 1 and 3 end behind the first
+    assert build.most_telling(ranks) == (2, 0)  # log(31/3); tokens 1 and 3 end below the first
     ranks[-1, 3] = 0
     assert build.most_telling(ranks) == (3, 1)
     assert build.most_telling(ranks[:, :0]) == (0, 1)

@@ -185,7 +185,7 @@ class Search:
 
     def _cause(self, fit: Fit[GradientMutant]) -> Cause:
         (mutant,) = fit.candidates
-        trace, others = self.replay.trace, fit.alternatives.get(mutant.name, ())
+        trace = self.replay.trace
         taps = [name for name, bugs in self.explained.items() if any(m is mutant for m in bugs)]
         hit = {names.split(name)[0] for name in taps} - {None}
         stages = {names.split(name)[1] for name in taps}
@@ -193,21 +193,7 @@ class Search:
         blocks = None
         if fit.share is None and hit != able:  # votes are counted over all blocks
             blocks = tuple(sorted(n for n in hit if n is not None))
-        return Cause(
-            name=mutant.name,
-            variant=mutant.label,
-            stage=mutant.stage,
-            tap=fit.tap,
-            blocks=blocks,
-            summary=mutant.summary,
-            consequence=mutant.consequence,
-            reports=mutant.reports,
-            error_before=fit.before,
-            error_after=fit.excess,
-            alternatives=others,
-            confidence=1 / (1 + len(others)),
-            share=fit.share,
-        )
+        return Cause.of(fit, mutant, variant=mutant.label, blocks=blocks)
 
     def conventions(self) -> tuple[str, ...]:
         """Conventions that differ and are not bugs, in words."""

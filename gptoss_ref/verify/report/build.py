@@ -250,22 +250,12 @@ def _bugs(found: Iterable[Fit[Candidate]]) -> Iterator[tuple[Fit[Candidate], Can
 
 
 def _cause(fit: Fit[Candidate], candidate: Candidate) -> Cause:
-    mutant, others = candidate.mutant, fit.alternatives.get(candidate.name, ())
     blocks, sites = candidate.blocks, candidate.sites
-    return Cause(
-        name=mutant.name,
+    return Cause.of(
+        fit,
+        candidate.mutant,
         variant=candidate.label,
-        stage=mutant.stage,
-        tap=fit.tap,
         blocks=None if blocks is None else tuple(sorted(blocks)),
-        summary=mutant.summary,
-        consequence=mutant.consequence,
-        reports=mutant.reports,
-        error_before=fit.before,
-        error_after=fit.excess,
-        alternatives=others,
-        confidence=(fit.share or 1.0) / (1 + len(others)),
-        share=fit.share,
         sites=None if sites is None else tuple(sorted(sites)),
         value=candidate.value,
         interval=None if candidate.value is None else fit.interval,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gptoss_ref.verify.report.report import Report, Section, plain
+from gptoss_ref.verify.search.fit import Fit
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,29 @@ class Cause:
     sites: tuple[str, ...] | None = None
     value: float | None = None
     interval: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, fit: Fit[Any], mutant: Any, **place: Any) -> Cause:
+        """The cause for a mutant of a fit, forward or backward.
+
+        Args:
+            place: its form, blocks, sites, value and interval.
+        """
+        others = fit.alternatives.get(mutant.name, ())
+        return cls(
+            name=mutant.name,
+            stage=mutant.stage,
+            tap=fit.tap,
+            summary=mutant.summary,
+            consequence=mutant.consequence,
+            reports=mutant.reports,
+            error_before=fit.before,
+            error_after=fit.excess,
+            alternatives=others,
+            confidence=(fit.share or 1.0) / (1 + len(others)),
+            share=fit.share,
+            **place,
+        )
 
     @property
     def narrow(self) -> bool:

@@ -30,7 +30,7 @@ class BackwardCase(NamedTuple):
 
 @cache
 def backward_case(size: str = "two blocks", seed: int = 0) -> BackwardCase:
-    """Some windows; clamps hit; a token twice; some positions masked; an expert nobody chooses."""
+    """Some windows; clamps hit; a token twice; some positions masked; an unchosen expert."""
     config = small_config(**SIZES[size])
     arrays = random_arrays(config, 3 + seed, clamp=6.0)
     for n in range(config.num_hidden_layers):

@@ -142,7 +142,7 @@ REWRITINGS = (
     "values-scaled",
     "down-bias-after-sum",
 )
-# Rounded where nobody else rounds: near ties may flip, which is no error.
+# Rounded at other points than usual: near ties may flip, which is no error.
 ROUNDINGS = ("router-bf16",)
 
 
