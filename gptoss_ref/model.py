@@ -13,7 +13,6 @@ block are still read once. A pass with a tap is not chunked, so a tap sees whole
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from gptoss_ref.errors import GptOssError, TokenError
 from gptoss_ref.layers import yarn
 from gptoss_ref.layers.mxfp4 import Scale255
 from gptoss_ref.numerics import FLOAT32, Array, Policy, get_policy
-from gptoss_ref.weights import MXFP4, AttentionWeights, ExpertMatrix, MLPWeights, ModelWeights
+from gptoss_ref.weights import AttentionWeights, MLPWeights, ModelWeights, with_scale_255
 
 if TYPE_CHECKING:
     from gptoss_ref.chat.tokenizer import Tokenizer
@@ -381,29 +380,7 @@ def load(
     if scale_255 not in ("nan", "exponent", "error"):
         raise GptOssError(f"unknown scale_255 {scale_255!r}: expected nan, exponent or error")
     checkpoint, learnt = load_adapted(path, adapter)
-    weights = _with_scale_255(checkpoint.weights, scale_255)
+    weights = with_scale_255(checkpoint.weights, scale_255)
     if learnt is not None:
         weights = learnt.applied(weights, policy)
     return Model(checkpoint.config, weights, policy=policy, backend=backend, checkpoint=checkpoint)
-
-
-def _with_scale_255(weights: ModelWeights, scale_255: Scale255) -> ModelWeights:
-    """The same weights, with ``scale_255`` set on every MXFP4 matrix."""
-
-    def set_on(matrix: ExpertMatrix) -> ExpertMatrix:
-        if isinstance(matrix, MXFP4):
-            return dataclasses.replace(matrix, scale_255=scale_255)
-        return matrix
-
-    blocks = tuple(
-        dataclasses.replace(
-            block,
-            mlp=dataclasses.replace(
-                block.mlp,
-                mlp1_weight=set_on(block.mlp.mlp1_weight),
-                mlp2_weight=set_on(block.mlp.mlp2_weight),
-            ),
-        )
-        for block in weights.blocks
-    )
-    return dataclasses.replace(weights, blocks=blocks)

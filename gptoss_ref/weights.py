@@ -164,6 +164,30 @@ class ModelWeights:
         )
 
 
+def with_scale_255(
+    weights: ModelWeights, scale_255: Literal["nan", "exponent", "error"]
+) -> ModelWeights:
+    """The same weights, with ``scale_255`` set on every MXFP4 matrix."""
+
+    def set_on(matrix: ExpertMatrix) -> ExpertMatrix:
+        if isinstance(matrix, MXFP4):
+            return replace(matrix, scale_255=scale_255)
+        return matrix
+
+    blocks = tuple(
+        replace(
+            block,
+            mlp=replace(
+                block.mlp,
+                mlp1_weight=set_on(block.mlp.mlp1_weight),
+                mlp2_weight=set_on(block.mlp.mlp2_weight),
+            ),
+        )
+        for block in weights.blocks
+    )
+    return replace(weights, blocks=blocks)
+
+
 def release(weights: ModelWeights | BlockWeights) -> None:
     """Let the system drop the pages of mapped weights; pages that are used again are read again."""
     _files.release(_arrays(weights))
