@@ -34,7 +34,8 @@ from gptoss_ref.verify.thresholds import CLEAR, EXACT, GROSS, LOOKED_AT, SIDES, 
 class Vote(Generic[Bug]):
     """The votes counted so far.
 
-    It counts, and is no :class:`Fit`: the bug lowers no error, because rounding hides it.
+    It counts, and is no :class:`~gptoss_ref.verify.search.fit.Fit`: the bug lowers no error,
+    because rounding hides it.
 
     Attributes:
         candidate: the bug under test.
