@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -34,23 +34,10 @@ from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
 
-class Layer(Protocol):
-    """The keys and values that earlier tokens have left in one block (``cache.LayerCache``)."""
-
-    window: int | None
-
-    def reserved(self, length: int, count: int) -> tuple[Any, Array, Array, int]:
-        """Make room for ``count`` positions after the ``length`` stored ones.
-
-        Returns:
-            The layer that has the room; the keys and the values visible from the new positions,
-            whose entries come last and are not yet set; the position of the first entry.
-        """
-
-
 Blocks = Callable[[Array, Array, Array, int, list[Any]], None]
 """Arguments: x (1, D), which is overwritten with the result; cosines and sines (1, C/2); the
-token's position; the layers of the cache, which are replaced by layers that also hold the token."""
+token's position; the layers of the cache (``cache.LayerCache``), which are replaced by layers that
+also hold the token."""
 
 
 def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -107,7 +107,7 @@ def _compiled_lazily(function: F, **options: Any) -> F:
     return cast(F, dispatcher)
 
 
-class _LazyCache(caching.NullCache):
+class _LazyCache:
     """Numba's cache of one function, opened when the function is first compiled or loaded.
 
     Numba's own ``cache=True`` accesses the disk when a function is *defined*, and raises if it
@@ -116,37 +116,27 @@ class _LazyCache(caching.NullCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._opened: Any = None
 
-    def _open(self) -> Any:
-        if self._opened is None:
-            folder = cache_folder()
-            if folder is None:
-                self._opened = caching.NullCache()
-            else:
-                before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
-                try:
-                    self._opened = caching.FunctionCache(self._function)
-                finally:
-                    config.CACHE_DIR = before
-        return self._opened
+    @cached_property
+    def _opened(self) -> Any:
+        folder = cache_folder()
+        if folder is None:
+            return caching.NullCache()
+        before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+        try:
+            return caching.FunctionCache(self._function)
+        finally:
+            config.CACHE_DIR = before
 
-    @property
-    def cache_path(self) -> Any:
-        return self._open().cache_path
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        kept = self._open().load_overload(sig, target_context)
+        kept = self._opened.load_overload(sig, target_context)
         if kept is None:
             for told in when_compiling:
                 told()
         return kept
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        self._open().save_overload(sig, data)
-
-    def flush(self) -> None:
-        self._open().flush()
 
 
 @cache

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
+import numpy as np
 from llvmlite import ir
 from numba import prange, typeof, types
 from numba.core import cgutils, config
@@ -42,25 +43,6 @@ def jit_tasks(function: Callable[..., None]) -> Callable[..., None]:
     if config.DISABLE_JIT:
         return lambda *arguments: function(*arguments[:-2], 0, arguments[-2])
     return cast(Callable[..., None], _in_ranges(jit_inner(function)))
-
-
-@jit_parallel
-def _on_threads(task: int, packed: int, tasks: int, n: int) -> None:
-    for t in prange(n):
-        _call(task, (packed, t * tasks // n, (t + 1) * tasks // n))
-
-
-@cache
-def _loop() -> int:
-    """Return the address of :func:`_on_threads`."""
-    _on_threads.compile(_LOOP)  # type: ignore[attr-defined]
-    compiled = _on_threads.overloads[_LOOP]  # type: ignore[attr-defined]
-    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
-
-
-def team_of(n: int) -> Team:
-    """Return a team of ``n`` threads, which must have been started."""
-    return n, _loop()
 
 
 def by_address(kernel: Any) -> Any:
@@ -96,6 +78,26 @@ def address_of(kernel: Any, *arguments: Any) -> int:
     kernel.compile(given)
     compiled = kernel.overloads[given]
     return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+
+_task_at = by_address(None)  # called in compiled code only
+
+
+@jit_parallel
+def _on_threads(task: int, packed: int, tasks: int, n: int) -> None:
+    for t in prange(n):
+        _task_at(task, packed, np.int64(t * tasks // n), np.int64((t + 1) * tasks // n))
+
+
+@cache
+def _loop() -> int:
+    """Return the address of :func:`_on_threads`."""
+    return address_of(_on_threads, 0, 0, 0, 0)
+
+
+def team_of(n: int) -> Team:
+    """Return a team of ``n`` threads, which must have been started."""
+    return n, _loop()
 
 
 def _in_ranges(part: Any) -> Any:
@@ -168,21 +170,6 @@ def _task(context: Any, module: Any, part: Any, given: Any, pointer: Any) -> Any
     _call_checked(context, builder, callee, (*given, *_RANGE), (*values, *range_))
     convention.return_value(builder, context.get_dummy_value())
     return task
-
-
-@intrinsic
-def _call(typing_context: Any, address: Any, numbers: Any) -> Any:
-    """Call the compiled function at ``address`` with some integers."""
-    given = (_NUMBER,) * len(numbers)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        type_ = context.call_conv.get_function_type(types.none, given)
-        callee = builder.inttoptr(args[0], type_.as_pointer())
-        values = _cast(context, builder, args[1], numbers, given)
-        _call_checked(context, builder, callee, given, values)
-        return context.get_dummy_value()
-
-    return types.none(_NUMBER, numbers), generate
 
 
 def _cast(context: Any, builder: Any, packed: Any, from_: Any, to: Any) -> list[Any]:
