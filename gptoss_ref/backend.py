@@ -118,8 +118,8 @@ def is_small(weights: ModelWeights) -> bool:
 
 def compiled() -> bool:
     """Whether compiled kernels for this machine's instructions are in the kernel cache."""
-    from gptoss_ref.kernels.runtime.announce import is_warm
     from gptoss_ref.kernels.runtime.jit import INTERPRETED
+    from gptoss_ref.kernels.runtime.warmup import is_warm
 
     return is_warm() and not INTERPRETED
 

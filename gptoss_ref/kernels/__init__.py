@@ -36,7 +36,7 @@ from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
-from gptoss_ref.kernels.runtime import announce  # noqa: F401  (tells the user of compilation)
+from gptoss_ref.kernels.runtime import warmup  # noqa: F401  (tells the user of compilation)
 from gptoss_ref.kernels.runtime.threads import threads
 from gptoss_ref.kernels.swiglu import swiglu
 from gptoss_ref.weights import RouterOutput
@@ -59,8 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("doctor", "warmup"):  # loaded when asked for: they import every kernel
-        return import_module(f"gptoss_ref.kernels.runtime.{name}")
+    if name == "doctor":
+        return import_module("gptoss_ref.kernels.runtime.doctor")
     if name in ("mxfp4", "yarn"):  # former names: the layers' are the only ones
         return getattr(import_module("gptoss_ref.layers"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

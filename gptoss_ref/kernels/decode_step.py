@@ -33,7 +33,6 @@ from gptoss_ref.kernels.runtime.threads import SMALL, team
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
 
-
 Blocks = Callable[[Array, Array, Array, int, list[Any]], None]
 """Arguments: x (1, D), which is overwritten with the result; cosines and sines (1, C/2); the
 token's position; the layers of the cache (``cache.LayerCache``), which are replaced by layers that

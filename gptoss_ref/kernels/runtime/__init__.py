@@ -10,8 +10,7 @@
 ``scalar``      functions of one value: conversion, bits, the exponential
 ``arrays``      conversion of arguments to the few array types that kernels are compiled for
 ``buffers``     allocation of scratch arrays in kernels
-``warmup``      compilation ahead of time
-``announce``    the message that kernels are being compiled
+``warmup``      compilation ahead of time, and the message that kernels are being compiled
 ``doctor``      report on this machine: instructions, threads, memory bandwidth
 ==============  ==================================================================================
 """

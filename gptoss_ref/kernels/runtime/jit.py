@@ -45,7 +45,7 @@ INTERPRETED = bool(config.DISABLE_JIT)
 """Whether ``NUMBA_DISABLE_JIT`` is set: a debugger can then step through the kernels."""
 
 when_compiling: list[Callable[[], None]] = []
-"""Functions that are called before each compilation (``announce`` tells the user)."""
+"""Functions that are called before each compilation (``warmup`` tells the user)."""
 
 
 def jit(function: F) -> F:

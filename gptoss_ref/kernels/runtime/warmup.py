@@ -4,7 +4,7 @@ A kernel is compiled when it is first called. :func:`warmup` calls each kernel t
 small arrays of the types that a checkpoint gives: for one token and for several, and for sizes with
 and without threads. Kernels that are in the cache folder are loaded instead of compiled.
 
-Without a warm-up, the first call of a kernel waits for its compilation, and ``announce`` says so.
+Without a warm-up, the first call of a kernel waits for its compilation, and a message says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
+from numba.core import config
 
 from gptoss_ref.kernels import sampling
 from gptoss_ref.kernels.attention import attention
@@ -30,26 +34,19 @@ from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
-from gptoss_ref.kernels.runtime.announce import announced, is_warm, mark
-from gptoss_ref.kernels.runtime.jit import cache_folder
-from gptoss_ref.weights import (
-    MXFP4,
-    AttentionWeights,
-    BlockWeights,
-    MLPWeights,
-    ModelWeights,
-)
-
-__all__ = ["STEPS", "Progress", "drop_unused", "is_warm", "warmup"]
+from gptoss_ref.kernels.runtime.isa import path_name
+from gptoss_ref.kernels.runtime.jit import cache_folder, when_compiling
+from gptoss_ref.kernels.runtime.threads import current_threads
+from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
 
 Progress = Callable[[str, int, int], None]
 """Called with the current step's name, the number of finished steps and the number of steps."""
-
 
 UNUSED = 30 * 24 * 3600
 """Seconds without use after which the folder of another version is removed."""
 
 _FOLDER = re.compile("kernels-[0-9a-f]{12}")
+_announced = {"compiling": False}
 
 
 def _bits(*shape: int) -> Any:
@@ -139,10 +136,10 @@ def warmup(progress: Progress | None = None) -> None:
     The first warm-up also removes folders of versions that have not been used for 30 days.
 
     Args:
-        progress: called before each step; it replaces the message of ``announce``.
+        progress: called before each step; it replaces the message.
     """
     if progress is not None:
-        announced["compiling"] = True
+        _announced["compiling"] = True
     collecting = gc.isenabled()
     gc.disable()  # a compiler creates many small objects and few cycles
     try:
@@ -161,6 +158,29 @@ def warmup(progress: Progress | None = None) -> None:
         drop_unused(folder)
 
 
+def is_warm() -> bool:
+    """Return whether :func:`warmup` has run to its end on this path, so nothing is left to compile.
+
+    Under ``NUMBA_DISABLE_JIT=1`` nothing is ever compiled, and the answer is True.
+    """
+    if config.DISABLE_JIT:
+        return True
+    folder = cache_folder()
+    return folder is not None and (folder / mark()).exists()
+
+
+def mark() -> str:
+    """Return the name of the marker of a finished warm-up, made from Numba's cache key.
+
+    The name also says whether there are several threads: with one core the parallel loop is not
+    compiled.
+    """
+    cpu = config.CPU_NAME or get_host_cpu_name()
+    kind = "threads" if current_threads() > 1 else "one-thread"
+    python = sys.implementation.cache_tag
+    return f"warm-{path_name()}-{kind}-{cpu}-numba{numba.__version__}-{python}"
+
+
 def drop_unused(folder: Path) -> None:
     """Remove the other folders of kernels beside ``folder`` that were not used for 30 days.
 
@@ -174,3 +194,23 @@ def drop_unused(folder: Path) -> None:
                 with suppress(OSError):  # another process removes it, or it belongs to another user
                     if time.time() - other.lstat().st_mtime > UNUSED:
                         shutil.rmtree(other)  # raises for a link
+
+
+def _announce() -> None:
+    """Print one line on standard error when the first kernel of this process is compiled.
+
+    Nothing is printed if :func:`is_warm`: then a single kernel is compiled, for types that a chat
+    does not use.
+    """
+    if _announced["compiling"] or is_warm():
+        return
+    _announced["compiling"] = True
+    if sys.stderr is not None:  # None under pythonw and in services
+        once = ", once" if cache_folder() else ""
+        line = f"gptoss_ref: compiling kernels{once} (ahead of time: gptoss-ref warmup)\n"
+        with suppress(OSError, ValueError):  # the disk is full, or the stream is closed
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+when_compiling.append(_announce)
