@@ -2,7 +2,6 @@
 
 ==============  ==================================================================================
 ``jit``         Numba's options, and the cache on disk
-``parts``       functions that only kernels call, compiled only inside these kernels
 ``isa``         choice of the instruction set
 ``threads``     number of threads
 ``tasks``       distribution of a kernel's tasks over the threads; calls by address

@@ -2,6 +2,13 @@
 
 Only this file passes options to Numba. Importing it compiles nothing: a kernel is compiled when it
 is first called with arguments of some types, and is then stored on disk.
+
+A **part** is a function that only kernels call. Numba optimises each function and makes machine
+code of it, and does both again in each kernel that contains the function. For a part the first time
+is wasted. Therefore parts have their own compiler pipeline: the LLVM code from Numba's lowering is
+linked into the kernel without changes, and is optimised there. Kernels skip Numba's first
+optimisation, whose only purpose is to save memory. This uses undocumented interfaces of Numba. If
+they are missing, functions are compiled as usual.
 """
 
 from __future__ import annotations
@@ -17,12 +24,75 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from numba.core import caching, config
+from numba.core import caching, codegen, compiler, config
+from numba.core.compiler_machinery import LoweringPass, register_pass
+from numba.core.typed_passes import IRLegalization
 from numba.extending import overload
 
-from gptoss_ref.kernels.runtime.parts import KERNEL, PART
-
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _KernelLibrary(codegen.JITCodeLibrary):
+    """The LLVM code of a kernel."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+
+class _PartLibrary(_KernelLibrary):
+    """The LLVM code of a part, which is never optimised or made executable by itself."""
+
+    def finalize(self) -> None:
+        """Link the functions that the part calls."""
+        self._raise_if_finalized()
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0: a part has no address."""
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        """Return the object in which Numba sets the addresses of Python objects."""
+        return self
+
+    def set_env(self, name: str, env: Any) -> None:
+        """Do nothing: a part has no Python objects."""
+
+
+def _pipeline(library: type) -> type:
+    """Return Numba's compiler with libraries of the given type."""
+
+    @register_pass(mutates_CFG=False, analysis_only=False)
+    class TakeLibrary(LoweringPass):
+        _name = f"gptoss_ref{library.__name__}"
+
+        def __init__(self) -> None:
+            LoweringPass.__init__(self)
+
+        def run_pass(self, state: Any) -> bool:
+            state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
+            state.library.enable_object_caching()
+            return False
+
+    class Compiler(compiler.CompilerBase):
+        def define_pipelines(self) -> list[Any]:
+            pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+            pipeline.add_pass_after(TakeLibrary, IRLegalization)
+            pipeline.finalize()
+            return [pipeline]
+
+    return Compiler
+
+
+_USED = {"_final_module", "_get_module_for_linking", "_raise_if_finalized", "link_in"}
+_FOUND = (
+    hasattr(codegen.CPUCodeLibrary, "_optimize_functions")
+    and set(codegen.CPUCodeLibrary.finalize.__code__.co_names) >= _USED
+)
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 """Options of every kernel: it releases the GIL, a division by zero gives an infinity as in NumPy,
@@ -32,7 +102,11 @@ DOT_PRODUCT = {"contract", "reassoc"}
 """What the compiler may do in a dot product: use fused multiply-add, and keep several partial sums.
 ``nnan`` and ``ninf`` are never used: NaN and infinities must propagate, and masks are −inf."""
 
-_LEAF = OPTIONS | PART | {"fastmath": DOT_PRODUCT}
+_KERNEL: dict[str, Any] = {"pipeline_class": _pipeline(_KernelLibrary)} if _FOUND else {}
+_PART: dict[str, Any] = {"no_cpython_wrapper": True} | (
+    {"pipeline_class": _pipeline(_PartLibrary)} if _FOUND else {}
+)
+_LEAF = OPTIONS | _PART | {"fastmath": DOT_PRODUCT}
 LEAF: dict[str, Any] = {"strict": False, "jit_options": _LEAF}
 """Arguments of ``numba.extending.overload`` for a leaf, which has an implementation per path."""
 
@@ -54,8 +128,8 @@ def jit(function: F) -> F:
 
 
 def jit_inner(function: F, **options: Any) -> F:
-    """Compile a function that only kernels call (``parts.py``); Python cannot call it."""
-    return cast(F, numba.njit(**OPTIONS | PART | options)(function))
+    """Compile a function that only kernels call; Python cannot call it."""
+    return cast(F, numba.njit(**OPTIONS | _PART | options)(function))
 
 
 def jit_dot_inner(function: F) -> F:
@@ -100,7 +174,7 @@ def dispatched(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled_lazily(function: F, **options: Any) -> F:
-    own = {} if "parallel" in options else KERNEL
+    own = {} if "parallel" in options else _KERNEL
     dispatcher = numba.njit(**OPTIONS | own | options)(function)
     if not config.DISABLE_JIT:
         dispatcher._cache = _LazyCache(function)
