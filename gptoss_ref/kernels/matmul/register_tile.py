@@ -49,7 +49,7 @@ NARROW = 8
 WIDEST = 32
 """The largest L of all paths."""
 
-_SHAPES: dict[str, tuple[int, tuple[int, int, int, int]]] = {
+_SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
     "amx": (32, (12, 8, 4, 1)),
     "avx512": (32, (12, 8, 4, 1)),
     "avx2": (16, (6, 4, 2, 1)),
@@ -149,50 +149,18 @@ def _pack(path: Any, *others: Any) -> Any:
 @overload(tile, **LEAF)
 def _tile(path: Any, *others: Any) -> Any:
     width, rows = _SHAPES[name_of(path)]
-    return tile if config.BOUNDSCHECK else _by_rows(rows, width // LANES, LANES)
+    return tile if config.BOUNDSCHECK else _tile_of(rows, width // LANES, LANES)
 
 
 @overload(tile_8, **LEAF)
 def _tile_8(path: Any, *others: Any) -> Any:
-    return tile_8 if config.BOUNDSCHECK else _by_rows((12, 8, 4, 1), 1, NARROW)
+    return tile_8 if config.BOUNDSCHECK else _tile_of((12, 8, 4, 1), 1, NARROW)
 
 
 @overload(tile_v, **LEAF)
 def _tile_v(path: Any, *others: Any) -> Any:
     width = _SHAPES[name_of(path)][0] // 2
-    return tile_v if config.BOUNDSCHECK else _by_rows((8, 4, 2, 1), 1, width)
-
-
-def _by_rows(rows: tuple[int, int, int, int], vectors: int, lanes: int) -> Any:
-    """Return :func:`tile` for any number of rows, in steps of the largest count that fits."""
-    most, many, some, _ = rows
-    tile_most, tile_many, tile_some, tile_one = (_tile_of(m, vectors, lanes) for m in rows)
-
-    # fmt: off
-    def vectors_(path, count, x, x_at, x_stride, x_step,  # type: ignore[no-untyped-def]
-                 panel, panel_at, panel_stride, depth, out, out_at, out_stride, add):
-        m = 0
-        while m < count:
-            of, to, rest = x_at + m * x_stride, out_at + m * out_stride, count - m
-            if rest >= most:
-                tile_most(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
-                          out, to, out_stride, add)
-                m += most
-            elif rest >= many:
-                tile_many(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
-                          out, to, out_stride, add)
-                m += many
-            elif rest >= some:
-                tile_some(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
-                          out, to, out_stride, add)
-                m += some
-            else:
-                tile_one(x, of, x_stride, x_step, panel, panel_at, panel_stride, depth,
-                         out, to, out_stride, add)
-                m += 1
-    # fmt: on
-
-    return vectors_
+    return tile_v if config.BOUNDSCHECK else _tile_of((8, 4, 2, 1), 1, width)
 
 
 def _widened(builder: ir.IRBuilder, raw: Value) -> Value:
@@ -224,39 +192,57 @@ def _vector_pack(
             vec.store(builder, _widened(builder, column), panel, to)
 
 
-def _tile_of(tokens: int, vectors: int, lanes: int) -> Any:
-    """Return the product of ``tokens`` rows with a panel of ``vectors`` · ``lanes`` columns."""
+def _tile_of(counts: tuple[int, ...], vectors: int, lanes: int) -> Any:
+    """Return :func:`tile` for panels of ``vectors`` · ``lanes`` columns.
+
+    It takes rows of x in steps of the largest of ``counts`` that fits; the last count is 1.
+    """
+    type_, columns = vec.vector(f32, lanes), [index(v * lanes) for v in range(vectors)]
 
     def emit(
-        builder: ir.IRBuilder, x: Value, x_at: Value, x_stride: Value, x_step: Value, panel: Value,
-        panel_at: Value, panel_stride: Value, depth: Value, out: Value, out_at: Value,
+        builder: ir.IRBuilder, count: Value, x: Value, x_at: Value, x_stride: Value, x_step: Value,
+        panel: Value, panel_at: Value, panel_stride: Value, depth: Value, out: Value, out_at: Value,
         out_stride: Value, add: Value
     ) -> None:  # fmt: skip
         x, panel, out = (
             builder.gep(*each) for each in ((x, [x_at]), (panel, [panel_at]), (out, [out_at]))
         )
-        type_ = vec.vector(f32, lanes)
-        sums = vec.Accumulators(builder, tokens, vectors, type_)
-        columns = [index(v * lanes) for v in range(vectors)]
-        rows, results = (
-            [builder.gep(first, [builder.mul(stride, index(m))]) for m in range(tokens)]
-            for first, stride in ((x, x_stride), (out, out_stride))
-        )
-        with cgutils.for_range(builder, depth) as loop:
-            at = builder.gep(panel, [builder.mul(loop.index, panel_stride)])
-            loaded = [vec.load(builder, at, column, type_) for column in columns]
-            k = builder.mul(loop.index, x_step)
-            for m in range(tokens):
-                factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), lanes)
-                for v in range(vectors):
-                    sums[m, v] = vec.multiply_add(builder, factor, loaded[v], sums[m, v])
-        with builder.if_then(builder.icmp_unsigned("!=", add, add.type(0))):
-            for m in range(tokens):
-                for v in range(vectors):
-                    before = vec.load(builder, results[m], columns[v], type_)
-                    sums[m, v] = builder.fadd(before, sums[m, v])
-        for m in range(tokens):
-            for v in range(vectors):
-                vec.store(builder, sums[m, v], results[m], columns[v])
+        first = index(0)
+        for tokens in counts:
+            grid = [(m, v) for m in range(tokens) for v in range(vectors)]
+            end = builder.sub(count, builder.urem(builder.sub(count, first), index(tokens)))
+            with cgutils.for_range_slice(builder, first, end, index(tokens)) as (start, _):
+                rows, results = (
+                    [
+                        builder.gep(array, [builder.mul(stride, builder.add(start, index(m)))])
+                        for m in range(tokens)
+                    ]
+                    for array, stride in ((x, x_stride), (out, out_stride))
+                )
+                sums = vec.Accumulators(builder, tokens, vectors, type_)
+                with cgutils.for_range(builder, depth) as loop:
+                    at = builder.gep(panel, [builder.mul(loop.index, panel_stride)])
+                    loaded = [vec.load(builder, at, column, type_) for column in columns]
+                    k = builder.mul(loop.index, x_step)
+                    for m in range(tokens):
+                        factor = vec.splat(builder, vec.load(builder, rows[m], k, f32), lanes)
+                        for v in range(vectors):
+                            sums[m, v] = vec.multiply_add(builder, factor, loaded[v], sums[m, v])
+                with builder.if_then(builder.icmp_unsigned("!=", add, add.type(0))):
+                    for m, v in grid:
+                        before = vec.load(builder, results[m], columns[v], type_)
+                        sums[m, v] = builder.fadd(before, sums[m, v])
+                for m, v in grid:
+                    vec.store(builder, sums[m, v], results[m], columns[v])
+            first = end
 
-    return vec.instructions(emit)
+    by_rows = vec.instructions(emit)
+
+    # fmt: off
+    def vectors_(path, count, x, x_at, x_stride, x_step,  # type: ignore[no-untyped-def]
+                 panel, panel_at, panel_stride, depth, out, out_at, out_stride, add):
+        by_rows(count, x, x_at, x_stride, x_step, panel, panel_at, panel_stride, depth, out, out_at,
+                out_stride, add)
+    # fmt: on
+
+    return vectors_
