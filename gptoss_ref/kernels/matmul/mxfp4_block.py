@@ -19,7 +19,7 @@ import numpy as np
 from gptoss_ref.kernels.matmul.gemv import dot
 from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.jit import jit_inner
-from gptoss_ref.kernels.runtime.scalar import bits_float, float_bits
+from gptoss_ref.kernels.runtime.scalar import MAGIC, bits_float, float_bits
 
 BLOCK = 32
 """Values per block."""
@@ -33,8 +33,6 @@ SCALE_255 = {"nan": 0, "exponent": 1, "error": 2}
 
 LARGEST_WHOLE = np.float32(127 * 257)
 """The integer to which the largest magnitude of a block is rounded: 256 · 127 + 127, two bytes."""
-MAGIC = np.float32(12582912.0)
-"""1.5 · 2²³; adding it rounds a float32 below 2²² to an integer."""
 
 _TOO_LARGE = np.float32(2.0**48).view(np.int32)
 _TOO_SMALL = np.float32(2.0**-60).view(np.int32)

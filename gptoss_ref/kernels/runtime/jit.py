@@ -142,15 +142,20 @@ def jit_parallel(function: F) -> F:
     return _compiled_lazily(function, parallel=True)
 
 
-def by_types(python: Callable[..., Any], **options: Any) -> Callable[[F], F]:
+def by_types(
+    python: Callable[..., Any], *, checked: bool = False, **options: Any
+) -> Callable[[F], F]:
     """Let kernels call, in place of ``python``, the function that the decorated one returns.
 
-    The decorated function gets the Numba types of the arguments. ``options``: LEAF or INLINED.
+    The decorated function gets the Numba types of the arguments. If ``checked``, ``python`` itself
+    is compiled under ``NUMBA_BOUNDSCHECK``. ``options``: LEAF or INLINED.
     """
 
     def decorate(choose: F) -> F:
         @overload(python, **(options or LEAF))
         def chosen(*types: Any) -> Any:
+            if checked and config.BOUNDSCHECK:
+                return python
             function = choose(*types)
             return lambda *arguments: function(*arguments)
 

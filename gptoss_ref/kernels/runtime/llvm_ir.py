@@ -54,7 +54,7 @@ def instructions(emit: Emit, result: Any = types.void) -> Any:
 def leaf(python: Callable[..., Any], **options: Any) -> Callable[[Emit], None]:
     """Let kernels execute, in place of ``python``, what the decorated function writes.
 
-    ``options``: see :func:`gptoss_ref.kernels.runtime.jit.by_types`.
+    ``options``: those of :func:`gptoss_ref.kernels.runtime.jit.by_types`.
     """
 
     def decorate(emit: Emit) -> None:
@@ -95,11 +95,15 @@ def load_first(
     """Like :func:`load`, but read the first ``count`` lanes only; the others are 0."""
     lanes, bits = type_.count, type_.element.width
     at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
-    numbers = constant(i32, list(range(lanes)))
-    inside = builder.icmp_signed("<", numbers, splat(builder, builder.trunc(count, i32), lanes))
     align, zero = ir.Constant(i32, 1), ir.Constant(type_, None)
     name = f"llvm.masked.load.v{lanes}i{bits}.p0"
-    return call(builder, name, type_, at, align, inside, zero)
+    return call(builder, name, type_, at, align, first_lanes(builder, count, lanes), zero)
+
+
+def first_lanes(builder: ir.IRBuilder, count: Value, lanes: int) -> Value:
+    """Return a mask of the first ``count`` of ``lanes`` lanes."""
+    numbers = constant(i32, list(range(lanes)))
+    return builder.icmp_signed("<", numbers, splat(builder, builder.trunc(count, i32), lanes))
 
 
 def store(builder: ir.IRBuilder, value: Value, pointer: Value, offset: Value) -> None:

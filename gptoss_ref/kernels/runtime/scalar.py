@@ -12,28 +12,28 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import config
-from numba.extending import intrinsic
 
 from gptoss_ref.kernels.runtime.jit import jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import f32, i32, instructions
 
-_MAGIC = np.float32(12582912.0)
+MAGIC = np.float32(12582912.0)
 """1.5 · 2²³. Adding it to a float32 below 2²² rounds that number to an integer, in the low bits."""
 
-_LOG2E = np.float32(1.4426950408889634)
-_LN2_HIGH = np.float32(0.693359375)  # 9 bits: n times this is exact for every exponent n
-_LN2_LOW = np.float32(-2.12194440e-4)
+LOG2E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # 9 bits: n times this is exact for every exponent n
+LN2_LOW = np.float32(-2.12194440e-4)
 EXP_COEFFICIENTS = (
     *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3),
     *(4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
 )
 """Coefficients of r⁷ … r² in e^r, |r| ≤ ln 2 / 2, from Cephes' ``expf``."""
-_SMALLEST = np.float32(-87.33654)  # exp of a smaller x is below the normal float32 numbers
+SMALLEST = np.float32(-87.33654)  # exp of a smaller x is below the normal float32 numbers
 _LARGEST = np.float32(88.72283)  # exp of a larger x overflows
 _INFINITY = np.float32(np.inf)
 
 
 def widen(value: Any) -> Any:
-    """Convert a stored weight, bfloat16 bits (uint16) or a float, to float32."""
+    """Convert a stored weight, bfloat16 bits (uint16) or a float32, to float32."""
     if isinstance(value, np.uint16):
         return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
     return np.float32(value)
@@ -49,33 +49,18 @@ def bits_float(value: Any) -> Any:
     return np.int32(value).view(np.float32)
 
 
+def _widen(builder: ir.IRBuilder, value: Any) -> Any:
+    if value.type == f32:
+        return value
+    return builder.bitcast(builder.shl(builder.trunc(value, i32), i32(16)), f32)
+
+
 if not config.DISABLE_JIT:
-
-    @intrinsic
-    def widen(typing_context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            if value is types.uint16:
-                wide = builder.zext(args[0], ir.IntType(32))
-                return builder.bitcast(
-                    builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType()
-                )
-            return context.cast(builder, args[0], value, types.float32)
-
-        return types.float32(value), generate
-
-    @intrinsic
-    def float_bits(typing_context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], ir.IntType(32))
-
-        return types.int32(types.float32), generate
-
-    @intrinsic
-    def bits_float(typing_context: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], ir.FloatType())
-
-        return types.float32(types.int32), generate
+    widen = instructions(_widen, types.float32)
+    float_bits = instructions(lambda builder, value: builder.bitcast(value, i32), types.int32)
+    bits_float = instructions(
+        lambda builder, value: builder.bitcast(builder.trunc(value, i32), f32), types.float32
+    )
 
 
 @jit_inner
@@ -86,11 +71,11 @@ def exp(x: Any) -> Any:
     2: n is written into the exponent, and e^r is a polynomial (that of Cephes' ``expf``). A NaN
     gives a NaN.
     """
-    clamped = _SMALLEST if x < _SMALLEST else x
+    clamped = SMALLEST if x < SMALLEST else x
     clamped = _LARGEST if clamped > _LARGEST else clamped
-    shifted = np.float32(clamped * _LOG2E + _MAGIC)
-    n = np.float32(shifted - _MAGIC)
-    r = np.float32(np.float32(clamped - n * _LN2_HIGH) - n * _LN2_LOW)
+    shifted = np.float32(clamped * LOG2E + MAGIC)
+    n = np.float32(shifted - MAGIC)
+    r = np.float32(np.float32(clamped - n * LN2_HIGH) - n * LN2_LOW)
     p = np.float32(EXP_COEFFICIENTS[0])
     p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[1]))
     p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[2]))
@@ -99,9 +84,9 @@ def exp(x: Any) -> Any:
     p = np.float32(p * r + np.float32(EXP_COEFFICIENTS[5]))
     p = np.float32(np.float32(p * r) * r + r) + np.float32(1.0)
     # 2^n as two factors: n may be 128, which a float32 exponent cannot hold
-    half = np.int32(float_bits(shifted) - float_bits(_MAGIC)) >> np.int32(1)
-    rest = np.int32(float_bits(shifted) - float_bits(_MAGIC)) - half
+    half = np.int32(float_bits(shifted) - float_bits(MAGIC)) >> np.int32(1)
+    rest = np.int32(float_bits(shifted) - float_bits(MAGIC)) - half
     y = np.float32(p * bits_float(np.int32((half + np.int32(127)) << np.int32(23))))
     y = np.float32(y * bits_float(np.int32((rest + np.int32(127)) << np.int32(23))))
-    y = np.float32(0.0) if x < _SMALLEST else y
+    y = np.float32(0.0) if x < SMALLEST else y
     return _INFINITY if x > _LARGEST else y
