@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.kernels.attention import chunks_of, reach
-from gptoss_ref.kernels.expert_tasks import FINE, mixture
+from gptoss_ref.kernels.expert_tasks import mixture
 from gptoss_ref.kernels.experts import refuse_chosen
 from gptoss_ref.kernels.flash.flash_decode import flash_decode
 from gptoss_ref.kernels.matmul.gemm import ROWS_PER_TASK, add_all, gemv
@@ -60,11 +60,11 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
     addresses: dict[str, tuple[int, int, int]] = {}
 
     def blocks(x: Array, cos: Array, sin: Array, position: int, layers: list[Any]) -> None:
-        path, chosen, state = current_path(), np.empty(active, np.int64), np.zeros(1, np.int64)
+        path, chosen, failed = current_path(), np.empty(active, np.int64), np.zeros(1, np.bool_)
         if path_name() not in addresses:
             addresses[path_name()] = _addresses(config, prepared[0])
         kernels = addresses[path_name()]
-        first = (path, method_of(1, config.hidden_size), kernels, x.reshape(-1), chosen, state)
+        first = (path, method_of(1, config.hidden_size), kernels, x.reshape(-1), chosen, failed)
         common = (*first, *constants, cos, sin)
         # run all Python code first, before the weights displace its memory from the caches
         calls: list[list[Any]] = []
@@ -76,10 +76,9 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
         with team(tasks, work) as of:
             for n, call in enumerate(calls):
                 _block(*(*call, of))
-                if state[0] != FINE:
+                if failed[0]:
                     mlp = weights.blocks[n].mlp
                     refuse_chosen(chosen, mlp.mlp1_weight, mlp.mlp2_weight)
-                    raise AssertionError(f"block {n}: the experts end with state {state[0]}")
 
     return None if None in prepared else blocks
 
@@ -135,7 +134,7 @@ def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
         address_of(
             mixture,
             *(path, method, heads[0], positions, one, *experts, scalar, scalar),
-            *(heads[0], heads[0], positions, 1, ALONE),
+            *(heads[0], heads[0], np.ones(1, np.bool_), 1, ALONE),
         ),
     )
 
@@ -151,7 +150,7 @@ def _sized(team: Any, multiply_adds: int) -> Team:
 
 @jit
 def _block(
-    path: Any, method: Any, kernels: Any, x: Any, chosen: Any, state: Any, eps: Any, scale: Any,
+    path: Any, method: Any, kernels: Any, x: Any, chosen: Any, failed: Any, eps: Any, scale: Any,
     alpha: Any, limit: Any, cos: Any, sin: Any, keys: Any, values: Any, first: int, window: int,
     size: int, chunks: int, norm_scale: Any, q_weight: Any, q_bias: Any, k_weight: Any, k_bias: Any,
     v_weight: Any, v_bias: Any, sinks: Any, out_weight: Any, out_bias: Any, mlp_norm_scale: Any,
@@ -197,7 +196,7 @@ def _block(
     _mixture(
         mixture_at, path, method, norm.reshape(1, width), chosen, weights, blocks, scales,
         scale_255, bias, blocks_2, scales_2, scale_255_2, bias_2, alpha, limit, nothing,
-        out.reshape(1, width), state, tasks, team,
+        out.reshape(1, width), failed, tasks, team,
     )  # fmt: skip
     add_all(out, x)
 

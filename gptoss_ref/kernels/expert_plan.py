@@ -13,22 +13,29 @@ import numpy as np
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import SPARE
+from gptoss_ref.kernels.runtime.arrays import positions_of
 from gptoss_ref.kernels.runtime.buffers import integers, zeros
-from gptoss_ref.kernels.runtime.jit import jit, jit_inner
+from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.numerics import Array
 
 
-def refuse_indices(chosen: Array, per_token: int, count: int) -> None:
-    """Raise GptOssError if an expert index is out of range or repeated within a token."""
-    if chosen.min() < 0 or chosen.max() >= count:
+def chosen_of(indices: Array, count: int) -> Array:
+    """Return the experts ``indices`` (T, A) that tokens choose among ``count``, by slot: (T·A,).
+
+    Raises:
+        GptOssError: an index is not an integer, is out of range or repeated within a token.
+    """
+    chosen = positions_of(indices)
+    if chosen.size and not 0 <= chosen.min() <= chosen.max() < count:
         raise GptOssError(
             f"expert indices range from {chosen.min()} to {chosen.max()}: expected 0 to {count - 1}"
         )
-    ranked = np.sort(chosen.reshape(-1, per_token), axis=-1)
-    t, a = np.argwhere(ranked[:, 1:] == ranked[:, :-1])[0]
-    raise GptOssError(
-        f"token {t} chooses expert {ranked[t, a]} twice: expected each expert once a token"
-    )
+    ranked = np.sort(chosen, axis=-1)
+    for t, a in np.argwhere(ranked[:, 1:] == ranked[:, :-1])[:1]:
+        raise GptOssError(
+            f"token {t} chooses expert {ranked[t, a]} twice: expected each expert once a token"
+        )
+    return chosen.reshape(-1)
 
 
 class Plan(NamedTuple):
@@ -36,7 +43,7 @@ class Plan(NamedTuple):
 
     order: Any  # the slot of each position
     starts: Any  # (E + 1,) first position of each expert
-    active: Any  # the experts that a token chose; empty if ``refuse_indices`` would raise
+    active: Any  # the experts that a token chose
     tokens: Any  # the token of each position; ``tokens`` and ``positions`` have SPARE more entries
     positions: Any
     tiles: Any  # (E + 1,) first tile of each expert
@@ -46,13 +53,23 @@ class Plan(NamedTuple):
 
 @jit
 def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
-    """Return the plan for the slots ``chosen`` among ``count`` experts."""
+    """Return the plan for the slots ``chosen``, valid choices among ``count`` experts."""
     slots = chosen.size
     order, tokens, positions = integers(slots), zeros(slots + SPARE), zeros(slots + SPARE)
     starts, tiles, active = zeros(count + 1), zeros(count + 1), integers(count)
-    n = _group(chosen, per_token, order, starts, active)
-    for i in range(slots):
-        tokens[i], positions[i] = order[i] // per_token, i
+    n, filled = 0, zeros(count)
+    for e in chosen:
+        starts[e + 1] += 1
+    for e in range(count):
+        if starts[e + 1]:
+            active[n] = e
+            n += 1
+        starts[e + 1] += starts[e]
+    for slot in range(slots):
+        e = chosen[slot]
+        at = starts[e] + filled[e]
+        order[at], tokens[at], positions[at] = slot, slot // per_token, at
+        filled[e] += 1
     for e in range(count):
         tiles[e + 1] = tiles[e] + (starts[e + 1] - starts[e] + TILE - 1) // TILE
     rows = tiles[count] * TILE
@@ -62,31 +79,3 @@ def plan_of(chosen: Any, per_token: int, count: int) -> Plan:
             position = min(starts[e] + i - tiles[e] * TILE, starts[e + 1] - 1)
             tile_positions[i], tile_tokens[i] = position, tokens[position]
     return Plan(order, starts, active[:n], tokens, positions, tiles, tile_tokens, tile_positions)
-
-
-@jit_inner
-def _group(chosen: Any, per_token: int, order: Any, starts: Any, active: Any) -> int:
-    """Sort slots by expert into the last three arguments.
-
-    Returns:
-        The number of active experts; 0 if the choices are invalid.
-    """
-    count, n = starts.size - 1, 0
-    for e in chosen:
-        if e < 0 or e >= count:
-            return 0
-        starts[e + 1] += 1
-    for e in range(count):
-        if starts[e + 1]:
-            active[n] = e
-            n += 1
-        starts[e + 1] += starts[e]
-    filled = zeros(count)
-    for slot in range(chosen.size):
-        e = chosen[slot]
-        at = starts[e] + filled[e]
-        order[at] = slot
-        if filled[e] and order[at - 1] // per_token == slot // per_token:
-            return 0
-        filled[e] += 1
-    return n

@@ -24,9 +24,6 @@ from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.swiglu import activated
 
-FINE, BAD_INDEX, REFUSED = 0, 1, 2
-"""Results of a pass: success, an invalid index, or a refused scale byte 255."""
-
 
 class _Call(NamedTuple):
     """Arguments and outputs of a pass."""
@@ -37,28 +34,26 @@ class _Call(NamedTuple):
     limit: Any
     shown: Any  # (T·A, 2F + F + D) by slot: gate and up, activation, output; or empty
     out: Any  # (T, D)
-    state: Any  # int64 (1,): FINE, BAD_INDEX or REFUSED
+    failed: Any  # bool (1,): set if a scale byte 255 is refused
 
 
 @jit
 def mixture(
     path: Any, method: Any, x: Any, chosen: Any, weights: Any, blocks: Any, scales: Any,
     scale_255: int, bias: Any, blocks_2: Any, scales_2: Any, scale_255_2: int, bias_2: Any,
-    alpha: Any, limit: Any, shown: Any, out: Any, state: Any, tasks: int, team: Any
+    alpha: Any, limit: Any, shown: Any, out: Any, failed: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
     """Compute the experts ``chosen`` (T·A,) for tokens x (T, D), into ``out`` (T, D).
 
     Args:
         bias: (E, 2F); ``bias_2``: (E, D).
-        shown: see :class:`_Call`; (0, 0) without a tap.
-        state: set to FINE, BAD_INDEX or REFUSED.
+        shown, failed: see :class:`_Call`; ``shown`` is (0, 0) without a tap.
         tasks: number of tasks of the first matrices; the second have one per 64 rows of D.
     """
     (tokens, width), count, inner = x.shape, bias.shape[0], bias.shape[1] // 2
     biases = (bias.reshape(-1), bias_2.reshape(-1))
-    call = _Call(weights, biases, alpha, limit, shown, out, state)
+    call = _Call(weights, biases, alpha, limit, shown, out, failed)
     plan = plan_of(chosen, chosen.size // tokens, count)
-    state[0] = FINE if plan.active.size else BAD_INDEX
     tiles = plan.tile_tokens.size // TILE
     given = prepare(path, method, x.reshape(-1), tokens, tiles)
     hidden = new(path, method, floats(chosen.size * inner), chosen.size, tiles)
@@ -98,7 +93,7 @@ def _tasks(
                 path, stored, number * groups, rows, groups, inputs, of, at, plan.tiles[e], tokens,
                 sums, scratch,
             ):  # fmt: skip
-                call.state[0] = REFUSED
+                call.failed[0] = True
                 return
             widen_all(biases[number : number + rows], bias[:rows])
             for m in range(tokens):

@@ -25,12 +25,12 @@ from collections.abc import Callable
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.expert_plan import plan_of, refuse_indices
-from gptoss_ref.kernels.expert_tasks import BAD_INDEX, REFUSED, mixture
+from gptoss_ref.kernels.expert_plan import chosen_of, plan_of
+from gptoss_ref.kernels.expert_tasks import mixture
 from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.matmul.mxfp4_block import ROWS, Stored
 from gptoss_ref.kernels.matmul.mxfp4_methods import method_of, refuse_255, stored_of
-from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions_of, values
+from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, values
 from gptoss_ref.kernels.runtime.isa import current_path
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.kernels.swiglu import swiglu
@@ -88,7 +88,7 @@ def experts(
             f"(E, 2F), (E, D, F), (E, D)"
         )
     x, weights = values(x), values(weights)
-    chosen = positions_of(indices).reshape(-1)
+    chosen = chosen_of(indices, count)
     stages = _NOTHING
     if tap is not None:
         stages = np.empty((chosen.size, doubled + doubled // 2 + width), np.float32)
@@ -97,10 +97,7 @@ def experts(
     second = stored_of(mlp2_weight) if isinstance(mlp2_weight, MXFP4) else None
     if first is not None and second is not None and chosen.size:
         out = np.empty(x.shape, np.float32)
-        state = _pass(x, chosen, weights, first, second, biases, limits, stages, out)
-        if state == BAD_INDEX:
-            refuse_indices(chosen, indices.shape[1], count)
-        if state == REFUSED:
+        if _pass(x, chosen, weights, first, second, biases, limits, stages, out):
             refuse_chosen(chosen, mlp1_weight, mlp2_weight)
     else:
         out = _by_expert(x, chosen, weights, mlp1_weight, mlp2_weight, biases, limits, stages)
@@ -128,13 +125,9 @@ def refuse_chosen(chosen: Array, *matrices: ExpertMatrix) -> None:
 def _pass(
     x: Array, chosen: Array, weights: Array, first: Stored, second: Stored,
     biases: tuple[Array, Array], limits: tuple[float, float], stages: Array, out: Array
-) -> int:  # fmt: skip
-    """Compute all tokens with MXFP4 experts, into ``out``.
-
-    Returns:
-        FINE, BAD_INDEX or REFUSED.
-    """
-    state, (bias, bias_2) = np.zeros(1, np.int64), [matrix_of(bias) for bias in biases]
+) -> bool:  # fmt: skip
+    """Compute all tokens with MXFP4 experts, into ``out``; return True if a scale is refused."""
+    failed, (bias, bias_2) = np.zeros(1, np.bool_), [matrix_of(bias) for bias in biases]
     if bias.dtype != bias_2.dtype:  # one function computes both, for one type
         bias, bias_2 = (matrix_of(widen(each, np.float32)) for each in (bias, bias_2))
     run(
@@ -143,9 +136,9 @@ def _pass(
         3 * chosen.size * x.shape[1] * (bias.shape[1] // 2),
         *(current_path(), method_of(*x.shape), x, chosen, weights.reshape(-1)),
         *(*first, bias, *second, bias_2),
-        *(np.float32(limits[0]), np.float32(limits[1]), stages, out, state),
+        *(np.float32(limits[0]), np.float32(limits[1]), stages, out, failed),
     )
-    return int(state[0])
+    return bool(failed[0])
 
 
 def _by_expert(
@@ -158,8 +151,6 @@ def _by_expert(
         return out
     count, per_token = mlp1_weight.shape[0], chosen.size // len(x)
     plan = plan_of(chosen, per_token, count)
-    if plan.active.size == 0:
-        refuse_indices(chosen, per_token, count)
     for e in plan.active:
         slots = plan.order[plan.starts[e] : plan.starts[e + 1]]
         t = slots // per_token

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.expert_plan import Plan, plan_of, refuse_indices
+from gptoss_ref.kernels.expert_plan import Plan, chosen_of, plan_of
 from gptoss_ref.kernels.experts import experts as forward
 from gptoss_ref.kernels.experts import refuse_chosen
 from gptoss_ref.kernels.gradients.expert_passes import (
@@ -28,7 +28,7 @@ from gptoss_ref.kernels.gradients.expert_passes import (
     sums,
 )
 from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, INT16, method_of, stored_or_copy
-from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions_of, values
+from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, values
 from gptoss_ref.kernels.runtime.isa import current_path
 from gptoss_ref.kernels.runtime.threads import current_threads, run
 from gptoss_ref.numerics import FLOAT32, Array, Policy, widen
@@ -172,10 +172,7 @@ def _mixture(
             f"W1 {tuple(first.shape)}, W2 {tuple(second.shape)} do not fit: expected (T, D), "
             "(T, A), (T, A), (E, 2F, D), (E, D, F)"
         )
-    chosen = positions_of(indices).reshape(-1)
-    plan = plan_of(chosen, indices.shape[1], count)
-    if plan.active.size == 0:
-        refuse_indices(chosen, indices.shape[1], count)
+    plan = plan_of(chosen_of(indices, count), indices.shape[1], count)
     for weight in (first, second):
         if isinstance(weight, MXFP4) and weight.scale_255 == "error":
             refuse_chosen(plan.active, weight)

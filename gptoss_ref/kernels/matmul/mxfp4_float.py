@@ -18,13 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptoss_ref.kernels.matmul.gemv import dot
-from gptoss_ref.kernels.matmul.mxfp4_block import (
-    BLOCK,
-    ROWS,
-    Stored,
-    decode_row,
-    refused,
-)
+from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored, decode_row, refused
 from gptoss_ref.kernels.matmul.register_tile import WIDEST, pack, panel_width, tile
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats, integers
 from gptoss_ref.kernels.runtime.jit import jit_inner

@@ -23,7 +23,6 @@ from gptoss_ref.kernels.matmul.gemv import dot_piece
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
     LARGEST_WHOLE,
-    MAGIC,
     largest_bits,
     out_of_range,
     whole_number,
@@ -32,7 +31,7 @@ from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.jit import jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
-from gptoss_ref.kernels.runtime.scalar import bits_float
+from gptoss_ref.kernels.runtime.scalar import MAGIC, bits_float
 
 WIDE = 512
 """Rows of fewer activations are short."""
