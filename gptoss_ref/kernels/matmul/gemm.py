@@ -17,7 +17,7 @@ import numpy as np
 from gptoss_ref.kernels.matmul import amx
 from gptoss_ref.kernels.matmul.gemv import dot, gemv_rows
 from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
-from gptoss_ref.kernels.runtime.buffers import fill, floats, integers
+from gptoss_ref.kernels.runtime.buffers import fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
@@ -43,20 +43,17 @@ def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Ar
         stored: contiguous bfloat16 or float32, read-only; (M, N) if ``by_column``.
     """
     (tokens, inputs), outputs = x.shape, y.shape[1]
-    flat, tasks = stored.reshape(-1), -(-outputs // ROWS_PER_TASK)
-    path, work = current_path(), tokens * outputs * inputs
-    chunks = -(-tokens // TOKENS)
-    if by_column:
-        run(gemm, tasks * chunks, work, path, x, flat, True, bias, y)
-    elif tokens == 1:
+    flat, tasks, work = stored.reshape(-1), -(-outputs // ROWS_PER_TASK), x.size * outputs
+    if tokens == 1 and not by_column:
         run(gemv, tasks, work, x[0], flat, bias, y[0])
-    elif path_name() == "amx" and stored.dtype == np.uint16 and inputs % amx.STEP == 0 < inputs:
+        return
+    planes = path_name() == "amx" and stored.dtype == np.uint16 and inputs % amx.STEP == 0 < inputs
+    if planes and not by_column:
         nan = np.zeros(1, np.bool_)
         run(gemm_amx, -(-outputs // AMX_ROWS), work, x, flat, bias, y, nan)
-        if nan[0]:  # perhaps ∞ − ∞ from an infinite weight: compute without planes
-            run(gemm, tasks * chunks, work, path, x, flat, False, bias, y)
-    else:
-        run(gemm, tasks * chunks, work, path, x, flat, False, bias, y)
+        if not nan[0]:  # else perhaps ∞ − ∞ from an infinite weight: compute without planes
+            return
+    run(gemm, tasks * -(-tokens // TOKENS), work, current_path(), x, flat, by_column, bias, y)
 
 
 @jit
@@ -120,20 +117,12 @@ def _gemm_part(
             else:
                 at = first * inputs + k
                 pack(path, weight, at, inputs, rows, depth, width * inputs, panel)
-            of, to = t * inputs + k, t * outputs + first
-            if rows == width:
-                tile(
-                    path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
-                    y_flat, to, outputs, True,
-                )  # fmt: skip
-                continue
-            tile(
-                path, count, x_flat, of, inputs, 1, panel, 0, width, depth,
-                edge, 0, width, False,
-            )  # fmt: skip
-            for m in range(count):
-                to = (t + m) * outputs + first
-                add_all(edge[m * width : m * width + rows], y_flat[to : to + rows])
+            whole, of, to = rows == width, t * inputs + k, t * outputs + first
+            out, at, stride = (y_flat, to, outputs) if whole else (edge, 0, width)
+            tile(path, count, x_flat, of, inputs, 1, panel, 0, width, depth, out, at, stride, whole)
+            for m in range(0 if whole else count):
+                row = y_flat[to + m * outputs : to + m * outputs + rows]
+                add_all(edge[m * width : m * width + rows], row)
 
 
 @jit_inner
@@ -170,10 +159,8 @@ def gemm_amx(x: Any, weight: Any, bias: Any, y: Any, nan: Any, tasks: int, team:
     """
     tokens, inputs = x.shape
     tiles = (tokens + amx.ROWS - 1) // amx.ROWS
-    planes, of = amx.planes_of(tiles, inputs), integers(tokens)
-    for t in range(tokens):
-        of[t] = t
-    amx.split_rows(x.reshape(-1), of, planes, tiles, team)
+    planes = amx.planes_of(tiles, inputs)
+    amx.split_rows(x.reshape(-1), np.arange(tokens), planes, tiles, team)
     _gemm_amx_tasks(x, planes, weight, bias, y, nan, tasks, team)
 
 
