@@ -27,8 +27,8 @@ from gptoss_ref.kernels.router import choose
 from gptoss_ref.kernels.runtime.arrays import weight_of
 from gptoss_ref.kernels.runtime.buffers import floats, integers
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
-from gptoss_ref.kernels.runtime.jit import jit, jit_inner
-from gptoss_ref.kernels.runtime.tasks import ALONE, Team, address_of, by_address, jit_tasks
+from gptoss_ref.kernels.runtime.jit import jit
+from gptoss_ref.kernels.runtime.tasks import ALONE, address_of, by_address, jit_tasks
 from gptoss_ref.kernels.runtime.threads import SMALL, team
 from gptoss_ref.numerics import Array
 from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
@@ -142,12 +142,6 @@ def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
 _gemv, _flash_decode, _mixture = by_address(gemv), by_address(flash_decode), by_address(mixture)
 
 
-@jit_inner
-def _sized(team: Any, multiply_adds: int) -> Team:
-    """Return the team if the work is large enough for threads, else the calling thread."""
-    return team if multiply_adds > SMALL else ALONE
-
-
 @jit
 def _block(
     path: Any, method: Any, kernels: Any, x: Any, chosen: Any, failed: Any, eps: Any, scale: Any,
@@ -171,7 +165,7 @@ def _block(
     work = (q.size + 2 * k.size) * width
     _projections(
         norm, q_weight, q_bias, q, k_weight, k_bias, k, v_weight, v_bias, values[last].reshape(-1),
-        (q.size + 2 * k.size + ROWS_PER_TASK - 1) // ROWS_PER_TASK, _sized(team, work),
+        (q.size + 2 * k.size + ROWS_PER_TASK - 1) // ROWS_PER_TASK, team if work > SMALL else ALONE,
     )  # fmt: skip
     query = floats(q.size).reshape(1, sinks.size, channels)
     turned(q.reshape(query.shape), cos, sin, query)
@@ -182,10 +176,11 @@ def _block(
     work = 2 * q.size * min(len(keys), window + 1)
     _flash_decode(
         flash_at, path, query, keys, values, sinks, positions[last:], positions, window, scale,
-        size, q, chunks, _sized(team, work),
+        size, q, chunks, team if work > SMALL else ALONE,
     )  # fmt: skip
     tasks_out = (width + ROWS_PER_TASK - 1) // ROWS_PER_TASK
-    _gemv(gemv_at, q, out_weight, out_bias, out, tasks_out, _sized(team, width * q.size))
+    of = team if width * q.size > SMALL else ALONE
+    _gemv(gemv_at, q, out_weight, out_bias, out, tasks_out, of)
     add_all(out, x)
 
     normalised(x, mlp_norm_scale, eps, norm)

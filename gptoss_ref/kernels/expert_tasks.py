@@ -7,18 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gptoss_ref.kernels.expert_plan import Plan, plan_of
+from gptoss_ref.kernels.matmul import mxfp4_methods as mxfp4
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored
-from gptoss_ref.kernels.matmul.mxfp4_methods import (
-    multiply,
-    new,
-    prepare,
-    quantise,
-    settle,
-    sums_of,
-    workspace,
-)
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
@@ -55,12 +47,12 @@ def mixture(
     call = _Call(weights, biases, alpha, limit, shown, out, failed)
     plan = plan_of(chosen, chosen.size // tokens, count)
     tiles = plan.tile_tokens.size // TILE
-    given = prepare(path, method, x.reshape(-1), tokens, tiles)
-    hidden = new(path, method, floats(chosen.size * inner), chosen.size, tiles)
-    settle(path, given, plan.tile_tokens, team)
+    given = mxfp4.prepare(path, method, x.reshape(-1), tokens, tiles)
+    hidden = mxfp4.new(path, method, floats(chosen.size * inner), chosen.size, tiles)
+    mxfp4.settle(path, given, plan.tile_tokens, team)
     first, second = Stored(blocks, scales, scale_255), Stored(blocks_2, scales_2, scale_255_2)
     _tasks(path, False, call, plan, first, given, plan.tokens, hidden, tasks, team)
-    settle(path, hidden, plan.tile_positions, team)
+    mxfp4.settle(path, hidden, plan.tile_positions, team)
     tasks = (width + ROWS - 1) // ROWS
     _tasks(path, True, call, plan, second, hidden, plan.positions, hidden, tasks, team)
 
@@ -79,7 +71,7 @@ def _tasks(
     outputs = biases.size // count
     inner = hidden.x.size // plan.order.size
     groups = (inner if last else call.out.shape[1]) // BLOCK
-    sums, scratch = sums_of(plan.order.size), workspace(inputs, plan.order.size, groups)
+    sums, scratch = mxfp4.sums_of(plan.order.size), mxfp4.workspace(inputs, plan.order.size, groups)
     bias = floats(ROWS)
     begin, end = start * ROWS, min(stop * ROWS, outputs)
     if last:
@@ -89,7 +81,7 @@ def _tasks(
         at, tokens = plan.starts[e], plan.starts[e + 1] - plan.starts[e]
         for row in range(begin, end, ROWS):
             rows, number = min(ROWS, outputs - row), e * outputs + row
-            if not multiply(
+            if not mxfp4.multiply(
                 path, stored, number * groups, rows, groups, inputs, of, at, plan.tiles[e], tokens,
                 sums, scratch,
             ):  # fmt: skip
@@ -119,7 +111,7 @@ def _activate(
     if call.shown.size:
         copy(gate_up, call.shown[slot, row : row + ROWS])
         copy(block, call.shown[slot, doubled + column : doubled + column + BLOCK])
-    quantise(path, hidden, position, column // BLOCK, inner // BLOCK)
+    mxfp4.quantise(path, hidden, position, column // BLOCK, inner // BLOCK)
 
 
 @jit_inner

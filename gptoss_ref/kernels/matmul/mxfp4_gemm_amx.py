@@ -22,23 +22,15 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from gptoss_ref.kernels.matmul.amx import (
-    ROWS,
-    SUMS,
-    configure,
-    planes_of,
-    product,
-    release,
-    split_rows,
-)
+from gptoss_ref.kernels.matmul import amx
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
+    ROWS,
     Stored,
     largest_bits,
     out_of_range,
     redo_out_of_range,
 )
-from gptoss_ref.kernels.matmul.mxfp4_block import ROWS as TASK_ROWS
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.jit import jit_inner
@@ -98,7 +90,7 @@ def _decode_row_vectors(
 @jit_inner
 def new_amx(path: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
     """Allocate planes for ``tiles`` tiles of split rows."""
-    return AmxPlanes(x, falses(rows), planes_of(tiles, x.size // rows))
+    return AmxPlanes(x, falses(rows), amx.planes_of(tiles, x.size // rows))
 
 
 @jit_inner
@@ -112,7 +104,7 @@ def quantise_amx(path: Any, prepared: AmxPlanes, row: int, g: int, groups: int) 
 @jit_inner
 def settle_amx(path: Any, prepared: AmxPlanes, of: Any, team: Any) -> None:
     """Split the rows ``of``, tile by tile."""
-    split_rows(prepared.x, of, prepared.split, (of.size + ROWS - 1) // ROWS, team)
+    amx.split_rows(prepared.x, of, prepared.split, (of.size + amx.ROWS - 1) // amx.ROWS, team)
 
 
 @jit_inner
@@ -120,7 +112,7 @@ def workspace_amx(prepared: AmxPlanes, tokens: int, groups: int) -> Any:
     """Return scratch arrays: decoded rows, a bias of zeros, and tiles of sums."""
     none = floats(DECODED)
     fill(none, np.float32(0.0))
-    return on_cache_line(2 * DECODED * groups * BLOCK).view(np.uint16), none, floats(SUMS)
+    return on_cache_line(2 * DECODED * groups * BLOCK).view(np.uint16), none, floats(amx.SUMS)
 
 
 @jit_inner
@@ -130,17 +122,17 @@ def multiply_amx(
 ) -> bool:  # fmt: skip
     """See ``mxfp4_methods.multiply``."""
     decoded, none, tile_sums = workspace
-    configure()
+    amx.configure()
     for first in range(0, rows, DECODED):
         for r in range(min(DECODED, rows - first)):
             start = block + (first + r) * groups
             _decode_row(stored.blocks, stored.scales, start, groups, decoded, r * groups * BLOCK)
-        for m in range(0, count, 2 * ROWS):
-            product(
-                decoded, 0, prepared.split, tile + m // ROWS, groups, min(32, count - m),
-                none, tile_sums, sums, m * TASK_ROWS + first, TASK_ROWS,
+        for m in range(0, count, 2 * amx.ROWS):
+            amx.product(
+                decoded, 0, prepared.split, tile + m // amx.ROWS, groups, min(32, count - m),
+                none, tile_sums, sums, m * ROWS + first, ROWS,
             )  # fmt: skip
-    release()
+    amx.release()
     return redo_out_of_range(
         stored, block, rows, groups, prepared, of, of_at, count, sums,
         LARGEST_SCALE, SMALLEST_SCALE,

@@ -38,7 +38,6 @@ about 50 us run on one thread."""
 
 _chosen = threading.local()
 _turns = threading.Lock()
-_NO_TURNS = nullcontext()
 _state = {"take_turns": True, "started": False, "forked": False}
 
 
@@ -110,7 +109,7 @@ def team(tasks: int, multiply_adds: int) -> Iterator[tuple[int, int]]:
     try:
         if before != n:
             numba.set_num_threads(n)
-        with _turns if _state["take_turns"] else _NO_TURNS:
+        with _turns if _state["take_turns"] else nullcontext():
             yield team_of(n)
     finally:
         if before != n:
