@@ -181,7 +181,9 @@ def _prefill_tasks(
                 row, h = t * group + g, head * group + g
                 state.m[row] = widen(sinks[h])
                 state.l[row] = np.float32(1.0 if state.m[row] < np.inf else np.nan)
-                _scaled(q[first + t, h], scale, scaled[row * channels : (row + 1) * channels])
+                query, to = q[first + t, h], scaled[row * channels : (row + 1) * channels]
+                for c in range(channels):
+                    to[c] = query[c] * scale
         fill(state.acc[: count * group * padded], np.float32(0.0))
         for b in range(keys.lowest.size):
             low, high = keys.lowest[b], keys.highest[b]
@@ -194,16 +196,6 @@ def _prefill_tasks(
         for row in range(count * group):
             t, h = first + row // group, head * group + row % group
             to = out[t, h * channels : (h + 1) * channels]
-            _divided(state.acc[row * padded : row * padded + channels], state.l[row], to)
-
-
-@jit_inner
-def _scaled(x: Any, factor: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = x[i] * factor
-
-
-@jit_inner
-def _divided(x: Any, by: Any, out: Any) -> None:
-    for i in range(out.size):
-        out[i] = x[i] / by
+            acc = state.acc[row * padded : row * padded + channels]
+            for c in range(channels):
+                to[c] = acc[c] / state.l[row]

@@ -162,10 +162,7 @@ def _emit_sum(builder: ir.IRBuilder, words: Any, start: Any, steps: Any) -> Any:
             vec.prefetch(builder, data, at, vec.NEAR)
             sums[0, line] = builder.add(sums[0, line], vec.load(builder, data, at, type_))
     total = builder.add(builder.add(sums[0, 0], sums[0, 1]), builder.add(sums[0, 2], sums[0, 3]))
-    result = vec.index(0)
-    for lane in range(type_.count):
-        result = builder.add(result, builder.extract_element(total, ir.Constant(vec.i32, lane)))
-    return result
+    return vec.call(builder, f"llvm.vector.reduce.add.v{type_.count}i64", vec.i64, total)
 
 
 _sum_prefetching = vec.instructions(_emit_sum, types.int64)

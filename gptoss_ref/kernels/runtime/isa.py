@@ -1,9 +1,7 @@
 """Choice of the instruction set that kernels use.
 
-A few innermost loops have two forms: vector instructions of one CPU family, and a form for all
-CPUs. Numba specialises a function by the *types* of its arguments. Therefore kernels have a first
-argument ``path`` whose type selects the form and whose value is never read, so that one source
-serves all paths:
+Numba specialises a function by the *types* of its arguments. Therefore kernels have a first
+argument ``path`` whose type selects the form of the leaves, and whose value is never read:
 
 ===========  ===================  ==============================================================
 path         type of ``path``     requirements
@@ -14,9 +12,7 @@ path         type of ``path``     requirements
 ``amx``      uint64               those of ``avx512``, AMX for bfloat16, and permission by Linux
 ===========  ===================  ==============================================================
 
-Each vectorised leaf also exists as a plain Python function, which runs under
-``NUMBA_DISABLE_JIT=1``. In this mode every path can run on any CPU, so that its logic can be
-tested.
+Under ``NUMBA_DISABLE_JIT=1`` leaves are Python functions, and every path runs on any CPU.
 
 By default kernels use the best path that the CPU has; the environment variable
 ``GPTOSS_REF_KERNELS`` selects another one.
