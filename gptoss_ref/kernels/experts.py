@@ -25,8 +25,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.expert_plan import chosen_of, plan_of
-from gptoss_ref.kernels.expert_tasks import mixture
+from gptoss_ref.kernels.expert_tasks import chosen_of, mixture, plan_of
 from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.matmul.mxfp4_block import ROWS, Stored
 from gptoss_ref.kernels.matmul.mxfp4_methods import method_of, refuse_255, stored_of

@@ -2,7 +2,7 @@
 
 See ``experts.py`` for what a task is. An expert's rows are gathered, go through both matrices
 (``products.py``) and what lies between while they are in cache, and the results are stored by
-position (``expert_plan.py``).
+position (``expert_tasks.py``).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.expert_plan import Plan, chosen_of, plan_of
+from gptoss_ref.kernels.expert_tasks import Plan, chosen_of, plan_of
 from gptoss_ref.kernels.experts import experts as forward
 from gptoss_ref.kernels.experts import refuse_chosen
 from gptoss_ref.kernels.gradients.expert_passes import (
