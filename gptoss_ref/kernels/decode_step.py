@@ -25,7 +25,7 @@ from gptoss_ref.kernels.rmsnorm import normalised
 from gptoss_ref.kernels.rope import turned
 from gptoss_ref.kernels.router import choose
 from gptoss_ref.kernels.runtime.arrays import weight_of
-from gptoss_ref.kernels.runtime.buffers import floats, integers
+from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.kernels.runtime.tasks import ALONE, address_of, by_address, jit_tasks
@@ -170,9 +170,7 @@ def _block(
     query = floats(q.size).reshape(1, sinks.size, channels)
     turned(q.reshape(query.shape), cos, sin, query)
     turned(k.reshape(1, kv_heads, channels), cos, sin, keys[last:])
-    positions = integers(len(keys))
-    for j in range(positions.size):
-        positions[j] = first + j
+    positions = np.arange(first, first + len(keys))
     work = 2 * q.size * min(len(keys), window + 1)
     _flash_decode(
         flash_at, path, query, keys, values, sinks, positions[last:], positions, window, scale,

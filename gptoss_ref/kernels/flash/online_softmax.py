@@ -23,6 +23,7 @@ from numba.core import cgutils
 
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime import scalar
+from gptoss_ref.kernels.runtime.jit import jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i32, index
 from gptoss_ref.kernels.runtime.scalar import exp
 
@@ -45,19 +46,24 @@ def online_softmax(
         width: length of a row of ``acc``, a multiple of 16.
     """
     for row in range(rows):
-        some = scores[row * stride : row * stride + n]
-        most = m[row]
-        for score in some:
-            most = score if score > most else most
-        base = np.float32(0.0) if most == MASKED else most  # −∞ − 0 gives weight 0; NaN stays NaN
-        factor = exp(np.float32(m[row] - base))
-        total = np.float32(0.0)
-        for j in range(n):
-            some[j] = exp(np.float32(some[j] - base))
-            total += some[j]
-        m[row], l[row] = most, l[row] * factor + total
+        factor = _row(scores[row * stride : row * stride + n], m, l, row)
         for c in range(row * width, (row + 1) * width):
             acc[c] *= factor
+
+
+@jit_inner
+def _row(scores: Any, m: Any, l: Any, at: int) -> Any:
+    """Turn the scores of a row into weights, update m[at] and l[at], and return e^(m − m')."""
+    most, total = m[at], np.float32(0.0)
+    for score in scores:
+        most = score if score > most else most
+    base = np.float32(0.0) if most == MASKED else most  # −∞ − 0 gives weight 0; NaN stays NaN
+    factor = exp(np.float32(m[at] - base))
+    for j in range(scores.size):
+        scores[j] = exp(np.float32(scores[j] - base))
+        total += scores[j]
+    m[at], l[at] = most, l[at] * factor + total
+    return factor
 
 
 def _constant(value: Any) -> Value:
@@ -162,15 +168,7 @@ def online_softmax_lanes(scores: Any, n: int, m: Any, l: Any, factors: Any) -> N
         factors: overwritten with e^(m − m') of each lane.
     """
     for lane in range(HALF):
-        most = m[lane]
-        for score in scores[lane : n * HALF : HALF]:
-            most = score if score > most else most
-        base = np.float32(0.0) if most == MASKED else most
-        factors[lane], total = exp(np.float32(m[lane] - base)), np.float32(0.0)
-        for j in range(lane, n * HALF, HALF):
-            scores[j] = exp(np.float32(scores[j] - base))
-            total += scores[j]
-        m[lane], l[lane] = most, l[lane] * factors[lane] + total
+        factors[lane] = _row(scores[lane : n * HALF : HALF], m, l, lane)
 
 
 @vec.leaf(online_softmax_lanes, checked=True)

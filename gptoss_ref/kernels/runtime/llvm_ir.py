@@ -16,6 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
+from numpy import ndindex
 
 from gptoss_ref.kernels.runtime.jit import INLINED, by_types
 
@@ -241,16 +242,13 @@ class Accumulators:
     """A grid of vectors that a loop adds to; LLVM keeps them in registers."""
 
     def __init__(self, builder: ir.IRBuilder, rows: int, columns: int, type_: ir.Type) -> None:
-        self._builder = builder
-        self._slots = [
-            [cgutils.alloca_once(builder, type_) for _ in range(columns)] for _ in range(rows)
-        ]
-        for row in self._slots:
-            for slot in row:
-                builder.store(ir.Constant(type_, None), slot)
+        self._builder, zero = builder, ir.Constant(type_, None)
+        self._slots = {
+            at: cgutils.alloca_once_value(builder, zero) for at in ndindex(rows, columns)
+        }
 
     def __getitem__(self, at: tuple[int, int]) -> Value:
-        return self._builder.load(self._slots[at[0]][at[1]])
+        return self._builder.load(self._slots[at])
 
     def __setitem__(self, at: tuple[int, int], value: Value) -> None:
-        self._builder.store(value, self._slots[at[0]][at[1]])
+        self._builder.store(value, self._slots[at])

@@ -138,20 +138,18 @@ def warmup(progress: Progress | None = None) -> None:
     Args:
         progress: called before each step; it replaces the message.
     """
-    if progress is not None:
-        _announced["compiling"] = True
+    tell = progress or (lambda name, done, steps: None)
+    _announced["compiling"] |= progress is not None
     collecting = gc.isenabled()
     gc.disable()  # a compiler creates many small objects and few cycles
     try:
         for done, (name, step) in enumerate(STEPS):
-            if progress is not None:
-                progress(name, done, len(STEPS))
+            tell(name, done, len(STEPS))
             step()
     finally:
         if collecting:
             gc.enable()
-    if progress is not None:
-        progress("done", len(STEPS), len(STEPS))
+    tell("done", len(STEPS), len(STEPS))
     folder = cache_folder()
     if folder is not None and not (folder / mark()).exists():
         (folder / mark()).touch()
