@@ -1,8 +1,8 @@
 """Functions that write vector instructions as LLVM IR, and that make leaves of them.
 
 A vector has an element type and a number of lanes. If LLVM has an operation for any vector (loads,
-shuffles, shifts, fused multiply-add), the IR is the same on every CPU. Only the multiplication of
-int16 pairs and the table look-up are intrinsics of one CPU family.
+shuffles, shifts, fused multiply-add), the IR is the same on every CPU. Only products of integers and
+the table look-up are intrinsics of one CPU family.
 """
 
 from __future__ import annotations
@@ -123,15 +123,6 @@ def splat(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
 def shuffle(builder: ir.IRBuilder, a: Value, lanes: Sequence[int], b: Value = None) -> Value:
     """Return the given lanes of ``a`` (0 … n − 1) and ``b`` (n …)."""
     return builder.shuffle_vector(a, a if b is None else b, constant(i32, list(lanes)))
-
-
-def picked(builder: ir.IRBuilder, a: Value, first: Value, lanes: Sequence[int]) -> Value:
-    """Like :func:`shuffle` of one vector of 8 or 16 floats; adds ``first`` to each of ``lanes``."""
-    numbers = splat(builder, builder.trunc(first, i32), a.type.count)
-    numbers = builder.add(constant(i32, lanes), numbers)
-    if a.type.count == 16:
-        return call(builder, "llvm.x86.avx512.permvar.sf.512", a.type, a, numbers)
-    return call(builder, "llvm.x86.avx2.permps", a.type, a, numbers)
 
 
 def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: Value) -> Value:
