@@ -7,7 +7,7 @@ import pytest
 from conftest import Beside
 from rates import Reading
 
-from gptoss_ref.kernels import sampling
+from gptoss_ref import sampling
 
 LOGITS = 3 * np.random.default_rng(0).standard_normal(201088, np.float32)
 

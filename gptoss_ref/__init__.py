@@ -123,6 +123,7 @@ for _name, *_homes in (
     ("info", "checkpoint.summary"),
     ("kernels.doctor", "kernels.runtime.doctor"),
     ("kernels.mxfp4", "layers.mxfp4"),
+    ("kernels.sampling", "sampling"),
     ("kernels.threads", "kernels.runtime.threads"),
     ("kernels.warmup", "kernels.runtime.warmup"),
     ("routing", "weights"),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from gptoss_ref import layers, sampling
+from gptoss_ref import layers
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.numerics import FLOAT32, Array, Policy
@@ -24,10 +24,7 @@ from gptoss_ref.weights import MXFP4, ModelWeights, RouterOutput
 
 @dataclass(frozen=True)
 class Backend:
-    """Layer functions with the signatures of :mod:`gptoss_ref.layers`.
-
-    The last three functions choose tokens and have the signatures of :mod:`gptoss_ref.sampling`.
-    """
+    """Layer functions with the signatures of :mod:`gptoss_ref.layers`."""
 
     name: str
     embedding: Callable[..., Array]
@@ -39,9 +36,6 @@ class Backend:
     attention: Callable[..., Array]
     router: Callable[..., RouterOutput]
     experts: Callable[..., Array]
-    greedy: Callable[[Array], tuple[int, float]]
-    log_probability: Callable[[Array, int], float]
-    token_probabilities: Callable[[Array, float, int, float], Array]
 
     def blocks(self, config: ModelConfig, weights: ModelWeights) -> Callable[..., None] | None:
         """A function that computes all blocks for one token, or None if there is none.
@@ -67,9 +61,6 @@ NUMPY = Backend(
     attention=layers.attention,
     router=layers.router,
     experts=layers.experts,
-    greedy=sampling.greedy,
-    log_probability=sampling.log_probability,
-    token_probabilities=sampling.token_probabilities,
 )
 
 
@@ -91,9 +82,6 @@ def _numba() -> Backend:
         attention=kernels.attention,
         router=kernels.router,
         experts=kernels.experts,
-        greedy=kernels.sampling.greedy,
-        log_probability=kernels.sampling.log_probability,
-        token_probabilities=kernels.sampling.token_probabilities,
     )
     _BLOCKS.append((backend, blocks_of))
     return backend

@@ -7,11 +7,11 @@ from numbers import Integral, Real
 
 import numpy as np
 
-from gptoss_ref.backend import NUMPY, Backend
 from gptoss_ref.cache import KVCache
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.model import Model
 from gptoss_ref.numerics import Array
+from gptoss_ref.sampling import greedy, log_probability, token_probabilities
 
 
 class Token(int):
@@ -73,7 +73,7 @@ def generate(
                 f"the largest logit after position {cache.length - 1} is {logits.max()}: expected "
                 f"a finite number; an activation overflowed, or the weights hold NaN or infinity"
             )
-        token = choose(logits, rng, temperature, top_k, top_p, model.backend)
+        token = choose(logits, rng, temperature, top_k, top_p)
         yield token
         if token in stops:
             return
@@ -104,11 +104,10 @@ def choose(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    backend: Backend = NUMPY,
 ) -> Token:
     """One token, sampled from the ``logits`` (V,) with these parameters."""
     if temperature == 0:
-        return Token(*backend.greedy(logits))
-    probabilities = backend.token_probabilities(logits, temperature, top_k, top_p)
+        return Token(*greedy(logits))
+    probabilities = token_probabilities(logits, temperature, top_k, top_p)
     token = int(rng.choice(len(probabilities), p=probabilities))
-    return Token(token, backend.log_probability(logits, token))
+    return Token(token, log_probability(logits, token))

@@ -2,9 +2,9 @@
 
 A kernel has the signature of its layer and gives the layer's result under the float32 policy,
 within the error bound that its file states. Kernels and layers share no computation, so each can
-test the other. ``threads`` and ``sampling`` are the only names here that are not layers; what a
-model computes once when it is loaded (``yarn``, the conversion of MXFP4) has no kernel. Importing
-this package compiles nothing: see :mod:`gptoss_ref.kernels.runtime.jit`.
+test the other. ``threads`` is the only name here that is not a layer; what a model computes once
+when it is loaded (``yarn``, the conversion of MXFP4) has no kernel. Importing this package compiles
+nothing: see :mod:`gptoss_ref.kernels.runtime.jit`.
 
 These words have one meaning in all files of this package:
 
@@ -28,7 +28,6 @@ L1, L2, L3
 from importlib import import_module
 from typing import Any
 
-from gptoss_ref.kernels import sampling
 from gptoss_ref.kernels.attention import attention, attention_weights
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
@@ -52,7 +51,6 @@ __all__ = [
     "rope",
     "rope_tables",
     "router",
-    "sampling",
     "swiglu",
     "threads",
 ]
@@ -61,6 +59,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "doctor":
         return import_module("gptoss_ref.kernels.runtime.doctor")
+    if name == "sampling":  # a former name
+        return import_module("gptoss_ref.sampling")
     if name in ("mxfp4", "yarn"):  # former names: the layers' are the only ones
         return getattr(import_module("gptoss_ref.layers"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -136,7 +136,7 @@ def test_warm_kernels_say_nothing_about_one_of_other_types(tmp_path: Path) -> No
 from gptoss_ref.kernels.runtime import warmup
 import numpy as np
 (warmup.cache_folder() / warmup.mark()).touch()
-warmup.sampling.greedy(np.ones(3))
+warmup.linear(np.ones((1, 3), np.float32), np.ones((2, 3), np.float32))
 """
     assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""
 

@@ -80,10 +80,9 @@ def test_tokens_stream(model: Model) -> None:
         assert passes == expected
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_greedy_takes_the_lowest_of_equal_logits(backend: str) -> None:
+def test_greedy_takes_the_lowest_of_equal_logits() -> None:
     logits = np.array([1.0, 5.0, 5.0, 2.0])
-    assert choose(logits, np.random.default_rng(0), backend=get_backend(backend)) == 1
+    assert choose(logits, np.random.default_rng(0)) == 1
 
 
 def naive_probabilities(logits: Array, temperature: float, top_k: int, top_p: float) -> list[float]:
@@ -152,7 +151,7 @@ def test_frequencies_follow_the_distribution(
     logits = model(PROMPT)[-1]
     expected = np.array(naive_probabilities(logits, temperature, top_k, top_p))
     rng = np.random.default_rng(1)
-    draws = [choose(logits, rng, temperature, top_k, top_p, model.backend) for _ in range(4000)]
+    draws = [choose(logits, rng, temperature, top_k, top_p) for _ in range(4000)]
     counts = np.bincount(draws, minlength=len(logits))
     assert not counts[expected == 0].any()
     often = expected * 4000 >= 5

@@ -1,8 +1,8 @@
 """Functions that write vector instructions as LLVM IR, and that make leaves of them.
 
 A vector has an element type and a number of lanes. If LLVM has an operation for any vector (loads,
-shuffles, shifts, fused multiply-add), the IR is the same on every CPU. Only products of integers and
-the table look-up are intrinsics of one CPU family.
+shuffles, shifts, fused multiply-add), the IR is the same on every CPU. Only products of integers
+and the table look-up are intrinsics of one CPU family.
 """
 
 from __future__ import annotations

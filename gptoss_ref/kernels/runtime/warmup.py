@@ -25,7 +25,6 @@ import numpy as np
 from llvmlite.binding import get_host_cpu_name
 from numba.core import config
 
-from gptoss_ref.kernels import sampling
 from gptoss_ref.kernels.attention import attention
 from gptoss_ref.kernels.decode_step import blocks_of
 from gptoss_ref.kernels.embedding import embedding
@@ -78,11 +77,6 @@ def _small() -> None:
     x = rmsnorm(x, _bits(32))
     rope(x.reshape(2, 2, 16), *rope_tables(np.arange(2), np.ones(8), 1.0))
     router(x, _bits(4, 32), _bits(4), 2)
-    logits = np.ones(8, np.float32)
-    sampling.greedy(logits)
-    sampling.log_probability(logits, 0)
-    for top_p in (0.5, 1.0):
-        sampling.token_probabilities(logits, top_p=top_p)
 
 
 def _linear(tokens: int, size: int) -> None:
@@ -117,7 +111,7 @@ def _block() -> None:
 
 
 STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
-    ("embedding, norms, positions, routing, sampling", _small),
+    ("embedding, norms, positions, routing", _small),
     ("linear layers, one token", lambda: _linear(1, 64)),
     ("linear layers, several tokens", lambda: _linear(3, 64)),
     ("attention, one token", lambda: _attention(1)),
