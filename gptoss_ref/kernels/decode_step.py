@@ -17,21 +17,21 @@ from gptoss_ref.kernels.attention import chunks_of, reach
 from gptoss_ref.kernels.expert_tasks import mixture
 from gptoss_ref.kernels.experts import refuse_chosen
 from gptoss_ref.kernels.flash.flash_decode import flash_decode
-from gptoss_ref.kernels.matmul.gemm import ROWS_PER_TASK, add_all, gemv
+from gptoss_ref.kernels.matmul.gemm import ROWS_PER_TASK, gemv
 from gptoss_ref.kernels.matmul.gemv import gemv_rows
-from gptoss_ref.kernels.matmul.mxfp4_block import ROWS, Stored
+from gptoss_ref.kernels.matmul.mxfp4_block import ROWS
 from gptoss_ref.kernels.matmul.mxfp4_methods import method_of, stored_of
 from gptoss_ref.kernels.rmsnorm import normalised
 from gptoss_ref.kernels.rope import turned
 from gptoss_ref.kernels.router import choose
 from gptoss_ref.kernels.runtime.arrays import weight_of
-from gptoss_ref.kernels.runtime.buffers import floats
+from gptoss_ref.kernels.runtime.buffers import add_all, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.kernels.runtime.tasks import ALONE, address_of, by_address, jit_tasks
 from gptoss_ref.kernels.runtime.threads import SMALL, team
 from gptoss_ref.numerics import Array
-from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, Matrix, ModelWeights
+from gptoss_ref.weights import MXFP4, BlockWeights, ExpertMatrix, ModelWeights
 
 Blocks = Callable[[Array, Array, Array, int, list[Any]], None]
 """Arguments: x (1, D), which is overwritten with the result; cosines and sines (1, C/2); the
@@ -50,13 +50,8 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
     prepared = [_prepared(config, block) for block in weights.blocks]
     inner, active = config.intermediate_size, config.experts_per_token
     tasks, work = -(-2 * inner // ROWS), 3 * active * config.hidden_size * inner
-    constants = (
-        np.float32(config.rms_norm_eps),
-        np.float32(1 / math.sqrt(config.head_dim)),
-        np.float32(config.swiglu_alpha),
-        np.float32(config.swiglu_limit),
-    )
-
+    numbers = (config.rms_norm_eps, 1 / math.sqrt(config.head_dim))
+    constants = [np.float32(n) for n in (*numbers, config.swiglu_alpha, config.swiglu_limit)]
     addresses: dict[str, tuple[int, int, int]] = {}
 
     def blocks(x: Array, cos: Array, sin: Array, position: int, layers: list[Any]) -> None:
@@ -89,34 +84,28 @@ def _prepared(config: Any, block: BlockWeights) -> tuple[Any, ...] | None:
     D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
     H, KC = config.num_attention_heads, config.num_key_value_heads * config.head_dim
     HC = H * config.head_dim
-    first, second = (_blocks(mlp.mlp1_weight, (E, 2 * F, D)), _blocks(mlp.mlp2_weight, (E, D, F)))
-    if first is None or second is None or config.experts_per_token > E:
-        return None
-    bits = (
-        *(_bits(attn.norm_scale, D), _bits(attn.q_weight, HC, D), _bits(attn.q_bias, HC)),
-        *(_bits(attn.k_weight, KC, D), _bits(attn.k_bias, KC)),
-        *(_bits(attn.v_weight, KC, D), _bits(attn.v_bias, KC), _bits(attn.sinks, H)),
-        *(_bits(attn.out_weight, D, HC), _bits(attn.out_bias, D)),
-        *(_bits(mlp.norm_scale, D), _bits(mlp.gate_weight, E, D), _bits(mlp.gate_bias, E)),
+    parts = (
+        *(_stored(attn.norm_scale, D), _stored(attn.q_weight, HC, D), _stored(attn.q_bias, HC)),
+        *(_stored(attn.k_weight, KC, D), _stored(attn.k_bias, KC)),
+        *(_stored(attn.v_weight, KC, D), _stored(attn.v_bias, KC), _stored(attn.sinks, H)),
+        *(_stored(attn.out_weight, D, HC), _stored(attn.out_bias, D)),
+        *(_stored(mlp.norm_scale, D), _stored(mlp.gate_weight, E, D), _stored(mlp.gate_bias, E)),
+        *(_stored(mlp.mlp1_weight, E, 2 * F, D), _stored(mlp.mlp1_bias, E, 2 * F)),
+        *(_stored(mlp.mlp2_weight, E, D, F), _stored(mlp.mlp2_bias, E, D)),
     )
-    biases = (_bits(mlp.mlp1_bias, E, 2 * F), _bits(mlp.mlp2_bias, E, D))
-    if any(array is None for array in (*bits, *biases)):
+    if None in parts or config.experts_per_token > E:
         return None
-    flat = tuple(array.reshape(-1) for array in bits if array is not None)
-    return (*flat, *first, biases[0], *second, biases[1])
+    return tuple(array for part in parts for array in part or ())
 
 
-def _bits(weight: Matrix, *shape: int) -> Array | None:
-    """Return a weight of the given shape if it is contiguous bfloat16, else None."""
-    if not isinstance(weight, np.ndarray) or weight.shape != shape:  # another container, or no bias
+def _stored(weight: ExpertMatrix | None, *shape: int) -> tuple[Any, ...] | None:
+    """Return a weight, flat, if it has this shape and is stored as :func:`blocks_of` expects."""
+    if not isinstance(weight, MXFP4 if len(shape) == 3 else np.ndarray) or weight.shape != shape:
         return None
-    stored = weight_of(weight)
-    return None if stored is None or stored.dtype != np.uint16 else stored
-
-
-def _blocks(weight: ExpertMatrix, shape: tuple[int, ...]) -> Stored | None:
-    """Return a matrix of the given shape if it is contiguous MXFP4, else None."""
-    return stored_of(weight) if isinstance(weight, MXFP4) and weight.shape == shape else None
+    if isinstance(weight, MXFP4):
+        return stored_of(weight)
+    bits = weight_of(weight)
+    return None if bits is None or bits.dtype != np.uint16 else (bits.reshape(-1),)
 
 
 def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
@@ -133,7 +122,7 @@ def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
         ),
         address_of(
             mixture,
-            *(path, method, heads[0], positions, one, *experts, scalar, scalar),
+            *(path, method, heads[0], positions, one, *experts, 1, scalar, scalar),
             *(heads[0], heads[0], np.ones(1, np.bool_), 1, ALONE),
         ),
     )
@@ -188,8 +177,8 @@ def _block(
     nothing = norm[:0].reshape(0, 0)
     _mixture(
         mixture_at, path, method, norm.reshape(1, width), chosen, weights, blocks, scales,
-        scale_255, bias, blocks_2, scales_2, scale_255_2, bias_2, alpha, limit, nothing,
-        out.reshape(1, width), failed, tasks, team,
+        scale_255, bias, blocks_2, scales_2, scale_255_2, bias_2, gate_bias.size, alpha, limit,
+        nothing, out.reshape(1, width), failed, tasks, team,
     )  # fmt: skip
     add_all(out, x)
 

@@ -13,11 +13,10 @@ import numpy as np
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.matmul import mxfp4_methods as mxfp4
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
-from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored
 from gptoss_ref.kernels.matmul.mxfp4_gemm_int16 import SPARE
 from gptoss_ref.kernels.runtime.arrays import positions_of
-from gptoss_ref.kernels.runtime.buffers import copy, fill, floats, integers, zeros
+from gptoss_ref.kernels.runtime.buffers import add_all, copy, fill, floats, integers, zeros
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.swiglu import activated
@@ -102,18 +101,17 @@ class _Call(NamedTuple):
 def mixture(
     path: Any, method: Any, x: Any, chosen: Any, weights: Any, blocks: Any, scales: Any,
     scale_255: int, bias: Any, blocks_2: Any, scales_2: Any, scale_255_2: int, bias_2: Any,
-    alpha: Any, limit: Any, shown: Any, out: Any, failed: Any, tasks: int, team: Any
+    count: int, alpha: Any, limit: Any, shown: Any, out: Any, failed: Any, tasks: int, team: Any
 ) -> None:  # fmt: skip
     """Compute the experts ``chosen`` (T·A,) for tokens x (T, D), into ``out`` (T, D).
 
     Args:
-        bias: (E, 2F); ``bias_2``: (E, D).
+        bias: (E·2F,); ``bias_2``: (E·D,); ``count``: E.
         shown, failed: see :class:`_Call`; ``shown`` is (0, 0) without a tap.
         tasks: number of tasks of the first matrices; the second have one per 64 rows of D.
     """
-    (tokens, width), count, inner = x.shape, bias.shape[0], bias.shape[1] // 2
-    biases = (bias.reshape(-1), bias_2.reshape(-1))
-    call = _Call(weights, biases, alpha, limit, shown, out, failed)
+    (tokens, width), inner = x.shape, bias.size // count // 2
+    call = _Call(weights, (bias, bias_2), alpha, limit, shown, out, failed)
     plan = plan_of(chosen, chosen.size // tokens, count)
     tiles = plan.tile_tokens.size // TILE
     given = mxfp4.prepare(path, method, x.reshape(-1), tokens, tiles)
@@ -156,7 +154,7 @@ def _tasks(
             ):  # fmt: skip
                 call.failed[0] = True
                 return
-            widen_all(biases[number : number + rows], bias[:rows])
+            copy(biases[number : number + rows], bias[:rows])
             for m in range(tokens):
                 total = sums[m * ROWS : m * ROWS + rows]
                 add_all(bias[:rows], total)

@@ -101,11 +101,9 @@ def experts(
     else:
         out = _by_expert(x, chosen, weights, mlp1_weight, mlp2_weight, biases, limits, stages)
     if tap is not None:
-        start = 0
-        for name, size in (("gate_up", doubled), ("swiglu", doubled // 2), ("expert_out", width)):
-            stage = np.ascontiguousarray(stages[:, start : start + size])
-            tap(name, stage.reshape(*indices.shape, size))
-            start += size
+        parts = np.split(stages, [doubled, doubled + doubled // 2], axis=1)
+        for name, stage in zip(("gate_up", "swiglu", "expert_out"), parts, strict=True):
+            tap(name, np.ascontiguousarray(stage).reshape(*indices.shape, stage.shape[1]))
     return out
 
 
@@ -134,7 +132,7 @@ def _pass(
         bias.shape[1] // ROWS,
         3 * chosen.size * x.shape[1] * (bias.shape[1] // 2),
         *(current_path(), method_of(*x.shape), x, chosen, weights.reshape(-1)),
-        *(*first, bias, *second, bias_2),
+        *(*first, bias.reshape(-1), *second, bias_2.reshape(-1), len(bias)),
         *(np.float32(limits[0]), np.float32(limits[1]), stages, out, failed),
     )
     return bool(failed[0])

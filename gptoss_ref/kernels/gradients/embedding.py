@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
-from gptoss_ref.kernels.matmul.gemm import add_all
 from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values
+from gptoss_ref.kernels.runtime.buffers import add_all
 from gptoss_ref.kernels.runtime.jit import jit
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 

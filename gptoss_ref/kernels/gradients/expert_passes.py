@@ -19,8 +19,7 @@ from gptoss_ref.kernels.gradients.products import (
     room_for_panels,
 )
 from gptoss_ref.kernels.gradients.swiglu import slope
-from gptoss_ref.kernels.matmul.gemm import add_all
-from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
+from gptoss_ref.kernels.runtime.buffers import add_all, copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import jit, jit_dot_inner, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.swiglu import activated

@@ -33,7 +33,6 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
 from gptoss_ref.kernels.runtime.buffers import copy, fill, floats
 from gptoss_ref.kernels.runtime.jit import dispatched, jit_inner
-from gptoss_ref.kernels.runtime.scalar import widen
 
 DEPTH = 256
 """Inner length of a panel."""
@@ -67,9 +66,7 @@ def _fetch_mxfp4(weight: Stored, row: int, inputs: int, column: int, out: Any) -
 @jit_inner
 def _fetch_floats(weight: Any, row: int, inputs: int, column: int, out: Any) -> None:
     at, count = row * inputs + column, min(out.size, inputs - column)
-    source, target = weight[at : at + count], out[:count]
-    for i in range(count):
-        target[i] = widen(source[i])
+    copy(weight[at : at + count], out[:count])
     fill(out[count:], np.float32(0.0))
 
 
@@ -100,9 +97,7 @@ def _columns_floats(
     if count == WIDTH:
         for r in range(depth):
             at = (first + r) * inputs + column
-            source, target = weight[at : at + WIDTH], panel[r * WIDTH : (r + 1) * WIDTH]
-            for i in range(WIDTH):
-                target[i] = widen(source[i])
+            copy(weight[at : at + WIDTH], panel[r * WIDTH : (r + 1) * WIDTH])
         return
     for r in range(depth):
         fetch(weight, first + r, inputs, column, panel[r * WIDTH : (r + 1) * WIDTH])

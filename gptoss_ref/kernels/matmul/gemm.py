@@ -17,7 +17,7 @@ import numpy as np
 from gptoss_ref.kernels.matmul import amx
 from gptoss_ref.kernels.matmul.gemv import dot, gemv_rows
 from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
-from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.buffers import add_all, copy, fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
@@ -105,7 +105,7 @@ def _gemm_part(
     for m in range(t, t + count):
         row = y_flat[m * outputs + begin : m * outputs + end]
         if bias.size:
-            widen_all(bias[begin:end], row)
+            copy(bias[begin:end], row)
         else:
             fill(row, np.float32(0.0))
     for k in range(0, inputs, DEPTH):
@@ -126,20 +126,6 @@ def _gemm_part(
 
 
 @jit_inner
-def widen_all(stored: Any, out: Any) -> None:
-    """Convert stored weights (N,) to float32."""
-    for i in range(out.size):
-        out[i] = widen(stored[i])
-
-
-@jit_inner
-def add_all(x: Any, out: Any) -> None:
-    """out (N,) += x."""
-    for i in range(out.size):
-        out[i] += x[i]
-
-
-@jit_inner
 def _pack_columns(
     weight: Any, first: int, k: int, outputs: int, rows: int, depth: int, width: int, panel: Any
 ) -> None:
@@ -147,7 +133,7 @@ def _pack_columns(
     for i in range(depth):
         at = (k + i) * outputs + first
         row = panel[i * width : (i + 1) * width]
-        widen_all(weight[at : at + rows], row[:rows])
+        copy(weight[at : at + rows], row[:rows])
         fill(row[rows:], np.float32(0.0))
 
 
@@ -184,7 +170,7 @@ def _gemm_amx_tasks(
     for t in range(0, tokens, some):
         for first in range(start * AMX_ROWS, whole * AMX_ROWS, AMX_ROWS):
             if bias.size:
-                widen_all(bias[first : first + AMX_ROWS], biases)
+                copy(bias[first : first + AMX_ROWS], biases)
             for m in range(t, min(t + some, tokens), 32):
                 count = min(32, tokens - m)
                 amx.product(

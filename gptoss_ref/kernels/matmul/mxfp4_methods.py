@@ -36,10 +36,9 @@ from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
 from gptoss_ref.kernels.matmul import mxfp4_planes as planes
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
-from gptoss_ref.kernels.matmul.gemm import add_all, widen_all
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.matmul.mxfp4_planes import WIDE
-from gptoss_ref.kernels.runtime.buffers import fill, floats
+from gptoss_ref.kernels.runtime.buffers import add_all, copy, fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import LEAF, dispatched, jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
@@ -276,7 +275,7 @@ def _matmul_tasks(
         for t in range(tokens):
             row = y_flat[t * outputs + first : t * outputs + first + rows]
             if bias.size:
-                widen_all(bias[first : first + rows], row)
+                copy(bias[first : first + rows], row)
             else:
                 fill(row, np.float32(0.0))
             add_all(sums[t * ROWS : t * ROWS + rows], row)

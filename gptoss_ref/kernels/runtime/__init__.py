@@ -8,7 +8,7 @@
 ``llvm_ir``     functions that write vector instructions, and make leaves of them
 ``scalar``      functions of one value: conversion, bits, the exponential
 ``arrays``      conversion of arguments to the few array types that kernels are compiled for
-``buffers``     allocation of scratch arrays in kernels
+``buffers``     allocation of scratch arrays in kernels, and loops over whole arrays
 ``warmup``      compilation ahead of time, and the message that kernels are being compiled
 ``doctor``      report on this machine: instructions, threads, memory bandwidth
 ==============  ==================================================================================

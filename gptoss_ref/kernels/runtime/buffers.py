@@ -1,4 +1,4 @@
-"""Allocation of scratch arrays in kernels; one function per type, so that each is compiled once."""
+"""Arrays in kernels: allocation, one function per type, compiled once; loops over whole arrays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_ref.kernels.runtime.jit import jit_inner
+from gptoss_ref.kernels.runtime.scalar import widen
 
 
 @jit_inner
@@ -54,6 +55,13 @@ def on_cache_line(n: int) -> Any:
 
 @jit_inner
 def copy(source: Any, target: Any) -> None:
-    """Copy a flat array to another one of the same length."""
+    """Copy activations or stored weights (N,) to a float32 array of the same length."""
     for i in range(target.size):
-        target[i] = source[i]
+        target[i] = widen(source[i])
+
+
+@jit_inner
+def add_all(x: Any, out: Any) -> None:
+    """out (N,) += x."""
+    for i in range(out.size):
+        out[i] += x[i]
