@@ -63,6 +63,21 @@ print(sum(normalised.stats.cache_hits.values()), sum(normalised.stats.cache_miss
 
 
 @COMPILED_ONLY
+def test_parts_of_a_kernel_are_invisible_to_other_kernels(tmp_path: pathlib.Path) -> None:
+    """Names repeat between processes, and kernels of several processes are loaded into one."""
+    code = """
+import numpy as np
+from gptoss_ref import kernels
+from gptoss_ref.kernels.flash.flash_decode import flash_decode
+q, at = np.ones((1, 2, 16), np.float32), np.arange(1)
+kernels.attention(q, q, q, np.ones(2, np.float32), at, at)
+assembly = flash_decode.inspect_asm(flash_decode.signatures[0])
+print("register_tile" in assembly, [l for l in assembly.splitlines() if l.startswith("\\t.weak")])
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "True []"
+
+
+@COMPILED_ONLY
 def test_an_unwritable_cache_folder_gives_one_warning(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code = (

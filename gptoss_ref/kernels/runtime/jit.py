@@ -38,6 +38,17 @@ class _KernelLibrary(codegen.JITCodeLibrary):
     def _optimize_functions(self, ll_module: Any) -> None:
         ll_module.data_layout = self._codegen._data_layout
 
+    def _optimize_final_module(self) -> None:
+        """Keep the parts to this kernel.
+
+        Their names count functions as a process compiles them. If they were visible, a kernel from
+        the cache could call a part of another kernel, from another process, that has the same name.
+        """
+        super()._optimize_final_module()
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage.name == "linkonce_odr":
+                function.linkage = "internal"
+
 
 class _PartLibrary(_KernelLibrary):
     """The LLVM code of a part, which is never optimised or made executable by itself."""
@@ -91,6 +102,7 @@ def _pipeline(library: type) -> type:
 _USED = {"_final_module", "_get_module_for_linking", "_raise_if_finalized", "link_in"}
 _FOUND = (
     hasattr(codegen.CPUCodeLibrary, "_optimize_functions")
+    and hasattr(codegen.CPUCodeLibrary, "_optimize_final_module")
     and set(codegen.CPUCodeLibrary.finalize.__code__.co_names) >= _USED
 )
 
