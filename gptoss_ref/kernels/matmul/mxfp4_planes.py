@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 
 from gptoss_ref.kernels.matmul.gemv import dot_piece
 from gptoss_ref.kernels.matmul.mxfp4_block import (
@@ -27,11 +26,9 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
     out_of_range,
     whole_number,
 )
-from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.jit import jit_inner
-from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
-from gptoss_ref.kernels.runtime.scalar import MAGIC, bits_float
+from gptoss_ref.kernels.runtime.scalar import bits_float
 
 WIDE = 512
 """Rows of fewer activations are short."""
@@ -93,11 +90,18 @@ def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int
         prepared.out_of_range[row] = True
     elif largest != 0:
         (group, v, b), magnitude = place(prepared, row, g), bits_float(largest)
-        up, lane = LARGEST_WHOLE / magnitude, 4 * b + v
-        to = (group * 4 + v) * 128 + 16 * b
-        _split(prepared.x, at, up, prepared.upper, to, prepared.offsets, group * 16 + lane)
+        up, total = LARGEST_WHOLE / magnitude, np.int32(0)
+        for h in range(2):
+            to = (group * 4 + v) * 128 + 32 * h + 16 * b
+            high, low = prepared.upper[to : to + 16], prepared.upper[to + 64 : to + 80]
+            for j in range(16):
+                whole = whole_number(prepared.x[at + 2 * j + h], up)
+                total += whole
+                high[j] = np.uint8((whole + np.int32(128)) >> np.int32(8))
+                low[j] = np.uint8(whole & np.int32(255))
+        prepared.offsets[group * 16 + 4 * b + v] = np.int32(-12) * total
         # a quarter: d is twice a value, and scales are doubled, too
-        prepared.factors[group * 8 + lane] = magnitude * np.float32(0.25) / LARGEST_WHOLE
+        prepared.factors[group * 8 + 4 * b + v] = magnitude * np.float32(0.25) / LARGEST_WHOLE
         if groups * BLOCK < WIDE:
             _refine(prepared, at, magnitude, row, g)
 
@@ -118,69 +122,17 @@ def settle_int8(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
 
 @jit_inner
 def _refine(prepared: Int8Planes, at: int, magnitude: Any, row: int, g: int) -> None:
-    """Write a block, x[at …], to the third plane."""
+    """Write block ``g`` of a row, x[at …], to the third plane."""
     group, v, b = place(prepared, row, g)
-    up, to = LARGEST_WHOLE / magnitude, (group * 4 + v) * 64 + 16 * b
-    number = group * 16 + 8 + 4 * b + v
-    _split_rest(prepared.x, at, up, prepared.third, to, prepared.offsets, number)
+    up, total = LARGEST_WHOLE / magnitude, np.int32(0)
+    for h in range(2):
+        to = (group * 4 + v) * 64 + 32 * h + 16 * b
+        third = prepared.third[to : to + 16]
+        for j in range(16):
+            x = prepared.x[at + 2 * j + h]
+            rest = np.float32(x * up - np.float32(whole_number(x, up)))
+            whole = min(whole_number(rest, np.float32(256.0)), np.int32(127))
+            total += whole
+            third[j] = np.uint8(whole & np.int32(255))
+    prepared.offsets[group * 16 + 8 + 4 * b + v] = np.int32(-12) * total
     prepared.refined[group] = True
-
-
-def _split(x: Any, at: int, up: Any, upper: Any, to: int, offsets: Any, number: int) -> None:
-    """Write hi and lo of the integers X of x[at …], and −12 · their sum to offsets[number]."""
-    whole = np.array([whole_number(value, up) for value in x[at : at + BLOCK]])
-    for h in range(2):
-        upper[to + 32 * h :][:16] = whole[h::2] + 128 >> 8 & 255
-        upper[to + 64 + 32 * h :][:16] = whole[h::2] & 255
-    offsets[number] = -12 * whole.sum()
-
-
-def _split_rest(x: Any, at: int, up: Any, third: Any, to: int, offsets: Any, number: int) -> None:
-    """Write 256 times what X leaves of x[at …], and −12 · their sum to offsets[number]."""
-    rest = [value * up - whole_number(value, up) for value in x[at : at + BLOCK]]
-    whole = np.array([min(whole_number(value, np.float32(256)), 127) for value in rest])
-    for h in range(2):
-        third[to + 32 * h :][:16] = whole[h::2] & 255
-    offsets[number] = -12 * whole.sum()
-
-
-def _emit_split(third: bool) -> Any:
-    """Return what writes the instructions of :func:`_split`, or of :func:`_split_rest`."""
-    half = BLOCK // 2
-    ints, floats, bytes_ = (vec.vector(t, half) for t in (i32, f32, i8))
-
-    def rounded(builder: ir.IRBuilder, x: Value, times: Value) -> Value:
-        shifted = vec.fma(builder, x, times, vec.constant(f32, float(MAGIC), half))
-        bits = vec.constant(i32, int(MAGIC.view(np.int32)), half)
-        return builder.sub(builder.bitcast(shifted, ints), bits)
-
-    def emit(
-        builder: ir.IRBuilder, x: Value, at: Value, up: Value, planes: Value, to: Value,
-        offsets: Value, number: Value
-    ) -> None:  # fmt: skip
-        both = [vec.load(builder, x, builder.add(at, index(i)), floats) for i in (0, half)]
-        times, total = vec.splat(builder, up, half), ints(None)
-        for h in range(2):
-            values = vec.shuffle(builder, both[0], range(h, BLOCK, 2), both[1])
-            whole = rounded(builder, values, times)
-            if third:
-                negative = builder.fneg(builder.sitofp(whole, floats))
-                rest = vec.fma(builder, values, times, negative)
-                whole = rounded(builder, rest, vec.constant(f32, 256, half))
-                most = vec.constant(i32, 127, half)
-                whole = builder.select(builder.icmp_signed("<", whole, most), whole, most)
-            else:
-                high = builder.add(whole, vec.constant(i32, 128, half))
-                high = builder.trunc(builder.lshr(high, vec.constant(i32, 8, half)), bytes_)
-                vec.store(builder, high, planes, builder.add(to, index(32 * h)))
-            low = builder.add(to, index(32 * h + (0 if third else 64)))
-            vec.store(builder, builder.trunc(whole, bytes_), planes, low)
-            total = builder.add(total, whole)
-        sum_ = vec.call(builder, f"llvm.vector.reduce.add.v{half}i32", i32, total)
-        vec.store(builder, builder.mul(sum_, ir.Constant(i32, -12)), offsets, number)
-
-    return emit
-
-
-vec.leaf(_split)(_emit_split(False))
-vec.leaf(_split_rest)(_emit_split(True))
