@@ -55,7 +55,10 @@ def test_one_meaning(form: dict[str, Any]) -> None:
     assert tools_from_data({"functions": [form]}) == (READ,)
 
 
-@pytest.mark.parametrize("form", [HEAD, {"type": "function", "function": HEAD}, {**HEAD, "id": 3}])
+@pytest.mark.parametrize(
+    "form",
+    [HEAD, {"type": "function", "function": HEAD}, {**HEAD, "id": 3}, {**HEAD, "type": "custom"}],
+)
 def test_no_parameters_are_none(form: dict[str, Any]) -> None:
     assert tool_from_dict(form) == Tool("read", "Reads.")
     assert "type read = () => any;" in text_of(tool_from_dict(form))
@@ -77,7 +80,7 @@ def test_no_parameters_are_none(form: dict[str, Any]) -> None:
         ({"type": "bash_20250124", "name": "bash"}, "bash: type 'bash_20250124' without parameter"),
         (
             {**HEAD, "parameters": SCHEMA, "inputSchema": OTHER},
-            "'parameters' and 'inputS",
+            "tool read: 'parameters' and 'inputS",
         ),
         (
             {"function": {**HEAD, "parameters": SCHEMA}, "parameters": OTHER},
@@ -87,7 +90,8 @@ def test_no_parameters_are_none(form: dict[str, Any]) -> None:
         ({**HEAD, "parameters": "{}"}, "tool read: parameters must be a JSON schema object"),
         ({**HEAD, "parameters": {"path": {"type": "string"}}}, "'path' inside of 'properties'"),
         ({**HEAD, "parameters": {"json": SCHEMA}}, "unknown JSON schema keyword 'json'"),
-        ({**HEAD, "inputSchema": {"schema": SCHEMA}}, "inputSchema: unknown JSON schema"),
+        ({**HEAD, "inputSchema": {"schema": SCHEMA}}, "read: inputSchema: unknown JSON schema"),
+        ({**HEAD, "parameters": {"minProperties": 1, "property": {}}}, "JSON schema keyword 'prop"),
         ({**HEAD, "parameters": {"type": "object", "property": {}}}, "unknown JSON schema keyw"),
         ({**HEAD, "parameters": {"type": "OBJECT", "properties": {}}}, "'OBJECT': expected 'obj"),
         ({"type": "function", "function": "read"}, "expected an object with name"),
@@ -98,6 +102,19 @@ def test_no_parameters_are_none(form: dict[str, Any]) -> None:
 def test_no_meaning_or_two(form: dict[str, Any], match: str) -> None:
     with pytest.raises(HarmonyError, match=match):
         tools_from_data(form)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "minProperties": 1, "maxProperties": 2, "patternProperties": {}},
+        {"type": "object", "additionalProperties": False},
+        {"$defs": {"path": {"type": "string"}}},
+        *({word: 1, "schema": 2} for word in ("$ref", "oneOf", "anyOf", "allOf")),
+    ],
+)
+def test_schemas_that_need_no_properties(schema: dict[str, Any]) -> None:
+    assert tool_from_dict({**HEAD, "parameters": schema}).parameters == schema
 
 
 def test_namespaces() -> None:
@@ -112,6 +129,10 @@ def test_namespaces() -> None:
     )
     assert namespaces_from_data({"functions": {"tools": [form]}}) == (expected,)
     assert namespaces_from_data([form]) == (expected,)
+    assert namespaces_from_data([{"name": "functions", "tools": [form], "functions": [form]}]) == (
+        expected,
+    )
+    assert namespaces_from_data([{"name": "later"}])[0].tools == ()
     assert namespaces_from_data(None) == ()
     for content in ({"functions": [form]}, {"tools": [form]}, {"functions": {"tools": [form]}}):
         message = Message.from_dict({"role": "developer", "content": content})
@@ -144,6 +165,11 @@ def in_itself() -> Any:
     schema: dict[str, Any] = {"type": "object", "properties": {}}
     schema["properties"]["again"] = {"type": "array", "items": schema}
     return schema
+
+
+def test_two_schemas_that_contain_themselves_differ() -> None:
+    with pytest.raises(HarmonyError, match="'parameters' and 'inputSchema' differ"):
+        tool_from_dict({**HEAD, "parameters": in_itself(), "inputSchema": in_itself()})
 
 
 def deep(levels: int) -> Any:
