@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ class Runner:
 
     def __init__(self, mutants: dict[Path, list[Mutant]], results: Path, seconds: float) -> None:
         self.mutants, self.results, self.seconds = mutants, results, seconds
+        self.shared: dict[str, float] = defaultdict(float)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """Notes the seconds that a fixture of several tests takes: in `_calls` one test pays it."""
+        before = time.process_time()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                self.shared[fixturedef.argname] += time.process_time() - before
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
@@ -97,7 +110,7 @@ class Runner:
         return found
 
     def _calls(self, session: pytest.Session) -> tuple[str, str]:
-        """By function, the tests that call it and their seconds of processor time."""
+        """By function, the tests that call it and their seconds of processor time alone."""
         from mutmut.mutation.trampoline import set_mutant_under_test
         from mutmut.state import state
 
@@ -105,10 +118,12 @@ class Runner:
         calls: dict[str, dict[str, float]] = defaultdict(dict)
         for item, after in zip(session.items, [*session.items[1:], None], strict=True):
             state()._stats.clear()
-            before = time.process_time()
+            known, before = dict(self.shared), time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            took = time.process_time() - before
+            took += sum(known.get(name, 0) for name in item.fixturenames)  # type: ignore[attr-defined]
             for name in state()._stats:
-                calls[name][item.nodeid] = time.process_time() - before
+                calls[name][item.nodeid] = took
         return SURVIVED, json.dumps(calls)
 
     def _survives(self, mutant: Mutant, items: dict[pytest.Item, float]) -> tuple[str, str]:
