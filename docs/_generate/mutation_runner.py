@@ -13,8 +13,12 @@ between changes no result.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import hashlib
+import importlib
+import inspect
 import json
 import os
 import resource
@@ -30,6 +34,8 @@ import pytest
 
 from docs._generate.mutation_mutants import Mutant, mutated
 
+Calls = dict[str, dict[str, float]]
+"""By function, the tests that call it and their seconds of processor time."""
 KILLED, SLOW, SURVIVED = "killed", "slow", "survived"
 MEMORY = 8 << 30
 """Bytes that a mutant may allocate: a size that it gets wrong must not fill the machine."""
@@ -45,6 +51,7 @@ class Runner:
     def __init__(self, mutants: dict[Path, list[Mutant]], results: Path, seconds: float) -> None:
         self.mutants, self.results, self.seconds = mutants, results, seconds
         self.shared: dict[str, float] = defaultdict(float)
+        self.warmed: dict[str, list[Any]] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -79,7 +86,7 @@ class Runner:
         gc.freeze()  # a child copies no page for the garbage collector
         if all(one.digest in done for ones in self.mutants.values() for one in ones):
             return True
-        calls = self._kept_calls(session, digest)
+        calls, self.warmed = self._kept_calls(session, digest)
         by_id = {item.nodeid: item for item in session.items}
         pairs = [(file, one) for file, ones in self.mutants.items() for one in ones]
         for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
@@ -98,16 +105,17 @@ class Runner:
                 lines.write(json.dumps(told) + "\n")
         return True
 
-    def _kept_calls(self, session: pytest.Session, tests: str) -> dict[str, dict[str, float]]:
-        """`_calls`, from the last run if no test has changed since."""
+    def _kept_calls(
+        self, session: pytest.Session, tests: str
+    ) -> tuple[Calls, dict[str, list[Any]]]:
+        """`_calls`, from the last run if no test has changed since; and what `warm` returns."""
         file = self.results.with_suffix(".calls.json")
         kept: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         if kept.get("tests") != tests:
             _, calls = forked(lambda: self._calls(session), 0)
-            kept = {"tests": tests, "calls": json.loads(calls)}
+            kept = {"tests": tests, **json.loads(calls)}
             file.write_text(json.dumps(kept), encoding="utf-8")
-        found: dict[str, dict[str, float]] = kept["calls"]
-        return found
+        return kept["calls"], warm(kept["modules"], kept["caches"])
 
     def _calls(self, session: pytest.Session) -> tuple[str, str]:
         """By function, the tests that call it and their seconds of processor time alone."""
@@ -124,17 +132,54 @@ class Runner:
             took += sum(known.get(name, 0) for name in item.fixturenames)  # type: ignore[attr-defined]
             for name in state()._stats:
                 calls[name][item.nodeid] = took
-        return SURVIVED, json.dumps(calls)
+        return SURVIVED, json.dumps({"calls": calls, "modules": [*sys.modules], "caches": filled()})
 
     def _survives(self, mutant: Mutant, items: dict[pytest.Item, float]) -> tuple[str, str]:
         """Runs the tests until one fails, or takes far longer than without the mutant."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
+        for cached in self.warmed.get(mutant.mangled, ()):
+            cached.cache_clear()
         set_mutant_under_test(mutant.key)
         for item, after in zip(items, [*list(items)[1:], None], strict=False):  # none, perhaps
             signal.setitimer(signal.ITIMER_PROF, 2 + 10 * items[item])  # of processor time
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return SURVIVED, ""
+
+
+def filled() -> list[tuple[str, str]]:
+    """Module and name of the caches without arguments, such as of a tokenizer, that hold a value."""
+    return [
+        (module.__name__, name)
+        for module in [*sys.modules.values()]
+        for name, found in [*vars(module).items()]
+        if isinstance(found, functools._lru_cache_wrapper) and found.__module__ == module.__name__
+        if found.cache_info().currsize and not inspect.signature(found).parameters
+    ]
+
+
+def warm(modules: list[str], caches: list[tuple[str, str]]) -> dict[str, list[Any]]:
+    """Imports modules and fills caches once, for all children.
+
+    Returns, by function, the caches that it fills: they are cleared before the function's mutants.
+    """
+    from mutmut.mutation.trampoline import set_mutant_under_test
+    from mutmut.state import state
+
+    for name in modules:
+        with contextlib.suppress(Exception):  # some modules cannot be imported on their own
+            importlib.import_module(name)
+    by: dict[str, list[Any]] = defaultdict(list)
+    set_mutant_under_test("stats")
+    for module, name in caches:
+        state()._stats.clear()
+        cached = getattr(importlib.import_module(module), name)
+        cached.cache_clear()  # with what another of them has filled, it would call less
+        cached()
+        for function in state()._stats:
+            by[function].append(cached)
+    set_mutant_under_test("")
+    return by
 
 
 def _without_shrinking(item: pytest.Item) -> None:
