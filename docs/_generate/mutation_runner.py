@@ -148,7 +148,7 @@ class Runner:
 
 
 def filled() -> list[tuple[str, str]]:
-    """Module and name of the caches without arguments, such as of a tokenizer, that hold a value."""
+    """Module and name of the caches without arguments that hold a value, such as a tokenizer."""
     return [
         (module.__name__, name)
         for module in [*sys.modules.values()]
