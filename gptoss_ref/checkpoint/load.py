@@ -204,13 +204,13 @@ def _check_names(shards: Shards, wanted: list[Place], config_path: Path) -> None
     missing = [name for name in expected if name not in shards]
     unknown = [name for name in shards if name not in expected]
     if missing:
-        near = difflib.get_close_matches(missing[0], unknown, n=1)
+        near = difflib.get_close_matches(missing[0], unknown)
         hint = f"; the nearest unknown name is {near[0]!r}" if near else ""
         raise CheckpointError(
             f"{shards.folder}: the tensor {missing[0]!r} is missing{_others(missing)}{hint}"
         )
     if unknown:
-        near = difflib.get_close_matches(unknown[0], expected, n=1)
+        near = difflib.get_close_matches(unknown[0], expected)
         hint = f"; the nearest expected name is {near[0]!r}" if near else ""
         raise CheckpointError(
             f"{shards.path(unknown[0])}: unknown tensor {unknown[0]!r}{_others(unknown)}{hint}"

@@ -458,7 +458,9 @@ A, B = "<|message|>a<|end|>", "<|start|>assistant<|message|>b<|end|>"
             Repair(4, f"{CHANNEL} {IN_TEXT}", "the message ends"), Repair(6, *NO_ROLE)]),
     ],
 )  # fmt: skip
-def test_repairs(text: str, role: str | None, stops: list[str | None], repairs: list[Repair]) -> None:
+def test_repairs(
+    text: str, role: str | None, stops: list[str | None], repairs: list[Repair]
+) -> None:
     """Each with its position, problem, action and text."""
     parser = HarmonyParser(o200k_harmony(), role=role)
     events = [event for token in spelt(text) for event in parser.feed(token)] + parser.finish()

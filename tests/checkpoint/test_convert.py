@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_ref import ModelConfig, convert, load_checkpoint
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
+from gptoss_ref.layers.mxfp4 import encode
 from tests.support.checkpoint_files import (
     SIZES,
     dequantise,
@@ -140,7 +141,7 @@ def test_values_without_a_counterpart_are_refused(tmp_path: Path) -> None:
     refused(src, rf"{stem}_scales\[3\] .*2\^128 or more, which bfloat16 cannot", "bfloat16")
     for number, value in enumerate((float("nan"), float("-inf"))):
         src = damage(write_hf_bfloat16(tmp_path / f"c{number}"), stem, (4, 70, 9), value)
-        refused(src, rf"{stem}\[4\] holds a NaN or an infinity", "mxfp4")
+        refused(src, rf"^{src}/model.safetensors: {stem}\[4\] holds a NaN or an infinity", "mxfp4")
 
 
 def test_bfloat16_experts_are_rounded_to_mxfp4(tmp_path: Path) -> None:
@@ -161,6 +162,12 @@ def test_bfloat16_experts_are_rounded_to_mxfp4(tmp_path: Path) -> None:
     assert error.max() <= 2  # saturated: the floor rule leaves values of up to 8
     half_gap = np.where(np.abs(old) / scale < 2, 0.25, np.where(np.abs(old) / scale < 4, 0.5, 1))
     assert (error[inside] <= half_gap[inside]).all()
+    convert(src, tmp_path / "even", experts="mxfp4", rule="even")
+    even = tensors_of(tmp_path / "even")
+    blocks, scales = encode(old, rule="even")
+    assert np.array_equal(even[name + "_blocks"].numpy(), blocks)
+    assert np.array_equal(even[name + "_scales"].numpy(), scales)
+    assert not np.array_equal(scales, after[name + "_scales"].numpy())
 
 
 @pytest.mark.parametrize("target", sorted(OPTIONS))
@@ -215,7 +222,9 @@ def test_float32_tensors_stay_float32(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.k_proj.weight"] = torch.zeros(24, 64, dtype=torch.bfloat16)
     save_file(tensors, src / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"dtypes BF16, F32; block.0.attn.qkv.weight needs one"
+        CheckpointError,
+        match=rf"^{src}: {', '.join(f'model.layers.0.self_attn.{x}_proj.weight' for x in 'qkv')} "
+        "have dtypes BF16, F32; block.0.attn.qkv.weight needs one$",
     ):
         convert(src, tmp_path / "mixed", layout="openai")
 
@@ -240,6 +249,18 @@ def test_config_is_written_in_the_right_dialect(tmp_path: Path) -> None:
         config = load_checkpoint(tmp_path / name).config
         assert config == ModelConfig(**SIZES, max_position_embeddings=256)
         assert config.eos_token_ids == (102,), "stop tokens go by way of generation_config.json"
+
+
+def test_keys_that_choose_code_are_left_out(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+    more = {"auto_map": {}, "_commit": "x", "experts_implementation": "y", "mine": 3}
+    (src / "config.json").write_text(json.dumps(read(src) | more))
+    result = convert(src, tmp_path / "dst")
+    assert result.notes == tuple(
+        f"config.json: left out {key!r}: it may choose code to load" for key in list(more)[:3]
+    )
+    assert read(tmp_path / "dst")["mine"] == 3
+    assert not set(list(more)[:3]) & set(read(tmp_path / "dst"))
 
 
 def test_companions_come_along(tmp_path: Path) -> None:
@@ -276,6 +297,15 @@ def test_what_the_openai_dialect_cannot_say(tmp_path: Path) -> None:
     result = convert(configured(max_position_embeddings=100), tmp_path / "a", layout="openai")
     assert "max_position_embeddings: 100 becomes" in result.notes[0]
     assert "note:" in str(result)
+    scaling = hf_config()["rope_scaling"]
+    for factor, context in ((1.0, 32), (1.5, 48)):
+        config = configured(
+            rope_scaling=scaling | {"factor": factor}, max_position_embeddings=context
+        )
+        assert convert(config, tmp_path / f"{factor}", layout="openai").notes == ()
+    shrunk = write_openai(tmp_path / "shrunk")  # a factor below 1 does not shorten the context
+    (shrunk / "config.json").write_text(json.dumps(SIZES | {"rope_scaling_factor": 0.5}))
+    assert convert(shrunk, tmp_path / "kept").notes == ()
     for key, value in (
         ("swiglu_alpha", 1.5),
         ("rms_norm_eps", 1e-6),
@@ -451,6 +481,27 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     assert done[-1] == result.nbytes
     assert {call[1] for call in seen} == {result.nbytes}
     assert {call[2] for call in seen} == set(tensors_of(tmp_path / "dst"))
+
+
+def test_progress_over_shards_that_are_numbered_from_one(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    result = convert(
+        write_hf(tmp_path / "src"),
+        tmp_path / "dst",
+        max_shard_bytes=100_000,
+        progress=lambda *call: seen.append(call),
+    )
+    count = len(result.files)
+    assert result.files == tuple(
+        f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)
+    )
+    assert count > 2
+    sizes = {name: tensor.nbytes for name, tensor in tensors_of(tmp_path / "dst").items()}
+    done = 0
+    for at, total, name in seen:  # each tensor in one piece
+        done += sizes.pop(name)
+        assert (at, total) == (done, result.nbytes)
+    assert not sizes
 
 
 def test_result_has_the_usual_permissions(tmp_path: Path) -> None:

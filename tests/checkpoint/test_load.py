@@ -530,3 +530,55 @@ def test_a_null_stop_token_is_no_stop_token(tmp_path: Path) -> None:
     folder = write_openai(tmp_path / "c")
     (folder / "generation_config.json").write_text('{"eos_token_id": null}')
     assert load_checkpoint(folder).config.eos_token_ids == ()
+
+
+def test_which_single_files_are_read(tmp_path: Path) -> None:
+    """Beside model.safetensors, and without an index, other files are none of the checkpoint's."""
+    folder = write_hf(tmp_path / "c")
+    save_file({"other": torch.zeros(3)}, folder / "consolidated.safetensors")
+    assert len(load_checkpoint(folder).shards.files) == 1
+
+
+def test_a_checkpoint_with_an_adapters_settings_in_it(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "c")
+    (folder / "adapter_config.json").write_text("{}")
+    assert load_checkpoint(folder).layout == "hf"
+
+
+def test_where_the_configuration_is(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "repo" / "original")
+    (folder / "config.json").rename(tmp_path / "repo" / "config.json")
+    assert load_checkpoint(tmp_path / "repo").config.hidden_size == SIZES["hidden_size"]
+    (tmp_path / "repo" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/repo/config\.json: "):
+        load_checkpoint(tmp_path / "repo")
+
+
+def test_float16_is_widened_to_float32(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors[name] = tensors[name].to(torch.float16)
+    save_file(tensors, folder / "model.safetensors")
+    weight = load_checkpoint(folder).weights.blocks[1].attn.k_weight
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(weight, tensors[name].float().numpy())
+
+
+def test_the_first_token_may_end_an_answer(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "c")
+    for stop in (0, [0, 130]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
+        expected = tuple(stop) if isinstance(stop, list) else (stop,)
+        assert load_checkpoint(folder).config.eos_token_ids == expected
+
+
+def test_a_layer_has_a_number_of_at_most_nine_digits(tmp_path: Path) -> None:
+    """More digits are no layer: int() of very many is slow."""
+    folder = write_openai(tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    for digits, message in ((9, "holds tensors of 5 layers"), (10, "unknown tensor 'block.1")):
+        more = {f"block.{'1' * digits}.x": torch.zeros(1)}
+        save_file(tensors | more, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(folder)
