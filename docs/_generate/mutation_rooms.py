@@ -62,6 +62,7 @@ ROOMS = {
             locate="locate",
             made="made",
             merge="merge",
+            peft="peft merge",
             reader="reader",
             summary="summary",
             writer="convert",

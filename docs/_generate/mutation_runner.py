@@ -92,7 +92,7 @@ class Runner:
         for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
             if mutant.digest in done:
                 continue
-            chosen = within(self.seconds, calls.get(mutant.mangled, {}))
+            chosen = within(self.seconds, calls.get(mutant.mangled, {}), f"test_{file.stem}.py::")
             items = {by_id[name]: took for name, took in chosen.items()}
             spent = sum(chosen.values())
             code, by = forked(lambda m=mutant, i=items: self._survives(m, i), 5 + 3 * spent)
@@ -193,16 +193,21 @@ def _without_shrinking(item: pytest.Item) -> None:
         getattr(test, "__func__", test)._hypothesis_internal_use_settings = quick  # type: ignore[union-attr]
 
 
-def within(seconds: float, tests: dict[str, float]) -> dict[str, float]:
-    """The quickest tests within that time, each once before its variants; at least one."""
+def within(seconds: float, tests: dict[str, float], own: str = "") -> dict[str, float]:
+    """The quickest tests within that time, at least one.
+
+    Those of the file's ``own`` module come first, and of the others each before its variants.
+    """
     chosen: dict[str, float] = {}
     variants: Counter[str] = Counter()
-    order: list[tuple[int, float, str]] = []
+    order: list[tuple[int, int, float, str]] = []
     for took, name in sorted((took, name) for name, took in tests.items()):
         function = name.partition("[")[0]
-        order.append((variants[function], took, name))
+        order.append(
+            (0, 0, took, name) if own and own in name else (1, variants[function], took, name)
+        )
         variants[function] += 1
-    for _, took, name in sorted(order):
+    for *_, took, name in sorted(order):
         if chosen and sum(chosen.values()) + took > seconds:
             continue
         chosen[name] = took

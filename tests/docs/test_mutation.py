@@ -93,6 +93,9 @@ def test_tests_of_many_functions_come_first() -> None:
     seconds = {"f[1]": 0.1, "f[2]": 0.2, "g": 1.0, "h": 9.0}
     assert list(within(2, seconds)) == ["f[1]", "g", "f[2]"]
     assert list(within(0.01, {"h": 9.0})) == ["h"]
+    assert list(within(9, {"a.py::f": 0.1, "b.py::g[1]": 2, "b.py::g[2]": 3}, "b.py::")) == [
+        "b.py::g[1]", "b.py::g[2]", "a.py::f"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the run forks")
