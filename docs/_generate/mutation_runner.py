@@ -77,16 +77,13 @@ class Runner:
         """All mutants, instead of all tests."""
         for item in session.items:
             _without_shrinking(item)
-        tests = hashlib.sha256()
-        for path in sorted({item.path for item in session.items}):
-            tests.update(path.read_bytes())
-        digest = tests.hexdigest()[:16]
+        digest = _digest(sorted({item.path for item in session.items}))
         done = known(self.results, digest)
         gc.collect()
         gc.freeze()  # a child copies no page for the garbage collector
         if all(one.digest in done for ones in self.mutants.values() for one in ones):
             return True
-        calls, self.warmed = self._kept_calls(session, digest)
+        calls, self.warmed = self._kept_calls(session)
         by_id = {item.nodeid: item for item in session.items}
         pairs = [(file, one) for file, ones in self.mutants.items() for one in ones]
         for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
@@ -105,33 +102,45 @@ class Runner:
                 lines.write(json.dumps(told) + "\n")
         return True
 
-    def _kept_calls(
-        self, session: pytest.Session, tests: str
-    ) -> tuple[Calls, dict[str, list[Any]]]:
-        """`_calls`, from the last run if no test has changed since; and what `warm` returns."""
+    def _kept_calls(self, session: pytest.Session) -> tuple[Calls, dict[str, list[Any]]]:
+        """`_calls`, of unchanged modules of tests from the last run; and what `warm` returns."""
         file = self.results.with_suffix(".calls.json")
-        kept: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        if kept.get("tests") != tests:
-            _, calls = forked(lambda: self._calls(session), 0)
-            kept = {"tests": tests, **json.loads(calls)}
+        kept: dict[str, Any] = {"modules": [], "caches": [], "calls": {}}
+        if file.exists():
+            kept.update(json.loads(file.read_text("utf-8")))
+        of: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in session.items:
+            of[f"{item.nodeid.partition('::')[0]} {_digest([item.path])}"].append(item)
+        new = [item for key, items in of.items() if key not in kept["calls"] for item in items]
+        if new:
+            _, measured = forked(lambda: self._calls(new), 0)
+            found = json.loads(measured)
+            for name in ("modules", "caches"):
+                kept[name] += [one for one in found[name] if one not in kept[name]]
+            for key in [key for key in of if key not in kept["calls"]]:
+                kept["calls"][key] = {item.nodeid: found["calls"][item.nodeid] for item in of[key]}
             file.write_text(json.dumps(kept), encoding="utf-8")
-        return kept["calls"], warm(kept["modules"], kept["caches"])
+        calls: Calls = defaultdict(dict)
+        for key in of:
+            for test, (took, functions) in kept["calls"][key].items():
+                for function in functions:
+                    calls[function][test] = took
+        return calls, warm(kept["modules"], kept["caches"])
 
-    def _calls(self, session: pytest.Session) -> tuple[str, str]:
-        """By function, the tests that call it and their seconds of processor time alone."""
+    def _calls(self, items: list[pytest.Item]) -> tuple[str, str]:
+        """By test, its seconds of processor time alone and the functions that it calls."""
         from mutmut.mutation.trampoline import set_mutant_under_test
         from mutmut.state import state
 
         set_mutant_under_test("stats")
-        calls: dict[str, dict[str, float]] = defaultdict(dict)
-        for item, after in zip(session.items, [*session.items[1:], None], strict=True):
+        calls: dict[str, tuple[float, list[str]]] = {}
+        for item, after in zip(items, [*items[1:], None], strict=True):
             state()._stats.clear()
             known, before = dict(self.shared), time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
             took = time.process_time() - before
             took += sum(known.get(name, 0) for name in item.fixturenames)  # type: ignore[attr-defined]
-            for name in state()._stats:
-                calls[name][item.nodeid] = took
+            calls[item.nodeid] = took, sorted(state()._stats)
         return SURVIVED, json.dumps({"calls": calls, "modules": [*sys.modules], "caches": filled()})
 
     def _survives(self, mutant: Mutant, items: dict[pytest.Item, float]) -> tuple[str, str]:
@@ -145,6 +154,13 @@ class Runner:
             signal.setitimer(signal.ITIMER_PROF, 2 + 10 * items[item])  # of processor time
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return SURVIVED, ""
+
+
+def _digest(paths: list[Path]) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def filled() -> list[tuple[str, str]]:

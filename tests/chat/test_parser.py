@@ -411,6 +411,8 @@ A, B = "<|message|>a<|end|>", "<|start|>assistant<|message|>b<|end|>"
             Repair(5, f"the end of the tokens {NO_MESSAGE}", TAKEN)]),
         (A + " x", "assistant", ["end"], [
             Repair(4, f"the end of the tokens {NO_MESSAGE}", EMPTY, " x")]),
+        (A + "x\n\n<|end|>", "assistant", ["end", "end"], [
+            Repair(5, f"'<|end|>' (id 200007) {NO_MESSAGE}", TAKEN)]),
         (A + "\n<|end|>", "assistant", ["end"], [
             Repair(5, "'\\n<|end|>', expected <|start|>", "skipped", "\n")]),
         (A + "<|channel|>final<|message|>b<|end|>", "assistant", ["end", "end"], [
@@ -466,6 +468,16 @@ def test_repairs(
     events = [event for token in spelt(text) for event in parser.feed(token)] + parser.finish()
     assert parser.repairs == repairs
     assert [event.stop for event in events if isinstance(event, MessageEnd)] == stops
+
+
+def test_a_message_without_an_end_gives_its_role_to_a_channel_only() -> None:
+    for rest, role in (
+        ("<|channel|>final", "user"),
+        ("<|start|>tool:f", "tool"),
+        ("<|start|>user:b", "user"),
+    ):
+        text = f"<|start|>user<|message|>a{rest}<|message|>b<|end|>"
+        assert [m.role for m in parse(spelt(text), o200k_harmony(), role=None)] == ["user", role]
 
 
 def test_what_the_oracle_recovers_too() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +37,7 @@ from gptoss_ref.chat import (
     small_harmony,
     stream,
 )
+from gptoss_ref.chat.messages import meant_channel
 from gptoss_ref.errors import GptOssError, HarmonyError, TokenError
 from tests.support.strategies import as_weights, random_arrays, small_config
 
@@ -128,7 +129,7 @@ def test_an_answer() -> None:
     assert reply.stop_reason == "return"
     one = CONFIDENCE - math.log(math.exp(CONFIDENCE) + TOKENIZER.vocab_size - 1)
     assert reply.logprobs == pytest.approx([one] * len(reply.tokens), rel=1e-6)
-    assert 0 < reply.first_seconds <= reply.seconds
+    assert 0 < reply.first_seconds <= reply.seconds < 600
     assert reply.tokens_per_second == pytest.approx(len(reply.tokens) / reply.seconds)
     # what the model was asked, and that one token followed another
     asked = [Message.system(), Message.user("What is 27 + 58?")]
@@ -145,7 +146,54 @@ def test_an_answer() -> None:
     assert "".join(final) == reply.final
     assert len(final) > 3
     plain = json.loads(json.dumps(reply.to_dict()))
-    assert (plain["final"], plain["tokens"]) == (reply.final, list(reply.tokens))
+    assert plain == {
+        "analysis": reply.analysis,
+        "commentary": "",
+        "final": reply.final,
+        "tool_calls": [],
+        "tokens": list(reply.tokens),
+        "logprobs": list(reply.logprobs),
+        "prompt_tokens": reply.prompt_tokens,
+        "cached_tokens": 0,
+        "seconds": reply.seconds,
+        "tokens_per_second": reply.tokens_per_second,
+        "stop_reason": "return",
+        "repairs": [],
+    }
+    assert replace(reply, seconds=0.0).tokens_per_second == 0
+
+
+def test_the_defaults_of_sampling() -> None:
+    """Of respond, stream and Chat: greedy; with a temperature the whole distribution, seed 0."""
+    text = "<|channel|>final<|message|>a b c d e f g<|return|>"
+    whole = {"top_k": 0, "top_p": 1.0, "seed": 0, "max_new_tokens": 1024}
+
+    def tokens(answer: Any) -> list[tuple[int, ...]]:
+        warm = answer(temperature=3.0)
+        assert warm == answer(temperature=3.0, **whole)
+        assert answer() == answer(temperature=0.0, **whole) == tuple(spelt(text))
+        return [warm]
+
+    def streamed(**options: Any) -> tuple[int, ...]:
+        *_, last = stream(model_saying(text), "?", **options)
+        assert isinstance(last, Reply)
+        return last.tokens
+
+    found = {
+        *tokens(lambda **options: respond(model_saying(text), "?", **options).tokens),
+        *tokens(streamed),
+        *tokens(lambda **options: Chat(model_saying(text), **options).ask("?").tokens),
+    }
+    (warm,) = found
+    assert warm != tuple(spelt(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "channel"),
+    [("a.n-a l_y:s.i.s", "analysis"), ("Final!", "final"), ("comentary", "commentary")],
+)
+def test_marks_in_a_channels_name(name: str, channel: str) -> None:
+    assert meant_channel(name) == channel
 
 
 def test_events_come_as_the_tokens_do() -> None:
@@ -235,6 +283,7 @@ def test_a_call_that_was_cut_short_is_no_call() -> None:
     assert reply.final == ""
     (repair,) = reply.repairs
     assert repair.problem == "the end of the tokens in a call of functions.add"
+    assert repair.action == "left out of the calls"
     assert repair.text == reply.messages[0].text == '{"a": '
     assert repr(repair.text) in reply.to_dict()["repairs"][0]
 
