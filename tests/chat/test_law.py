@@ -184,6 +184,7 @@ def test_a_channel_without_its_token() -> None:
         "no <|channel|> before 'analysis'",
         "no <|channel|> before 'final'",
     ]
+    assert {r.action for r in found["repairs"]} == {"read as the channel"}
 
 
 def test_a_call_in_an_odd_channel_is_a_call() -> None:

@@ -153,6 +153,7 @@ RESULT = Message.tool("functions.f", "1")
 @pytest.mark.parametrize(
     ("messages", "answered", "harmony"),
     [
+        ([THINK, USER], [0, 1], [0, 1]),
         ([USER, THINK], [0, 1], [0, 1]),
         ([USER, THINK, ANSWER], [0, 2], [0, 2]),
         ([USER, THINK, ANSWER, USER], [0, 2, 3], [0, 2, 3]),
@@ -217,7 +218,11 @@ def test_a_final_return_becomes_end_in_history() -> None:
     end, ret = (o200k_harmony().special_id(name) for name in ("end", "return"))
     assert render_conversation([USER, ANSWER], o200k_harmony(), None)[-1] == end
     assert render_conversation_for_training([USER, ANSWER], o200k_harmony())[-1] == ret
+    whole = render_conversation([USER, ANSWER], o200k_harmony(), None)
+    assert render_conversation_for_training([USER, ANSWER], o200k_harmony()) == [*whole[:-1], ret]
     assert ret not in render_conversation_for_training([USER, ANSWER, USER], o200k_harmony())
+    assert ret not in render_conversation_for_training([USER, THINK], o200k_harmony())
+    assert render_conversation_for_training([], o200k_harmony()) == []
 
 
 # --- JSON and bad input ---------------------------------------------------------------------------
@@ -296,6 +301,11 @@ def test_a_schema_nested_beyond_reason_is_one_clear_error() -> None:
     message = Message.developer(DeveloperContent.with_functions(None, [Tool("f", "", schema)]))
     with pytest.raises(HarmonyError, match=r"tool f: .* nested too deeply"):
         render_message(message, o200k_harmony())
+
+
+def test_a_header_with_other_content() -> None:
+    assert CALL.with_content("[]") == replace(CALL, content="[]")
+    assert CALL.with_content(["a", "b"]).text == "ab"
 
 
 def test_messages_from_plain_data() -> None:

@@ -430,6 +430,11 @@ def test_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             place, lambda: convert(place / "src", place / "dst"), CheckpointError
         )
         assert "bytes, the disk has 5 free" in message
+        enough = load_checkpoint(place / "src").nbytes
+        patch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, enough))
+        said = str(convert(place / "src", place / "fits"))
+        assert said == f"{place / 'fits'}: hf layout, mxfp4 experts, {enough} bytes, 1 file"
+        shutil.rmtree(place / "fits")
 
     def progress(done: int, total: int, name: str) -> None:
         raise OSError(28, "No space left on device")
@@ -492,6 +497,7 @@ def test_progress_over_shards_that_are_numbered_from_one(tmp_path: Path) -> None
         progress=lambda *call: seen.append(call),
     )
     count = len(result.files)
+    assert str(result).endswith(f" bytes, {count} files")
     assert result.files == tuple(
         f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)
     )

@@ -573,6 +573,25 @@ def test_the_first_token_may_end_an_answer(tmp_path: Path) -> None:
         assert load_checkpoint(folder).config.eos_token_ids == expected
 
 
+def test_the_first_token_that_is_none(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "c")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 131}')
+    with pytest.raises(
+        ConfigError, match="eos_token_id must hold token ids from 0 to 130, not 131"
+    ):
+        load_checkpoint(folder)
+
+
+def test_a_quantization_that_is_a_text(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": "int4"}))
+    with pytest.raises(ConfigError, match="quant_method must be 'mxfp4', not 'int4'"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": "mxfp4"}))
+    assert load_checkpoint(folder).layout == "hf"
+
+
 def test_a_layer_has_a_number_of_at_most_nine_digits(tmp_path: Path) -> None:
     """More digits are no layer: int() of very many is slow."""
     folder = write_openai(tmp_path / "c")
