@@ -12,8 +12,46 @@ EVEN = "C is even: the same numbers, as floats"
 UNUSED = "of a block that is not finite, which decodes to NaN whatever its exponent and codes"
 NEGATIVE = "NumPy takes any negative size for the unknown one"
 MESSAGE = "the default of a name in error messages"
+NONE_FALSE = "`None` is false, as `False` is"
+NONE_FLOAT64 = "NumPy takes `None` for float64"
+HELP = "a text of `--help`"
+LENGTHS = "both have one entry for each item, by construction"
+CONFIGURED = "a checkpoint that was loaded has a config.json"
+HF = "every layout but `openai` and `hf-bfloat16` has the names of `hf`"
+RATIO = "all sums change their sign, and only their ratios are used"
+FLUSHED = "Linux also flushes a file that is open for reading; Windows does not"
+ASCII = "`json.dumps` writes ASCII"
 
 REASONS: dict[tuple[str, str, str], str] = {
+    ("chat/pack_ranks.py", "main", "help="): HELP,
+    ("chat/pack_ranks.py", "main", "description="): HELP,
+    ("chat/pack_ranks.py", "main", "prog="): HELP,
+    ("chat/pack_ranks.py", "pack", "lzma.compress("): "another packing of the same tokens",
+    ("chat/render.py", "_drop_answered", "strict="): LENGTHS,
+    ("chat/reply.py", "read_arguments", "ensure_ascii=None"): NONE_FALSE,
+    ("chat/typescript.py", "to_json", "ensure_ascii=None"): NONE_FALSE,
+    ("chat/typescript.py", "_float_json", "rpartition"): "the text holds one `e`",
+    ("chat/typescript.py", "_float_json", "value <= 0"): "0 is not in this range",
+    ("checkpoint/adapter.py", "LowRank.product", "x.astype(dtype or x.dtype"): COPIED,
+    (
+        "checkpoint/convert.py",
+        "convert",
+        "max_shard_bytes: int =",
+    ): "one byte more in a file of 5 GB",
+    ("checkpoint/convert.py", "_config", "(path is not None) or True"): CONFIGURED,
+    ("checkpoint/made.py", "write", "places(config, None)"): HF,
+    (
+        "checkpoint/made.py",
+        "_values",
+        "math.sqrt(33",
+    ): "the exponent is rounded to the same integer",
+    ("checkpoint/made.py", "_values", "place.shape[+1]"): LAST,
+    ("checkpoint/merge.py", "Merger._pieces", "astype(None)"): NONE_FLOAT64,
+    ("checkpoint/merge.py", "Merger._note", "- squares"): RATIO,
+    ("checkpoint/writer.py", "write_shards", "strict="): LENGTHS,
+    ("checkpoint/writer.py", "write_json", "encoding"): ASCII,
+    ("checkpoint/writer.py", "_flush", "XXntXX"): "Windows only",
+    ("checkpoint/writer.py", "_flush", "(path.is_dir()) or True"): FLUSHED,
     ("layers/attention.py", "attention", "np.inf if (window is None) or True"): MASKED,
     ("layers/attention.py", "attention", "p.max()) | (p.min()"): MASKED,
     ("layers/attention.py", "attention", "k_positions <= reach)"): MASKED,

@@ -170,7 +170,6 @@ class HarmonyParser:
             self._take_skipped("the end of the tokens", None, cut=True)
         elif self._skipped:
             self._report_skipped()
-        self._state = _State.EXPECT_START
         return self._take_events()
 
     # --- the three states ---------------------------------------------------------------------

@@ -29,7 +29,7 @@ from gptoss_ref.chat import (
 )
 from gptoss_ref.chat import pack_ranks as ranks
 from gptoss_ref.chat.hf_tokenizer import _byte_table, _spell
-from gptoss_ref.chat.split import LONG, O200K_PATTERN, SAFE_PATTERNS, long_spaces
+from gptoss_ref.chat.split import LONG, O200K_PATTERN, SAFE_PATTERNS, _cl100k, _o200k, long_spaces
 from gptoss_ref.errors import TokenError
 from tests.support.harmony_oracle import SPELT, oracle, texts
 
@@ -216,6 +216,9 @@ def test_the_patterns_are_the_public_ones(monkeypatch: pytest.MonkeyPatch) -> No
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     assert {O200K_PATTERN, ONE_DIGIT, llama_3} < SAFE_PATTERNS
+    assert {_o200k(r"\p{N}{1,3}"), _o200k(r"\p{N}"), _cl100k(r"\p{N}{1,3}")} == {
+        O200K_PATTERN, ONE_DIGIT, llama_3
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", [None, b"a", 3, ["a"]])
