@@ -7,7 +7,7 @@ without a change, in a forked process too: this says which functions a test call
 time it takes. A mutant then meets the tests that call its function, the quickest first, up to so
 many seconds of processor time, until one fails. Each result is a line of RESULTS, in JSON, and what
 stands there already is not run again: a killed mutant of an unchanged function, and a survivor if
-no test has changed either. All limits are processor time, so a machine that does something else in
+no test has changed either, or it has a reason. All limits are processor time, so a machine that does something else in
 between changes no result.
 """
 
@@ -33,6 +33,7 @@ from typing import Any
 import pytest
 
 from docs._generate.mutation_mutants import Mutant, mutated
+from docs._generate.mutation_page import reason
 
 Calls = dict[str, dict[str, float]]
 """By function, the tests that call it and their seconds of processor time."""
@@ -286,7 +287,7 @@ def known(results: Path, tests: str) -> set[str]:
     return {
         one["digest"]
         for one in lines(results)
-        if one["outcome"] != SURVIVED or one["tests"] == tests
+        if one["outcome"] != SURVIVED or one["tests"] == tests or reason(one["file"], one)
     }
 
 

@@ -73,11 +73,14 @@ def test_a_survivor_is_told_by_its_lines() -> None:
 
 
 def result(digest: str, outcome: str, tests: str) -> str:
-    return json.dumps({"digest": digest, "outcome": outcome, "tests": tests}) + "\n"
+    said = {"file": "x.py", "function": "f", "before": "a", "after": "b"}
+    return json.dumps({"digest": digest, "outcome": outcome, "tests": tests, **said}) + "\n"
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    """A killed mutant stays killed; a survivor is tried again with other tests."""
+def test_a_run_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed mutant stays killed; a survivor without a reason is tried again with other tests."""
     results = tmp_path / "room.jsonl"
     assert known(results, "new") == set()
     results.write_text(
@@ -87,6 +90,9 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results.write_text(results.read_text() + result("b", KILLED, "new"))
     assert known(results, "new") == {"a", "b", "c"}
     assert {one["digest"]: one["outcome"] for one in stored(results)}["b"] == KILLED
+    results.write_text(result("a", SURVIVED, "old"))
+    monkeypatch.setitem(REASONS, ("x.py", "f", "b"), "why")
+    assert known(results, "new") == {"a"}
 
 
 def test_tests_of_many_functions_come_first() -> None:
