@@ -7,8 +7,8 @@ without a change, in a forked process too: this says which functions a test call
 time it takes. A mutant then meets the tests that call its function, the quickest first, up to so
 many seconds of processor time, until one fails. Each result is a line of RESULTS, in JSON, and what
 stands there already is not run again: a killed mutant of an unchanged function, and a survivor if
-no test has changed either, or it has a reason. All limits are processor time, so a machine that does something else in
-between changes no result.
+no test has changed either, or it has a reason. All limits are processor time, so a machine that
+does something else in between changes no result.
 """
 
 from __future__ import annotations
