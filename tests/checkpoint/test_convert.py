@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -116,6 +117,31 @@ def test_extreme_scales_are_exact_in_bfloat16(tmp_path: Path) -> None:
     assert np.array_equal(dense.swapaxes(1, 2), dequantise(blocks, scales))
     assert np.abs(dense[dense != 0]).min() < 2.0**-126
     assert np.abs(dense).max() > 2.0**125
+
+
+def test_small_pieces_make_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies, decoding and encoding in several pieces a tensor, the last of them shorter."""
+    src = write_hf(tmp_path / "src", seed=5, canonical=True)
+    convert(src, tmp_path / "dense", experts="bfloat16")
+    convert(tmp_path / "dense", tmp_path / "back", experts="mxfp4")
+    module = importlib.import_module("gptoss_ref.checkpoint.convert")
+    monkeypatch.setattr(module, "_TILE_VALUES", 7 * 64)  # of 64 rows of 96, 192 of 64
+    monkeypatch.setattr(module, "_COPY_VALUES", 1000)
+    pieces: list[str] = []
+    convert(
+        src, tmp_path / "dense 2", experts="bfloat16", progress=lambda *call: pieces.append(call[2])
+    )
+    assert pieces.count("lm_head.weight") == 9  # 131 * 64 values
+    pieces.clear()
+    convert(
+        tmp_path / "dense 2", tmp_path / "back 2", experts="mxfp4",
+        progress=lambda *call: pieces.append(call[2]),
+    )  # fmt: skip
+    name = "model.layers.0.mlp.experts.{}_proj_blocks"
+    assert pieces.count(name.format("gate_up")) == 5 * 28  # seven of 192 rows
+    assert pieces.count(name.format("down")) == 5 * 16  # four of 64 rows
+    for one in ("dense", "back"):
+        assert listing(tmp_path / one) == listing(tmp_path / f"{one} 2")
 
 
 def damage(folder: Path, name: str, index: tuple, value: float) -> Path:

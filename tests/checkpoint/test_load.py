@@ -414,6 +414,19 @@ def test_unknown_tensor(tmp_path: Path) -> None:
     fails(folder, "unknown tensor '.*biases'; the nearest expected name is 'model.layers.2.*bias'")
 
 
+def test_how_many_tensors_are_missing_or_unknown(tmp_path: Path) -> None:
+    layer = "model.layers.2."
+    names = [f"{layer}self_attn.sinks", f"{layer}mlp.router.bias", f"{layer}mlp.router.weight"]
+    folder = write_hf(tmp_path / "a")
+    for left, others in ((1, ""), (2, r" \(and 1 more\)"), (3, r" \(and 2 more\)")):
+        change_tensors(folder, lambda t, n=names[left - 1]: t.pop(n))
+        fails(folder, f"^{folder}: the tensor '{names[0]}' is missing{others}$")
+    folder = write_hf(tmp_path / "b")
+    for number, others in ((1, ""), (2, r" \(and 1 more\)")):
+        change_tensors(folder, lambda t, n=number: t.update({f"{'?' * n}": torch.zeros(1)}))
+        fails(folder, rf"^{folder}/model\.safetensors: unknown tensor '\?+'{others}$")
+
+
 @pytest.mark.parametrize("layers", [3, 5, 10**9])
 def test_more_or_fewer_layers_than_the_config_says(tmp_path: Path, layers: int) -> None:
     folder = write_hf(tmp_path / "c")
