@@ -38,8 +38,8 @@ makes one change at a time (another operator, another constant, an argument left
 assigned). The tests of the same room that call the changed function run until one fails: then the
 mutant is *killed*. `nox -s mutation -- layers numerics` takes such figures and writes this page.
 
-Each mutant gets a limited time of tests, the quickest first (column *seconds*, processor time), so
-a survivor may be a mutant that only a slower test kills. Not mutated: messages of errors, the case
+Each mutant gets a limited time of tests (column *seconds*, processor time): those of the module of
+the same name, then the quickest. So a survivor may be a mutant that only a slower test kills. Not mutated: messages of errors, the case
 of strings, code outside functions, and decorated functions, which mutmut cannot change.
 
 A survivor with a reason is no gap: the change makes no difference that a caller can see. A survivor
