@@ -39,8 +39,9 @@ assigned). The tests of the same room that call the changed function run until o
 mutant is *killed*. `nox -s mutation -- layers numerics` takes such figures and writes this page.
 
 Each mutant gets a limited time of tests (column *seconds*, processor time): those of the module of
-the same name, then the quickest. So a survivor may be a mutant that only a slower test kills. Not mutated: messages of errors, the case
-of strings, code outside functions, and decorated functions, which mutmut cannot change.
+the same name, then the quickest. So a survivor may be a mutant that only a slower test kills. Not
+mutated: messages of errors, the case of strings, code outside functions, and decorated functions,
+which mutmut cannot change.
 
 A survivor with a reason is no gap: the change makes no difference that a caller can see. A survivor
 without a reason is a test to be written. Mutants run in a random order, so those of a file that is

@@ -87,7 +87,8 @@ class Runner:
         calls, self.warmed = self._kept_calls(session)
         by_id = {item.nodeid: item for item in session.items}
         pairs = [(file, one) for file, ones in self.mutants.items() for one in ones]
-        for file, mutant in sorted(pairs, key=lambda pair: pair[1].digest):
+        again = {one["digest"] for one in lines(self.results)}  # what survived, first
+        for file, mutant in sorted(pairs, key=lambda p: (p[1].digest not in again, p[1].digest)):
             if mutant.digest in done:
                 continue
             chosen = within(self.seconds, calls.get(mutant.mangled, {}), f"test_{file.stem}.py::")
@@ -99,33 +100,30 @@ class Runner:
                 "after": mutant.after, "digest": mutant.digest, "tests": digest,
                 "outcome": code, "by": by, "called": len(items), "seconds": round(spent, 2),
             }  # fmt: skip
-            with self.results.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(told) + "\n")
+            with self.results.open("a", encoding="utf-8") as results:
+                results.write(json.dumps(told) + "\n")
         return True
 
     def _kept_calls(self, session: pytest.Session) -> tuple[Calls, dict[str, list[Any]]]:
-        """`_calls`, of unchanged modules of tests from the last run; and what `warm` returns."""
+        """`_calls`, of unchanged tests from the last run; and what `warm` returns."""
         file = self.results.with_suffix(".calls.json")
         kept: dict[str, Any] = {"modules": [], "caches": [], "calls": {}}
         if file.exists():
             kept.update(json.loads(file.read_text("utf-8")))
-        of: dict[str, list[pytest.Item]] = defaultdict(list)
-        for item in session.items:
-            of[f"{item.nodeid.partition('::')[0]} {_digest([item.path])}"].append(item)
-        new = [item for key, items in of.items() if key not in kept["calls"] for item in items]
+        of = {f"{item.nodeid} {_source(item)}": item for item in session.items}
+        new = {key: item for key, item in of.items() if key not in kept["calls"]}
         if new:
-            _, measured = forked(lambda: self._calls(new), 0)
+            _, measured = forked(lambda: self._calls([*new.values()]), 0)
             found = json.loads(measured)
             for name in ("modules", "caches"):
                 kept[name] += [one for one in found[name] if one not in kept[name]]
-            for key in [key for key in of if key not in kept["calls"]]:
-                kept["calls"][key] = {item.nodeid: found["calls"][item.nodeid] for item in of[key]}
+            kept["calls"] |= {key: found["calls"][item.nodeid] for key, item in new.items()}
             file.write_text(json.dumps(kept), encoding="utf-8")
         calls: Calls = defaultdict(dict)
-        for key in of:
-            for test, (took, functions) in kept["calls"][key].items():
-                for function in functions:
-                    calls[function][test] = took
+        for key, item in of.items():
+            took, functions = kept["calls"][key]
+            for function in functions:
+                calls[function][item.nodeid] = took
         return calls, warm(kept["modules"], kept["caches"])
 
     def _calls(self, items: list[pytest.Item]) -> tuple[str, str]:
@@ -155,6 +153,13 @@ class Runner:
             signal.setitimer(signal.ITIMER_PROF, 2 + 10 * items[item])  # of processor time
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return SURVIVED, ""
+
+
+def _source(item: pytest.Item) -> str:
+    """Of a test's code, without what it calls."""
+    function = getattr(item, "function", None)
+    text = inspect.getsource(function) if function is not None else item.path.read_text("utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(paths: list[Path]) -> str:

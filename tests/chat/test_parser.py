@@ -534,8 +534,14 @@ def test_strict_refuses_bytes_that_are_no_text_in_a_header() -> None:
     tokens = [*spelt("<|channel|>final"), 9552, *spelt("<|message|>a<|end|>")]
     with pytest.raises(HarmonyError, match=r"token 3: b'final \\xf0\\x9f', expected UTF-8"):
         parse(tokens, o200k_harmony(), strict=True)
-    (found,) = parse(tokens, o200k_harmony())
+    parser = HarmonyParser(o200k_harmony())
+    for token in tokens:
+        parser.feed(token)
+    (found,) = parser.messages
     assert (found.text, found.channel) == ("a", "final")
+    assert parser.repairs[0] == Repair(
+        3, "b'final \\xf0\\x9f', expected UTF-8", "the invalid bytes become U+FFFD"
+    )
 
 
 def test_bad_arguments() -> None:

@@ -104,6 +104,17 @@ def test_schemas(schema: dict[str, Any]) -> None:
     )
 
 
+def test_functions_change_the_system_message() -> None:
+    """One line more; and no functions are none."""
+    for functions in ([Tool("f")], []):
+        developer = DeveloperContent.with_functions("Be brief.", functions)
+        messages = [Message.system(), Message.developer(developer), Message.user("?")]
+        same(
+            render_conversation(messages, o200k_harmony(), None),
+            oracle().render_conversation(to_oracle(messages)),
+        )
+
+
 def test_builtin_tools() -> None:
     messages = [Message.system(SystemContent(tools=(python(), browser())))]
     theirs = oh.SystemContent.new().with_python_tool().with_browser_tool()

@@ -190,10 +190,27 @@ def test_the_defaults_of_sampling() -> None:
 
 @pytest.mark.parametrize(
     ("name", "channel"),
-    [("a.n-a l_y:s.i.s", "analysis"), ("Final!", "final"), ("comentary", "commentary")],
+    [
+        *(("a.n-a l_y:s.i.s", "analysis"), ("Final!", "final"), ("comentary", "commentary")),
+        *(("fine", "commentary"), ("final_answer", "final"), ("analysisfinal", "analysis")),
+    ],
 )
 def test_marks_in_a_channels_name(name: str, channel: str) -> None:
     assert meant_channel(name) == channel
+
+
+def test_what_of_a_prompt_is_in_the_cache() -> None:
+    prefix = PrefixCache(model_saying())
+    for prompt, pending in (
+        ([1, 2, 3, 4], [4]),
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2], [1, 2]),
+        ([1, 9, 3, 4], [1, 9, 3, 4]),
+    ):
+        prefix.tokens, held = [1, 2, 3], prefix.cache
+        assert prefix.begin(prompt) == pending
+        assert (prefix.cache is held) == (pending == [4])
+        assert prefix.tokens == ([1, 2, 3] if pending == [4] else [])
 
 
 def test_events_come_as_the_tokens_do() -> None:

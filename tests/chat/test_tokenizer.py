@@ -84,6 +84,12 @@ def test_broken_rank_files(text: bytes, match: str) -> None:
         ranks.parse_released(text)
 
 
+def test_a_few_tokens_packed() -> None:
+    tokens = [*(bytes([byte]) for byte in range(255, -1, -1)), b"ab", b"c d", b"\xfe\x00"]
+    assert ranks.unpack(ranks.pack(tokens)) == tokens
+    assert ranks.parse_released(ranks.released_text(tokens)) == tokens
+
+
 def test_packing_checks_what_it_assumes() -> None:
     with pytest.raises(TokenError, match="256 one-byte tokens first"):
         ranks.pack([b"ab"] * 300)
