@@ -20,9 +20,12 @@ CONFIGURED = "a checkpoint that was loaded has a config.json"
 HF = "every layout but `openai` and `hf-bfloat16` has the names of `hf`"
 RATIO = "all sums change their sign, and only their ratios are used"
 FLUSHED = "Linux also flushes a file that is open for reading; Windows does not"
+STRICT = "a strict parser raises before it uses the action"
+BOUNDED = "a larger shape is refused by its product, larger offsets by the size of the file"
 ASCII = "`json.dumps` writes ASCII"
 
 REASONS: dict[tuple[str, str, str], str] = {
+    ("chat/conversation.py", "stream", 'first = ""'): "empty is false, as `None` is",
     ("chat/header.py", "names_a_role", "XXXX"): "no role either",
     ("chat/hf_tokenizer.py", "_byte_table", "0xFF + 2"): "byte 0 then takes that character",
     ("chat/hf_tokenizer.py", "_check_merges", "previous = -2"): "ranks begin at 0",
@@ -31,6 +34,8 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("chat/pack_ranks.py", "main", "prog="): HELP,
     ("chat/pack_ranks.py", "pack", "lzma.compress("): "another packing of the same tokens",
     ("chat/render.py", "_drop_answered", "strict="): LENGTHS,
+    ("chat/parser.py", "HarmonyParser._in_between", '<|start|>", None)'): STRICT,
+    ("chat/reply.py", "ToolCall.answer", "ensure_ascii=None"): NONE_FALSE,
     ("chat/reply.py", "read_arguments", "ensure_ascii=None"): NONE_FALSE,
     ("chat/typescript.py", "to_json", "ensure_ascii=None"): NONE_FALSE,
     ("chat/typescript.py", "_float_json", "rpartition"): "the text holds one `e`",
@@ -43,6 +48,15 @@ REASONS: dict[tuple[str, str, str], str] = {
     ): "one byte more in a file of 5 GB",
     ("checkpoint/convert.py", "_config", "(path is not None) or True"): CONFIGURED,
     ("checkpoint/made.py", "write", "places(config, None)"): HF,
+    ("checkpoint/made.py", "write", "XXhfXX"): HF,
+    ("checkpoint/made.py", "write", "default_rng(21)"): "other weights of the same distribution",
+    (
+        "checkpoint/made.py",
+        "_values",
+        "target = 5.0",
+    ): "the exponent is rounded to the same integer",
+    ("checkpoint/reader.py", "_counts", "0 <= n"): BOUNDED,
+    ("checkpoint/summary.py", "_from_config", "XXhfXX"): HF,
     (
         "checkpoint/made.py",
         "_values",

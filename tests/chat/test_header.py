@@ -174,6 +174,7 @@ def test_a_channel_that_is_part_of_the_role() -> None:
         ("to= to=f", "f", None, [NO_NAME]),
         (f"to= {JSON}", None, JSON, [NO_NAME]),
         ("to='f'", "f", None, [("to='f'", "the name counts without its quotes", "''")]),
+        ("to='X'", "X", None, [("to='X'", "the name counts without its quotes", "''")]),
         ("to=''", "''", None, []),
         ("to=f to=g", "f", None, [second("g", "to=g")]),
         ("to=f to=", "f", None, [NO_NAME, second("", "to=")]),

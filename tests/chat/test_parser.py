@@ -465,6 +465,7 @@ def test_repairs(
 ) -> None:
     """Each with its position, problem, action and text."""
     parser = HarmonyParser(o200k_harmony(), role=role)
+    assert parser.header is None
     events = [event for token in spelt(text) for event in parser.feed(token)] + parser.finish()
     assert parser.repairs == repairs
     assert [event.stop for event in events if isinstance(event, MessageEnd)] == stops

@@ -570,6 +570,10 @@ def test_values_that_may_be(tmp_path: Path) -> None:
     first = next(text for text, rank in vocab.items() if rank == 0)
     vocab[first + first] = vocab.pop(first)
     assert refused(data, tmp_path) == "model.vocab: no token for the byte 0x21"
+    assert joined.name == str(path)
+    data = copy.deepcopy(SMALLEST)
+    assert len("".join(data["model"]["merges"].pop(0))) == 2
+    assert refused(data, tmp_path).startswith("model.merges: the pair of token 256, ")
     path.unlink()
     with pytest.raises(TokenError, match=rf"^{path}: cannot read \(No such file"):
         read_tokenizer_json(path)

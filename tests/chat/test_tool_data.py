@@ -14,6 +14,7 @@ from gptoss_ref.chat.tool_data import (
     tools_from_data,
 )
 from gptoss_ref.errors import HarmonyError
+from tests.support.harmony_oracle import oracle, to_oracle
 
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
 OTHER = {"type": "object", "properties": {}}
@@ -206,6 +207,23 @@ def test_schemas_without_an_end_or_a_form(schema: Any, match: str) -> None:
     with pytest.raises(HarmonyError, match="expected an object with name"):
         tool_from_dict({"parameters": schema})  # the error shows it cut short
     assert text_of(Tool("read", "", deep(127)))
+
+
+def test_as_many_values_as_may_be() -> None:
+    """The schema itself, two lists or objects in it, and numbers."""
+    most = {"enum": [0] * 99_997, "x": {}}
+    assert text_of(Tool("f", "", most))
+    with pytest.raises(HarmonyError, match="too large, expected at most 100000 values"):
+        text_of(Tool("f", "", {**most, "enum": [0] * 99_998}))
+
+
+def test_lines_of_a_description() -> None:
+    """A carriage return alone ends no line; openai-harmony reads them so, too."""
+    text = text_of(Tool("f", "a\rb\r\nc\n\nd\n"))
+    assert "\n// a\rb\n// c\n// \n// d\ntype f = () => any;\n" in text
+    content = DeveloperContent.with_functions(None, [Tool("f", "a\rb\r\nc\n\nd\n")])
+    (message,) = to_oracle([Message.developer(content)]).messages
+    assert oracle().decode(oracle().render(message)) == text
 
 
 @pytest.mark.parametrize(

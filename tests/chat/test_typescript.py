@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gptoss_ref.chat import DeveloperContent, Message, Tool
-from gptoss_ref.chat.typescript import typescript
+from gptoss_ref.chat.typescript import to_json, typescript
 from tests.support.harmony_oracle import oracle, to_oracle
 
 TEXT = {"type": "string"}
@@ -116,3 +116,7 @@ def test_as_the_oracle(name: str) -> None:
         asked = [inside, variants(one, one), object_of(a=variants(TEXT, one), b=variants(one))]
         for whole in asked if isinstance(one, bool) or "list_of" in name else [*asked, one]:
             assert typescript(whole) == theirs(whole), json.dumps(whole)
+
+
+def test_json_keeps_every_character() -> None:
+    assert to_json({"é\n": ["漢", {3: None}]}) == '{"é\\n":["漢",{"3":null}]}'

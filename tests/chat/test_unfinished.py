@@ -33,6 +33,8 @@ def several(chosen: str, others: str) -> tuple[str, str, str]:
     [
         ("", said(), ""),
         ("  a b\n", said(), "  a b\n"),
+        ("  ", said(), "  "),
+        (" <|channel|>final b", said("final"), "b"),
         ("assistant a b", said(), "a b"),
         ("assistant", said(), ""),
         ("assistants a", said(), "assistants a"),

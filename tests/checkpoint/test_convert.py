@@ -534,6 +534,8 @@ def test_progress_over_shards_that_are_numbered_from_one(tmp_path: Path) -> None
         done += sizes.pop(name)
         assert (at, total) == (done, result.nbytes)
     assert not sizes
+    each = convert(tmp_path / "dst", tmp_path / "each", max_shard_bytes=1)
+    assert len(each.files) == len(tensors_of(tmp_path / "each"))
 
 
 def test_result_has_the_usual_permissions(tmp_path: Path) -> None:
