@@ -65,7 +65,7 @@ not complete (column *not run*) are a random sample.
     yield (
         f"\n{tried:,} of {count['mutants']:,} mutants were run; "
         f"{count['killed'] + count['slow']:,} of them were killed or too slow. *Too slow*: a test "
-        "took ten times as long as without the mutant and two seconds more, usually in a loop."
+        "took ten times as long as without the mutant and ten seconds more, usually in a loop."
     )
     every = [path.as_posix() for room in ROOMS.values() for path in files(room)]
     missing = [name for name in every if name not in figures]

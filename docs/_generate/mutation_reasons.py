@@ -22,6 +22,8 @@ RATIO = "all sums change their sign, and only their ratios are used"
 FLUSHED = "Linux also flushes a file that is open for reading; Windows does not"
 STRICT = "a strict parser raises before it uses the action"
 BOUNDED = "a larger shape is refused by its product, larger offsets by the size of the file"
+BEYOND = "ids from `vocab_size` on are refused before"
+NEW_LIST = "`blocks` runs first, and begins a new list"
 ASCII = "`json.dumps` writes ASCII"
 
 REASONS: dict[tuple[str, str, str], str] = {
@@ -37,6 +39,7 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("chat/parser.py", "HarmonyParser._in_between", '<|start|>", None)'): STRICT,
     ("chat/reply.py", "ToolCall.answer", "ensure_ascii=None"): NONE_FALSE,
     ("chat/reply.py", "read_arguments", "ensure_ascii=None"): NONE_FALSE,
+    ("chat/tokenizer.py", "Tokenizer.__init__", "vocab_size + len(tokens)"): BEYOND,
     ("chat/typescript.py", "to_json", "ensure_ascii=None"): NONE_FALSE,
     ("chat/typescript.py", "_float_json", "rpartition"): "the text holds one `e`",
     ("chat/typescript.py", "_float_json", "value <= 0"): "0 is not in this range",
@@ -47,6 +50,7 @@ REASONS: dict[tuple[str, str, str], str] = {
         "max_shard_bytes: int =",
     ): "one byte more in a file of 5 GB",
     ("checkpoint/convert.py", "_config", "(path is not None) or True"): CONFIGURED,
+    ("checkpoint/convert.py", "_Encoder.scales", "self._scales = None"): NEW_LIST,
     ("checkpoint/made.py", "write", "places(config, None)"): HF,
     ("checkpoint/made.py", "write", "XXhfXX"): HF,
     ("checkpoint/made.py", "write", "default_rng(21)"): "other weights of the same distribution",
@@ -64,7 +68,11 @@ REASONS: dict[tuple[str, str, str], str] = {
     ): "the exponent is rounded to the same integer",
     ("checkpoint/made.py", "_values", "place.shape[+1]"): LAST,
     ("checkpoint/merge.py", "Merger._pieces", "astype(None)"): NONE_FLOAT64,
-    ("checkpoint/merge.py", "Merger._note", "- squares"): RATIO,
+    ("checkpoint/merge.py", "Merger.mxfp4", "dtype=None"): NONE_FLOAT64,
+    ("checkpoint/merge.py", "Merger.mxfp4", "decode(blocks, scales, )"): "exact in float32, too",
+    ("checkpoint/merge.py", "MergedExperts.__init__", "= None"): NEW_LIST,
+    ("checkpoint/peft.py", "_settings", '"init_lora_weights", False'): "both are allowed",
+    ("checkpoint/peft.py", "write_adapter", "reshape(-2"): NEGATIVE,
     ("checkpoint/writer.py", "write_shards", "strict="): LENGTHS,
     ("checkpoint/writer.py", "write_json", "encoding"): ASCII,
     ("checkpoint/writer.py", "_flush", "XXntXX"): "Windows only",

@@ -94,7 +94,7 @@ class Runner:
             chosen = within(self.seconds, calls.get(mutant.mangled, {}), f"test_{file.stem}.py::")
             items = {by_id[name]: took for name, took in chosen.items()}
             spent = sum(chosen.values())
-            code, by = forked(lambda m=mutant, i=items: self._survives(m, i), 5 + 3 * spent)
+            code, by = forked(lambda m=mutant, i=items: self._survives(m, i), 15 + 3 * spent)
             told = {
                 "file": file.as_posix(), "function": mutant.function, "before": mutant.before,
                 "after": mutant.after, "digest": mutant.digest, "tests": digest,
@@ -150,7 +150,7 @@ class Runner:
             cached.cache_clear()
         set_mutant_under_test(mutant.key)
         for item, after in zip(items, [*list(items)[1:], None], strict=False):  # none, perhaps
-            signal.setitimer(signal.ITIMER_PROF, 2 + 10 * items[item])  # of processor time
+            signal.setitimer(signal.ITIMER_PROF, 10 + 10 * items[item])  # of processor time
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return SURVIVED, ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptoss_ref.chat import DeveloperContent, SystemContent
+from gptoss_ref.chat import DeveloperContent, Message, SystemContent
 from gptoss_ref.chat.messages import meant_channel
 from gptoss_ref.errors import HarmonyError
 
@@ -30,3 +30,7 @@ def test_fields_that_are_no_text() -> None:
     for channels in ("final", ["final", 3]):
         with pytest.raises(HarmonyError, match=r"^system message: channels .*: expected a list of"):
             SystemContent(channels=channels)  # type: ignore[arg-type]
+
+
+def test_a_message_without_content_is_empty() -> None:
+    assert Message.from_dict({"role": "user", "name": "a"}) == Message("user", "", name="a")

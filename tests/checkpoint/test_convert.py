@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gptoss_ref import ModelConfig, convert, load_checkpoint
+from gptoss_ref.checkpoint import Conversion
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
 from gptoss_ref.layers.mxfp4 import encode
 from tests.support.checkpoint_files import (
@@ -266,6 +267,8 @@ def test_config_is_written_in_the_right_dialect(tmp_path: Path) -> None:
     src = write_hf(tmp_path / "src")
     convert(src, tmp_path / "openai", layout="openai")
     assert read(tmp_path / "openai") == SIZES
+    stops = read(tmp_path / "openai", "generation_config.json")
+    assert stops == {"eos_token_id": [102], "pad_token_id": 99}
     convert(src, tmp_path / "dense", experts="bfloat16")
     assert "quantization_config" not in read(tmp_path / "dense")
     assert read(tmp_path / "dense")["router_aux_loss_coef"] == 0.9, "unknown keys are kept"
@@ -331,7 +334,8 @@ def test_what_the_openai_dialect_cannot_say(tmp_path: Path) -> None:
         assert convert(config, tmp_path / f"{factor}", layout="openai").notes == ()
     shrunk = write_openai(tmp_path / "shrunk")  # a factor below 1 does not shorten the context
     (shrunk / "config.json").write_text(json.dumps(SIZES | {"rope_scaling_factor": 0.5}))
-    assert convert(shrunk, tmp_path / "kept").notes == ()
+    kept = convert(shrunk, tmp_path / "kept")
+    assert (kept.notes, kept.layout) == ((), "openai")
     for key, value in (
         ("swiglu_alpha", 1.5),
         ("rms_norm_eps", 1e-6),
@@ -512,6 +516,13 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     assert done[-1] == result.nbytes
     assert {call[1] for call in seen} == {result.nbytes}
     assert {call[2] for call in seen} == set(tensors_of(tmp_path / "dst"))
+
+
+def test_how_many_files_there_are() -> None:
+    for files, said in ((("a",), "1 file"), (("a", "b"), "2 files")):
+        assert str(Conversion("p", "hf", "mxfp4", 7, files, ("n",))).splitlines() == [
+            f"p: hf layout, mxfp4 experts, 7 bytes, {said}", "note: n"
+        ]  # fmt: skip
 
 
 def test_progress_over_shards_that_are_numbered_from_one(tmp_path: Path) -> None:

@@ -567,6 +567,13 @@ def test_where_the_configuration_is(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "repo")
 
 
+def test_a_companion_may_be_a_link_within_the_repository(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "repo" / "original")
+    (folder / "config.json").rename(tmp_path / "repo" / "config.json")
+    (folder / "config.json").symlink_to("../config.json")
+    assert load_checkpoint(tmp_path / "repo").config.hidden_size == SIZES["hidden_size"]
+
+
 def test_float16_is_widened_to_float32(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "c")
     tensors = load_file(folder / "model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_one_file_has_no_index(tmp_path: Path) -> None:
     assert length % 8 == 0
     assert list(json.loads(data[8 : 8 + length])) == ["__metadata__", "wide", "half", "odd"]
     assert b": " not in data[8 : 8 + length]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot open folders")
+def test_files_and_folders_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, then its folder, then the folder that has the new name."""
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    with new_folder(tmp_path / "dst") as folder:
+        (folder / "file").write_text("x")
+    written = (tmp_path / "dst" / "file", tmp_path / "dst", tmp_path)
+    assert flushed == [path.stat().st_ino for path in written]
 
 
 def test_data_of_another_size(tmp_path: Path) -> None:
