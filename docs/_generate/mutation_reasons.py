@@ -22,6 +22,7 @@ RATIO = "all sums change their sign, and only their ratios are used"
 FLUSHED = "Linux also flushes a file that is open for reading; Windows does not"
 STRICT = "a strict parser raises before it uses the action"
 BOUNDED = "a larger shape is refused by its product, larger offsets by the size of the file"
+STOPPED = "nothing is fed after it stopped, and later events are of the same message"
 BEYOND = "ids from `vocab_size` on are refused before"
 NEW_LIST = "`blocks` runs first, and begins a new list"
 ASCII = "`json.dumps` writes ASCII"
@@ -29,6 +30,7 @@ ASCII = "`json.dumps` writes ASCII"
 REASONS: dict[tuple[str, str, str], str] = {
     ("chat/conversation.py", "stream", 'first = ""'): "empty is false, as `None` is",
     ("chat/header.py", "names_a_role", "XXXX"): "no role either",
+    ("chat/hf_tokenizer.py", "_byte_table", "256 + 1"): "byte 0 then takes that character",
     ("chat/hf_tokenizer.py", "_byte_table", "0xFF + 2"): "byte 0 then takes that character",
     ("chat/hf_tokenizer.py", "_check_merges", "previous = -2"): "ranks begin at 0",
     ("chat/pack_ranks.py", "main", "help="): HELP,
@@ -37,10 +39,17 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("chat/pack_ranks.py", "pack", "lzma.compress("): "another packing of the same tokens",
     ("chat/render.py", "_drop_answered", "strict="): LENGTHS,
     ("chat/parser.py", "HarmonyParser._in_between", '<|start|>", None)'): STRICT,
+    ("chat/parser.py", "HarmonyParser._in_between", '<|start|>", "XXXX")'): STRICT,
+    ("chat/render.py", "developer_text", "sections = ["): "the list is empty there",
+    ("chat/reply.py", "Collector._collect", "hidden = None"): NONE_FALSE,
+    ("chat/reply.py", "Collector._collect", "self.stopped = hidden"): STOPPED,
     ("chat/reply.py", "ToolCall.answer", "ensure_ascii=None"): NONE_FALSE,
     ("chat/reply.py", "read_arguments", "ensure_ascii=None"): NONE_FALSE,
+    ("chat/tokenizer.py", "Tokenizer.encode", "at = None"): "a slice from `None` begins at 0",
     ("chat/tokenizer.py", "Tokenizer.__init__", "vocab_size + len(tokens)"): BEYOND,
     ("chat/typescript.py", "to_json", "ensure_ascii=None"): NONE_FALSE,
+    ("chat/typescript.py", "_float_json", "XX-XX"): "a number holds no X",
+    ("chat/unfinished.py", "parse_unfinished", 'else "XXXX"'): "names no channel",
     ("chat/typescript.py", "_float_json", "rpartition"): "the text holds one `e`",
     ("chat/typescript.py", "_float_json", "value <= 0"): "0 is not in this range",
     ("checkpoint/adapter.py", "LowRank.product", "x.astype(dtype or x.dtype"): COPIED,
@@ -50,6 +59,18 @@ REASONS: dict[tuple[str, str, str], str] = {
         "max_shard_bytes: int =",
     ): "one byte more in a file of 5 GB",
     ("checkpoint/convert.py", "_config", "(path is not None) or True"): CONFIGURED,
+    (
+        "checkpoint/convert.py",
+        "_Decoder.chunks",
+        ">= _FINITE_SCALE",
+    ): "the check then finds nothing",
+    ("checkpoint/peft.py", "read_adapter", "swapped = None"): NONE_FALSE,
+    ("checkpoint/peft.py", "write_adapter", "b.shape[1], -2"): NEGATIVE,
+    (
+        "checkpoint/shards.py",
+        "parse_weight_map",
+        "(name, None)",
+    ): "the file in the message of an error",
     ("checkpoint/convert.py", "_Encoder.scales", "self._scales = None"): NEW_LIST,
     ("checkpoint/made.py", "write", "places(config, None)"): HF,
     ("checkpoint/made.py", "write", "XXhfXX"): HF,

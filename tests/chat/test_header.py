@@ -226,6 +226,7 @@ def test_what_may_begin_a_sentence_names_no_role() -> None:
     for text in (
         "user x",
         "user:bob",
+        "user:a:b",
         " system",
         "assistantfinal",
         "toolassistant",

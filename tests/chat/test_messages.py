@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gptoss_ref.chat import DeveloperContent, Message, SystemContent
-from gptoss_ref.chat.messages import meant_channel
+from gptoss_ref.chat import DeveloperContent, Message, SystemContent, Tool, ToolNamespace, python
+from gptoss_ref.chat.messages import meant_channel, place_of
 from gptoss_ref.errors import HarmonyError
 
 
@@ -34,3 +34,20 @@ def test_fields_that_are_no_text() -> None:
 
 def test_a_message_without_content_is_empty() -> None:
     assert Message.from_dict({"role": "user", "name": "a"}) == Message("user", "", name="a")
+
+
+def test_fields_that_are_filled_in() -> None:
+    assert SystemContent(tools=[python()]).tools == (python(),)
+    assert DeveloperContent.with_functions("x").tools == ()
+    assert ToolNamespace("f", None, [Tool("g")]).tools == (Tool("g"),)
+    assert Message.call("f", "{}").content_type == "<|constrain|>json"
+    assert Message.tool("f", "1").recipient == "assistant"
+    assert place_of(Message("assistant", "x", content_type="json")) == "final"
+    assert place_of(Message("assistant", "x", content_type="analysis")) == "analysis"
+
+
+def test_functions_beside_namespaces() -> None:
+    content = {"tools": [{"name": "files", "tools": []}], "functions": [{"name": "f"}]}
+    (part,) = Message.from_dict({"role": "developer", "content": content}).parts
+    assert isinstance(part, DeveloperContent)
+    assert [space.name for space in part.tools] == ["files", "functions"]

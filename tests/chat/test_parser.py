@@ -471,6 +471,11 @@ def test_repairs(
     assert [event.stop for event in events if isinstance(event, MessageEnd)] == stops
 
 
+def test_a_repair_as_text() -> None:
+    assert str(Repair(1, "p", "a")) == "token 1: p: a"
+    assert str(Repair(1, "p", "a", "t")) == "token 1: p: a: 't'"
+
+
 def test_a_message_without_an_end_gives_its_role_to_a_channel_only() -> None:
     for rest, role in (
         ("<|channel|>final", "user"),

@@ -104,6 +104,13 @@ def test_schemas(schema: dict[str, Any]) -> None:
     )
 
 
+def test_defaults_of_the_renderer() -> None:
+    said = [USER, THINK, ANSWER, USER, THINK, ANSWER]
+    assert drop_analysis(said) == drop_analysis(said, "openai-harmony") != said
+    system = Message.system()
+    same(render_message(system, o200k_harmony()), oracle().render(to_oracle([system]).messages[0]))
+
+
 def test_functions_change_the_system_message() -> None:
     """One line more; and no functions are none."""
     for functions in ([Tool("f")], []):
@@ -244,6 +251,7 @@ def test_a_final_return_becomes_end_in_history() -> None:
     [
         (1e15, "1000000000000000.0"),
         (2.5e-5, "0.000025"),
+        (1e-5, "0.00001"),
         (1e-4, "0.0001"),
         (0.0, "0.0"),
         ({3: "é"}, '{"3":"é"}'),

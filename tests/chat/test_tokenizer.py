@@ -47,6 +47,7 @@ def test_packing_and_unpacking(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """The commands of pack_ranks.py: out to the released file, and back to the packed one."""
     released, packed = tmp_path / "o200k_base.tiktoken", tmp_path / "packed.xz"
     assert ranks.main(["--unpack", str(released)]) == 0
+    assert capsys.readouterr().out == f"{released}\n"
     assert hashlib.sha256(released.read_bytes()).hexdigest() == ranks.RELEASED_SHA256
     # packed anew it holds the same; its very bytes depend on the version of liblzma
     assert ranks.main([str(released), "--output", str(packed)]) == 0
@@ -91,8 +92,10 @@ def test_a_few_tokens_packed() -> None:
 
 
 def test_packing_checks_what_it_assumes() -> None:
-    with pytest.raises(TokenError, match="256 one-byte tokens first"):
-        ranks.pack([b"ab"] * 300)
+    singles = [bytes([byte]) for byte in range(256)]
+    for wrong in ([b"ab"] * 300, [*singles, b""], [*singles, b"a\xff"]):
+        with pytest.raises(TokenError, match="256 one-byte tokens first"):
+            ranks.pack(wrong)
 
 
 # --- o200k_harmony --------------------------------------------------------------------------------
@@ -537,6 +540,12 @@ def test_fields_that_are_missing_or_of_another_type(at: tuple[Any, ...], tmp_pat
         (("model", "vocab", "!"), 260, "model.vocab: '\"' has id 1, expected 0"),
         (("model", "vocab", "Ġ" * 513), 260, "model.vocab: a token has 513 bytes, expected at mos"),
         (("model", "merges", 0), ["", "Ġ"], "model.merges[0]: a token is empty, expected at leas"),
+        (
+            ("added_tokens", 1, "content"),
+            "\udfff",
+            "added_tokens[1].content is '\\udfff', expected w",
+        ),
+        (("model", "merges", 0), "Ġ\tt", "model.merges[0] is 'Ġ\\tt', expected a pair of tokens"),
         (("model", "merges", 0), 3, "model.merges[0] is 3, expected a pair of tokens"),
         (("model", "merges", 0), ["Ġ", "é"], "model.merges[0] = ['Ġ', 'é']: expected pairs that m"),
     ],
@@ -595,6 +604,20 @@ def test_long_runs_of_spaces() -> None:
         assert o200k_harmony().encode(text) == o200k_harmony().encoding.encode_ordinary(text)
 
 
+def test_long_runs_are_encoded_apart() -> None:
+    seen = []
+
+    class Seen(Tokenizer):
+        def _encode(self, text: str) -> list[int]:
+            seen.append(text)
+            return super()._encode(text)
+
+    Seen(SMALL.tokens, SMALL.special).encode(f"a{' ' * LONG}b")
+    assert seen == ["a", " b"]
+    assert Seen(SMALL.tokens, SMALL.special).name == "tokenizer"
+    assert SMALL.encoding.name == SMALL.name
+
+
 def test_small_vocabularies_have_what_is_asked_for() -> None:
     smallest = small_harmony(256, last=200_000)
     assert smallest.special == {
@@ -607,6 +630,7 @@ def test_small_vocabularies_have_what_is_asked_for() -> None:
         "o200k_harmony[:256]",
         O200K_PATTERN,
     )
+    assert small_harmony(199_998, last=199_998).vocab_size == 199_999
     for ranks_asked in (255, 199_999):
         with pytest.raises(TokenError, match=f"ranks = {ranks_asked}: expected 256 to 199998"):
             small_harmony(ranks_asked)

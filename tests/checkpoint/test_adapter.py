@@ -38,15 +38,18 @@ class Weights:
 def test_factors_are_added_and_whole_weights_replace() -> None:
     rng = np.random.default_rng(1)
     bits = {name: float_to_bfloat16(rng.normal(size=(3, 5))) for name in "wxyz"}
-    factors = LowRank(rng.normal(size=(2, 5)), rng.normal(size=(3, 2)), 0.5)
+    single = LowRank(
+        rng.normal(size=(2, 5)).astype("f4"), rng.normal(size=(3, 2)).astype("f4"), 0.3
+    )
+    factors = LowRank(single.a.astype(float), single.b.astype(float), 0.3)
     new = rng.normal(size=(3, 5))
-    adapter = Adapter({"w": factors, "x": factors}, {"x": new, "y": new})
+    adapter = Adapter({"w": single, "x": single}, {"x": new, "y": new})
     assert (adapter.alpha, adapter.rslora, adapter.base) == (1.0, False, "")
     weights = Weights(bits)
     stored = {
         n: (x.astype(np.uint32) << 16).view(np.float32).astype(float) for n, x in bits.items()
     }
-    added = 0.5 * factors.b @ factors.a
+    added = 0.3 * factors.b @ factors.a
     expected = {"w": stored["w"] + added, "x": new + added, "y": new}
     changed = adapter.changed(weights, FLOAT64)  # type: ignore[arg-type]
     assert set(changed) == set(expected)

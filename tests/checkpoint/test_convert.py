@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_ref import ModelConfig, convert, load_checkpoint
 from gptoss_ref.checkpoint import Conversion
+from gptoss_ref.checkpoint.adapter import Adapter, LowRank
+from gptoss_ref.checkpoint.peft import write_adapter
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
 from gptoss_ref.layers.mxfp4 import encode
 from tests.support.checkpoint_files import (
@@ -516,6 +518,34 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     assert done[-1] == result.nbytes
     assert {call[1] for call in seen} == {result.nbytes}
     assert {call[2] for call in seen} == set(tensors_of(tmp_path / "dst"))
+
+
+def test_what_is_not_said_is_the_sources(tmp_path: Path) -> None:
+    src = write_hf_bfloat16(tmp_path / "src", canonical=True)
+    assert convert(src, tmp_path / "same").experts == "bfloat16"
+    assert convert(src, tmp_path / "openai", layout="openai").experts == "mxfp4"
+    for name in ("tiny", "other-constants"):
+        with pytest.raises(
+            CheckpointError, match=f"'{name}' names a bundled model; expected another"
+        ):
+            convert(src, tmp_path / name)
+
+
+def test_an_adapter_of_experts_is_encoded_by_the_rule(tmp_path: Path) -> None:
+    base = write_hf(tmp_path / "base")
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(5, 2, 96)).astype("f4"), rng.normal(size=(5, 64, 2)).astype("f4")
+    adapter = Adapter({"block.1.mlp.mlp2_weight": LowRank(a, b, 0.5)}, {}, 1.0, False, str(base))
+    (tmp_path / "adapter").mkdir()
+    write_adapter(tmp_path / "adapter", adapter, load_checkpoint(base).config)
+    convert(tmp_path / "adapter", tmp_path / "dst", rule="even")
+    name = "model.layers.1.mlp.experts.down_proj"
+    before, after = tensors_of(base), tensors_of(tmp_path / "dst")
+    old = dequantise(before.pop(name + "_blocks"), before.pop(name + "_scales"))
+    blocks, scales = encode(old + 0.5 * b.astype(float) @ a.astype(float), rule="even")
+    assert np.array_equal(after.pop(name + "_blocks").numpy(), blocks)
+    assert np.array_equal(after.pop(name + "_scales").numpy(), scales)
+    assert_same(before, after)
 
 
 def test_how_many_files_there_are() -> None:

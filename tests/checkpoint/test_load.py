@@ -558,6 +558,14 @@ def test_a_checkpoint_with_an_adapters_settings_in_it(tmp_path: Path) -> None:
     assert load_checkpoint(folder).layout == "hf"
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_an_original_folder_that_is_whole(name: str, tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "repo" / "original")
+    assert load_checkpoint(folder).root == tmp_path / "repo"
+    (folder / name).write_text("{}")
+    assert load_checkpoint(folder).root == folder
+
+
 def test_where_the_configuration_is(tmp_path: Path) -> None:
     folder = write_openai(tmp_path / "repo" / "original")
     (folder / "config.json").rename(tmp_path / "repo" / "config.json")
@@ -616,6 +624,9 @@ def test_a_layer_has_a_number_of_at_most_nine_digits(tmp_path: Path) -> None:
     """More digits are no layer: int() of very many is slow."""
     folder = write_openai(tmp_path / "c")
     tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"block.7": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"unknown tensor 'block\.7'"):
+        load_checkpoint(folder)
     for digits, message in ((9, "holds tensors of 5 layers"), (10, "unknown tensor 'block.1")):
         more = {f"block.{'1' * digits}.x": torch.zeros(1)}
         save_file(tensors | more, folder / "model.safetensors")

@@ -128,6 +128,13 @@ def test_the_tensors_of_a_file(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
+def test_factors_are_stored_as_float32(tmp_path: Path) -> None:
+    ((name, f),) = factors_of("block.0.attn.q_weight").items()
+    wide = LowRank(f.a.astype(np.float64), f.b.astype(np.float64), f.scale)
+    write_adapter(tmp_path, Adapter({name: wide}), SMALL)
+    assert {x.dtype for x in load_file(tmp_path / TENSORS).values()} == {np.dtype(np.float32)}
+
+
 def config_of(tmp_path: Path, adapter: Adapter) -> dict[str, Any]:
     write_adapter(tmp_path, adapter, SMALL)
     text = (tmp_path / CONFIG).read_text("utf-8")

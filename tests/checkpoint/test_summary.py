@@ -44,6 +44,7 @@ def test_model_card(name: str) -> None:
     assert info.layout is None
     assert info.path is None
     assert describe(f"gpt-oss-{name}") == info
+    assert info.name == f"gpt-oss-{name}"
 
 
 def test_rows_add_up() -> None:
