@@ -82,11 +82,6 @@ REASONS: dict[tuple[str, str, str], str] = {
     ): "the exponent is rounded to the same integer",
     ("checkpoint/reader.py", "_counts", "0 <= n"): BOUNDED,
     ("checkpoint/summary.py", "_from_config", "XXhfXX"): HF,
-    (
-        "checkpoint/made.py",
-        "_values",
-        "math.sqrt(33",
-    ): "the exponent is rounded to the same integer",
     ("checkpoint/made.py", "_values", "place.shape[+1]"): LAST,
     ("checkpoint/merge.py", "Merger._pieces", "astype(None)"): NONE_FLOAT64,
     ("checkpoint/merge.py", "Merger.mxfp4", "dtype=None"): NONE_FLOAT64,
