@@ -5,7 +5,7 @@
     python -m docs._generate.mutation                       # only the page, from the figures
 
 mutmut makes the changes in a copy of the tree, and `mutation_runner` runs those tests of the room
-that call the changed function, the quickest first. What survives is written to
+that call the changed function, for a limited time. What survives is written to
 docs/_generate/mutation.json and docs/mutation.md, with the reason if `mutation_reasons` has one.
 Messages of errors are not mutated, for the tests match parts of them only. Results are kept in
 ``--store`` as they come: a run that was stopped goes on where it was, and after new tests only what

@@ -38,9 +38,10 @@ makes one change at a time (another operator, another constant, an argument left
 assigned). The tests of the same room that call the changed function run until one fails: then the
 mutant is *killed*. `nox -s mutation -- layers numerics` takes such figures and writes this page.
 
-Each mutant gets a limited time of tests, the quickest first (column *seconds*, processor time), so
-a survivor may be a mutant that only a slower test kills. Not mutated: messages of errors, the case
-of strings, code outside functions, and decorated functions, which mutmut cannot change.
+Each mutant gets a limited time of tests (column *seconds*, processor time): those of the module of
+the same name, then the quickest. So a survivor may be a mutant that only a slower test kills. Not
+mutated: messages of errors, the case of strings, code outside functions, and decorated functions,
+which mutmut cannot change.
 
 A survivor with a reason is no gap: the change makes no difference that a caller can see. A survivor
 without a reason is a test to be written. Mutants run in a random order, so those of a file that is
@@ -64,7 +65,7 @@ not complete (column *not run*) are a random sample.
     yield (
         f"\n{tried:,} of {count['mutants']:,} mutants were run; "
         f"{count['killed'] + count['slow']:,} of them were killed or too slow. *Too slow*: a test "
-        "took ten times as long as without the mutant and two seconds more, usually in a loop."
+        "took ten times as long as without the mutant and ten seconds more, usually in a loop."
     )
     every = [path.as_posix() for room in ROOMS.values() for path in files(room)]
     missing = [name for name in every if name not in figures]

@@ -40,7 +40,7 @@ ROOMS = {
         ("tests/chat",),
         _in(
             "tests/chat",
-            header="parser law",
+            header="header parser law",
             hf_tokenizer="tokenizer",
             pack_ranks="tokenizer",
             parser="parser law",
@@ -49,8 +49,8 @@ ROOMS = {
             tokenizer="tokenizer",
             tool_data="tool_data",
             tools="render tool_data",
-            typescript="render",
-            unfinished="parser respond",
+            typescript="typescript render",
+            unfinished="unfinished parser respond",
         ),
     ),
     "checkpoint": Room(
@@ -62,6 +62,7 @@ ROOMS = {
             locate="locate",
             made="made",
             merge="merge",
+            peft="peft merge",
             reader="reader",
             summary="summary",
             writer="convert",

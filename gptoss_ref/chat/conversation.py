@@ -91,7 +91,7 @@ class PrefixCache:
         held = len(self.tokens)
         if held >= len(prompt) or list(prompt[:held]) != self.tokens:
             self.restart()
-            held = 0
+            return list(prompt)
         return list(prompt[held:])
 
     def end(self, tokens: Sequence[int]) -> None:

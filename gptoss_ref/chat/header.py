@@ -83,7 +83,7 @@ def parse_header(sections: list[str], role: str | None, report: Report) -> Heade
         addressed = any(other.startswith("to=") for other in lead + rest)
         role, name, glued = read_role(word, addressed, report)
         if role is None:
-            while lead and not lead[0].startswith(("to=", CONSTRAIN)):
+            while lead and not lead[0].startswith(CONSTRAIN):
                 word += " " + lead.pop(0)
             report(f"unknown role {word!r}", "taken as the assistant's", word)
             role = "assistant"

@@ -48,7 +48,7 @@ def meant_channel(channel: str | None) -> str:
         return "final"
     word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", channel)).lower()
     held = [name for name in CHANNELS if name in word]  # final_answer
-    near = held if len(held) == 1 else difflib.get_close_matches(word, CHANNELS, 1, cutoff=0.75)
+    near = held if len(held) == 1 else difflib.get_close_matches(word, CHANNELS, cutoff=0.75)
     return CHANNEL_WORDS.get(word) or (near[0] if near else "commentary")
 
 

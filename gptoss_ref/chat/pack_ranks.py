@@ -76,12 +76,12 @@ def pack(tokens: list[bytes]) -> bytes:
     ):
         raise TokenError("rank file: expected 256 one-byte tokens first, then tokens without 0xff")
     plain = b"".join(singles) + _SEPARATOR.join(rest)
-    return lzma.compress(plain, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC32, filters=_FILTERS)
+    return lzma.compress(plain, check=lzma.CHECK_CRC32, filters=_FILTERS)
 
 
 def unpack(packed: bytes) -> list[bytes]:
     """Token bytes in rank order, from the packed form. Raises lzma.LZMAError on broken data."""
-    plain = lzma.decompress(packed, format=lzma.FORMAT_XZ)
+    plain = lzma.decompress(packed)
     singles = [plain[i : i + 1] for i in range(_BYTES)]
     return singles + plain[_BYTES:].split(_SEPARATOR)
 

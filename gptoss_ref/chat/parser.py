@@ -170,7 +170,6 @@ class HarmonyParser:
             self._take_skipped("the end of the tokens", None, cut=True)
         elif self._skipped:
             self._report_skipped()
-        self._state = _State.EXPECT_START
         return self._take_events()
 
     # --- the three states ---------------------------------------------------------------------
@@ -223,6 +222,7 @@ class HarmonyParser:
 
     def _in_content(self, token: int) -> None:
         """Before the end of the message: emit text in whole characters."""
+        assert self.header is not None
         if token in self._stops:
             self._end(self._stops[token])
         elif token == self._end_of_text:
@@ -230,7 +230,7 @@ class HarmonyParser:
             self._end(None)
         elif token in (self._start, self._channel):
             self._report(f"{self._name(token)} in a text, expected <|end|>", "the message ends")
-            role = self.header.role if self.header and token == self._channel else None
+            role = self.header.role if token == self._channel else None
             self._end(None)
             self._open_header(role if role != "tool" else None)
             if token == self._channel:

@@ -172,7 +172,7 @@ def _content(part: Content, has_function_tools: bool) -> str:
     return part
 
 
-def system_text(system: SystemContent, has_function_tools: bool = False) -> str:
+def system_text(system: SystemContent, has_function_tools: bool) -> str:
     """The text of a system message: the sections that are set, an empty line between them."""
     top = [
         (system.model_identity, "{}"),

@@ -161,7 +161,7 @@ def _schema(name: str, fields: Mapping[str, Any]) -> Any:
     schema = fields[given[0]]
     if isinstance(schema, Mapping):
         _check_keywords(name, given[0], schema)
-    bedrock = isinstance(schema, Mapping) and set(schema) == {"json"} and given[0] != "parameters"
+    bedrock = isinstance(schema, Mapping) and set(schema) == {"json"}
     return schema["json"] if bedrock else schema
 
 
@@ -180,9 +180,9 @@ def _check_keywords(name: str, key: str, schema: Mapping[str, Any]) -> None:
     for word in schema:
         if word == "json" and len(schema) == 1 and key != "parameters":
             return  # Bedrock's format
-        if word in ("minProperties", "maxProperties", "patternProperties"):
+        if word in ("minProperties", "maxProperties"):
             continue
-        near = difflib.get_close_matches(str(word).lower(), ["properties"], 1, cutoff=0.75)
+        near = difflib.get_close_matches(str(word).lower(), ["properties"], cutoff=0.75)
         if word in ("schema", "json") or near:
             raise HarmonyError(
                 f"{what}: unknown JSON schema keyword {word!r}: expected 'properties'"
@@ -195,9 +195,9 @@ def _check_keywords(name: str, key: str, schema: Mapping[str, Any]) -> None:
 def _unknown(what: str, fields: Mapping[str, Any], known: tuple[str, ...]) -> list[Any]:
     """The unknown fields. HarmonyError if one is a misspelt known field."""
     unknown = [key for key in fields if key not in known and key not in _IGNORED]
+    plain = {other.lower(): other for other in known}
     for key in unknown:
-        plain = {other.lower().replace("_", ""): other for other in known}
-        near = difflib.get_close_matches(str(key).lower().replace("_", ""), plain, 1, cutoff=0.85)
+        near = difflib.get_close_matches(str(key).lower(), plain, cutoff=0.85)
         if near:
             raise HarmonyError(f"{what}: unknown field {key!r}: expected {plain[near[0]]!r}")
     return unknown

@@ -224,10 +224,9 @@ def _outputs(
     for tensor, parts in grouped.items():
         weight, shape = parts[0].weight, parts[0].shape
         matrix, _, part = weight.rpartition(".")
-        expert = matrix if part in ("blocks", "scales") else weight
         if merger is not None and any(place.weight in merger for place in parts):
             yield merger.output(source, tensor, parts, have)
-        elif merger is not None and expert in merger:
+        elif merger is not None and matrix in merger:
             merging = mergers.setdefault(matrix, MergedExperts(merger, matrix, rule))
             yield Output(tensor, "U8", shape, getattr(merging, part))
         elif all(place.weight in have for place in parts):
@@ -242,12 +241,7 @@ def _outputs(
 
 def _copied(source: Checkpoint, tensor: str, shape: tuple[int, ...], parts: list[Place]) -> Output:
     """A tensor copied from one source tensor, from rows of one, or from several joined."""
-    dtypes = {source.shards[place.tensor].dtype for place in parts}
-    if len(dtypes) > 1:
-        names = ", ".join(place.tensor for place in parts)
-        raise CheckpointError(
-            f"{source.path}: {names} have dtypes {', '.join(sorted(dtypes))}; {tensor} needs one"
-        )
+    dtype = source.shards.common_dtype([place.tensor for place in parts], tensor)
 
     def chunks() -> Iterator[NDArray[Any]]:
         for place in parts:
@@ -259,7 +253,7 @@ def _copied(source: Checkpoint, tensor: str, shape: tuple[int, ...], parts: list
                 yield flat[start : start + _COPY_VALUES]
                 source.shards.release()
 
-    return Output(tensor, dtypes.pop(), shape, chunks)
+    return Output(tensor, dtype, shape, chunks)
 
 
 def _tiles(rows: int, columns: int) -> Iterator[slice]:

@@ -109,7 +109,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     _check_blocks(config, layout, config_path)
     _check_layers(config, shards, config_path)
     wanted = list(places(config, layout))
-    _check_names(shards, wanted, config_path)
+    _check_names(shards, wanted)
     for place in wanted:
         _check_tensor(shards, place, config_path)
     generation = _generation(_companion(folder, root, "generation_config.json"), config)
@@ -199,18 +199,18 @@ def _is_layer(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
-def _check_names(shards: Shards, wanted: list[Place], config_path: Path) -> None:
+def _check_names(shards: Shards, wanted: list[Place]) -> None:
     expected = {place.tensor: place for place in wanted}
     missing = [name for name in expected if name not in shards]
     unknown = [name for name in shards if name not in expected]
     if missing:
-        near = difflib.get_close_matches(missing[0], unknown, n=1)
+        near = difflib.get_close_matches(missing[0], unknown)
         hint = f"; the nearest unknown name is {near[0]!r}" if near else ""
         raise CheckpointError(
             f"{shards.folder}: the tensor {missing[0]!r} is missing{_others(missing)}{hint}"
         )
     if unknown:
-        near = difflib.get_close_matches(unknown[0], expected, n=1)
+        near = difflib.get_close_matches(unknown[0], expected)
         hint = f"; the nearest expected name is {near[0]!r}" if near else ""
         raise CheckpointError(
             f"{shards.path(unknown[0])}: unknown tensor {unknown[0]!r}{_others(unknown)}{hint}"

@@ -53,7 +53,7 @@ def locate(path: str | Path) -> tuple[Path, Path]:
                 f"{path}: no such folder; this name stands for a configuration without weights, "
                 f"for `info` only; {_EXPECTED}"
             )
-        near = difflib.get_close_matches(str(path), (TINY, *MADE), 1)
+        near = difflib.get_close_matches(str(path), (TINY, *MADE))
         hint = f": did you mean {near[0]}?" if near else f"; {_EXPECTED}"
         raise CheckpointError(f"{path}: no such folder{hint}")
     if not folder.is_dir():

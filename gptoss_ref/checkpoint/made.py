@@ -22,6 +22,7 @@ import atexit
 import dataclasses
 import math
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -91,7 +92,7 @@ def write(config: ModelConfig, folder: Path) -> None:
     """A checkpoint of random weights into an empty folder; the same one for the same ``config``."""
     rng = np.random.default_rng(20)
     outputs = [_output(place, rng) for place in places(config, "hf")]
-    write_shards(folder, outputs, 1 << 40, None)
+    write_shards(folder, outputs, sys.maxsize, None)
     write_json(folder / "config.json", config.to_json("hf"))
     for name in _COMPANIONS:
         if (_TINY / name).exists():
@@ -110,7 +111,7 @@ def _output(place: Place, rng: np.random.Generator) -> Output:
 
 def _values(place: Place, rng: np.random.Generator) -> NDArray[Any]:
     """One tensor as it is stored."""
-    name = place.weight.split(".", 2)[-1] if place.weight.startswith("block") else place.weight
+    name = place.weight.split(".", 2)[-1]  # without block.N
     if name.endswith(".blocks"):
         return rng.integers(0, 256, place.shape, dtype=np.uint8)
     if name.endswith(".scales"):  # random codes have a root mean square of 2.93

@@ -69,7 +69,7 @@ class Merger:
         """bfloat16 bits of the sum: (N, M), or one (N, M) for each expert."""
         for before, after in self._pieces(weight):
             bits = float_to_bfloat16(after)
-            self._note(weight, "bfloat16", bfloat16_to_float(bits, np.float64), before, after)
+            self._note(weight, "bfloat16", bfloat16_to_float(bits), before, after)
             yield bits
 
     def floats(self, weight: str, dtype: np.dtype[Any]) -> Iterator[Array]:
@@ -100,8 +100,9 @@ class Merger:
             parts: the weights that the tensor stacks along its rows.
             have: the source tensor of each weight.
         """
-        stored = {source.shards[have[p.weight].tensor].dtype for p in parts if p.weight in have}
-        dtype = min(stored) if len(stored) == 1 else "BF16"  # dequantised experts are bfloat16
+        stored = [have[place.weight].tensor for place in parts if place.weight in have]
+        # dequantised experts are bfloat16
+        dtype = source.shards.common_dtype(stored, tensor) if stored else "BF16"
 
         def chunks() -> Iterator[NDArray[Any]]:
             for place in parts:
@@ -147,7 +148,7 @@ class Merger:
 
     def _note(self, weight: str, stored: str, values: Array, before: Array, after: Array) -> None:
         pairs = ((values, after), (after, 0.0), (after, before))
-        squares = np.array([np.square(x - y, dtype=np.float64).sum() for x, y in pairs])
+        squares = np.array([np.square(x - y).sum() for x, y in pairs])
         self._squares[weight, stored] = self._squares.get((weight, stored), 0.0) + squares
 
 

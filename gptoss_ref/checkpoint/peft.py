@@ -197,13 +197,13 @@ def _place(
         place = modules.get(module)
         matrix = place is not None and len(place.shape) == 2 and not module.endswith("_bias")
         return place if matrix and depth == 0 else None
-    if (module, 1) in found:
-        names = ("gate_up_proj", "down_proj")
-        parameter = names[0] if depth == 1 else names[1] if depth == 0 else ""
-    else:
-        targets = " ".join(settings.get("target_parameters") or ())
-        parameter = "gate_up_proj" if "gate_up_proj" in targets else "down_proj"
-    return modules.get(f"{module}.{parameter}")
+    if depth > 1:
+        return None
+    gate_up = f".{module}.gate_up_proj"
+    alone = (module, 1) not in found
+    targets = settings.get("target_parameters") or ()
+    first = any(gate_up.endswith(f".{name}") for name in targets) if alone else depth == 1
+    return modules.get(f"{module}.{'gate_up_proj' if first else 'down_proj'}")
 
 
 def _factors(

@@ -6,7 +6,7 @@ with the files exactly. Otherwise `model.safetensors` is read, or else every `*.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,16 @@ class Shards(Mapping[str, TensorInfo]):
     def array(self, name: str) -> NDArray[Any]:
         """A tensor, in its own shape, as a read-only mapped view; see SafetensorsFile.array."""
         return self._home[name].array(name)
+
+    def common_dtype(self, names: Sequence[str], target: str) -> str:
+        """The dtype of tensors that are joined into ``target``; CheckpointError if they differ."""
+        dtypes = {self[name].dtype for name in names}
+        if len(dtypes) > 1:
+            raise CheckpointError(
+                f"{self.folder}: {', '.join(names)} have dtypes {', '.join(sorted(dtypes))}; "
+                f"{target} needs one"
+            )
+        return dtypes.pop()
 
     def check_sizes(self) -> None:
         """Raises CheckpointError if a shard has been truncated since it was mapped."""
@@ -145,8 +155,7 @@ def parse_weight_map(content: Mapping[str, Any], index: Path) -> dict[str, str]:
 
 
 def _check_plain(name: str, source: Path) -> None:
-    plain = name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")
-    if not plain or not name.endswith(".safetensors"):
+    if any(c in name for c in "/\\:\0") or not name.endswith(".safetensors"):
         raise CheckpointError(
             f"{source}: the shard {name!r} is not the plain name of a .safetensors file "
             "in this folder"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
-from gptoss_ref.chat import HarmonyParser, Message, MessageStart, TextDelta, parse
+from gptoss_ref.chat import HarmonyParser, Message, MessageEnd, MessageStart, TextDelta, parse
 from gptoss_ref.chat.reply import Collector
 from tests.support.harmony_law import TOKENIZER, TRUE, check, sequences, spelt
 
@@ -177,6 +178,25 @@ def test_channels_of_other_names(channel: str, place: str) -> None:
     assert found["messages"][0].channel == channel  # as the model wrote it
 
 
+def test_events_of_a_collector_are_the_parsers() -> None:
+    """Apart from the stop of a message that ends where the next one begins."""
+    half = TOKENIZER.encode("\N{ROCKET}")[0]
+    end = TOKENIZER.special_id("end")
+    tokens = [
+        *spelt("<|message|>a<|start|>assistant<|message|>"),
+        half,
+        end,
+        *spelt("<|start|>assistant<|message|>b<|return|>"),
+    ]
+    collector, parser = Collector(TOKENIZER), HarmonyParser(TOKENIZER)
+    ours = [event for token in tokens for event in collector.feed(token)] + collector.finish()
+    theirs = [event for token in tokens for event in parser.feed(token)] + parser.finish()
+    stops = [event.stop for event in ours if isinstance(event, MessageEnd)]
+    assert stops == ["end", "end", "return"]
+    changed = [replace(e, stop=e.stop or "end") if isinstance(e, MessageEnd) else e for e in theirs]
+    assert ours == changed
+
+
 def test_a_channel_without_its_token() -> None:
     found = collect("analysis<|message|>hm<|end|><|start|>assistant final<|message|>A<|return|>")
     assert (found["analysis"], found["final"]) == ("hm", "A")
@@ -184,6 +204,7 @@ def test_a_channel_without_its_token() -> None:
         "no <|channel|> before 'analysis'",
         "no <|channel|> before 'final'",
     ]
+    assert {r.action for r in found["repairs"]} == {"read as the channel"}
 
 
 def test_a_call_in_an_odd_channel_is_a_call() -> None:

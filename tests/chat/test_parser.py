@@ -386,6 +386,106 @@ def test_malformed(text: str, messages: list[Message], problem: str) -> None:
     assert "expected" in str(caught.value) or first.problem in str(caught.value)
 
 
+NO_MESSAGE = "in a header, expected <|message|>"
+TAKEN, EMPTY = "the text begins after the header's fields", "left out, it has no text"
+IN_TEXT = "in a text, expected <|end|>"
+CHANNEL = "'<|channel|>' (id 200005)"
+AGAIN = f"{CHANNEL}, expected <|start|>", "read as part of a header"
+NO_ROLE = "a header without a role", "taken as the assistant's"
+A, B = "<|message|>a<|end|>", "<|start|>assistant<|message|>b<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "role", "stops", "repairs"),
+    [
+        # between messages
+        (A + "<|end|><|return|>" + B, "assistant", ["end", "end"], [
+            Repair(5, "'<|end|><|return|>', expected <|start|>", "skipped")]),
+        (A + " x" + B, "assistant", ["end", "end"], [
+            Repair(4, "' x', expected <|start|>", "skipped", " x")]),
+        (A + " x<|end|>", "assistant", ["end", "end"], [
+            Repair(4, f"'<|end|>' (id 200007) {NO_MESSAGE}", TAKEN)]),
+        (A + " x<|endoftext|>", "assistant", ["end", None], [
+            Repair(4, f"'<|endoftext|>' (id 199999) {NO_MESSAGE}", TAKEN)]),
+        (A + " x y", "assistant", ["end", None], [
+            Repair(5, f"the end of the tokens {NO_MESSAGE}", TAKEN)]),
+        (A + " x", "assistant", ["end"], [
+            Repair(4, f"the end of the tokens {NO_MESSAGE}", EMPTY, " x")]),
+        (A + "x\n\n<|end|>", "assistant", ["end", "end"], [
+            Repair(5, f"'<|end|>' (id 200007) {NO_MESSAGE}", TAKEN)]),
+        (A + "\n<|end|>", "assistant", ["end"], [
+            Repair(5, "'\\n<|end|>', expected <|start|>", "skipped", "\n")]),
+        (A + "<|channel|>final<|message|>b<|end|>", "assistant", ["end", "end"], [
+            Repair(3, *AGAIN), Repair(5, *NO_ROLE)]),
+        (A + " x<|channel|>final<|message|>b<|end|>", "assistant", ["end", "end"], [
+            Repair(4, *AGAIN), Repair(4, "' x', expected <|start|>", "skipped", " x"),
+            Repair(6, *NO_ROLE)]),
+        (A + "user<|message|>b<|end|>", "assistant", ["end", "end"], [
+            Repair(4, "'<|message|>' (id 200008), expected <|start|>", AGAIN[1])]),
+        # in a header
+        ("<|start|>" + A, "assistant", ["end"], [
+            Repair(0, "<|start|> in a header, expected a role", "the header begins again"),
+            Repair(1, *NO_ROLE)]),
+        ("a<|channel|>final" + B, None, ["end"], [
+            Repair(1, *AGAIN), Repair(1, "'a', expected <|start|>", "skipped", "a"),
+            Repair(3, f"<|start|> {NO_MESSAGE}", EMPTY, "final")]),
+        ("<|channel|>final" + B, "assistant", ["end"], [
+            Repair(2, f"<|start|> {NO_MESSAGE}", EMPTY, "final")]),
+        ("<|channel|>final<|return|>", "assistant", [], [
+            Repair(2, f"<|return|> {NO_MESSAGE}", EMPTY, "final")]),
+        ("<|channel|>final<|endoftext|>", "assistant", [], [
+            Repair(2, f"'<|endoftext|>' (id 199999) {NO_MESSAGE}", EMPTY, "final")]),
+        ("<|reserved_200013|>" + A, "assistant", ["end"], [
+            Repair(0, f"'<|reserved_200013|>' (id 200013) {NO_MESSAGE}", "left out",
+                   "<|reserved_200013|>")]),
+        ("<|channel|>final to=f x<|call|>", "assistant", ["call"], [
+            Repair(5, f"<|call|> {NO_MESSAGE}", TAKEN)]),
+        ("<|channel|>final? to=f<|call|>", "assistant", ["call"], [
+            Repair(5, f"<|call|> {NO_MESSAGE}", TAKEN),
+            Repair(5, "'?' before to=", "left out", "?")]),
+        ("<|channel|>final to=f", "assistant", [], [
+            Repair(4, f"the end of the tokens {NO_MESSAGE}", EMPTY, "final to=f")]),
+        ("<|start|>", None, [], [Repair(1, f"the end of the tokens {NO_MESSAGE}", EMPTY)]),
+        # in a text
+        ("<|message|>a", "assistant", [None], []),
+        ("<|message|>a<|endoftext|>", "assistant", [None], [
+            Repair(2, f"'<|endoftext|>' (id 199999) {IN_TEXT}", "the message ends")]),
+        ("<|message|>a" + B, "assistant", [None, "end"], [
+            Repair(2, f"'<|start|>' (id 200006) {IN_TEXT}", "the message ends")]),
+        ("<|message|>a<|reserved_200013|>b<|end|>", "assistant", ["end"], [
+            Repair(2, f"'<|reserved_200013|>' (id 200013) {IN_TEXT}", "kept as text")]),
+        ("<|start|>user<|message|>a<|channel|>final<|message|>b<|end|>", None, [None, "end"], [
+            Repair(4, f"{CHANNEL} {IN_TEXT}", "the message ends")]),
+        ("<|start|>python<|message|>a<|channel|>final<|message|>b<|end|>", None, [None, "end"], [
+            Repair(4, f"{CHANNEL} {IN_TEXT}", "the message ends"), Repair(6, *NO_ROLE)]),
+    ],
+)  # fmt: skip
+def test_repairs(
+    text: str, role: str | None, stops: list[str | None], repairs: list[Repair]
+) -> None:
+    """Each with its position, problem, action and text."""
+    parser = HarmonyParser(o200k_harmony(), role=role)
+    assert parser.header is None
+    events = [event for token in spelt(text) for event in parser.feed(token)] + parser.finish()
+    assert parser.repairs == repairs
+    assert [event.stop for event in events if isinstance(event, MessageEnd)] == stops
+
+
+def test_a_repair_as_text() -> None:
+    assert str(Repair(1, "p", "a")) == "token 1: p: a"
+    assert str(Repair(1, "p", "a", "t")) == "token 1: p: a: 't'"
+
+
+def test_a_message_without_an_end_gives_its_role_to_a_channel_only() -> None:
+    for rest, role in (
+        ("<|channel|>final", "user"),
+        ("<|start|>tool:f", "tool"),
+        ("<|start|>user:b", "user"),
+    ):
+        text = f"<|start|>user<|message|>a{rest}<|message|>b<|end|>"
+        assert [m.role for m in parse(spelt(text), o200k_harmony(), role=None)] == ["user", role]
+
+
 def test_what_the_oracle_recovers_too() -> None:
     """Its strict=False recovers from a missing <|message|> at the beginning, and so do we."""
     for text, messages, _ in MALFORMED[:2]:
@@ -440,8 +540,14 @@ def test_strict_refuses_bytes_that_are_no_text_in_a_header() -> None:
     tokens = [*spelt("<|channel|>final"), 9552, *spelt("<|message|>a<|end|>")]
     with pytest.raises(HarmonyError, match=r"token 3: b'final \\xf0\\x9f', expected UTF-8"):
         parse(tokens, o200k_harmony(), strict=True)
-    (found,) = parse(tokens, o200k_harmony())
+    parser = HarmonyParser(o200k_harmony())
+    for token in tokens:
+        parser.feed(token)
+    (found,) = parser.messages
     assert (found.text, found.channel) == ("a", "final")
+    assert parser.repairs[0] == Repair(
+        3, "b'final \\xf0\\x9f', expected UTF-8", "the invalid bytes become U+FFFD"
+    )
 
 
 def test_bad_arguments() -> None:

@@ -104,6 +104,24 @@ def test_schemas(schema: dict[str, Any]) -> None:
     )
 
 
+def test_defaults_of_the_renderer() -> None:
+    said = [USER, THINK, ANSWER, USER, THINK, ANSWER]
+    assert drop_analysis(said) == drop_analysis(said, "openai-harmony") != said
+    system = Message.system()
+    same(render_message(system, o200k_harmony()), oracle().render(to_oracle([system]).messages[0]))
+
+
+def test_functions_change_the_system_message() -> None:
+    """One line more; and no functions are none."""
+    for functions in ([Tool("f")], []):
+        developer = DeveloperContent.with_functions("Be brief.", functions)
+        messages = [Message.system(), Message.developer(developer), Message.user("?")]
+        same(
+            render_conversation(messages, o200k_harmony(), None),
+            oracle().render_conversation(to_oracle(messages)),
+        )
+
+
 def test_builtin_tools() -> None:
     messages = [Message.system(SystemContent(tools=(python(), browser())))]
     theirs = oh.SystemContent.new().with_python_tool().with_browser_tool()
@@ -153,6 +171,7 @@ RESULT = Message.tool("functions.f", "1")
 @pytest.mark.parametrize(
     ("messages", "answered", "harmony"),
     [
+        ([THINK, USER], [0, 1], [0, 1]),
         ([USER, THINK], [0, 1], [0, 1]),
         ([USER, THINK, ANSWER], [0, 2], [0, 2]),
         ([USER, THINK, ANSWER, USER], [0, 2, 3], [0, 2, 3]),
@@ -217,7 +236,11 @@ def test_a_final_return_becomes_end_in_history() -> None:
     end, ret = (o200k_harmony().special_id(name) for name in ("end", "return"))
     assert render_conversation([USER, ANSWER], o200k_harmony(), None)[-1] == end
     assert render_conversation_for_training([USER, ANSWER], o200k_harmony())[-1] == ret
+    whole = render_conversation([USER, ANSWER], o200k_harmony(), None)
+    assert render_conversation_for_training([USER, ANSWER], o200k_harmony()) == [*whole[:-1], ret]
     assert ret not in render_conversation_for_training([USER, ANSWER, USER], o200k_harmony())
+    assert ret not in render_conversation_for_training([USER, THINK], o200k_harmony())
+    assert render_conversation_for_training([], o200k_harmony()) == []
 
 
 # --- JSON and bad input ---------------------------------------------------------------------------
@@ -227,6 +250,13 @@ def test_a_final_return_becomes_end_in_history() -> None:
     ("value", "text"),
     [
         (1e15, "1000000000000000.0"),
+        (2.5e-5, "0.000025"),
+        (1e-5, "0.00001"),
+        (1e-4, "0.0001"),
+        (0.0, "0.0"),
+        ({3: "é"}, '{"3":"é"}'),
+        (-(2**63), "-9223372036854775808"),
+        (-(2**63) - 1, "-9.223372036854776e18"),
         (1e16, "1e16"),
         (-2.5e-5, "-0.000025"),
         (1e-6, "1e-6"),
@@ -290,6 +320,11 @@ def test_a_schema_nested_beyond_reason_is_one_clear_error() -> None:
     message = Message.developer(DeveloperContent.with_functions(None, [Tool("f", "", schema)]))
     with pytest.raises(HarmonyError, match=r"tool f: .* nested too deeply"):
         render_message(message, o200k_harmony())
+
+
+def test_a_header_with_other_content() -> None:
+    assert CALL.with_content("[]") == replace(CALL, content="[]")
+    assert CALL.with_content(["a", "b"]).text == "ab"
 
 
 def test_messages_from_plain_data() -> None:

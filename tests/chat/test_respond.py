@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,7 +128,7 @@ def test_an_answer() -> None:
     assert reply.stop_reason == "return"
     one = CONFIDENCE - math.log(math.exp(CONFIDENCE) + TOKENIZER.vocab_size - 1)
     assert reply.logprobs == pytest.approx([one] * len(reply.tokens), rel=1e-6)
-    assert 0 < reply.first_seconds <= reply.seconds
+    assert 0 < reply.first_seconds < reply.seconds < 600
     assert reply.tokens_per_second == pytest.approx(len(reply.tokens) / reply.seconds)
     # what the model was asked, and that one token followed another
     asked = [Message.system(), Message.user("What is 27 + 58?")]
@@ -145,7 +145,60 @@ def test_an_answer() -> None:
     assert "".join(final) == reply.final
     assert len(final) > 3
     plain = json.loads(json.dumps(reply.to_dict()))
-    assert (plain["final"], plain["tokens"]) == (reply.final, list(reply.tokens))
+    assert plain == {
+        "analysis": reply.analysis,
+        "commentary": "",
+        "final": reply.final,
+        "tool_calls": [],
+        "tokens": list(reply.tokens),
+        "logprobs": list(reply.logprobs),
+        "prompt_tokens": reply.prompt_tokens,
+        "cached_tokens": 0,
+        "seconds": reply.seconds,
+        "tokens_per_second": reply.tokens_per_second,
+        "stop_reason": "return",
+        "repairs": [],
+    }
+    assert replace(reply, seconds=0.0).tokens_per_second == 0
+
+
+def test_the_defaults_of_sampling() -> None:
+    """Of respond, stream and Chat: greedy; with a temperature the whole distribution, seed 0."""
+    text = "<|channel|>final<|message|>a b c d e f g<|return|>"
+    whole = {"top_k": 0, "top_p": 1.0, "seed": 0, "max_new_tokens": 1024}
+
+    def tokens(answer: Any) -> list[tuple[int, ...]]:
+        warm = answer(temperature=3.0)
+        assert warm == answer(temperature=3.0, **whole)
+        assert answer() == answer(temperature=0.0, **whole) == tuple(spelt(text))
+        return [warm]
+
+    def streamed(**options: Any) -> tuple[int, ...]:
+        *_, last = stream(model_saying(text), "?", **options)
+        assert isinstance(last, Reply)
+        return last.tokens
+
+    found = {
+        *tokens(lambda **options: respond(model_saying(text), "?", **options).tokens),
+        *tokens(streamed),
+        *tokens(lambda **options: Chat(model_saying(text), **options).ask("?").tokens),
+    }
+    (warm,) = found
+    assert warm != tuple(spelt(text))
+
+
+def test_what_of_a_prompt_is_in_the_cache() -> None:
+    prefix = PrefixCache(model_saying())
+    for prompt, pending in (
+        ([1, 2, 3, 4], [4]),
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2], [1, 2]),
+        ([1, 9, 3, 4], [1, 9, 3, 4]),
+    ):
+        prefix.tokens, held = [1, 2, 3], prefix.cache
+        assert prefix.begin(prompt) == pending
+        assert (prefix.cache is held) == (pending == [4])
+        assert prefix.tokens == ([1, 2, 3] if pending == [4] else [])
 
 
 def test_events_come_as_the_tokens_do() -> None:
@@ -223,6 +276,8 @@ def test_the_context_is_an_end_too() -> None:
     reply = respond(model, "?")
     # the last token is chosen, not computed
     assert (len(reply.tokens), reply.stop_reason) == (8, "length")
+    reply = respond(model_saying(THINK + ANSWER, context=len(prompt)), "?")
+    assert (len(reply.tokens), reply.stop_reason) == (1, "length")
     with pytest.raises(TokenError, match="context is full"):
         respond(model_saying(ANSWER, context=len(prompt) - 1), "?")
 
@@ -235,6 +290,7 @@ def test_a_call_that_was_cut_short_is_no_call() -> None:
     assert reply.final == ""
     (repair,) = reply.repairs
     assert repair.problem == "the end of the tokens in a call of functions.add"
+    assert repair.action == "left out of the calls"
     assert repair.text == reply.messages[0].text == '{"a": '
     assert repr(repair.text) in reply.to_dict()["repairs"][0]
 
@@ -263,6 +319,9 @@ def test_the_answer_ends_where_the_model_plays_another_role() -> None:
     reply = respond(model, "?")
     assert (reply.final, reply.stop_reason) == ("A", "other_role")
     assert reply.messages == (Message.assistant("A"),)
+    *_, last = stream(model_saying(PLAYS_THE_USER), "?")
+    assert isinstance(last, Reply)
+    assert last.stop_reason == "other_role"
     assert [repair.problem for repair in reply.repairs] == ["a message of the role user"]
     # nothing was generated after that header
     assert TOKENIZER.decode(reply.tokens).endswith("<|start|>user<|message|>")
@@ -361,7 +420,14 @@ def test_a_call_and_its_result() -> None:
         assert ToolCall.from_message(message).answer("85").channel == channel
     assert asked.answer({"sum": 85}).text == '{"sum": 85}'
     (plain,) = reply.to_dict()["tool_calls"]
-    assert (plain["recipient"], plain["name"]) == (asked.recipient, asked.name)
+    assert plain == {
+        "recipient": "functions.add",
+        "name": "add",
+        "arguments": {"a": 27},
+        "text": '{"a": 27}',
+        "error": None,
+        "channel": "commentary",
+    }
     assert (asked.name, ToolCall("functions.a.b", "", None, None).name) == ("add", "a.b")
     assert ToolCall("python", "", None, None).name == "python"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -27,7 +28,8 @@ from gptoss_ref.chat import (
     tokenizer_json,
 )
 from gptoss_ref.chat import pack_ranks as ranks
-from gptoss_ref.chat.split import LONG, O200K_PATTERN, SAFE_PATTERNS
+from gptoss_ref.chat.hf_tokenizer import _byte_table, _spell
+from gptoss_ref.chat.split import LONG, O200K_PATTERN, SAFE_PATTERNS, _cl100k, _o200k, long_spaces
 from gptoss_ref.errors import TokenError
 from tests.support.harmony_oracle import SPELT, oracle, texts
 
@@ -45,6 +47,7 @@ def test_packing_and_unpacking(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """The commands of pack_ranks.py: out to the released file, and back to the packed one."""
     released, packed = tmp_path / "o200k_base.tiktoken", tmp_path / "packed.xz"
     assert ranks.main(["--unpack", str(released)]) == 0
+    assert capsys.readouterr().out == f"{released}\n"
     assert hashlib.sha256(released.read_bytes()).hexdigest() == ranks.RELEASED_SHA256
     # packed anew it holds the same; its very bytes depend on the version of liblzma
     assert ranks.main([str(released), "--output", str(packed)]) == 0
@@ -82,9 +85,17 @@ def test_broken_rank_files(text: bytes, match: str) -> None:
         ranks.parse_released(text)
 
 
+def test_a_few_tokens_packed() -> None:
+    tokens = [*(bytes([byte]) for byte in range(255, -1, -1)), b"ab", b"c d", b"\xfe\x00"]
+    assert ranks.unpack(ranks.pack(tokens)) == tokens
+    assert ranks.parse_released(ranks.released_text(tokens)) == tokens
+
+
 def test_packing_checks_what_it_assumes() -> None:
-    with pytest.raises(TokenError, match="256 one-byte tokens first"):
-        ranks.pack([b"ab"] * 300)
+    singles = [bytes([byte]) for byte in range(256)]
+    for wrong in ([b"ab"] * 300, [*singles, b""], [*singles, b"a\xff"]):
+        with pytest.raises(TokenError, match="256 one-byte tokens first"):
+            ranks.pack(wrong)
 
 
 # --- o200k_harmony --------------------------------------------------------------------------------
@@ -214,6 +225,9 @@ def test_the_patterns_are_the_public_ones(monkeypatch: pytest.MonkeyPatch) -> No
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     assert {O200K_PATTERN, ONE_DIGIT, llama_3} < SAFE_PATTERNS
+    assert {_o200k(r"\p{N}{1,3}"), _o200k(r"\p{N}"), _cl100k(r"\p{N}{1,3}")} == {
+        O200K_PATTERN, ONE_DIGIT, llama_3
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", [None, b"a", 3, ["a"]])
@@ -254,6 +268,60 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small")
     (path / "tokenizer.json").write_text(json.dumps(tokenizer_json(SMALL)), encoding="utf-8")
     return path
+
+
+def test_the_whole_tokenizer_json() -> None:
+    """All but the vocabulary and the merges, which Hugging Face's tokenizers read below."""
+    tokenizer = small_harmony(256, last=199_999)
+    data = tokenizer_json(tokenizer)
+    assert data["model"].pop("vocab") == {
+        _spell(t): rank for rank, t in enumerate(tokenizer.tokens)
+    }
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    level = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"pattern": {"Regex": O200K_PATTERN}, "behavior": "Isolated", "invert": False}
+    assert data == {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": 256, "content": "<|startoftext|>", **added, "special": True},
+            {"id": 257, "content": "<|endoftext|>", **added, "special": True},
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Split", **split}, {"type": "ByteLevel", **level}],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", **level},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "merges": [],
+        },
+    }
+
+
+def test_the_characters_of_bytes_are_hugging_faces() -> None:
+    """In the order of GPT-2's own table: the printable bytes, then the others."""
+    table = _byte_table()
+    assert sorted(table) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(table.values()) == [*range(256)]
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for text in (
+        "".join(map(chr, range(0x80))),
+        "".join(map(chr, range(0x80, 0x800))),
+        "\U000c0000",
+    ):
+        ((spelt, _),) = level.pre_tokenize_str(text)
+        assert bytes(table[character] for character in spelt) == text.encode()
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +454,203 @@ def test_other_tokenizers_are_refused(change: Any, match: str, tmp_path: Path) -
     with pytest.raises(TokenError, match=match) as caught:
         load_tokenizer(tmp_path, SimpleNamespace(vocab_size=SMALL.vocab_size))
     assert "tokenizer.json" in str(caught.value)
+
+
+SPLIT = ("pre_tokenizer", "pretokenizers", 0)
+LEVEL = ("pre_tokenizer", "pretokenizers", 1)
+FIELDS: dict[tuple[Any, ...], tuple[str, str]] = {
+    ("model",): ("model", "an object"),
+    ("model", "type"): ("model.type", "a text"),
+    ("model", "vocab"): ("model.vocab", "an object"),
+    ("model", "merges"): ("model.merges", "a list"),
+    ("added_tokens",): ("added_tokens", "a list"),
+    ("added_tokens", 1, "content"): ("added_tokens[1].content", "a text"),
+    ("added_tokens", 1, "special"): ("added_tokens[1].special", "true or false"),
+    ("added_tokens", 1, "id"): ("added_tokens[1].id", "a whole number"),
+    ("pre_tokenizer",): ("pre_tokenizer", "an object"),
+    (*SPLIT, "type"): ("pre_tokenizer.pretokenizers[0].type", "a text"),
+    (*LEVEL, "type"): ("pre_tokenizer.pretokenizers[1].type", "a text"),
+    (*SPLIT, "pattern"): ("pre_tokenizer.Split.pattern", "an object"),
+    (*SPLIT, "behavior"): ("pre_tokenizer.Split.behavior", "a text"),
+    (*SPLIT, "invert"): ("pre_tokenizer.Split.invert", "true or false"),
+    (*SPLIT, "pattern", "Regex"): ("pre_tokenizer.Split.pattern.Regex", "a text"),
+    (*LEVEL, "add_prefix_space"): ("pre_tokenizer.ByteLevel.add_prefix_space", "true or false"),
+    (*LEVEL, "use_regex"): ("pre_tokenizer.ByteLevel.use_regex", "true or false"),
+}
+SMALLEST = tokenizer_json(small_harmony(260))
+
+
+def refused(data: dict[str, Any], tmp_path: Path) -> str:
+    """The error without the file's name, with which it begins."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(TokenError) as caught:
+        read_tokenizer_json(path)
+    file, _, said = str(caught.value).partition(": ")
+    assert file == str(path)
+    return said
+
+
+@pytest.mark.parametrize("at", FIELDS, ids=lambda at: FIELDS[at][0])
+def test_fields_that_are_missing_or_of_another_type(at: tuple[Any, ...], tmp_path: Path) -> None:
+    name, kind = FIELDS[at]
+    data = copy.deepcopy(SMALLEST)
+    owner: Any = data
+    for key in at[:-1]:
+        owner = owner[key]
+    owner[at[-1]] = 1.5
+    assert refused(data, tmp_path) == f"{name} is 1.5, expected {kind}"
+    del owner[at[-1]]
+    missing = f"{name} is missing, expected {kind}"
+    if at[-1] == "Regex":
+        missing = "pre_tokenizer.Split: expected an isolating Regex, not inverted"
+    assert refused(data, tmp_path) == missing
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        (
+            ("model", "continuing_subword_prefix"),
+            "##",
+            "model.continuing_subword_prefix is '##', e",
+        ),
+        (
+            ("model", "end_of_word_suffix"),
+            "</w>",
+            "model.end_of_word_suffix is '</w>', expected no",
+        ),
+        (
+            (*SPLIT, "invert"),
+            True,
+            "pre_tokenizer.Split: expected an isolating Regex, not inverted",
+        ),
+        (
+            (*LEVEL, "use_regex"),
+            True,
+            "pre_tokenizer.ByteLevel: expected add_prefix_space and use_",
+        ),
+        ((*SPLIT,), 3, "pre_tokenizer.pretokenizers[0] is 3, expected an object"),
+        (("pre_tokenizer", "pretokenizers"), {}, "pre_tokenizer.pretokenizers is {}, expected a l"),
+        (("pre_tokenizer",), {"type": "ByteLevel"}, "pre_tokenizer is ['ByteLevel'], expected ['S"),
+        (("pre_tokenizer", "pretokenizers"), [], "pre_tokenizer is [], expected ['Split', 'ByteLe"),
+        (("added_tokens", 1), 3, "added_tokens[1] is 3, expected an object"),
+        (("added_tokens", 1, "id"), 260 + 21 + 2**20, "added_tokens[1].id is 1048857, expected l"),
+        (("model", "vocab", "!"), 1.5, "model.vocab: the id of '!' is 1.5, expected a whole numbe"),
+        (("model", "vocab", "!"), 260, "model.vocab: '\"' has id 1, expected 0"),
+        (("model", "vocab", "Ġ" * 513), 260, "model.vocab: a token has 513 bytes, expected at mos"),
+        (("model", "merges", 0), ["", "Ġ"], "model.merges[0]: a token is empty, expected at leas"),
+        (
+            ("added_tokens", 1, "content"),
+            "\udfff",
+            "added_tokens[1].content is '\\udfff', expected w",
+        ),
+        (("model", "merges", 0), "Ġ\tt", "model.merges[0] is 'Ġ\\tt', expected a pair of tokens"),
+        (("model", "merges", 0), 3, "model.merges[0] is 3, expected a pair of tokens"),
+        (("model", "merges", 0), ["Ġ", "é"], "model.merges[0] = ['Ġ', 'é']: expected pairs that m"),
+    ],
+)
+def test_values_that_cannot_be(at: tuple[Any, ...], value: Any, said: str, tmp_path: Path) -> None:
+    data = copy.deepcopy(SMALLEST)
+    owner: Any = data
+    for key in at[:-1]:
+        owner = owner[key]
+    owner[at[-1]] = value
+    assert refused(data, tmp_path).startswith(said)
+
+
+def test_values_that_may_be(tmp_path: Path) -> None:
+    """The largest gap and the longest token; merges as one text; a byte without a token."""
+    path = tmp_path / "tokenizer.json"
+
+    def read(change: Any) -> Tokenizer:
+        data = copy.deepcopy(SMALLEST)
+        change(data)
+        path.write_text(json.dumps(data), encoding="utf-8")
+        return read_tokenizer_json(path)
+
+    largest = 260 + 21 + 2**20 - 1
+    assert read(lambda d: d["added_tokens"][1].update(id=largest)).vocab_size == largest + 1
+    joined = read(lambda d: d["model"].update(merges=[" ".join(m) for m in d["model"]["merges"]]))
+    assert joined.tokens == small_harmony(260).tokens
+    assert read(lambda d: d["model"].update(dropout=0.0, end_of_word_suffix="")).tokens
+    data = copy.deepcopy(SMALLEST)
+    vocab = data["model"]["vocab"]
+    first = next(text for text, rank in vocab.items() if rank == 0)
+    vocab[first + first] = vocab.pop(first)
+    assert refused(data, tmp_path) == "model.vocab: no token for the byte 0x21"
+    assert joined.name == str(path)
+    data = copy.deepcopy(SMALLEST)
+    assert len("".join(data["model"]["merges"].pop(0))) == 2
+    assert refused(data, tmp_path).startswith("model.merges: the pair of token 256, ")
+    path.unlink()
+    with pytest.raises(TokenError, match=rf"^{path}: cannot read \(No such file"):
+        read_tokenizer_json(path)
+
+
+def test_long_runs_of_spaces() -> None:
+    """Their pieces, and tokens as of the whole text."""
+    long, short = " " * (LONG + 5), " " * (LONG - 1)
+    for text, pieces in [
+        (f"a{long}b", [(1, LONG + 5)]),
+        (f"a{long}", [(1, LONG + 6)]),
+        (long, [(0, LONG + 5)]),
+        (f"a{short}b", []),
+        (f"a{' ' * LONG}b", [(1, LONG)]),
+        (f"a{long}\nb", []),
+        (f"a{long}b{long}c", [(1, LONG + 5), (LONG + 7, 2 * LONG + 11)]),
+    ]:
+        assert list(long_spaces(text)) == pieces
+        assert o200k_harmony().encode(text) == o200k_harmony().encoding.encode_ordinary(text)
+
+
+def test_long_runs_are_encoded_apart() -> None:
+    seen = []
+
+    class Seen(Tokenizer):
+        def _encode(self, text: str) -> list[int]:
+            seen.append(text)
+            return super()._encode(text)
+
+    Seen(SMALL.tokens, SMALL.special).encode(f"a{' ' * LONG}b")
+    assert seen == ["a", " b"]
+    assert Seen(SMALL.tokens, SMALL.special).name == "tokenizer"
+    assert SMALL.encoding.name == SMALL.name
+
+
+def test_small_vocabularies_have_what_is_asked_for() -> None:
+    smallest = small_harmony(256, last=200_000)
+    assert smallest.special == {
+        "<|startoftext|>": 256,
+        "<|endoftext|>": 257,
+        "<|reserved_200000|>": 258,
+    }
+    assert (smallest.vocab_size, smallest.name, smallest.pattern) == (
+        259,
+        "o200k_harmony[:256]",
+        O200K_PATTERN,
+    )
+    assert small_harmony(199_998, last=199_998).vocab_size == 199_999
+    for ranks_asked in (255, 199_999):
+        with pytest.raises(TokenError, match=f"ranks = {ranks_asked}: expected 256 to 199998"):
+            small_harmony(ranks_asked)
+    assert repr(smallest) == "<Tokenizer o200k_harmony[:256]: 256 ranks, vocabulary 259>"
+
+
+def test_ids_without_a_token() -> None:
+    gap = Tokenizer(SMALL.tokens[:256], {"<|a|>": 258, "<|b|>": 258}, name="gap")
+    assert gap.vocab_size == 259
+    assert (gap.decode([258]), gap.is_special(255), gap.is_special(256)) == ("<|a|>", False, True)
+    for token in (256, 257, 259, -1):
+        with pytest.raises(
+            TokenError, match=f"token id {token}: no such token, .* 0 to 258 that gap"
+        ):
+            gap.token_bytes(token)
+    assert Tokenizer(SMALL.tokens[:256], {}).vocab_size == 256
+    with pytest.raises(
+        TokenError, match=r"^x: special token <\|a\|> has id 255, expected at least 256"
+    ):
+        Tokenizer(SMALL.tokens[:256], {"<|a|>": 255}, name="x")
 
 
 def test_no_tokenizer_and_no_json(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gptoss_ref.chat.tool_data import (
     tools_from_data,
 )
 from gptoss_ref.errors import HarmonyError
+from tests.support.harmony_oracle import oracle, to_oracle
 
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
 OTHER = {"type": "object", "properties": {}}
@@ -55,7 +56,10 @@ def test_one_meaning(form: dict[str, Any]) -> None:
     assert tools_from_data({"functions": [form]}) == (READ,)
 
 
-@pytest.mark.parametrize("form", [HEAD, {"type": "function", "function": HEAD}, {**HEAD, "id": 3}])
+@pytest.mark.parametrize(
+    "form",
+    [HEAD, {"type": "function", "function": HEAD}, {**HEAD, "id": 3}, {**HEAD, "type": "custom"}],
+)
 def test_no_parameters_are_none(form: dict[str, Any]) -> None:
     assert tool_from_dict(form) == Tool("read", "Reads.")
     assert "type read = () => any;" in text_of(tool_from_dict(form))
@@ -77,7 +81,7 @@ def test_no_parameters_are_none(form: dict[str, Any]) -> None:
         ({"type": "bash_20250124", "name": "bash"}, "bash: type 'bash_20250124' without parameter"),
         (
             {**HEAD, "parameters": SCHEMA, "inputSchema": OTHER},
-            "'parameters' and 'inputS",
+            "tool read: 'parameters' and 'inputS",
         ),
         (
             {"function": {**HEAD, "parameters": SCHEMA}, "parameters": OTHER},
@@ -87,7 +91,8 @@ def test_no_parameters_are_none(form: dict[str, Any]) -> None:
         ({**HEAD, "parameters": "{}"}, "tool read: parameters must be a JSON schema object"),
         ({**HEAD, "parameters": {"path": {"type": "string"}}}, "'path' inside of 'properties'"),
         ({**HEAD, "parameters": {"json": SCHEMA}}, "unknown JSON schema keyword 'json'"),
-        ({**HEAD, "inputSchema": {"schema": SCHEMA}}, "inputSchema: unknown JSON schema"),
+        ({**HEAD, "inputSchema": {"schema": SCHEMA}}, "read: inputSchema: unknown JSON schema"),
+        ({**HEAD, "parameters": {"minProperties": 1, "property": {}}}, "JSON schema keyword 'prop"),
         ({**HEAD, "parameters": {"type": "object", "property": {}}}, "unknown JSON schema keyw"),
         ({**HEAD, "parameters": {"type": "OBJECT", "properties": {}}}, "'OBJECT': expected 'obj"),
         ({"type": "function", "function": "read"}, "expected an object with name"),
@@ -98,6 +103,19 @@ def test_no_parameters_are_none(form: dict[str, Any]) -> None:
 def test_no_meaning_or_two(form: dict[str, Any], match: str) -> None:
     with pytest.raises(HarmonyError, match=match):
         tools_from_data(form)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "minProperties": 1, "maxProperties": 2, "patternProperties": {}},
+        {"type": "object", "additionalProperties": False},
+        {"$defs": {"path": {"type": "string"}}},
+        *({word: 1, "schema": 2} for word in ("$ref", "oneOf", "anyOf", "allOf")),
+    ],
+)
+def test_schemas_that_need_no_properties(schema: dict[str, Any]) -> None:
+    assert tool_from_dict({**HEAD, "parameters": schema}).parameters == schema
 
 
 def test_namespaces() -> None:
@@ -112,6 +130,10 @@ def test_namespaces() -> None:
     )
     assert namespaces_from_data({"functions": {"tools": [form]}}) == (expected,)
     assert namespaces_from_data([form]) == (expected,)
+    assert namespaces_from_data([{"name": "functions", "tools": [form], "functions": [form]}]) == (
+        expected,
+    )
+    assert namespaces_from_data([{"name": "later"}])[0].tools == ()
     assert namespaces_from_data(None) == ()
     for content in ({"functions": [form]}, {"tools": [form]}, {"functions": {"tools": [form]}}):
         message = Message.from_dict({"role": "developer", "content": content})
@@ -144,6 +166,11 @@ def in_itself() -> Any:
     schema: dict[str, Any] = {"type": "object", "properties": {}}
     schema["properties"]["again"] = {"type": "array", "items": schema}
     return schema
+
+
+def test_two_schemas_that_contain_themselves_differ() -> None:
+    with pytest.raises(HarmonyError, match="'parameters' and 'inputSchema' differ"):
+        tool_from_dict({**HEAD, "parameters": in_itself(), "inputSchema": in_itself()})
 
 
 def deep(levels: int) -> Any:
@@ -180,6 +207,23 @@ def test_schemas_without_an_end_or_a_form(schema: Any, match: str) -> None:
     with pytest.raises(HarmonyError, match="expected an object with name"):
         tool_from_dict({"parameters": schema})  # the error shows it cut short
     assert text_of(Tool("read", "", deep(127)))
+
+
+def test_as_many_values_as_may_be() -> None:
+    """The schema itself, two lists or objects in it, and numbers."""
+    most = {"enum": [0] * 99_997, "x": {}}
+    assert text_of(Tool("f", "", most))
+    with pytest.raises(HarmonyError, match="too large, expected at most 100000 values"):
+        text_of(Tool("f", "", {**most, "enum": [0] * 99_998}))
+
+
+def test_lines_of_a_description() -> None:
+    """A carriage return alone ends no line; openai-harmony reads them so, too."""
+    text = text_of(Tool("f", "a\rb\r\nc\n\nd\n"))
+    assert "\n// a\rb\n// c\n// \n// d\ntype f = () => any;\n" in text
+    content = DeveloperContent.with_functions(None, [Tool("f", "a\rb\r\nc\n\nd\n")])
+    (message,) = to_oracle([Message.developer(content)]).messages
+    assert oracle().decode(oracle().render(message)) == text
 
 
 @pytest.mark.parametrize(

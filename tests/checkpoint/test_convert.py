@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -23,7 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gptoss_ref import ModelConfig, convert, load_checkpoint
+from gptoss_ref.checkpoint import Conversion
+from gptoss_ref.checkpoint.adapter import Adapter, LowRank
+from gptoss_ref.checkpoint.peft import write_adapter
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
+from gptoss_ref.layers.mxfp4 import encode
 from tests.support.checkpoint_files import (
     SIZES,
     dequantise,
@@ -117,6 +122,31 @@ def test_extreme_scales_are_exact_in_bfloat16(tmp_path: Path) -> None:
     assert np.abs(dense).max() > 2.0**125
 
 
+def test_small_pieces_make_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies, decoding and encoding in several pieces a tensor, the last of them shorter."""
+    src = write_hf(tmp_path / "src", seed=5, canonical=True)
+    convert(src, tmp_path / "dense", experts="bfloat16")
+    convert(tmp_path / "dense", tmp_path / "back", experts="mxfp4")
+    module = importlib.import_module("gptoss_ref.checkpoint.convert")
+    monkeypatch.setattr(module, "_TILE_VALUES", 7 * 64)  # of 64 rows of 96, 192 of 64
+    monkeypatch.setattr(module, "_COPY_VALUES", 1000)
+    pieces: list[str] = []
+    convert(
+        src, tmp_path / "dense 2", experts="bfloat16", progress=lambda *call: pieces.append(call[2])
+    )
+    assert pieces.count("lm_head.weight") == 9  # 131 * 64 values
+    pieces.clear()
+    convert(
+        tmp_path / "dense 2", tmp_path / "back 2", experts="mxfp4",
+        progress=lambda *call: pieces.append(call[2]),
+    )  # fmt: skip
+    name = "model.layers.0.mlp.experts.{}_proj_blocks"
+    assert pieces.count(name.format("gate_up")) == 5 * 28  # seven of 192 rows
+    assert pieces.count(name.format("down")) == 5 * 16  # four of 64 rows
+    for one in ("dense", "back"):
+        assert listing(tmp_path / one) == listing(tmp_path / f"{one} 2")
+
+
 def damage(folder: Path, name: str, index: tuple, value: float) -> Path:
     tensors = tensors_of(folder)
     tensors[name][index] = value
@@ -140,7 +170,7 @@ def test_values_without_a_counterpart_are_refused(tmp_path: Path) -> None:
     refused(src, rf"{stem}_scales\[3\] .*2\^128 or more, which bfloat16 cannot", "bfloat16")
     for number, value in enumerate((float("nan"), float("-inf"))):
         src = damage(write_hf_bfloat16(tmp_path / f"c{number}"), stem, (4, 70, 9), value)
-        refused(src, rf"{stem}\[4\] holds a NaN or an infinity", "mxfp4")
+        refused(src, rf"^{src}/model.safetensors: {stem}\[4\] holds a NaN or an infinity", "mxfp4")
 
 
 def test_bfloat16_experts_are_rounded_to_mxfp4(tmp_path: Path) -> None:
@@ -161,6 +191,12 @@ def test_bfloat16_experts_are_rounded_to_mxfp4(tmp_path: Path) -> None:
     assert error.max() <= 2  # saturated: the floor rule leaves values of up to 8
     half_gap = np.where(np.abs(old) / scale < 2, 0.25, np.where(np.abs(old) / scale < 4, 0.5, 1))
     assert (error[inside] <= half_gap[inside]).all()
+    convert(src, tmp_path / "even", experts="mxfp4", rule="even")
+    even = tensors_of(tmp_path / "even")
+    blocks, scales = encode(old, rule="even")
+    assert np.array_equal(even[name + "_blocks"].numpy(), blocks)
+    assert np.array_equal(even[name + "_scales"].numpy(), scales)
+    assert not np.array_equal(scales, after[name + "_scales"].numpy())
 
 
 @pytest.mark.parametrize("target", sorted(OPTIONS))
@@ -215,7 +251,9 @@ def test_float32_tensors_stay_float32(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.k_proj.weight"] = torch.zeros(24, 64, dtype=torch.bfloat16)
     save_file(tensors, src / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"dtypes BF16, F32; block.0.attn.qkv.weight needs one"
+        CheckpointError,
+        match=rf"^{src}: {', '.join(f'model.layers.0.self_attn.{x}_proj.weight' for x in 'qkv')} "
+        "have dtypes BF16, F32; block.0.attn.qkv.weight needs one$",
     ):
         convert(src, tmp_path / "mixed", layout="openai")
 
@@ -231,6 +269,8 @@ def test_config_is_written_in_the_right_dialect(tmp_path: Path) -> None:
     src = write_hf(tmp_path / "src")
     convert(src, tmp_path / "openai", layout="openai")
     assert read(tmp_path / "openai") == SIZES
+    stops = read(tmp_path / "openai", "generation_config.json")
+    assert stops == {"eos_token_id": [102], "pad_token_id": 99}
     convert(src, tmp_path / "dense", experts="bfloat16")
     assert "quantization_config" not in read(tmp_path / "dense")
     assert read(tmp_path / "dense")["router_aux_loss_coef"] == 0.9, "unknown keys are kept"
@@ -240,6 +280,18 @@ def test_config_is_written_in_the_right_dialect(tmp_path: Path) -> None:
         config = load_checkpoint(tmp_path / name).config
         assert config == ModelConfig(**SIZES, max_position_embeddings=256)
         assert config.eos_token_ids == (102,), "stop tokens go by way of generation_config.json"
+
+
+def test_keys_that_choose_code_are_left_out(tmp_path: Path) -> None:
+    src = write_hf(tmp_path / "src")
+    more = {"auto_map": {}, "_commit": "x", "experts_implementation": "y", "mine": 3}
+    (src / "config.json").write_text(json.dumps(read(src) | more))
+    result = convert(src, tmp_path / "dst")
+    assert result.notes == tuple(
+        f"config.json: left out {key!r}: it may choose code to load" for key in list(more)[:3]
+    )
+    assert read(tmp_path / "dst")["mine"] == 3
+    assert not set(list(more)[:3]) & set(read(tmp_path / "dst"))
 
 
 def test_companions_come_along(tmp_path: Path) -> None:
@@ -276,6 +328,16 @@ def test_what_the_openai_dialect_cannot_say(tmp_path: Path) -> None:
     result = convert(configured(max_position_embeddings=100), tmp_path / "a", layout="openai")
     assert "max_position_embeddings: 100 becomes" in result.notes[0]
     assert "note:" in str(result)
+    scaling = hf_config()["rope_scaling"]
+    for factor, context in ((1.0, 32), (1.5, 48)):
+        config = configured(
+            rope_scaling=scaling | {"factor": factor}, max_position_embeddings=context
+        )
+        assert convert(config, tmp_path / f"{factor}", layout="openai").notes == ()
+    shrunk = write_openai(tmp_path / "shrunk")  # a factor below 1 does not shorten the context
+    (shrunk / "config.json").write_text(json.dumps(SIZES | {"rope_scaling_factor": 0.5}))
+    kept = convert(shrunk, tmp_path / "kept")
+    assert (kept.notes, kept.layout) == ((), "openai")
     for key, value in (
         ("swiglu_alpha", 1.5),
         ("rms_norm_eps", 1e-6),
@@ -400,6 +462,11 @@ def test_full_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             place, lambda: convert(place / "src", place / "dst"), CheckpointError
         )
         assert "bytes, the disk has 5 free" in message
+        enough = load_checkpoint(place / "src").nbytes
+        patch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, enough))
+        said = str(convert(place / "src", place / "fits"))
+        assert said == f"{place / 'fits'}: hf layout, mxfp4 experts, {enough} bytes, 1 file"
+        shutil.rmtree(place / "fits")
 
     def progress(done: int, total: int, name: str) -> None:
         raise OSError(28, "No space left on device")
@@ -451,6 +518,65 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
     assert done[-1] == result.nbytes
     assert {call[1] for call in seen} == {result.nbytes}
     assert {call[2] for call in seen} == set(tensors_of(tmp_path / "dst"))
+
+
+def test_what_is_not_said_is_the_sources(tmp_path: Path) -> None:
+    src = write_hf_bfloat16(tmp_path / "src", canonical=True)
+    assert convert(src, tmp_path / "same").experts == "bfloat16"
+    assert convert(src, tmp_path / "openai", layout="openai").experts == "mxfp4"
+    for name in ("tiny", "other-constants"):
+        with pytest.raises(
+            CheckpointError, match=f"'{name}' names a bundled model; expected another"
+        ):
+            convert(src, tmp_path / name)
+
+
+def test_an_adapter_of_experts_is_encoded_by_the_rule(tmp_path: Path) -> None:
+    base = write_hf(tmp_path / "base")
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(5, 2, 96)).astype("f4"), rng.normal(size=(5, 64, 2)).astype("f4")
+    adapter = Adapter({"block.1.mlp.mlp2_weight": LowRank(a, b, 0.5)}, {}, 1.0, False, str(base))
+    (tmp_path / "adapter").mkdir()
+    write_adapter(tmp_path / "adapter", adapter, load_checkpoint(base).config)
+    convert(tmp_path / "adapter", tmp_path / "dst", rule="even")
+    name = "model.layers.1.mlp.experts.down_proj"
+    before, after = tensors_of(base), tensors_of(tmp_path / "dst")
+    old = dequantise(before.pop(name + "_blocks"), before.pop(name + "_scales"))
+    blocks, scales = encode(old + 0.5 * b.astype(float) @ a.astype(float), rule="even")
+    assert np.array_equal(after.pop(name + "_blocks").numpy(), blocks)
+    assert np.array_equal(after.pop(name + "_scales").numpy(), scales)
+    assert_same(before, after)
+
+
+def test_how_many_files_there_are() -> None:
+    for files, said in ((("a",), "1 file"), (("a", "b"), "2 files")):
+        assert str(Conversion("p", "hf", "mxfp4", 7, files, ("n",))).splitlines() == [
+            f"p: hf layout, mxfp4 experts, 7 bytes, {said}", "note: n"
+        ]  # fmt: skip
+
+
+def test_progress_over_shards_that_are_numbered_from_one(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    result = convert(
+        write_hf(tmp_path / "src"),
+        tmp_path / "dst",
+        max_shard_bytes=100_000,
+        progress=lambda *call: seen.append(call),
+    )
+    count = len(result.files)
+    assert str(result).endswith(f" bytes, {count} files")
+    assert result.files == tuple(
+        f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)
+    )
+    assert count > 2
+    sizes = {name: tensor.nbytes for name, tensor in tensors_of(tmp_path / "dst").items()}
+    done = 0
+    for at, total, name in seen:  # each tensor in one piece
+        done += sizes.pop(name)
+        assert (at, total) == (done, result.nbytes)
+    assert not sizes
+    each = convert(tmp_path / "dst", tmp_path / "each", max_shard_bytes=1)
+    assert len(each.files) == len(tensors_of(tmp_path / "each"))
 
 
 def test_result_has_the_usual_permissions(tmp_path: Path) -> None:

@@ -414,6 +414,19 @@ def test_unknown_tensor(tmp_path: Path) -> None:
     fails(folder, "unknown tensor '.*biases'; the nearest expected name is 'model.layers.2.*bias'")
 
 
+def test_how_many_tensors_are_missing_or_unknown(tmp_path: Path) -> None:
+    layer = "model.layers.2."
+    names = [f"{layer}self_attn.sinks", f"{layer}mlp.router.bias", f"{layer}mlp.router.weight"]
+    folder = write_hf(tmp_path / "a")
+    for left, others in ((1, ""), (2, r" \(and 1 more\)"), (3, r" \(and 2 more\)")):
+        change_tensors(folder, lambda t, n=names[left - 1]: t.pop(n))
+        fails(folder, f"^{folder}: the tensor '{names[0]}' is missing{others}$")
+    folder = write_hf(tmp_path / "b")
+    for number, others in ((1, ""), (2, r" \(and 1 more\)")):
+        change_tensors(folder, lambda t, n=number: t.update({f"{'?' * n}": torch.zeros(1)}))
+        fails(folder, rf"^{folder}/model\.safetensors: unknown tensor '\?+'{others}$")
+
+
 @pytest.mark.parametrize("layers", [3, 5, 10**9])
 def test_more_or_fewer_layers_than_the_config_says(tmp_path: Path, layers: int) -> None:
     folder = write_hf(tmp_path / "c")
@@ -530,3 +543,92 @@ def test_a_null_stop_token_is_no_stop_token(tmp_path: Path) -> None:
     folder = write_openai(tmp_path / "c")
     (folder / "generation_config.json").write_text('{"eos_token_id": null}')
     assert load_checkpoint(folder).config.eos_token_ids == ()
+
+
+def test_which_single_files_are_read(tmp_path: Path) -> None:
+    """Beside model.safetensors, and without an index, other files are none of the checkpoint's."""
+    folder = write_hf(tmp_path / "c")
+    save_file({"other": torch.zeros(3)}, folder / "consolidated.safetensors")
+    assert len(load_checkpoint(folder).shards.files) == 1
+
+
+def test_a_checkpoint_with_an_adapters_settings_in_it(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "c")
+    (folder / "adapter_config.json").write_text("{}")
+    assert load_checkpoint(folder).layout == "hf"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_an_original_folder_that_is_whole(name: str, tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "repo" / "original")
+    assert load_checkpoint(folder).root == tmp_path / "repo"
+    (folder / name).write_text("{}")
+    assert load_checkpoint(folder).root == folder
+
+
+def test_where_the_configuration_is(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "repo" / "original")
+    (folder / "config.json").rename(tmp_path / "repo" / "config.json")
+    assert load_checkpoint(tmp_path / "repo").config.hidden_size == SIZES["hidden_size"]
+    (tmp_path / "repo" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/repo/config\.json: "):
+        load_checkpoint(tmp_path / "repo")
+
+
+def test_a_companion_may_be_a_link_within_the_repository(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "repo" / "original")
+    (folder / "config.json").rename(tmp_path / "repo" / "config.json")
+    (folder / "config.json").symlink_to("../config.json")
+    assert load_checkpoint(tmp_path / "repo").config.hidden_size == SIZES["hidden_size"]
+
+
+def test_float16_is_widened_to_float32(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    tensors[name] = tensors[name].to(torch.float16)
+    save_file(tensors, folder / "model.safetensors")
+    weight = load_checkpoint(folder).weights.blocks[1].attn.k_weight
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(weight, tensors[name].float().numpy())
+
+
+def test_the_first_token_may_end_an_answer(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "c")
+    for stop in (0, [0, 130]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
+        expected = tuple(stop) if isinstance(stop, list) else (stop,)
+        assert load_checkpoint(folder).config.eos_token_ids == expected
+
+
+def test_the_first_token_that_is_none(tmp_path: Path) -> None:
+    folder = write_openai(tmp_path / "c")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 131}')
+    with pytest.raises(
+        ConfigError, match="eos_token_id must hold token ids from 0 to 130, not 131"
+    ):
+        load_checkpoint(folder)
+
+
+def test_a_quantization_that_is_a_text(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": "int4"}))
+    with pytest.raises(ConfigError, match="quant_method must be 'mxfp4', not 'int4'"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": "mxfp4"}))
+    assert load_checkpoint(folder).layout == "hf"
+
+
+def test_a_layer_has_a_number_of_at_most_nine_digits(tmp_path: Path) -> None:
+    """More digits are no layer: int() of very many is slow."""
+    folder = write_openai(tmp_path / "c")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"block.7": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"unknown tensor 'block\.7'"):
+        load_checkpoint(folder)
+    for digits, message in ((9, "holds tensors of 5 layers"), (10, "unknown tensor 'block.1")):
+        more = {f"block.{'1' * digits}.x": torch.zeros(1)}
+        save_file(tensors | more, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(folder)

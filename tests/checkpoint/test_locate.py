@@ -181,3 +181,23 @@ def test_download_errors_are_one_line(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match="which is not installed: python -m pip install"):
         download("a/b")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "the path of the checkpoint is empty; expected a checkpoint folder, 'tiny', or a Hub"),
+        (3, "3 is not a path; expected a checkpoint folder, 'tiny', or a Hub id like openai/gpt-"),
+        ("tinny", "tinny: no such folder: did you mean tiny?"),
+        ("20b", "20b: no such folder; this name stands for a configuration without weights, for `"),
+        ("gpt-oss-120b", "gpt-oss-120b: no such folder; this name stands for a configuration wit"),
+        ("elsewhere", "elsewhere: no such folder; expected a checkpoint folder, 'tiny', or a Hub"),
+    ],
+)
+def test_names_of_nothing(
+    path: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        locate(path)
+    assert str(caught.value).startswith(message)

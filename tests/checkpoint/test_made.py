@@ -13,6 +13,9 @@ import pytest
 import gptoss_ref as gr
 from gptoss_ref.checkpoint.made import MADE, OTHER, RELEASED, write
 from gptoss_ref.cli import main
+from gptoss_ref.layers.linear import dense
+from gptoss_ref.numerics import FLOAT64, widen
+from gptoss_ref.weights import MXFP4
 
 CONSTANTS = (
     "sliding_window",
@@ -55,6 +58,31 @@ def test_the_bytes_are_always_the_same(name: str, tmp_path: Path) -> None:
     kept = loaded.path / "model.safetensors"
     for folder in ("a", "b"):
         assert (tmp_path / folder / "model.safetensors").read_bytes() == kept.read_bytes()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_size_of_what_a_matrix_gives(name: str, tmp_path: Path) -> None:
+    """Outputs for unit inputs: near 1.2, of the experts near 4 and 0.02 (by a power of two)."""
+    write(MADE[name], tmp_path)
+    weights = gr.load_checkpoint(tmp_path).weights
+    for weight, matrix in weights.named().items():
+        if weight == "embedding" or not weight.endswith(("_weight", "unembedding")):
+            continue
+        values = dense(matrix, FLOAT64)
+        rms = np.sqrt(np.mean(values**2) * values.shape[-1])
+        expected = {"mlp1": 4.0, "mlp2": 0.02}.get(weight.split(".")[-1][:4], 1.2)
+        if isinstance(matrix, MXFP4):
+            # two scales give √2.5 times the lower one's size, whose exponent is rounded
+            assert 1.1 * expected < rms < 2.3 * expected, weight
+            scales = np.unique(matrix.scales)
+            assert len(scales) == 2
+            assert scales[1] - scales[0] == 1
+            assert len(np.unique(matrix.blocks)) == 256
+        else:
+            assert rms == pytest.approx(expected, rel=0.1), weight
+    scale = widen(weights.norm_scale, np.float64)
+    assert 0.5 <= scale.min() < 0.55
+    assert 1.45 < scale.max() <= 1.5
 
 
 @pytest.mark.parametrize("config", [RELEASED, OTHER], ids=MADE)

@@ -8,8 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import gptoss_ref as gr
+from gptoss_ref.checkpoint.merge import _ratio
 from gptoss_ref.errors import CheckpointError
 from gptoss_ref.training import Adapter, LoRA, LowRank, write_adapter
 from tests.support.checkpoint_files import write_hf, write_hf_bfloat16, write_openai
@@ -117,3 +120,77 @@ def test_an_adapter_that_overflows(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NaN or an infinity"):
         gr.convert(tmp_path / "large", tmp_path / "again", experts="mxfp4", adapter=folder)
     assert not (tmp_path / "again").exists()
+
+
+def spoilt(base: Path, change: Any) -> None:
+    """Changes the tensors of a checkpoint of one file."""
+    tensors = load_file(base / "model.safetensors")
+    change(tensors)
+    save_file(tensors, base / "model.safetensors")
+
+
+K = "model.layers.1.self_attn.k_proj.weight"
+SCALES = "model.layers.2.mlp.experts.down_proj_scales"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_merging_into_wider_floats(dtype: str, tmp_path: Path) -> None:
+    """The sum is rounded to the dtype that the matrix has, in either layout."""
+    base, folder, adapter = folders(tmp_path, "hf")
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if tensors[name].dtype == torch.bfloat16:
+                tensors[name] = tensors[name].to(getattr(torch, dtype))
+
+    spoilt(base, widen)
+    before = gr.load_checkpoint(base).weights.named()["block.1.attn.k_weight"].astype(np.float64)
+    f = adapter.factors["block.1.attn.k_weight"]
+    added = f.scale * (f.b.astype(np.float64) @ f.a.astype(np.float64))
+    exact = (before + added).astype(dtype)
+    for layout, name, rows in (
+        ("hf", K, slice(None)),
+        ("openai", "block.1.attn.qkv.weight", slice(72, 96)),
+    ):
+        done = gr.convert(folder, tmp_path / layout, layout=layout)
+        after = load_file(tmp_path / layout / "model.safetensors")[name].numpy()[rows]
+        assert after.dtype == dtype
+        # products in another order: a few units of float64, which no narrower rounding shows here
+        np.testing.assert_allclose(after, exact, rtol=1e-12 if dtype == "float64" else 0)
+        (merged,) = (m for m in done.merged if m.weight == "block.1.attn.k_weight")
+        assert merged.stored == dtype
+        error = np.linalg.norm(exact.astype(np.float64) - (before + added))
+        assert merged.lost == pytest.approx(error / np.linalg.norm(added), rel=1e-6, abs=1e-15)
+
+
+def test_joined_rows_of_two_dtypes(tmp_path: Path) -> None:
+    base, folder, _ = folders(tmp_path, "hf")
+    spoilt(base, lambda tensors: tensors.update({K: tensors[K].float()}))
+    with pytest.raises(CheckpointError, match=r"have dtypes BF16, F32; block.1.attn.qkv.weight n"):
+        gr.convert(folder, tmp_path / "merged", layout="openai")
+
+
+def test_what_is_not_finite_before_the_merge(tmp_path: Path) -> None:
+    base, folder, _ = folders(tmp_path, "hf")
+    before = "before the adapter is added: expected finite weights"
+    spoilt(base, lambda tensors: tensors[SCALES].__setitem__((3, 20, 1), 255))
+    said = (
+        rf"^block\.2\.mlp\.mlp2_weight: holds a NaN or an infinity \(a scale byte of 255\) {before}"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        gr.convert(folder, tmp_path / "merged")
+    spoilt(base, lambda tensors: tensors[K].__setitem__((3, 20), torch.nan))
+    said = rf"^block\.1\.attn\.k_weight: holds a NaN or an infinity {before}"
+    with pytest.raises(CheckpointError, match=said):
+        gr.convert(folder, tmp_path / "merged")
+
+
+def test_an_adapter_that_adds_nothing(tmp_path: Path) -> None:
+    base, folder, adapter = folders(tmp_path, "hf")
+    name = "block.1.attn.k_weight"
+    f = adapter.factors[name]
+    nothing = Adapter({name: LowRank(f.a, 0 * f.b, f.scale)}, {}, 4.0, False, str(base))
+    write_adapter(folder, nothing, gr.load_checkpoint(base).config)
+    (merged,) = gr.convert(folder, tmp_path / "merged").merged
+    assert (merged.error, merged.lost) == (0, 0)
+    assert (_ratio(2.0, 0.0), _ratio(0.0, 0.0), _ratio(1.0, 4.0)) == (np.inf, 0, 0.5)

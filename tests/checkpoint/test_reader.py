@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gptoss_ref._files import release
-from gptoss_ref.checkpoint.reader import DTYPE_BITS, SafetensorsFile
+from gptoss_ref.checkpoint.reader import DTYPE_BITS, SafetensorsFile, _ask_for_large_pages
 from gptoss_ref.errors import CheckpointError
 
 TORCH = {"U8": torch.uint8, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -75,6 +76,7 @@ def test_reads_what_safetensors_writes(tmp_path: Path, layout: dict, seed: int) 
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
     file = SafetensorsFile(path)
+    assert (file.path, file.metadata) == (path, {"format": "pt"})
     assert set(file.tensors) == set(tensors)
     for name, tensor in tensors.items():
         dtype, shape = layout[name]
@@ -101,6 +103,7 @@ def test_views_are_zero_copy_and_may_be_unaligned(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(build(header, b"xyz" + values.tobytes()))
     file = SafetensorsFile(path)
+    assert file.metadata == {}
     assert file.array("a").tobytes() == b"xyz"
     first, second = file.array("b"), file.array("b")
     assert np.array_equal(first, values.reshape(2, 3))
@@ -149,12 +152,46 @@ def test_other_dtypes_are_not_misread(tmp_path: Path) -> None:
         SafetensorsFile(path).array("t")
 
 
+def test_shapes_as_large_as_may_be(tmp_path: Path) -> None:
+    """Sizes below 2^60 and products of them, zeros taken for ones; offsets past 120."""
+    path = tmp_path / "x.safetensors"
+    shapes = [[2**60 - 1, 0], [2**30, 2**30 - 1, 0], [2**59, 1, 0], [121], [11, 11]]
+    header, at = {}, 0
+    for n, shape in enumerate(shapes):
+        header[str(n)] = entry("U8", shape, at, at := at + math.prod(shape))
+    path.write_bytes(build(header, bytes(at)))
+    assert [t.shape for t in SafetensorsFile(path).tensors.values()] == [*map(tuple, shapes)]
+
+
+def test_pages_are_asked_for_and_may_be_refused() -> None:
+    asked = []
+
+    class Mapped:
+        def madvise(self, option: int) -> None:
+            asked.append(option)
+            raise OSError(22, "Invalid argument")
+
+    _ask_for_large_pages(Mapped())  # type: ignore[arg-type]
+    assert asked == ([mmap.MADV_HUGEPAGE] if hasattr(mmap, "MADV_HUGEPAGE") else [])
+
+
 GOOD = entry("U8", [2], 0, 2)
 DAMAGED: list[tuple[str, bytes, str]] = [
     ("empty", b"", "truncated: 0 bytes"),
     ("short", b"\x01\0\0", "truncated: 3 bytes"),
     ("lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ("huge-header", build({}, b"", 2**63), "not a safetensors file"),
+    ("header-limit", build({}, b"", 10**8), "truncated: the header has 100000000 bytes, but the"),
+    ("header-over", build({}, b"", 10**8 + 1), "it claims a header of 100000001 bytes"),
+    ("header-one", build({"a": GOOD}, b"", len(json.dumps({"a": GOOD})) + 1), "truncated: the he"),
+    ("shape-60", build({"a": entry("U8", [2**60, 0], 0, 0)}, b""), "'a': shape must be a list"),
+    ("shape-2^60", build({"a": entry("U8", [2**30, 2**30, 0], 0, 0)}, b""), "'a': shape must be a"),
+    ("brief-60", build({"a": entry("U8", "x" * 58, 0, 0)}, b""), "sizes, not '" + "x" * 58 + "'$"),
+    (
+        "brief-61",
+        build({"a": entry("U8", "y" + "x" * 58, 0, 0)}, b""),
+        "sizes, not 'y" + "x" * 55 + r"\.\.\.$",
+    ),
     ("header-cut", build({"a": GOOD}, b"", 900), "truncated: the header has 900 bytes"),
     ("not-json", build(b"{nope", b""), "header is not JSON"),
     ("not-utf8", build(b'{"\xff": 1}', b""), "header is not JSON"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gptoss_ref import GPT_OSS_20B, ModelConfig, load, load_checkpoint
 from gptoss_ref.checkpoint.summary import Info, describe, short, size
@@ -44,6 +44,7 @@ def test_model_card(name: str) -> None:
     assert info.layout is None
     assert info.path is None
     assert describe(f"gpt-oss-{name}") == info
+    assert info.name == f"gpt-oss-{name}"
 
 
 def test_rows_add_up() -> None:
@@ -77,7 +78,17 @@ def test_checkpoint_is_counted_from_its_files(tmp_path: Path, layout: str) -> No
     )
     assert info.total == expected
     assert describe(str(folder)) == describe(folder)
-    assert describe(load_checkpoint(folder)).components == info.components
+    assert describe(load_checkpoint(folder)) == info
+    assert info.name == str(folder)
+    for file in folder.glob("*.safetensors"):  # bytes are those of the stored dtype
+        wide = {n: t.float() if t.is_floating_point() else t for n, t in load_file(file).items()}
+        save_file(wide, file)
+    wider = describe(folder)
+    assert (wider.total, wider.active) == (info.total, info.active)
+    files = [load_file(f) for f in folder.glob("*.safetensors")]
+    assert (
+        wider.nbytes == sum(t.nbytes for tensors in files for t in tensors.values()) > info.nbytes
+    )
 
 
 def test_configuration_alone_gives_the_size_of_the_files(tmp_path: Path) -> None:
@@ -85,6 +96,8 @@ def test_configuration_alone_gives_the_size_of_the_files(tmp_path: Path) -> None
     assert info.components == describe(write_hf(tmp_path / "c")).components
     odd = ModelConfig(**{**SIZES, "hidden_size": 63}, max_position_embeddings=256)
     assert describe(odd).nbytes == 2 * describe(odd).total
+    assert (describe(odd).experts, info.experts) == ("bfloat16", "mxfp4")
+    assert (info.name, info.path, info.layout) == ("configuration", None, None)
 
 
 def test_active_is_what_one_token_reads() -> None:
@@ -117,7 +130,8 @@ def test_kv_cache_of_the_released_models() -> None:
         }
     assert "48.0 KiB per token" in str(describe("20b"))
     assert "at 4,096" in str(describe("20b"))
-    assert "6.0 GiB at 131,072" in str(describe("20b"))
+    lengths = "204.0 MiB at 4,096, 1.5 GiB at 32,768, 6.0 GiB at 131,072"
+    assert str(describe("20b")).endswith(lengths)
 
 
 def test_kv_cache_bytes_agree_with_the_cache(tmp_path: Path) -> None:
@@ -132,6 +146,19 @@ def test_kv_cache_bytes_agree_with_the_cache(tmp_path: Path) -> None:
 def test_json(tmp_path: Path) -> None:
     for info in (describe("20b"), describe(write_hf(tmp_path / "c"))):
         value = json.loads(json.dumps(info.to_json()))
+        assert set(value) == {
+            *("name", "path", "layout", "experts", "config", "components", "parameters", "bytes"),
+            *("active_parameters", "kv_cache", "model_card"),
+        }
+        assert (value["name"], value["path"]) == (info.name, info.path)
+        assert value["experts"] == info.experts == "mxfp4"
+        assert value["kv_cache"]["dtype"] == "float32"
+        assert value["kv_cache"]["bytes_per_token"] == info.kv_cache_bytes_per_token()
+        assert value["kv_cache"]["bytes_of_windowed_layers"] == info.kv_cache_windowed_bytes()
+        assert value["model_card"] == info.card
+        assert all(
+            type(row[key]) is int for row in value["components"] for key in row if key != "name"
+        )
         assert value["parameters"] == info.total
         assert value["active_parameters"] == info.active
         assert value["bytes"] == info.nbytes
@@ -150,9 +177,46 @@ def test_text_has_every_row(tmp_path: Path) -> None:
     assert "2 with a window of 7" in text
 
 
+def test_the_whole_text() -> None:
+    """Of a configuration without weights: D 64, F 96, V 131, E 5, …; the counts are by hand."""
+    attention = 4 * ((72 + 24 + 24) * 65 + 64 * 73 + 6)
+    router, experts, norms = 4 * 5 * 65, 4 * 5 * (192 * 65 + 64 * 97), 9 * 64
+    blocks = 4 * 5 * (192 * 64 + 64 * 96) * 17 // 32 + 2 * 4 * 5 * (192 + 64)
+    rows = [
+        ("attention", attention, attention, 2 * attention),
+        ("router", router, router, 2 * router),
+        ("experts", experts, experts * 2 // 5, blocks),
+        ("norms", norms, norms, 2 * norms),
+        ("embedding", 131 * 64, 0, 2 * 131 * 64),
+        ("unembedding", 131 * 64, 131 * 64, 2 * 131 * 64),
+    ]
+    total = ("total", *(sum(row[n] for row in rows) for n in (1, 2, 3)))
+    assert str(describe(ModelConfig(**SIZES, max_position_embeddings=256))).splitlines() == [
+        "configuration: mxfp4 experts, no weights",
+        "4 layers (2 with a window of 7), D 64, F 96, V 131",
+        "heads H 6 / K 2, size C 12; experts E 5, A 2 per token; context 256",
+        "",
+        "                    parameters          active             bytes",
+        *(f"{n:<12}{t:>18,}{a:>16,}{b:>18,}" for n, t, a, b in [*rows, total]),
+        "",
+        f"{total[1] / 1e3:.2f} K parameters, {total[2] / 1e3:.2f} K active; "
+        f"MLP {(experts + router) / 1e3:.2f} K, attention {attention / 1e3:.2f} K, "
+        f"embed + unembed {2 * 131 * 64 / 1e3:.2f} K; {total[3] / 1024:.1f} KiB",
+        "key/value cache, float32: 384 B per token, and 5.2 KiB for the windowed layers at any "
+        "length: 101.2 KiB at 256",
+    ]
+
+
 def test_units() -> None:
     assert [short(n) for n in (7, 1500, 2_340_000, 636_000_000)] == [
         "7", "1.50 K", "2.34 M", "0.64 B",
+    ]  # fmt: skip
+    edges = (999, 1000, 999_999, 10**6, 10**8 - 1, 10**8, 2 * 10**8, 10**9)
+    assert [short(n) for n in edges] == [
+        "999", "1.00 K", "1000.00 K", "1.00 M", "100.00 M", "0.10 B", "0.20 B", "1.00 B",
+    ]  # fmt: skip
+    assert [size(n) for n in (1023, 1024, 2**20 - 1, 2**20, 2**30)] == [
+        "1023 B", "1.0 KiB", "1024.0 KiB", "1.0 MiB", "1.0 GiB",
     ]  # fmt: skip
     assert [size(n) for n in (7, 1536, 3 << 20, 5 << 30)] == [
         "7 B",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import gptoss_ref as gr
 from gptoss_ref.checkpoint.peft import CONFIG, TENSORS
 from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.cli import main
-from gptoss_ref.training.state import STATE
+from gptoss_ref.training.state import STATE, write_state
 
 pytestmark = pytest.mark.usefixtures("warm_kernels")
 
@@ -111,6 +112,34 @@ def test_sigterm_saves_the_last_complete_step(data: Path, tmp_path: Path) -> Non
     interrupted(data, out, signal.SIGTERM)
     assert (out / TENSORS).exists()
     assert 2 <= json.loads(SafetensorsFile(out / STATE).metadata["run"])["step"] < 24
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM between processes")
+def test_a_second_sigterm_while_saving_is_ignored(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`timeout` sends one to the process and one to its group: the first one saves."""
+    sent = []
+
+    def terminate(*_: object, **__: object) -> None:
+        sent.append(signal.getsignal(signal.SIGTERM))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def saving(*arguments: Any, **options: Any) -> None:
+        terminate()
+        write_state(*arguments, **options)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("gptoss_ref.cli.train.line", terminate)  # called after a step
+    monkeypatch.setattr("gptoss_ref.training.loop.write_state", saving)
+    assert run(data, tmp_path / "out", "--steps", "3") == 130
+    assert "--resume continues" in capsys.readouterr().err
+    assert len(sent) == 2
+    assert sent[1] == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == before
+    saved = json.loads(SafetensorsFile(tmp_path / "out" / STATE).metadata["run"])
+    assert saved["step"] == 1
+    assert (tmp_path / "out" / TENSORS).exists()
 
 
 def test_ctrl_c_saves_and_resume_has_the_same_bits(data: Path, tmp_path: Path) -> None:

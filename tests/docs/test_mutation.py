@@ -73,11 +73,14 @@ def test_a_survivor_is_told_by_its_lines() -> None:
 
 
 def result(digest: str, outcome: str, tests: str) -> str:
-    return json.dumps({"digest": digest, "outcome": outcome, "tests": tests}) + "\n"
+    said = {"file": "x.py", "function": "f", "before": "a", "after": "b"}
+    return json.dumps({"digest": digest, "outcome": outcome, "tests": tests, **said}) + "\n"
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    """A killed mutant stays killed; a survivor is tried again with other tests."""
+def test_a_run_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed mutant stays killed; a survivor without a reason is tried again with other tests."""
     results = tmp_path / "room.jsonl"
     assert known(results, "new") == set()
     results.write_text(
@@ -87,12 +90,18 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results.write_text(results.read_text() + result("b", KILLED, "new"))
     assert known(results, "new") == {"a", "b", "c"}
     assert {one["digest"]: one["outcome"] for one in stored(results)}["b"] == KILLED
+    results.write_text(result("a", SURVIVED, "old"))
+    monkeypatch.setitem(REASONS, ("x.py", "f", "b"), "why")
+    assert known(results, "new") == {"a"}
 
 
 def test_tests_of_many_functions_come_first() -> None:
     seconds = {"f[1]": 0.1, "f[2]": 0.2, "g": 1.0, "h": 9.0}
     assert list(within(2, seconds)) == ["f[1]", "g", "f[2]"]
     assert list(within(0.01, {"h": 9.0})) == ["h"]
+    assert list(within(9, {"a.py::f": 0.1, "b.py::g[1]": 2, "b.py::g[2]": 3}, "b.py::")) == [
+        "b.py::g[1]", "b.py::g[2]", "a.py::f"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the run forks")
