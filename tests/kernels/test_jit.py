@@ -102,7 +102,7 @@ def test_the_environment_forces_a_path() -> None:
         SMALL
         + """
 from gptoss_ref.errors import GptOssError
-try: kernels.linear(x, weight)
+try: kernels.linear(np.concatenate([x, x]), weight)
 except GptOssError as error: print(error)
 """
     )
