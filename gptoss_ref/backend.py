@@ -78,7 +78,7 @@ def _numba() -> Backend:
         linear=kernels.linear,
         rope_tables=kernels.rope_tables,
         rope=kernels.rope,
-        attention_weights=kernels.attention_weights,
+        attention_weights=layers.attention_weights,
         attention=kernels.attention,
         router=kernels.router,
         experts=kernels.experts,

@@ -236,12 +236,12 @@ class Model:
 
         layers[n], keys, values, key_positions = layers[n].extended(k, v, int(positions[0]))
         where = (positions, key_positions, self.config.window(n))
+        mix = backend.attention(q, keys, values, w.sinks, *where, policy=policy)
         if tap is not _no_tap and getattr(tap, "wants", _wants_all)(name + "weights"):
             tap(
                 name + "weights",
                 backend.attention_weights(q, keys, w.sinks, *where, policy=policy),
             )
-        mix = backend.attention(q, keys, values, w.sinks, *where, policy=policy)
         tap(name + "mix", mix)
         out = backend.linear(mix, w.out_weight, w.out_bias, policy=policy)
         tap(name + "out", out)

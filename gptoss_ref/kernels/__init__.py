@@ -2,9 +2,10 @@
 
 A kernel has the signature of its layer and gives the layer's result under the float32 policy,
 within the error bound that its file states. Kernels and layers share no computation, so each can
-test the other. ``threads`` is the only name here that is not a layer; what a model computes once
-when it is loaded (``yarn``, the conversion of MXFP4) has no kernel. Importing this package compiles
-nothing: see :mod:`gptoss_ref.kernels.runtime.jit`.
+test the other. ``threads`` is the only name here that is not a layer. There is no kernel for what a
+model computes once when it is loaded (``yarn``, the conversion of MXFP4), nor for the weights of
+attention, which only observers see. Importing this package compiles nothing: see
+:mod:`gptoss_ref.kernels.runtime.jit`.
 
 These words have one meaning in all files of this package:
 
@@ -28,7 +29,7 @@ L1, L2, L3
 from importlib import import_module
 from typing import Any
 
-from gptoss_ref.kernels.attention import attention, attention_weights
+from gptoss_ref.kernels.attention import attention
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
 from gptoss_ref.kernels.linear import linear
@@ -43,7 +44,6 @@ from gptoss_ref.weights import RouterOutput
 __all__ = [
     "RouterOutput",
     "attention",
-    "attention_weights",
     "embedding",
     "experts",
     "linear",
@@ -61,6 +61,6 @@ def __getattr__(name: str) -> Any:
         return import_module("gptoss_ref.kernels.runtime.doctor")
     if name == "sampling":  # a former name
         return import_module("gptoss_ref.sampling")
-    if name in ("mxfp4", "yarn"):  # former names: the layers' are the only ones
+    if name in ("attention_weights", "mxfp4", "yarn"):  # the layers' are the only ones
         return getattr(import_module("gptoss_ref.layers"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,19 +10,14 @@ value that is read.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.flash.flash_attention import KEYS, flash_prefill
 from gptoss_ref.kernels.flash.flash_decode import flash_decode
-from gptoss_ref.kernels.flash.online_softmax import MASKED
-from gptoss_ref.kernels.matmul.gemv import dot
 from gptoss_ref.kernels.runtime.arrays import check_policy, positions_of, values, vector_of
 from gptoss_ref.kernels.runtime.isa import current_path
-from gptoss_ref.kernels.runtime.jit import jit
-from gptoss_ref.kernels.runtime.scalar import exp, widen
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
@@ -62,23 +57,38 @@ def attention(
     Raises:
         GptOssError: a policy other than float32, shapes that do not match, or a window below 1.
     """
-    q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
+    check_policy(policy)
+    fitting = (
+        q.ndim == k.ndim == 3
+        and q.shape[2] == k.shape[2]
+        and k.shape[1] > 0
+        and q.shape[1] % k.shape[1] == 0
+        and q_positions.shape == (len(q),)
+        and k_positions.shape == (len(k),)
+    )
+    if not fitting:
+        raise GptOssError(
+            f"attention: queries {q.shape} at positions {q_positions.shape}, keys {k.shape} at "
+            f"positions {k_positions.shape}: expected (T, H, C), (T,), (S, K, C), (S,), with K "
+            f"dividing H"
+        )
     if v.shape != k.shape:
         raise GptOssError(f"attention: values of shape {v.shape}: expected {k.shape}, as the keys")
     (queries, heads, channels), (keys, kv_heads, _) = q.shape, k.shape
     out = np.empty((queries, heads * channels), np.float32)
-    where = (k, values(v), sinks, q_positions, k_positions, reach(window))
+    positions = (positions_of(q_positions), positions_of(k_positions))
+    where = (values(k), values(v), vector_of(sinks, heads), *positions, reach(window))
     scale = np.float32(1 / math.sqrt(channels))
     seen = keys if window is None else min(keys, window + queries)
     work = 2 * q.size * seen
     if queries == 1:
         size, chunks = chunks_of(keys)
-        one = (q, *where, scale, size, out[0])
+        one = (values(q), *where, scale, size, out[0])
         run(flash_decode, chunks, work, current_path(), *one)
     else:
         per_task = max(1, ROWS * kv_heads // heads)  # queries
         tasks = kv_heads * -(-queries // per_task)
-        many = (q, *where, per_task, scale, out)
+        many = (values(q), *where, per_task, scale, out)
         run(flash_prefill, tasks, work, current_path(), *many)
     return out
 
@@ -101,71 +111,3 @@ def reach(window: int | None) -> int:
     if window < 1:
         raise GptOssError(f"attention: a window of {window} keys: expected 1 or more, or None")
     return int(window)
-
-
-def _checked(
-    q: Array, k: Array, sinks: Array, q_positions: Array, k_positions: Array, policy: str | Policy
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Check the arguments and convert them to the types that the kernels take."""
-    check_policy(policy)
-    fitting = (
-        q.ndim == k.ndim == 3
-        and q.shape[2] == k.shape[2]
-        and k.shape[1] > 0
-        and q.shape[1] % k.shape[1] == 0
-        and q_positions.shape == (len(q),)
-        and k_positions.shape == (len(k),)
-    )
-    if not fitting:
-        raise GptOssError(
-            f"attention: queries {q.shape} at positions {q_positions.shape}, keys {k.shape} at "
-            f"positions {k_positions.shape}: expected (T, H, C), (T,), (S, K, C), (S,), with K "
-            f"dividing H"
-        )
-    q_positions, k_positions = positions_of(q_positions), positions_of(k_positions)
-    return values(q), values(k), vector_of(sinks, q.shape[1]), q_positions, k_positions
-
-
-def attention_weights(
-    q: Array,
-    k: Array,
-    sinks: Array,
-    q_positions: Array,
-    k_positions: Array,
-    window: int | None = None,
-    *,
-    policy: str | Policy = FLOAT32,
-) -> Array:
-    """Return the attention weights (H, T, S), without the sink's column.
-
-    For observers only: the model itself never forms them. Arguments as :func:`attention`.
-    """
-    q, k, sinks, q_positions, k_positions = _checked(q, k, sinks, q_positions, k_positions, policy)
-    weights = np.empty((q.shape[1], len(q), len(k)), np.float32)
-    _weights(q, k, sinks, q_positions, k_positions, reach(window), weights)
-    return weights
-
-
-@jit
-def _weights(
-    q: Any, k: Any, sinks: Any, q_positions: Any, k_positions: Any, window: int, weights: Any
-) -> None:
-    heads, queries, keys = weights.shape
-    group, scale = heads // k.shape[1], np.float32(1.0 / math.sqrt(q.shape[2]))
-    for h in range(heads):
-        for t in range(queries):
-            row = weights[h, t]
-            for j in range(keys):
-                distance = q_positions[t] - k_positions[j]
-                row[j] = MASKED
-                if distance >= 0 and distance < window:
-                    row[j] = dot(q[t, h], k[j, h // group]) * scale
-            top = sink = widen(sinks[h])
-            for j in range(keys):
-                top = row[j] if row[j] > top else top
-            total = exp(np.float32(sink - top))
-            for j in range(keys):
-                row[j] = exp(np.float32(row[j] - top))
-                total += row[j]
-            for j in range(keys):
-                row[j] /= total

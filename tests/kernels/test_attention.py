@@ -81,17 +81,13 @@ def test_equals_the_layer(
         k, v, k_at = k[order], v[order], k_at[order]
     with instructions(path):
         ours = kernels.attention(q, k, v, sinks, q_at, k_at, window)
-        weights = kernels.attention_weights(q, k, sinks, q_at, k_at, window)
     theirs = layers.attention(q, k, v, sinks, q_at, k_at, window, policy=FLOAT64)
-    expected = layers.attention_weights(q, k, sinks, q_at, k_at, window, policy=FLOAT64)
-    assert ours.dtype == weights.dtype == np.float32
+    assert ours.dtype == np.float32
     # scores of size 20 · √C carry float32's own error into the exponent
     bound = BOUND * max(1.0, size)
     sums = layers.attention(q, k, np.abs(v), sinks, q_at, k_at, window, policy=FLOAT64)
     vanishing = 1e-37 * np.linalg.norm(v)  # of weights below e⁻⁸⁷
     assert np.linalg.norm(ours - theirs) <= bound * np.linalg.norm(sums) + vanishing
-    assert np.linalg.norm(weights - expected) <= bound * np.sqrt(queries * q.shape[1])
-    assert not weights[expected == 0].any()
 
 
 @EVERY_PATH
@@ -156,10 +152,8 @@ def test_sink_of_minus_infinity_is_no_sink(path: str) -> None:
     none = np.full(6, -np.inf, np.float32)
     with instructions(path):
         ours = kernels.attention(q, k, v, none, q_at, k_at, 20)
-        weights = kernels.attention_weights(q, k, none, q_at, k_at, 20)
     theirs = layers.attention(q, k, v, none, q_at, k_at, 20, policy=FLOAT64)
     assert relative_l2(ours, theirs) <= BOUND
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
 
 
 @EVERY_PATH
@@ -183,8 +177,6 @@ def test_a_window_of_no_keys_is_refused() -> None:
     for window in (0, -3):
         with pytest.raises(GptOssError, match=f"window of {window} keys: expected 1 or more"):
             kernels.attention(q, k, v, sinks, q_at, k_at, window)
-        with pytest.raises(GptOssError, match="expected 1 or more"):
-            kernels.attention_weights(q, k, sinks, q_at, k_at, window)
 
 
 def test_errors() -> None:

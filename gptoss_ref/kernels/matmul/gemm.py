@@ -17,7 +17,7 @@ import numpy as np
 from gptoss_ref.kernels.matmul import amx
 from gptoss_ref.kernels.matmul.gemv import dot, gemv_rows
 from gptoss_ref.kernels.matmul.register_tile import pack, panel_width, tile
-from gptoss_ref.kernels.runtime.buffers import add_all, copy, fill, floats
+from gptoss_ref.kernels.runtime.buffers import add_all, copy, copy_bias, fill, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import jit, jit_inner
 from gptoss_ref.kernels.runtime.scalar import widen
@@ -80,49 +80,37 @@ def _gemm_tasks(
     path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, start: int, stop: int
 ) -> None:
     """Compute tasks ``start`` … ``stop`` − 1, each some tokens and 64 columns of y (T, N)."""
-    tokens, outputs = y.shape
+    (tokens, inputs), outputs = x.shape, y.shape[1]
     columns = (outputs + ROWS_PER_TASK - 1) // ROWS_PER_TASK
     width = panel_width(path)
     panel = floats(DEPTH * width)  # [DEPTH, L]
     edge = floats(TOKENS * width)  # [T, L], for a panel that extends beyond y
+    x_flat, y_flat = x.reshape(-1), y.reshape(-1)
     for chunk in range(start // columns, (stop + columns - 1) // columns):
         begin = max(start - chunk * columns, 0) * ROWS_PER_TASK
         end = min(min(stop - chunk * columns, columns) * ROWS_PER_TASK, outputs)
         t = chunk * TOKENS
         count = min(TOKENS, tokens - t)
-        _gemm_part(path, x, weight, by_column, bias, y, t, count, begin, end, panel, edge)
-
-
-@jit_inner
-def _gemm_part(
-    path: Any, x: Any, weight: Any, by_column: bool, bias: Any, y: Any, t: int, count: int,
-    begin: int, end: int, panel: Any, edge: Any
-) -> None:  # fmt: skip
-    """Compute columns ``begin`` … ``end`` − 1 of y (T, N) for ``count`` tokens from ``t`` on."""
-    inputs, outputs = x.shape[1], y.shape[1]
-    width = panel_width(path)
-    x_flat, y_flat = x.reshape(-1), y.reshape(-1)
-    for m in range(t, t + count):
-        row = y_flat[m * outputs + begin : m * outputs + end]
-        if bias.size:
-            copy(bias[begin:end], row)
-        else:
-            fill(row, np.float32(0.0))
-    for k in range(0, inputs, DEPTH):
-        depth = min(DEPTH, inputs - k)
-        for first in range(begin, end, width):
-            rows = min(width, end - first)
-            if by_column:
-                _pack_columns(weight, first, k, outputs, rows, depth, width, panel)
-            else:
-                at = first * inputs + k
-                pack(path, weight, at, inputs, rows, depth, width * inputs, panel)
-            whole, of, to = rows == width, t * inputs + k, t * outputs + first
-            out, at, stride = (y_flat, to, outputs) if whole else (edge, 0, width)
-            tile(path, count, x_flat, of, inputs, 1, panel, 0, width, depth, out, at, stride, whole)
-            for m in range(0 if whole else count):
-                row = y_flat[to + m * outputs : to + m * outputs + rows]
-                add_all(edge[m * width : m * width + rows], row)
+        for m in range(t, t + count):
+            copy_bias(bias, begin, y_flat[m * outputs + begin : m * outputs + end])
+        for k in range(0, inputs, DEPTH):
+            depth = min(DEPTH, inputs - k)
+            for first in range(begin, end, width):
+                rows = min(width, end - first)
+                if by_column:
+                    _pack_columns(weight, first, k, outputs, rows, depth, width, panel)
+                else:
+                    at = first * inputs + k
+                    pack(path, weight, at, inputs, rows, depth, width * inputs, panel)
+                whole, of, to = rows == width, t * inputs + k, t * outputs + first
+                out, at, stride = (y_flat, to, outputs) if whole else (edge, 0, width)
+                tile(
+                    path, count, x_flat, of, inputs, 1, panel, 0, width, depth, out, at, stride,
+                    whole,
+                )  # fmt: skip
+                for m in range(0 if whole else count):
+                    row = y_flat[to + m * outputs : to + m * outputs + rows]
+                    add_all(edge[m * width : m * width + rows], row)
 
 
 @jit_inner

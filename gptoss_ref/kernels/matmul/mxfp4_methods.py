@@ -38,7 +38,7 @@ from gptoss_ref.kernels.matmul import mxfp4_planes as planes
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.matmul.mxfp4_planes import WIDE
-from gptoss_ref.kernels.runtime.buffers import add_all, copy, fill, floats
+from gptoss_ref.kernels.runtime.buffers import add_all, copy_bias, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
 from gptoss_ref.kernels.runtime.jit import LEAF, dispatched, jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
@@ -274,8 +274,5 @@ def _matmul_tasks(
             break
         for t in range(tokens):
             row = y_flat[t * outputs + first : t * outputs + first + rows]
-            if bias.size:
-                copy(bias[first : first + rows], row)
-            else:
-                fill(row, np.float32(0.0))
+            copy_bias(bias, first, row)
             add_all(sums[t * ROWS : t * ROWS + rows], row)

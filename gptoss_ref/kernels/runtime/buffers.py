@@ -61,6 +61,15 @@ def copy(source: Any, target: Any) -> None:
 
 
 @jit_inner
+def copy_bias(bias: Any, first: int, row: Any) -> None:
+    """Copy ``bias`` from ``first`` on to float32 ``row``, or zeros if there is no bias."""
+    if bias.size:
+        copy(bias[first : first + row.size], row)
+    else:
+        fill(row, np.float32(0.0))
+
+
+@jit_inner
 def add_all(x: Any, out: Any) -> None:
     """out (N,) += x."""
     for i in range(out.size):
