@@ -36,7 +36,7 @@ class Floats(NamedTuple):
 
 
 @jit_inner
-def new_floats(path: Any, x: Any, rows: int, tiles: int) -> Floats:
+def new_floats(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Floats:
     """Return the activations; there is nothing to prepare."""
     return Floats(x, rows)
 

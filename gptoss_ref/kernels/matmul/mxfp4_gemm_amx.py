@@ -88,7 +88,7 @@ def _decode_row_vectors(
 
 
 @jit_inner
-def new_amx(path: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
+def new_amx(path: Any, method: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
     """Allocate planes for ``tiles`` tiles of split rows."""
     return AmxPlanes(x, falses(rows), amx.planes_of(tiles, x.size // rows))
 

@@ -70,7 +70,7 @@ class Int16(NamedTuple):
 
 
 @jit_inner
-def new_int16(path: Any, x: Any, rows: int, tiles: int) -> Int16:
+def new_int16(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int16:
     """Allocate the rounded activations."""
     blocks = (rows + SPARE) * (x.size // rows // BLOCK)
     return Int16(x, falses(rows), np.empty(blocks * BLOCK, np.int16), floats(blocks))

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels.matmul import mxfp4_float as plain
@@ -38,9 +37,10 @@ from gptoss_ref.kernels.matmul import mxfp4_planes as planes
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.matmul.mxfp4_planes import WIDE
+from gptoss_ref.kernels.runtime.arrays import read_only
 from gptoss_ref.kernels.runtime.buffers import add_all, copy_bias, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
-from gptoss_ref.kernels.runtime.jit import LEAF, dispatched, jit, jit_inner
+from gptoss_ref.kernels.runtime.jit import dispatched, jit, jit_inner
 from gptoss_ref.kernels.runtime.tasks import jit_tasks
 from gptoss_ref.kernels.runtime.threads import run
 from gptoss_ref.numerics import Array
@@ -99,18 +99,13 @@ def _of(prepared: Any) -> _Method:
     return next(m for m in _METHODS.values() if m.prepared is class_)
 
 
+@dispatched
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
     """Allocate the prepared form of the rows ``x``, flat (R, M); ``quantise`` fills it.
 
     ``tiles``: number of tiles of 16 rows that :func:`settle` will get.
     """
-    return _named(method).new(path, x, rows, tiles)
-
-
-@overload(new, **LEAF)
-def _new(path: Any, method: Any, x: Any, rows: Any, tiles: Any) -> Any:
-    chosen = _named(method).new
-    return lambda path, method, x, rows, tiles: chosen(path, x, rows, tiles)
+    return _named(method).new
 
 
 @dispatched
@@ -198,7 +193,9 @@ def stored_of(weight: MXFP4) -> Stored | None:
         raise GptOssError(
             f"unknown scale_255 {weight.scale_255!r}: expected nan, exponent or error"
         )
-    return Stored(_read_only(blocks), _read_only(scales), SCALE_255[weight.scale_255])
+    return Stored(
+        read_only(blocks.reshape(-1)), read_only(scales.reshape(-1)), SCALE_255[weight.scale_255]
+    )
 
 
 def stored_or_copy(weight: MXFP4) -> Stored:
@@ -209,12 +206,6 @@ def stored_or_copy(weight: MXFP4) -> Stored:
         stored = stored_of(MXFP4(blocks, scales, weight.name, weight.scale_255))
         assert stored is not None
     return stored
-
-
-def _read_only(array: Array) -> Array:
-    view = array.reshape(-1)
-    view.flags.writeable = False
-    return view
 
 
 def refuse_255(scales: Array, name: str) -> None:

@@ -64,7 +64,7 @@ def _zeros(n: int) -> Any:
 
 
 @jit_inner
-def new_int8(path: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
+def new_int8(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Allocate the planes; what belongs to no block is 0."""
     count = rows * ((x.size // rows // BLOCK + GROUP - 1) // GROUP)
     planes = _zeros(count * 512), _zeros(count * 256)

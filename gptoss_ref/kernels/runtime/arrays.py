@@ -55,16 +55,20 @@ def is_bits(weight: Array) -> bool:
     return weight.dtype.kind == "u" and weight.dtype.itemsize == 2
 
 
+def read_only(array: Array) -> Array:
+    """Return a view that cannot be written."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def weight_of(weight: Array) -> Array | None:
     """Return a stored matrix as a read-only view, or None if not contiguous bfloat16 or float32."""
     flags = weight.flags
     dtype = weight.dtype
     if (dtype != _BITS and dtype != _FLOAT) or not (flags.c_contiguous and flags.aligned):
         return None
-    if flags.writeable:
-        weight = weight.view()
-        weight.flags.writeable = False
-    return weight
+    return read_only(weight) if flags.writeable else weight
 
 
 def vector_of(vector: Array | None, size: int) -> Array:
@@ -89,6 +93,5 @@ def matrix_of(matrix: Array) -> Array:
     """
     whole = weight_of(matrix)
     if whole is None:
-        whole = np.array(matrix, np.uint16 if is_bits(matrix) else np.float32, order="C")
-        whole.flags.writeable = False
+        whole = read_only(np.array(matrix, np.uint16 if is_bits(matrix) else np.float32, order="C"))
     return whole
