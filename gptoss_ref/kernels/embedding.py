@@ -12,8 +12,8 @@ import numpy as np
 
 from gptoss_ref.errors import GptOssError
 from gptoss_ref.kernels.runtime.arrays import check_policy, matrix_of, positions_of, weight_of
+from gptoss_ref.kernels.runtime.buffers import copy
 from gptoss_ref.kernels.runtime.jit import jit
-from gptoss_ref.kernels.runtime.scalar import widen
 from gptoss_ref.numerics import FLOAT32, Array, Policy
 
 
@@ -40,5 +40,4 @@ def embedding(tokens: Array, weight: Array, *, policy: str | Policy = FLOAT32) -
 @jit
 def _rows(tokens: Any, weight: Any, x: Any) -> None:
     for t in range(x.shape[0]):
-        for d in range(x.shape[1]):
-            x[t, d] = widen(weight[tokens[t], d])
+        copy(weight[tokens[t]], x[t])

@@ -138,7 +138,8 @@ def _tasks(
     outputs = biases.size // count
     inner = hidden.x.size // plan.order.size
     groups = (inner if last else call.out.shape[1]) // BLOCK
-    sums, scratch = mxfp4.sums_of(plan.order.size), mxfp4.workspace(inputs, plan.order.size, groups)
+    slots = plan.order.size
+    sums, scratch = floats((slots + 32) * ROWS), mxfp4.workspace(inputs, slots, groups)
     bias = floats(ROWS)
     begin, end = start * ROWS, min(stop * ROWS, outputs)
     if last:

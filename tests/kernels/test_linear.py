@@ -283,3 +283,19 @@ def test_mxfp4_blocks_that_do_not_fit_their_scales() -> None:
                 x, np.zeros((1, 1), np.int64), one, w1, np.zeros((1, 64)), w2[:, :32],
                 np.zeros((1, 32)),
             )  # fmt: skip
+
+
+@EVERY_PATH
+def test_few_and_many_tokens_round_activations_alike(path: str) -> None:
+    """Each row of the matrix shows one activation: ``diagnose`` relies on one rule for both."""
+    inputs = 96 if INTERPRETED else 544
+    x = gaussian(np.random.default_rng(8), 5, inputs)
+    codes = np.zeros((inputs, inputs), np.uint8)
+    np.fill_diagonal(codes, 2)  # 1.0
+    blocks = (codes[:, ::2] | codes[:, 1::2] << 4).reshape(inputs, -1, 16)
+    weight = MXFP4(blocks, np.full(blocks.shape[:-1], 127, np.uint8))
+    with instructions(path):
+        many, few = kernels.linear(x, weight), kernels.linear(x[:1], weight)
+    assert relative_l2(many, x) <= MXFP4_BOUND
+    if path != "amx":
+        np.testing.assert_allclose(few[0], many[0], rtol=1e-6, atol=1e-6)  # a step: 1e-4

@@ -19,7 +19,7 @@ import numpy as np
 from gptoss_ref.kernels.matmul.gemv import dot
 from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.jit import jit_inner
-from gptoss_ref.kernels.runtime.scalar import MAGIC, bits_float, float_bits
+from gptoss_ref.kernels.runtime.scalar import MAGIC, bits_float, float_bits, fused
 
 BLOCK = 32
 """Values per block."""
@@ -129,8 +129,8 @@ def largest_bits(x: Any) -> Any:
 
 @jit_inner
 def whole_number(x: Any, up: Any) -> Any:
-    """Return x · up, below 2²², rounded to an int32; the product itself is not rounded (FMA)."""
-    return np.int32(float_bits(np.float32(np.float32(x * up) + MAGIC)) - float_bits(MAGIC))
+    """Return x · up, below 2²², rounded once, to an int32."""
+    return np.int32(float_bits(fused(x, up, MAGIC)) - float_bits(MAGIC))
 
 
 @jit_inner

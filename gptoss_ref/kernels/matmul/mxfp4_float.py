@@ -35,19 +35,22 @@ class Floats(NamedTuple):
     rows: int  # R
 
 
+PREPARED = Floats
+
+
 @jit_inner
-def new_floats(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Floats:
+def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Floats:
     """Return the activations; there is nothing to prepare."""
     return Floats(x, rows)
 
 
 @jit_inner
-def quantise_floats(path: Any, prepared: Floats, row: int, g: int, groups: int) -> None:
+def quantise(path: Any, prepared: Floats, row: int, g: int, groups: int) -> None:
     """Do nothing."""
 
 
 @jit_inner
-def workspace_floats(prepared: Floats, tokens: int, groups: int) -> Any:
+def workspace(prepared: Floats, tokens: int, groups: int) -> Any:
     """Return scratch: a decoded row or slab, a panel, gathered activations and their start."""
     depth, begin = GROUPS * BLOCK, integers(1)
     begin[0] = -1
@@ -60,7 +63,7 @@ def workspace_floats(prepared: Floats, tokens: int, groups: int) -> Any:
 
 
 @jit_inner
-def multiply_floats(
+def multiply(
     path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Floats, of: Any,
     of_at: int, tile_number: int, count: int, sums: Any, workspace: Any
 ) -> bool:  # fmt: skip

@@ -46,7 +46,7 @@ _CODES = [*_MAGNITUDES, *[magnitude - 0x8000 for magnitude in _MAGNITUDES]]
 
 
 class AmxPlanes(NamedTuple):
-    """R rows of activations; :func:`settle_amx` splits them in the order of the experts' tiles."""
+    """R rows of activations; :func:`settle` splits them in the order of the experts' tiles."""
 
     x: Any  # float32, flat, (R, M)
     out_of_range: Any  # bool (R,)
@@ -87,28 +87,31 @@ def _decode_row_vectors(
         vec.store(builder, values, target, builder.mul(loop.index, index(BLOCK)))
 
 
+PREPARED = AmxPlanes
+
+
 @jit_inner
-def new_amx(path: Any, method: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
+def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> AmxPlanes:
     """Allocate planes for ``tiles`` tiles of split rows."""
     return AmxPlanes(x, falses(rows), amx.planes_of(tiles, x.size // rows))
 
 
 @jit_inner
-def quantise_amx(path: Any, prepared: AmxPlanes, row: int, g: int, groups: int) -> None:
-    """Note whether a block is out of range; :func:`settle_amx` splits the rows later."""
+def quantise(path: Any, prepared: AmxPlanes, row: int, g: int, groups: int) -> None:
+    """Note whether a block is out of range; :func:`settle` splits the rows later."""
     at = (row * groups + g) * BLOCK
     if out_of_range(largest_bits(prepared.x[at : at + BLOCK])):
         prepared.out_of_range[row] = True
 
 
 @jit_inner
-def settle_amx(path: Any, prepared: AmxPlanes, of: Any, team: Any) -> None:
+def settle(path: Any, prepared: AmxPlanes, of: Any, team: Any) -> None:
     """Split the rows ``of``, tile by tile."""
     amx.split_rows(prepared.x, of, prepared.split, (of.size + amx.ROWS - 1) // amx.ROWS, team)
 
 
 @jit_inner
-def workspace_amx(prepared: AmxPlanes, tokens: int, groups: int) -> Any:
+def workspace(prepared: AmxPlanes, tokens: int, groups: int) -> Any:
     """Return scratch arrays: decoded rows, a bias of zeros, and tiles of sums."""
     none = floats(DECODED)
     fill(none, np.float32(0.0))
@@ -116,7 +119,7 @@ def workspace_amx(prepared: AmxPlanes, tokens: int, groups: int) -> Any:
 
 
 @jit_inner
-def multiply_amx(
+def multiply(
     path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: AmxPlanes, of: Any,
     of_at: int, tile: int, count: int, sums: Any, workspace: Any
 ) -> bool:  # fmt: skip

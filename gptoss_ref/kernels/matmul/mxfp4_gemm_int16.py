@@ -69,15 +69,18 @@ class Int16(NamedTuple):
     factors: Any  # float32, flat, (M/32, R + SPARE)
 
 
+PREPARED = Int16
+
+
 @jit_inner
-def new_int16(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int16:
+def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int16:
     """Allocate the rounded activations."""
     blocks = (rows + SPARE) * (x.size // rows // BLOCK)
     return Int16(x, falses(rows), np.empty(blocks * BLOCK, np.int16), floats(blocks))
 
 
 @jit_inner
-def quantise_int16(path: Any, prepared: Int16, row: int, g: int, groups: int) -> None:
+def quantise(path: Any, prepared: Int16, row: int, g: int, groups: int) -> None:
     """Round block ``g`` of a row to int16."""
     at = (row * groups + g) * BLOCK
     block = prepared.x[at : at + BLOCK]
@@ -188,7 +191,7 @@ def _tile_int16(wide: bool, tokens: int) -> Any:
                 to = builder.add(sums_at, index(m * ROWS + 16 * v))
                 scaled = builder.fmul(builder.sitofp(dots[m, v], floats), scale)
                 unit, before = vec.splat(builder, units[m], 16), vec.load(builder, sums, to, floats)
-                vec.store(builder, vec.fma(builder, scaled, unit, before), sums, to)
+                vec.store(builder, vec.multiply_add(builder, scaled, unit, before), sums, to)
 
     return vec.instructions(emit)
 
@@ -245,13 +248,13 @@ def _add_products_on(path: Any, *others: Any) -> Any:
 
 
 @jit_inner
-def workspace_int16(prepared: Int16, tokens: int, groups: int) -> Any:
+def workspace(prepared: Int16, tokens: int, groups: int) -> Any:
     """Allocate a panel and the scales of its rows."""
     return np.empty(16 * 32, np.int32), floats(32)
 
 
 @jit_inner
-def multiply_int16(
+def multiply(
     path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int16, of: Any,
     of_at: int, tile: int, count: int, sums: Any, workspace: Any
 ) -> bool:  # fmt: skip

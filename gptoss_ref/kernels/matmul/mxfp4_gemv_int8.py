@@ -30,6 +30,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import overload
 
+from gptoss_ref.kernels.matmul import mxfp4_planes
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored, dot_float, refused
 from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP, Int8Planes, place
 from gptoss_ref.kernels.runtime import llvm_ir as vec
@@ -39,9 +40,10 @@ from gptoss_ref.kernels.runtime.jit import INLINED, jit_inner
 from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i16, i32, index
 from gptoss_ref.kernels.runtime.scalar import bits_float
 
+PREPARED, new = Int8Planes, mxfp4_planes.new
+quantise, settle = mxfp4_planes.quantise, mxfp4_planes.settle
 Load = Callable[[int], Value]
 
-_INFINITY = np.float32(np.inf)
 _SHIFTED = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]  # d + 12 of each code
 
 
@@ -127,13 +129,13 @@ def dot_planes_of(wide: bool) -> Any:
             some = builder.trunc(vec.load(builder, refined, group, i8), ir.IntType(1))
             with builder.if_then(some, likely=False):
                 rest = by_block(load, at(third, 256), 1, builder.gep(offset, [index(8)]))
-                by[0, 0] = vec.fma(builder, rest, vec.constant(f32, 1 / 256, 8), by[0, 0])
+                by[0, 0] = vec.multiply_add(builder, rest, vec.constant(f32, 1 / 256, 8), by[0, 0])
             product = builder.fmul(by[0, 0], vec.load(builder, at(factors, 8), index(0), floats))
             s = vec.shuffle(builder, s, [0, 2, 4, 6, 1, 3, 5, 7])
             one = vec.constant(i8, 1, 8)
             s = builder.zext(vec.call(builder, "llvm.uadd.sat.v8i8", s.type, s, one), ints)
             twice = builder.bitcast(builder.shl(s, vec.constant(i32, 23, 8)), floats)  # may be ∞
-            sums[0, 0] = vec.fma(builder, product, twice, sums[0, 0])
+            sums[0, 0] = vec.multiply_add(builder, product, twice, sums[0, 0])
 
         def last_scales(rest: Value) -> Value:
             """Return the scale bytes of the last ``rest`` blocks, and then zeros.
@@ -218,13 +220,13 @@ def _dot_planes_on(path: Any, *others: Any) -> Any:
 
 
 @jit_inner
-def workspace_int8(prepared: Int8Planes, tokens: int, groups: int) -> Any:
+def workspace(prepared: Int8Planes, tokens: int, groups: int) -> Any:
     """Allocate a decoded row."""
     return floats(groups * BLOCK)
 
 
 @jit_inner
-def multiply_int8(
+def multiply(
     path: Any, stored: Stored, block: int, rows: int, groups: int, prepared: Int8Planes, of: Any,
     of_at: int, tile: int, count: int, sums: Any, workspace: Any
 ) -> bool:  # fmt: skip
@@ -235,7 +237,7 @@ def multiply_int8(
         for m in range(count):
             row = of[of_at + m]
             total = _dot_planes(path, stored, start, groups, prepared, row)
-            if prepared.out_of_range[row] or not abs(total) < _INFINITY:
+            if prepared.out_of_range[row] or not np.isfinite(total):
                 if refused(stored, start, groups):
                     return False
                 x = prepared.x[row * inputs : (row + 1) * inputs]

@@ -22,8 +22,8 @@ NaN and infinities propagate as in the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -33,7 +33,6 @@ from gptoss_ref.kernels.matmul import mxfp4_float as plain
 from gptoss_ref.kernels.matmul import mxfp4_gemm_amx as amx
 from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
-from gptoss_ref.kernels.matmul import mxfp4_planes as planes
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
 from gptoss_ref.kernels.matmul.mxfp4_planes import WIDE
@@ -51,8 +50,6 @@ FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 
 FEW_TOKENS = 4
 
-_BYTE = np.dtype(np.uint8)
-
 
 def method_of(tokens: int, width: int) -> Any:
     """Return the method for ``tokens`` rows of ``width`` activations on the current path."""
@@ -66,37 +63,21 @@ def method_of(tokens: int, width: int) -> Any:
     return INT16 if width >= WIDE else FLOAT
 
 
-class _Method(NamedTuple):
-    prepared: type
-    new: Callable[..., Any]
-    quantise: Callable[..., None]
-    workspace: Callable[..., Any]
-    multiply: Callable[..., bool]
+_METHODS: dict[Any, ModuleType] = {FLOAT: plain, INT8: int8, INT16: int16, AMX: amx}
+"""Each module has PREPARED, the type of its prepared activations, and the functions below of the
+same names; ``settle`` may be missing."""
 
 
-# fmt: off
-_METHODS = {
-    FLOAT: _Method(plain.Floats, plain.new_floats, plain.quantise_floats, plain.workspace_floats,
-                   plain.multiply_floats),
-    INT8: _Method(planes.Int8Planes, planes.new_int8, planes.quantise_int8, int8.workspace_int8,
-                  int8.multiply_int8),
-    INT16: _Method(int16.Int16, int16.new_int16, int16.quantise_int16, int16.workspace_int16,
-                   int16.multiply_int16),
-    AMX: _Method(amx.AmxPlanes, amx.new_amx, amx.quantise_amx, amx.workspace_amx, amx.multiply_amx),
-}
-# fmt: on
-
-
-def _named(method: Any) -> _Method:
+def _named(method: Any) -> Any:
     """Return the method selected by an argument or, during compilation, by its type."""
     tokens = {types.uint8: FLOAT, types.uint16: INT8, types.uint32: INT16, types.uint64: AMX}
     return _METHODS[tokens.get(method, method)]
 
 
-def _of(prepared: Any) -> _Method:
+def _of(prepared: Any) -> Any:
     """Return the method of prepared activations or of their type."""
     class_ = getattr(prepared, "instance_class", type(prepared))
-    return next(m for m in _METHODS.values() if m.prepared is class_)
+    return next(method for method in _METHODS.values() if method.PREPARED is class_)
 
 
 @dispatched
@@ -117,8 +98,7 @@ def quantise(path: Any, prepared: Any, row: int, g: int, groups: int) -> Any:
 @dispatched
 def settle(path: Any, prepared: Any, of: Any, team: Any) -> Any:
     """Finish the preparation of all rows. ``of``: the rows of the tiles, by expert (for AMX)."""
-    finish = {AMX: amx.settle_amx, INT8: planes.settle_int8}
-    return next((f for m, f in finish.items() if _of(prepared) is _METHODS[m]), _do_nothing)
+    return getattr(_of(prepared), "settle", _do_nothing)
 
 
 @jit_inner
@@ -163,12 +143,6 @@ def prepare(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Any:
     return prepared
 
 
-@jit_inner
-def sums_of(tokens: int) -> Any:
-    """Allocate the results of :func:`multiply`."""
-    return floats((tokens + 32) * ROWS)
-
-
 def stored_of(weight: MXFP4) -> Stored | None:
     """Return ``weight`` as kernels take it, or None if it is not contiguous.
 
@@ -182,7 +156,7 @@ def stored_of(weight: MXFP4) -> Stored | None:
             f"{weight.name}: MXFP4 blocks of shape {blocks.shape} do not fit scales of shape "
             f"{scales.shape}: expected {(*scales.shape, BLOCK // 2)}"
         )
-    if blocks.dtype != _BYTE or scales.dtype != _BYTE:
+    if not blocks.dtype == scales.dtype == np.uint8:
         raise GptOssError(
             f"{weight.name}: MXFP4 blocks of {blocks.dtype} and scales of {scales.dtype}: "
             f"expected uint8"
@@ -253,7 +227,7 @@ def _matmul_tasks(
     """Compute the columns of y (T, N) for the rows of tasks ``start`` … ``stop`` − 1."""
     tokens, outputs = y.shape
     groups = prepared.x.size // tokens // BLOCK
-    sums, scratch = sums_of(tokens), workspace(prepared, tokens, groups)
+    sums, scratch = floats((tokens + 32) * ROWS), workspace(prepared, tokens, groups)
     y_flat = y.reshape(-1)
     for first in range(start * ROWS, min(stop * ROWS, outputs), ROWS):
         rows = min(ROWS, outputs - first)

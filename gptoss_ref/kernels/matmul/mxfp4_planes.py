@@ -28,7 +28,7 @@ from gptoss_ref.kernels.matmul.mxfp4_block import (
 )
 from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_line
 from gptoss_ref.kernels.runtime.jit import jit_inner
-from gptoss_ref.kernels.runtime.scalar import bits_float
+from gptoss_ref.kernels.runtime.scalar import bits_float, fused
 
 WIDE = 512
 """Rows of fewer activations are short."""
@@ -64,7 +64,7 @@ def _zeros(n: int) -> Any:
 
 
 @jit_inner
-def new_int8(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
+def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Allocate the planes; what belongs to no block is 0."""
     count = rows * ((x.size // rows // BLOCK + GROUP - 1) // GROUP)
     planes = _zeros(count * 512), _zeros(count * 256)
@@ -82,7 +82,7 @@ def place(prepared: Int8Planes, row: int, g: int) -> Any:
 
 
 @jit_inner
-def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> None:
+def quantise(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> None:
     """Write block ``g`` of a row to the upper planes, unless the row is out of range."""
     at = (row * groups + g) * BLOCK
     largest = largest_bits(prepared.x[at : at + BLOCK])
@@ -90,7 +90,7 @@ def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int
         prepared.out_of_range[row] = True
     elif largest != 0:
         (group, v, b), magnitude = place(prepared, row, g), bits_float(largest)
-        up, total = LARGEST_WHOLE / magnitude, np.int32(0)
+        up, total = np.float32(LARGEST_WHOLE / magnitude), np.int32(0)
         for h in range(2):
             to = (group * 4 + v) * 128 + 32 * h + 16 * b
             high, low = prepared.upper[to : to + 16], prepared.upper[to + 64 : to + 80]
@@ -107,7 +107,7 @@ def quantise_int8(path: Any, prepared: Int8Planes, row: int, g: int, groups: int
 
 
 @jit_inner
-def settle_int8(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
+def settle(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
     """Refine the blocks that dominate their rows."""
     rows = prepared.out_of_range.size
     inputs = prepared.x.size // rows
@@ -124,13 +124,13 @@ def settle_int8(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
 def _refine(prepared: Int8Planes, at: int, magnitude: Any, row: int, g: int) -> None:
     """Write block ``g`` of a row, x[at …], to the third plane."""
     group, v, b = place(prepared, row, g)
-    up, total = LARGEST_WHOLE / magnitude, np.int32(0)
+    up, total = np.float32(LARGEST_WHOLE / magnitude), np.int32(0)
     for h in range(2):
         to = (group * 4 + v) * 64 + 32 * h + 16 * b
         third = prepared.third[to : to + 16]
         for j in range(16):
             x = prepared.x[at + 2 * j + h]
-            rest = np.float32(x * up - np.float32(whole_number(x, up)))
+            rest = fused(x, up, -np.float32(whole_number(x, up)))
             whole = min(whole_number(rest, np.float32(256.0)), np.int32(127))
             total += whole
             third[j] = np.uint8(whole & np.int32(255))

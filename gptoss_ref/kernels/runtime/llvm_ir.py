@@ -131,11 +131,6 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: Value) -
     return builder.call(cgutils.get_or_insert_function(builder.module, type_, name), arguments)
 
 
-def fma(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-    """Return a · b + c, rounded once."""
-    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
-
-
 def multiply_add(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
     """Return a · b + c for vectors of any type, as one instruction if the CPU has it."""
     product = builder.fmul(a, b, flags=("contract",))

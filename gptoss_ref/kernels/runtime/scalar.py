@@ -14,7 +14,7 @@ from numba import types
 from numba.core import config
 
 from gptoss_ref.kernels.runtime.jit import jit_inner
-from gptoss_ref.kernels.runtime.llvm_ir import f32, i32, instructions
+from gptoss_ref.kernels.runtime.llvm_ir import call, f32, i32, instructions
 
 MAGIC = np.float32(12582912.0)
 """1.5 · 2²³. Adding it to a float32 below 2²² rounds that number to an integer, in the low bits."""
@@ -49,6 +49,11 @@ def bits_float(value: Any) -> Any:
     return np.int32(value).view(np.float32)
 
 
+def fused(a: Any, b: Any, c: Any) -> Any:
+    """Return a · b + c of float32, rounded once."""
+    return np.float32(np.float64(a) * b + c)
+
+
 def _widen(builder: ir.IRBuilder, value: Any) -> Any:
     if value.type == f32:
         return value
@@ -60,6 +65,9 @@ if not config.DISABLE_JIT:
     float_bits = instructions(lambda builder, value: builder.bitcast(value, i32), types.int32)
     bits_float = instructions(
         lambda builder, value: builder.bitcast(builder.trunc(value, i32), f32), types.float32
+    )
+    fused = instructions(
+        lambda builder, a, b, c: call(builder, "llvm.fma.f32", f32, a, b, c), types.float32
     )
 
 
