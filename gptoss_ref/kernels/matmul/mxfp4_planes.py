@@ -30,11 +30,8 @@ from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_li
 from gptoss_ref.kernels.runtime.jit import jit_inner
 from gptoss_ref.kernels.runtime.scalar import bits_float, fused
 
-WIDE = 512
-"""Rows of fewer activations are short."""
-
-GROUP = 8
-"""Blocks of four vectors."""
+WIDE, GROUP = 512, 8
+"""The length from which a row is not short, and the number of blocks in four vectors."""
 
 _DOMINANT = np.float32(8.0)
 
@@ -56,22 +53,16 @@ class Int8Planes(NamedTuple):
 
 
 @jit_inner
-def _zeros(n: int) -> Any:
-    """Return n bytes that are 0 and start on a cache line."""
-    found = on_cache_line(n)
-    fill(found, np.uint8(0))
-    return found
-
-
-@jit_inner
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Allocate the planes; what belongs to no block is 0."""
     count = rows * ((x.size // rows // BLOCK + GROUP - 1) // GROUP)
-    planes = _zeros(count * 512), _zeros(count * 256)
+    upper, third = on_cache_line(count * 512), on_cache_line(count * 256)
     offsets, factors = np.empty(count * 16, np.int32), floats(count * 8)
+    fill(upper, np.uint8(0))
+    fill(third, np.uint8(0))
     fill(offsets, np.int32(0))
     fill(factors, np.float32(0.0))
-    return Int8Planes(x, falses(rows), *planes, offsets, factors, falses(count))
+    return Int8Planes(x, falses(rows), upper, third, offsets, factors, falses(count))
 
 
 @jit_inner
