@@ -25,6 +25,7 @@ BOUNDED = "a larger shape is refused by its product, larger offsets by the size 
 STOPPED = "nothing is fed after it stopped, and later events are of the same message"
 BEYOND = "ids from `vocab_size` on are refused before"
 NEW_LIST = "`blocks` runs first, and begins a new list"
+FIRST = "only the first of them is used"
 ASCII = "`json.dumps` writes ASCII"
 
 REASONS: dict[tuple[str, str, str], str] = {
@@ -41,12 +42,15 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("chat/parser.py", "HarmonyParser._in_between", '<|start|>", None)'): STRICT,
     ("chat/parser.py", "HarmonyParser._in_between", '<|start|>", "XXXX")'): STRICT,
     ("chat/render.py", "developer_text", "sections = ["): "the list is empty there",
+    ("chat/render.py", "render_message", 'or "XXXX"'): "a tool's message has a name",
     ("chat/reply.py", "Collector._collect", "hidden = None"): NONE_FALSE,
     ("chat/reply.py", "Collector._collect", "self.stopped = hidden"): STOPPED,
+    ("chat/reply.py", "Collector.feed", "cut=None"): NONE_FALSE,
     ("chat/reply.py", "ToolCall.answer", "ensure_ascii=None"): NONE_FALSE,
     ("chat/reply.py", "read_arguments", "ensure_ascii=None"): NONE_FALSE,
     ("chat/tokenizer.py", "Tokenizer.encode", "at = None"): "a slice from `None` begins at 0",
     ("chat/tokenizer.py", "Tokenizer.__init__", "vocab_size + len(tokens)"): BEYOND,
+    ("chat/tools.py", "_lines", "StringIO(text, )"): "`\\n` is the default of `StringIO`",
     ("chat/typescript.py", "to_json", "ensure_ascii=None"): NONE_FALSE,
     ("chat/typescript.py", "_float_json", "XX-XX"): "a number holds no X",
     ("chat/unfinished.py", "parse_unfinished", 'else "XXXX"'): "names no channel",
@@ -64,6 +68,12 @@ REASONS: dict[tuple[str, str, str], str] = {
         "_Decoder.chunks",
         ">= _FINITE_SCALE",
     ): "the check then finds nothing",
+    ("checkpoint/convert.py", "_copied", "reshape(-2"): NEGATIVE,
+    ("checkpoint/convert.py", "_target", "XXhfXX"): HF,
+    ("checkpoint/convert.py", "_Encoder.blocks", "widen(dense[tile], None)"): NONE_FLOAT64,
+    ("checkpoint/convert.py", "_Encoder.__init__", "= None"): NEW_LIST,
+    ("checkpoint/locate.py", "cached", 'revision = "XXXX"'): "the hub names no revision so",
+    ("checkpoint/peft.py", "_settings", 'get("r", 2)'): "only checked, and both are allowed",
     ("checkpoint/peft.py", "read_adapter", "swapped = None"): NONE_FALSE,
     ("checkpoint/peft.py", "write_adapter", "b.shape[1], -2"): NEGATIVE,
     (
@@ -82,7 +92,10 @@ REASONS: dict[tuple[str, str, str], str] = {
     ): "the exponent is rounded to the same integer",
     ("checkpoint/reader.py", "_counts", "0 <= n"): BOUNDED,
     ("checkpoint/summary.py", "_from_config", "XXhfXX"): HF,
+    ("checkpoint/summary.py", "describe", "RELEASED, )"): FIRST,
+    ("checkpoint/summary.py", "describe", "RELEASED, 2)"): FIRST,
     ("checkpoint/made.py", "_values", "place.shape[+1]"): LAST,
+    ("checkpoint/merge.py", "Merger._note", "0.0) - squares"): RATIO,
     ("checkpoint/merge.py", "Merger._pieces", "astype(None)"): NONE_FLOAT64,
     ("checkpoint/merge.py", "Merger.mxfp4", "dtype=None"): NONE_FLOAT64,
     ("checkpoint/merge.py", "Merger.mxfp4", "decode(blocks, scales, )"): "exact in float32, too",

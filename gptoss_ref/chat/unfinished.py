@@ -28,7 +28,7 @@ _CHANNEL = re.compile(r"\s*([A-Za-z_]+)")
 
 
 def parse_unfinished(
-    sections: list[str], role: str | None, report: Report, *, cut: bool = False
+    sections: list[str], role: str | None, report: Report, *, cut: bool
 ) -> tuple[Header, str]:
     """The header and the text after it.
 

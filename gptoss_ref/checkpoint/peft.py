@@ -28,14 +28,13 @@ from safetensors.numpy import save
 from gptoss_ref._files import read_object, replacing
 from gptoss_ref.checkpoint.adapter import Adapter, LowRank
 from gptoss_ref.checkpoint.names import Place, places
-from gptoss_ref.checkpoint.reader import ARRAY_DTYPES, SafetensorsFile
+from gptoss_ref.checkpoint.reader import SafetensorsFile
 from gptoss_ref.config import ModelConfig
 from gptoss_ref.errors import CheckpointError, ConfigError
 from gptoss_ref.numerics import Array, widen
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_DTYPES = {**ARRAY_DTYPES, "F16": np.dtype("<f2")}
 _FACTOR = re.compile(r"(.+?)((?:\.base_layer)*)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 # What an adapter may not ask for: the value that means "no", and what it would change.
 _UNSUPPORTED = {
@@ -90,7 +89,7 @@ def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
     whole: dict[str, Array] = {}
     for name in file.tensors:
         inner = name.removeprefix(_PREFIX)
-        values = widen(file.array(name, _DTYPES), np.float32)
+        values = widen(file.array(name), np.float32)
         if not np.isfinite(values).all():
             raise CheckpointError(f"{path}: tensor {name!r} holds a NaN or an infinity")
         factor = _FACTOR.fullmatch(inner)

@@ -216,6 +216,13 @@ def test_words_after_the_channel(
     assert read(f"<|channel|>{section}", "assistant") == (expected, reports)
 
 
+def test_words_after_an_earlier_channel_count() -> None:
+    expected = Header("assistant", None, "f", "final", JSON)
+    reports = [channels("'final' counts, the last known one", "analysis")]
+    for text in (f"analysis to=f<|channel|>final {JSON}", f"analysis to=f {JSON}<|channel|>final"):
+        assert read(f"<|channel|>{text}", "assistant") == (expected, reports)
+
+
 def test_a_message_has_the_fields_of_its_header() -> None:
     message = Header("tool", "f", "assistant", "commentary", "json").message("text")
     assert (message.role, message.name, message.recipient) == ("tool", "f", "assistant")

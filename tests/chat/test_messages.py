@@ -32,12 +32,23 @@ def test_fields_that_are_no_text() -> None:
             SystemContent(channels=channels)  # type: ignore[arg-type]
 
 
+def test_what_a_role_needs_and_may_not_hold() -> None:
+    with pytest.raises(HarmonyError, match=r"^tool message without a name: expected the name of t"):
+        Message("tool", "1")
+    with pytest.raises(HarmonyError, match=r"^SystemContent in a user message: it belongs in a sy"):
+        Message("user", SystemContent())
+    with pytest.raises(HarmonyError, match=r"^DeveloperContent in a user message: it belongs in a"):
+        Message("user", DeveloperContent())
+
+
 def test_a_message_without_content_is_empty() -> None:
     assert Message.from_dict({"role": "user", "name": "a"}) == Message("user", "", name="a")
 
 
 def test_fields_that_are_filled_in() -> None:
     assert SystemContent(tools=[python()]).tools == (python(),)
+    assert SystemContent(channels=["final"]).channels == ("final",)
+    assert DeveloperContent(tools=[python()]).tools == (python(),)
     assert DeveloperContent.with_functions("x").tools == ()
     assert ToolNamespace("f", None, [Tool("g")]).tools == (Tool("g"),)
     assert Message.call("f", "{}").content_type == "<|constrain|>json"

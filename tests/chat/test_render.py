@@ -241,6 +241,12 @@ def test_a_final_return_becomes_end_in_history() -> None:
     assert ret not in render_conversation_for_training([USER, ANSWER, USER], o200k_harmony())
     assert ret not in render_conversation_for_training([USER, THINK], o200k_harmony())
     assert render_conversation_for_training([], o200k_harmony()) == []
+    kept = render_conversation([USER, THINK, ANSWER], o200k_harmony(), None, history="keep")
+    trained = render_conversation_for_training(
+        [USER, THINK, ANSWER], o200k_harmony(), history="keep"
+    )
+    assert trained == [*kept[:-1], ret]
+    assert len(kept) > len(whole)
 
 
 # --- JSON and bad input ---------------------------------------------------------------------------

@@ -638,6 +638,16 @@ def test_bad_conversations(arguments: dict[str, Any], match: str) -> None:
         respond(model_saying(ANSWER), **arguments)
 
 
+def test_one_message_is_a_conversation() -> None:
+    asked = Message.user("?")
+    assert build_conversation(asked) == build_conversation([asked]) == build_conversation("?")
+
+
+def test_a_result_keeps_its_letters() -> None:
+    answered = ToolCall("f.g", "{}", {}, None).answer({"é": "漢"})
+    assert answered == Message.tool("f.g", '{"é": "漢"}')
+
+
 def test_bad_sampling() -> None:
     with pytest.raises(GptOssError, match="temperature"):
         respond(model_saying(ANSWER), "?", temperature=-1)

@@ -78,6 +78,7 @@ def test_damaged_ranks(damage: str, tmp_path: Path) -> None:
         (b"!!!! 0\n", "line 1: not base64"),
         (b"IQ== 1\n", "line 1: expected rank 0, found b'1'"),
         (b"IQ== 0\nIg==\n", "line 2: expected rank 1"),
+        (b"IQ== 0 0\n", "line 1: expected rank 0, found b'0 0'"),
     ],
 )
 def test_broken_rank_files(text: bytes, match: str) -> None:
@@ -86,14 +87,13 @@ def test_broken_rank_files(text: bytes, match: str) -> None:
 
 
 def test_a_few_tokens_packed() -> None:
-    tokens = [*(bytes([byte]) for byte in range(255, -1, -1)), b"ab", b"c d", b"\xfe\x00"]
+    tokens = [*reversed(SINGLES), b"ab", b"c d", b"\xfe\x00"]
     assert ranks.unpack(ranks.pack(tokens)) == tokens
     assert ranks.parse_released(ranks.released_text(tokens)) == tokens
 
 
 def test_packing_checks_what_it_assumes() -> None:
-    singles = [bytes([byte]) for byte in range(256)]
-    for wrong in ([b"ab"] * 300, [*singles, b""], [*singles, b"a\xff"]):
+    for wrong in ([b"ab"] * 300, [*SINGLES, b""], [*SINGLES, b"a\xff"]):
         with pytest.raises(TokenError, match="256 one-byte tokens first"):
             ranks.pack(wrong)
 
@@ -478,6 +478,7 @@ FIELDS: dict[tuple[Any, ...], tuple[str, str]] = {
     (*LEVEL, "use_regex"): ("pre_tokenizer.ByteLevel.use_regex", "true or false"),
 }
 SMALLEST = tokenizer_json(small_harmony(260))
+SINGLES = [bytes([byte]) for byte in range(256)]
 
 
 def refused(data: dict[str, Any], tmp_path: Path) -> str:
@@ -588,6 +589,22 @@ def test_values_that_may_be(tmp_path: Path) -> None:
         read_tokenizer_json(path)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "more"),
+    [
+        ([*SINGLES, *(b"a" * 2**i for i in range(1, 10))], []),  # the longest has 512 bytes
+        ([b"ab", *SINGLES], []),  # a merge makes the token of rank 0
+        ([*SINGLES, b"ab", b"bc", b"abc"], [["a", "bc"]]),  # two merges make the same token
+    ],
+)
+def test_merges_that_may_be(tokens: list[bytes], more: list[list[str]], tmp_path: Path) -> None:
+    data = tokenizer_json(Tokenizer(tokens, {}))
+    data["model"]["merges"] += more
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert read_tokenizer_json(path).tokens == tuple(tokens)
+
+
 def test_long_runs_of_spaces() -> None:
     """Their pieces, and tokens as of the whole text."""
     long, short = " " * (LONG + 5), " " * (LONG - 1)
@@ -615,7 +632,7 @@ def test_long_runs_are_encoded_apart() -> None:
     Seen(SMALL.tokens, SMALL.special).encode(f"a{' ' * LONG}b")
     assert seen == ["a", " b"]
     assert Seen(SMALL.tokens, SMALL.special).name == "tokenizer"
-    assert SMALL.encoding.name == SMALL.name
+    assert Seen(SMALL.tokens, SMALL.special, name="seen").encoding.name == "seen"
 
 
 def test_small_vocabularies_have_what_is_asked_for() -> None:
@@ -630,6 +647,7 @@ def test_small_vocabularies_have_what_is_asked_for() -> None:
         "o200k_harmony[:256]",
         O200K_PATTERN,
     )
+    assert small_harmony(256).vocab_size == 256 + 200_018 - 199_998 + 1
     assert small_harmony(199_998, last=199_998).vocab_size == 199_999
     for ranks_asked in (255, 199_999):
         with pytest.raises(TokenError, match=f"ranks = {ranks_asked}: expected 256 to 199998"):
@@ -681,7 +699,6 @@ def test_a_tokenizer_larger_than_the_model(folder: Path) -> None:
 
 
 def test_tokens_that_no_merge_makes() -> None:
-    singles = [bytes([byte]) for byte in range(256)]
-    odd = Tokenizer([*singles, b"abc"], harmony_specials(257, 200_018), name="odd")
+    odd = Tokenizer([*SINGLES, b"abc"], harmony_specials(257, 200_018), name="odd")
     with pytest.raises(TokenError, match=r"odd: rank 256, b'abc', has no merge"):
         tokenizer_json(odd)

@@ -217,6 +217,12 @@ def test_as_many_values_as_may_be() -> None:
         text_of(Tool("f", "", {**most, "enum": [0] * 99_998}))
 
 
+def test_names_that_are_no_text() -> None:
+    for name in (3, None, ""):
+        with pytest.raises(HarmonyError, match=f"^tool name {name!r}: expected a non-empty text$"):
+            Tool(name)  # type: ignore[arg-type]
+
+
 def test_lines_of_a_description() -> None:
     """A carriage return alone ends no line; openai-harmony reads them so, too."""
     text = text_of(Tool("f", "a\rb\r\nc\n\nd\n"))

@@ -130,12 +130,14 @@ def test_small_pieces_make_the_same_files(tmp_path: Path, monkeypatch: pytest.Mo
     module = importlib.import_module("gptoss_ref.checkpoint.convert")
     monkeypatch.setattr(module, "_TILE_VALUES", 7 * 64)  # of 64 rows of 96, 192 of 64
     monkeypatch.setattr(module, "_COPY_VALUES", 1000)
-    pieces: list[str] = []
+    calls: list[tuple[int, int, str]] = []
     convert(
-        src, tmp_path / "dense 2", experts="bfloat16", progress=lambda *call: pieces.append(call[2])
+        src, tmp_path / "dense 2", experts="bfloat16", progress=lambda *call: calls.append(call)
     )
-    assert pieces.count("lm_head.weight") == 9  # 131 * 64 values
-    pieces.clear()
+    copied = [done for done, _, name in calls if name == "lm_head.weight"]
+    assert np.diff(copied).tolist() == [2000] * 7 + [2 * 384]  # of 131 * 64 values
+    assert [*module._tiles(2, 7 * 64 + 1)] == [slice(0, 1), slice(1, 2)]
+    pieces: list[str] = []
     convert(
         tmp_path / "dense 2", tmp_path / "back 2", experts="mxfp4",
         progress=lambda *call: pieces.append(call[2]),
@@ -394,6 +396,11 @@ def assert_untouched(place: Path, act: Callable[[], Any], error: type[BaseExcept
         act()
     assert listing(place) == before
     return str(caught.value)
+
+
+def test_a_target_without_a_name(place: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^the path of the result is empty; expected the pa"):
+        convert(place / "src", "")
 
 
 def test_existing_target_is_never_touched(place: Path) -> None:

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_ref import GPT_OSS_20B, ModelConfig, load, load_checkpoint
 from gptoss_ref.checkpoint import LAYOUTS
+from gptoss_ref.checkpoint.names import detect_layout
+from gptoss_ref.checkpoint.shards import parse_weight_map
 from gptoss_ref.errors import CheckpointError, ConfigError, GptOssError
 from gptoss_ref.weights import MXFP4
 from tests.support.checkpoint_files import (
@@ -356,6 +358,11 @@ def test_index_may_not_leave_the_folder(tmp_path: Path, name: str) -> None:
     assert repr(name) in fails(folder, "is not the plain name of a .safetensors file")
 
 
+def test_any_letter_may_be_in_the_name_of_a_shard() -> None:
+    weight_map = {"a": "X-Y.safetensors"}
+    assert parse_weight_map({"weight_map": weight_map}, Path("index")) == weight_map
+
+
 def test_index_that_is_none(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "c", shards=2)
     for content, message in (
@@ -393,7 +400,25 @@ def test_link_out_of_the_folder(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "c")
     (folder / "model.safetensors").unlink()
     os.symlink(outside, folder / "model.safetensors")
-    fails(folder, "the shard 'model.safetensors' is a link that leaves the folder")
+    fails(folder, f"^{folder}: the shard 'model.safetensors' is a link that leaves the folder")
+    folder = write_hf(tmp_path / "indexed", shards=2)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    os.symlink(outside, folder / "model-00001-of-00002.safetensors")
+    fails(folder, f"^{folder / INDEX}: the shard 'model-00001-of-00002.safetensors' is a link that")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "layout"),
+    [
+        ({"block.0.mlp.mlp1_bias"}, "openai"),
+        ({"model.layers.0.mlp.experts.gate_up_proj_blocks"}, "hf"),
+        ({"model.layers.0.mlp.experts.gate_up_proj"}, "hf-bfloat16"),
+        ({"model.layers.0.mlp.experts.down_proj"}, "hf-bfloat16"),
+        ({"lm_head.weight"}, None),
+    ],
+)
+def test_some_names_tell_the_layout(tensors: set[str], layout: str | None) -> None:
+    assert detect_layout(tensors) == layout
 
 
 def test_missing_tensor(tmp_path: Path) -> None:
@@ -522,7 +547,8 @@ def test_quantization_config_must_describe_the_tensors(tmp_path: Path) -> None:
 def test_mxfp4_needs_multiples_of_32(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "c")
     (folder / "config.json").write_text(json.dumps(hf_config(hidden_size=65)))
-    fails(folder, r"hidden_size \(65\) must be a multiple of 32 for MXFP4", ConfigError)
+    said = fails(folder, r"hidden_size \(65\) must be a multiple of 32 for MXFP4", ConfigError)
+    assert said.startswith(f"{folder / 'config.json'}: ")
 
 
 def test_bad_generation_config(tmp_path: Path) -> None:

@@ -235,6 +235,14 @@ def test_a_folder_wins_over_the_name_of_a_released_model(
     assert describe("gpt-oss-20b").path is not None
 
 
+def test_a_hub_id_is_no_misspelt_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for model in ("openai/gpt-oss-20b", "./gpt-os-20b"):
+        with pytest.raises(CheckpointError, match=f"^{model}: no such folder") as caught:
+            describe(model)
+        assert "did you mean" not in str(caught.value)
+
+
 def test_bad_input(tmp_path: Path) -> None:
     for name, meant in (("21b", "20b"), ("gpt-os-120B", "gpt-oss-120b"), ("tinny", "tiny")):
         with pytest.raises(CheckpointError, match=f"^{name}: no such folder: did you mean {meant}"):
