@@ -34,10 +34,10 @@ def test_the_figures_are_of_code_that_exists() -> None:
         assert Path(name) in code
         tried = one["killed"] + one["slow"] + len(one["survivors"])
         assert one["mutants"] == tried + one["not_run"]
-        text = (ROOT / name).read_text("utf-8")
+        text = " ".join((ROOT / name).read_text("utf-8").split())
         for survivor in one["survivors"]:
             for line in survivor["before"].splitlines():
-                assert line.strip() in text, (name, line)
+                assert " ".join(line.split()) in text, (name, line)
 
 
 def test_every_file_has_tests() -> None:
