@@ -72,7 +72,11 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("checkpoint/convert.py", "_target", "XXhfXX"): HF,
     ("checkpoint/convert.py", "_Encoder.blocks", "widen(dense[tile], None)"): NONE_FLOAT64,
     ("checkpoint/convert.py", "_Encoder.__init__", "= None"): NEW_LIST,
-    ("checkpoint/locate.py", "cached", 'revision = "XXXX"'): "the hub names no revision so",
+    (
+        "checkpoint/locate.py",
+        "cached",
+        'revision = "XXXX"',
+    ): "revisions are hashes of commits: none has this name",
     ("checkpoint/peft.py", "_settings", 'get("r", 2)'): "only checked, and both are allowed",
     ("checkpoint/peft.py", "read_adapter", "swapped = None"): NONE_FALSE,
     ("checkpoint/peft.py", "write_adapter", "b.shape[1], -2"): NEGATIVE,
