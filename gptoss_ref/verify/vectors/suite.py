@@ -36,7 +36,7 @@ from gptoss_ref.verify.vectors.operations import OPERATIONS
 
 FORMAT = "gptoss-vectors-1"
 MANIFEST = "manifest.json"
-DIGEST = "29cbc3b0ed64133c796de49ea9304d82139b3fa43424f3d8068d3e48564eff9e"
+DIGEST = "d092ddd44a349db229f1c9d15759729546db55032c0cd639aa43b168bfc89ec8"
 """SHA-256 over the suite's files in the order of their names, each name before its content."""
 
 
