@@ -72,7 +72,7 @@ def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] 
             return None
         at = joined.index(best)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]
+    return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def experts(
     count, doubled, width = mlp1_weight.shape
     fitting = (
         x.shape[1:] == (width,)
+        and indices.ndim == 2
         and indices.shape == weights.shape == (len(x), *indices.shape[1:])
         and mlp1_bias.shape == (count, doubled)
         and tuple(mlp2_weight.shape) == (count, width, doubled // 2)

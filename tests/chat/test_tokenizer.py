@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -698,7 +699,8 @@ def test_a_tokenizer_larger_than_the_model(folder: Path) -> None:
         load_tokenizer(folder, SimpleNamespace(vocab_size=1500))
 
 
-def test_tokens_that_no_merge_makes() -> None:
-    odd = Tokenizer([*SINGLES, b"abc"], harmony_specials(257, 200_018), name="odd")
-    with pytest.raises(TokenError, match=r"odd: rank 256, b'abc', has no merge"):
+@pytest.mark.parametrize("token", [b"abc", b""])
+def test_tokens_that_no_merge_makes(token: bytes) -> None:
+    odd = Tokenizer([*SINGLES, token], harmony_specials(257, 200_018), name="odd")
+    with pytest.raises(TokenError, match=re.escape(f"odd: rank 256, {token!r}, has no merge")):
         tokenizer_json(odd)

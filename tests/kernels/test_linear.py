@@ -137,6 +137,18 @@ def test_mxfp4_of_few_tokens_refines_a_dominant_block(path: str, inputs: int, to
 
 
 @EVERY_PATH
+def test_mxfp4_of_few_tokens_with_outliers_in_many_blocks(path: str) -> None:
+    """None of eight dominates the row: the worst case of 16 bits."""
+    rng = np.random.default_rng(3)
+    x = gaussian(rng, 2, 544)
+    x[:, 5 : 5 + 8 * 32 : 32] = 1000
+    weight = random_mxfp4(rng, 70, 544)
+    with instructions(path):
+        ours = kernels.linear(x, weight)
+    assert relative_l2(ours, layers.linear(x, weight, policy=FLOAT64)) <= MXFP4_BOUND
+
+
+@EVERY_PATH
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("tokens", [1, 2, 14])
 def test_mxfp4_bound_at_the_released_width(path: str, tokens: int, heavy: bool) -> None:

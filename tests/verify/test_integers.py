@@ -76,6 +76,10 @@ def test_each_row_may_have_its_own_rule(model: gr.Model, begun: dict[str, Any]) 
     rows[20:] = gate_up(model, begun, 1 << 30, np.float64, 1.0)[20:]
     found = gr.diagnose(model, {**begun, tap: rows}, tokens=tokens)
     assert found.ok, found.verdict
+    eights = gate_up(model, begun, 127, np.float16, 1.0)
+    for count in (10, 20):  # beside these, of the 10 or 20 others some are exact
+        mixed = np.concatenate([eights[:count], rows[count:]])
+        assert gr.diagnose(model, {**begun, tap: mixed}, tokens=tokens).ok
     rows[3] *= 1.0003
     assert not gr.diagnose(model, {**begun, tap: rows}, tokens=tokens).ok
 

@@ -11,8 +11,8 @@ method          used for             activations are prepared as      file
 ``AMX``         more tokens on AMX   bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
 
-**Short** rows have fewer than 512 activations. Their integers have 24 bits. With more than 4
-tokens, float32 takes half the time of the planes (tiny, prompts of 32 to 512 tokens, AMD Zen 4).
+**Short** rows have fewer than 512 activations (for experts: those of the first matrices). Their
+integers have 24 bits. With more than 4 tokens, float32 takes half the time of the planes.
 
 Integers cannot represent all values. A row of activations is **out of range** if it has NaN,
 infinities, or a block whose largest magnitude is not 0 and outside 2⁻⁶⁰ … 2⁴⁸; a row of weights, if

@@ -9,7 +9,7 @@ row's sum of squares), or if the row is short, the block is **refined**: a third
 256 (x / step − X), rounded.
 
 Error: at most half a step for each activation, where the largest of its block has 32639 steps, and
-2⁻⁸ of that in refined blocks.
+2⁻⁷ of that in refined blocks.
 """
 
 from __future__ import annotations

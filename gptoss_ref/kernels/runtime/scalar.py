@@ -50,7 +50,7 @@ def bits_float(value: Any) -> Any:
 
 
 def fused(a: Any, b: Any, c: Any) -> Any:
-    """Return a · b + c of float32, rounded once."""
+    """Return a · b + c of float32, rounded once (in Python, once to float64 before that)."""
     return np.float32(np.float64(a) * b + c)
 
 

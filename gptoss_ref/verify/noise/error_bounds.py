@@ -18,6 +18,7 @@ from gptoss_ref.verify.noise.noise_floor import NoiseFloor
 from gptoss_ref.verify.noise.rounding import UNITS
 from gptoss_ref.verify.noise.tolerances import gain, tolerance
 from gptoss_ref.verify.replay.evaluate import nodes
+from gptoss_ref.verify.replay.graph import EXPERT_PRODUCTS
 from gptoss_ref.verify.thresholds import (
     ALWAYS_ALLOWED,
     HOPELESS,
@@ -41,8 +42,8 @@ class Propagation:
 
     def __init__(self, config: ModelConfig, rounding: str, length: int) -> None:
         self._rounding, self._length = rounding, length
-        widths = {"mlp.gate_up": config.hidden_size, "mlp.expert_out": config.intermediate_size}
-        self._integers = {stage for stage, width in widths.items() if width >= INTEGERS_FROM}
+        # the inputs of the first matrices decide how the kernels compute both
+        self._integers = EXPERT_PRODUCTS if config.hidden_size >= INTEGERS_FROM else ()
         self._inputs = {node.tap: node.inputs for node in nodes(config)}
         self._errors: dict[str, Floats] = {}
 

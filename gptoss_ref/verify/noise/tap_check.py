@@ -154,10 +154,8 @@ def _in_integers(
         return None
     _, arrays, other, _, _, _ = judged
     runs, off = [], _row_distances(other, arrays[0])
-    finite = off[np.isfinite(off)]
-    typical = np.median(finite) if finite.size else 0.0
     for form in FORMS:
-        if typical > form.effect:
+        if not (off <= form.effect).any():
             continue
         run = in_integers(ops, form), FLOAT64
         ((_, (values,)),) = walk(weights, trace.config, [run], trace.tokens, trace, [tap])
@@ -165,7 +163,7 @@ def _in_integers(
         local = _judge_without(values, tap, judged)
         if local.excess <= 1:
             return replace(local, integers=form)
-    if len(runs) < 2:
+    if not runs:
         return None
     # each row by its own rule, or by none
     nearest = np.argmin(np.nan_to_num([off, *(distances for _, _, distances in runs)]), axis=0)
