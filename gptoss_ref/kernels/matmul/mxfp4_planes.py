@@ -33,8 +33,6 @@ from gptoss_ref.kernels.runtime.scalar import bits_float, fused
 WIDE, GROUP = 512, 8
 """The length from which a row is not short, and the number of blocks in four vectors."""
 
-_DOMINANT = np.float32(8.0)
-
 
 class Int8Planes(NamedTuple):
     """R rows of activations as planes of bytes.
@@ -104,7 +102,7 @@ def settle(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
     inputs = prepared.x.size // rows
     for row in range(rows if inputs >= WIDE else 0):
         x = prepared.x[row * inputs : (row + 1) * inputs]
-        most = dot_piece(x, x) / _DOMINANT
+        most = dot_piece(x, x) / np.float32(8.0)
         for g in range(inputs // BLOCK):
             magnitude = bits_float(largest_bits(x[g * BLOCK : (g + 1) * BLOCK]))
             if magnitude * magnitude > most and not prepared.out_of_range[row]:
