@@ -4,7 +4,8 @@ The table shows which file computes which product. The numbers are the rate of o
 GFLOP/s; two numbers are those for 16 and for 512 tokens. M = 2880, N = 512, on an AMD Zen 4 with
 the path forced. The NumPy layer reaches 36, 42, 98 for 1, 16, 512 tokens with float32 weights.
 ``python -m benches.paths`` wrote the numbers into docs/performance.md. AMX was measured on another
-machine, as a multiple of NumPy's product.
+machine, as a multiple of NumPy's product. MXFP4 of 1 to 4 tokens was faster by a quarter on AVX2,
+in a later measurement (docs/decisions/0059).
 
 =============  ===================  ====================  ====================  ==================
 weights,       plain                AVX2                  AVX-512               AMX
