@@ -16,12 +16,12 @@ Accumulators: int32, exact for a block, and one float32 per lane.
 Error, from the rounding of the activations: relative L2 about 2e-5 on Gaussian activations, below
 5e-6 with one outlier, 5e-5 with many (none dominates), and below 1e-6 for short rows.
 
-If a sum is not finite (scale bytes that are too large, or 255), ``dot_float`` computes it.
+If a sum is not finite (scale bytes that are too large, or 255), ``dot_float`` computes it, and also
+the first rows of a matrix whose rows have less than 8 blocks, because these would begin before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,6 @@ from gptoss_ref.kernels.runtime.scalar import bits_float
 
 PREPARED, new = Int8Planes, mxfp4_planes.new
 quantise, settle = mxfp4_planes.quantise, mxfp4_planes.settle
-Load = Callable[[int], Value]
 
 _SHIFTED = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]  # d + 12 of each code
 
@@ -106,78 +105,47 @@ def dot_planes_of(wide: bool) -> Any:
         bytes_of_scales = builder.gep(scales, [block])
         sums = vec.Accumulators(builder, 1, 1, floats)
 
-        def by_block(load: Load, kept: Value, planes: int, offset: Value) -> Value:
-            """Return the sums of a group's blocks; ``load`` gives the stored blocks of a vector."""
-            four = [
-                products(builder, load(v), builder.gep(kept, [index(64 * planes * v)]), planes)
-                for v in range(4)
-            ]
+        def by_block(here: Value, kept: Value, planes: int, offset: Value) -> Value:
+            """Return the sums of a group's blocks; their bytes begin at ``here``."""
+            four = []
+            for v in range(4):
+                stored = vec.load(builder, weights, builder.add(here, index(32 * v)), bytes_)
+                of = builder.gep(kept, [index(64 * planes * v)])
+                four.append(products(builder, stored, of, planes))
             pairs = [_fours_added(builder, *four[i : i + 2]) for i in (0, 2)]
             total = _fours_added(builder, *pairs)
             total = builder.add(total, vec.load(builder, offset, index(0), ints))
             return builder.sitofp(total, floats)
 
-        def add_group(number: Value, load: Load, s: Value) -> None:
-            """Add the products of a group, whose scale bytes are ``s``."""
+        def add_group(number: Value, start: Value) -> None:
+            """Add the products of a group with the blocks from ``start`` on."""
+            here = builder.mul(start, index(16))
+            vec.prefetch(builder, bytes_of_scales, start, vec.NEAR // 16)
+            for line in range(0, 128, 64):  # prefetches into L2, too, would cost more
+                vec.prefetch(builder, weights, here, vec.NEAR + line)
             group, by = builder.add(first, number), vec.Accumulators(builder, 1, 1, floats)
 
             def at(array: Value, each: int) -> Value:
                 return builder.gep(array, [builder.mul(group, index(each))])
 
             offset = at(offsets, 16)
-            by[0, 0] = by_block(load, at(upper, 512), 2, offset)
+            by[0, 0] = by_block(here, at(upper, 512), 2, offset)
             some = builder.trunc(vec.load(builder, refined, group, i8), ir.IntType(1))
             with builder.if_then(some, likely=False):
-                rest = by_block(load, at(third, 256), 1, builder.gep(offset, [index(8)]))
+                rest = by_block(here, at(third, 256), 1, builder.gep(offset, [index(8)]))
                 by[0, 0] = vec.multiply_add(builder, rest, vec.constant(f32, 1 / 256, 8), by[0, 0])
             product = builder.fmul(by[0, 0], vec.load(builder, at(factors, 8), index(0), floats))
+            s = vec.load(builder, bytes_of_scales, start, eight)
             s = vec.shuffle(builder, s, [0, 2, 4, 6, 1, 3, 5, 7])
             one = vec.constant(i8, 1, 8)
             s = builder.zext(vec.call(builder, "llvm.uadd.sat.v8i8", s.type, s, one), ints)
             twice = builder.bitcast(builder.shl(s, vec.constant(i32, 23, 8)), floats)  # may be ∞
             sums[0, 0] = vec.multiply_add(builder, product, twice, sums[0, 0])
 
-        def last_scales(rest: Value) -> Value:
-            """Return the scale bytes of the last ``rest`` blocks, and then zeros.
-
-            They are the upper ones of the row's last 8 bytes, unless the matrix begins after these:
-            with a mask, LLVM loads bytes one by one (AVX2).
-            """
-            found, start = cgutils.alloca_once(builder, eight), builder.sub(groups, index(GROUP))
-            inside = builder.icmp_signed(">=", builder.add(block, start), index(0))
-            with builder.if_else(inside) as (then, otherwise):
-                with then:
-                    word = vec.load(builder, bytes_of_scales, start, vec.i64)
-                    bits = builder.mul(builder.sub(index(GROUP), rest), index(8))
-                    builder.store(builder.bitcast(builder.lshr(word, bits), eight), found)
-                with otherwise:  # then the row has no whole group
-                    some = vec.load_first(builder, bytes_of_scales, index(0), eight, rest)
-                    builder.store(some, found)
-            return builder.load(found)
-
-        whole = builder.udiv(groups, index(GROUP))
+        whole = builder.udiv(builder.sub(groups, index(1)), index(GROUP))  # all but the last
         with cgutils.for_range(builder, whole) as loop:
-            here = builder.mul(loop.index, index(128))
-            s_at = builder.mul(loop.index, index(GROUP))
-            vec.prefetch(builder, bytes_of_scales, s_at, vec.NEAR // 16)
-            for line in range(0, 128, 64):  # prefetches into L2, too, would cost more
-                vec.prefetch(builder, weights, here, vec.NEAR + line)
-            s = vec.load(builder, bytes_of_scales, s_at, eight)
-            add_group(
-                loop.index,
-                lambda v: vec.load(builder, weights, builder.add(here, index(32 * v)), bytes_),
-                s,
-            )
-        done = builder.mul(whole, index(GROUP))
-        rest = builder.sub(groups, done)
-
-        def load_rest(v: int) -> Value:
-            here = builder.mul(builder.add(done, index(2 * v)), index(16))
-            words = builder.mul(builder.sub(rest, index(2 * v)), index(4))
-            return builder.bitcast(vec.load_first(builder, weights, here, ints, words), bytes_)
-
-        with builder.if_then(builder.icmp_unsigned("!=", rest, index(0))):
-            add_group(whole, load_rest, last_scales(rest))
+            add_group(loop.index, builder.mul(loop.index, index(GROUP)))
+        add_group(whole, builder.sub(groups, index(GROUP)))
         return vec.lane_sum(builder, sums[0, 0])
 
     return vec.instructions(emit, types.float32)
@@ -186,11 +154,14 @@ def dot_planes_of(wide: bool) -> Any:
 def _dot_planes(
     path: Any, stored: Stored, block: int, groups: int, prepared: Int8Planes, row: int
 ) -> Any:
-    """Return the product of the stored row from ``block`` on with a row of activations."""
+    """Return the product of the stored row from ``block`` on with a row of activations.
+
+    Compiled code also reads the blocks before a row of less than 8 blocks.
+    """
     shifted, total = np.array(_SHIFTED), np.float32(0.0)
     upper, third = (a.view(np.int8) for a in (prepared.upper, prepared.third))
     for g in range(groups):
-        group, v, b = place(prepared, row, g)
+        group, v, b = place(row, g, groups)
         bytes_ = stored.blocks[(block + g) * 16 : (block + g + 1) * 16]
         d = (shifted[bytes_ & 15], shifted[bytes_ >> 4])
         lane = 4 * b + v
@@ -236,8 +207,10 @@ def multiply(
         start = block + r * groups
         for m in range(count):
             row = of[of_at + m]
-            total = _dot_planes(path, stored, start, groups, prepared, row)
-            if prepared.out_of_range[row] or not np.isfinite(total):
+            total = np.float32(np.nan)
+            if start + groups >= GROUP and not prepared.out_of_range[row]:
+                total = _dot_planes(path, stored, start, groups, prepared, row)
+            if not np.isfinite(total):
                 if refused(stored, start, groups):
                     return False
                 x = prepared.x[row * inputs : (row + 1) * inputs]

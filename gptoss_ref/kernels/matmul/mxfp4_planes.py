@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptoss_ref.kernels.matmul.gemv import dot_piece
+from gptoss_ref.kernels.matmul.gemv import dot
 from gptoss_ref.kernels.matmul.mxfp4_block import (
     BLOCK,
     LARGEST_WHOLE,
@@ -38,7 +38,9 @@ class Int8Planes(NamedTuple):
     """R rows of activations as planes of bytes.
 
     A row has K groups of four vectors of two blocks. Lane 4 b + v of a group is for block 2 v + b,
-    which is block b of vector v. Bytes of even and of odd activations are apart (index h).
+    which is block b of vector v. Bytes of even and of odd activations are apart (index h). The last
+    group ends with the row; blocks that the group before it has, or that lie before a row of less
+    than 8 blocks, are 0 in it.
     """
 
     x: Any  # float32, flat, (R, M)
@@ -64,10 +66,11 @@ def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
 
 
 @jit_inner
-def place(prepared: Int8Planes, row: int, g: int) -> Any:
+def place(row: int, g: int, groups: int) -> Any:
     """Return the number of a block's group, its vector there, and its place in the vector."""
-    group = row * (prepared.refined.size // prepared.out_of_range.size) + g // GROUP
-    return group, g % GROUP // 2, g % 2
+    group = g // GROUP
+    at = g - min(group * GROUP, groups - GROUP)
+    return row * ((groups + GROUP - 1) // GROUP) + group, at // 2, at % 2
 
 
 @jit_inner
@@ -78,7 +81,7 @@ def quantise(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> 
     if out_of_range(largest):
         prepared.out_of_range[row] = True
     elif largest != 0:
-        (group, v, b), magnitude = place(prepared, row, g), bits_float(largest)
+        (group, v, b), magnitude = place(row, g, groups), bits_float(largest)
         up, total = np.float32(LARGEST_WHOLE / magnitude), np.int32(0)
         for h in range(2):
             to = (group * 4 + v) * 128 + 32 * h + 16 * b
@@ -92,7 +95,7 @@ def quantise(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> 
         # a quarter: d is twice a value, and scales are doubled, too
         prepared.factors[group * 8 + 4 * b + v] = magnitude * np.float32(0.25) / LARGEST_WHOLE
         if groups * BLOCK < WIDE:
-            _refine(prepared, at, magnitude, row, g)
+            _refine(prepared, at, magnitude, row, g, groups)
 
 
 @jit_inner
@@ -100,19 +103,20 @@ def settle(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
     """Refine the blocks that dominate their rows."""
     rows = prepared.out_of_range.size
     inputs = prepared.x.size // rows
+    groups = inputs // BLOCK
     for row in range(rows if inputs >= WIDE else 0):
         x = prepared.x[row * inputs : (row + 1) * inputs]
-        most = dot_piece(x, x) / np.float32(8.0)
-        for g in range(inputs // BLOCK):
+        most = dot(x, x) / np.float32(8.0)
+        for g in range(groups):
             magnitude = bits_float(largest_bits(x[g * BLOCK : (g + 1) * BLOCK]))
             if magnitude * magnitude > most and not prepared.out_of_range[row]:
-                _refine(prepared, row * inputs + g * BLOCK, magnitude, row, g)
+                _refine(prepared, row * inputs + g * BLOCK, magnitude, row, g, groups)
 
 
 @jit_inner
-def _refine(prepared: Int8Planes, at: int, magnitude: Any, row: int, g: int) -> None:
+def _refine(prepared: Int8Planes, at: int, magnitude: Any, row: int, g: int, groups: int) -> None:
     """Write block ``g`` of a row, x[at …], to the third plane."""
-    group, v, b = place(prepared, row, g)
+    group, v, b = place(row, g, groups)
     up, total = np.float32(LARGEST_WHOLE / magnitude), np.int32(0)
     for h in range(2):
         to = (group * 4 + v) * 64 + 32 * h + 16 * b

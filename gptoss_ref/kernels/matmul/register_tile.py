@@ -36,7 +36,7 @@ from numba.extending import overload
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.isa import name_of
 from gptoss_ref.kernels.runtime.jit import LEAF
-from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i32, index
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, index
 from gptoss_ref.kernels.runtime.scalar import widen
 
 LANES = 16
@@ -159,15 +159,6 @@ def _tile_v(path: Any, *others: Any) -> Any:
     return tile_v if config.BOUNDSCHECK else _tile_of((8, 4, 2, 1), 1, width)
 
 
-def _widened(builder: ir.IRBuilder, raw: Value) -> Value:
-    """Return a vector of stored weights as floats."""
-    if raw.type.element == f32:
-        return raw
-    lanes = raw.type.count
-    wide = builder.zext(raw, vec.vector(i32, lanes))
-    return builder.bitcast(builder.shl(wide, vec.constant(i32, 16, lanes)), vec.vector(f32, lanes))
-
-
 @vec.instructions
 def _vector_pack(
     builder: ir.IRBuilder, w: Value, at: Value, stride: Value, last: Value, squares: Value,
@@ -185,7 +176,7 @@ def _vector_pack(
         loaded = [vec.load(builder, row, k, type_) for row in rows]
         for i, column in enumerate(vec.transposed(builder, loaded)):
             to = builder.add(builder.mul(builder.add(k, index(i)), width), first)
-            vec.store(builder, _widened(builder, column), panel, to)
+            vec.store(builder, vec.widened(builder, column), panel, to)
 
 
 def _tile_of(counts: tuple[int, ...], vectors: int, lanes: int) -> Any:

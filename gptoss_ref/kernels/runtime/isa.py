@@ -29,6 +29,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 from numba import typeof, types
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
@@ -64,6 +65,12 @@ def name_of(path: Any) -> str:
 def lanes_of(path: Any) -> int:
     """Return the number of floats in a vector of this path."""
     return 16 if name_of(path) in ("amx", "avx512") else 8
+
+
+@cache
+def cpu_name() -> str:
+    """Return LLVM's name of the CPU that kernels are compiled for, such as ``znver4``."""
+    return str(config.CPU_NAME or get_host_cpu_name())
 
 
 @cache

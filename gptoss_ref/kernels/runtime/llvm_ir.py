@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy import ndindex
 
@@ -137,6 +137,15 @@ def multiply_add(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
     return builder.fadd(product, c, flags=("contract",))
 
 
+def widened(builder: ir.IRBuilder, stored: Value) -> Value:
+    """Return a vector of stored weights, bfloat16 bits or float32, as floats."""
+    if stored.type.element == f32:
+        return stored
+    lanes = stored.type.count
+    wide = builder.zext(stored, vector(i32, lanes))
+    return builder.bitcast(builder.shl(wide, constant(i32, 16, lanes)), vector(f32, lanes))
+
+
 def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
     """Return the sum of the lanes of a float vector, added in halves."""
     while a.type.count > 1:
@@ -146,11 +155,8 @@ def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
     return builder.extract_element(a, ir.Constant(i32, 0))
 
 
-NEAR, FAR = 1024, 4096
-"""Distance of the prefetches in bytes: into L1, and into L2.
-
-Prefetches into L1 alone are too few at a time for products of bfloat16, which reached 0.84 of the
-rate of a loop that only reads, and 0.98 with both (two cores, large pages)."""
+NEAR = 1024
+"""Distance of prefetches into L1 in bytes, if a loop needs few instructions per line."""
 
 
 def prefetch(
@@ -168,31 +174,6 @@ def prefetch(
     type_ = ir.FunctionType(ir.VoidType(), [at.type, i32, i32, i32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], type_)
     builder.call(function, [at, read, level, of_data])
-
-
-def prefetch_lines(array: Any) -> None:
-    """Prefetch the memory after an array of 16-bit weights, into L1 and into L2.
-
-    Only compiled code does so. For float32 it costs more than it saves: 25 GFLOP/s with it and 31
-    without in L3; 16 in both cases from memory (AMD Zen 4).
-    """
-
-
-@overload(prefetch_lines, **INLINED)
-def _prefetch_lines(array: Any) -> Any:
-    if array.dtype is types.float32:
-        return lambda array: None
-
-    @instructions
-    def prefetch_line(builder: ir.IRBuilder, array: Value, at: Value) -> None:
-        prefetch(builder, array, at, NEAR)
-        prefetch(builder, array, at, FAR, keep=2)
-
-    def lines(array):  # type: ignore[no-untyped-def]
-        for k in range(0, array.size, 32):
-            prefetch_line(array, k)
-
-    return lines
 
 
 def prefetch_later(array: Any, at: int) -> None:

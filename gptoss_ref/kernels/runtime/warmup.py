@@ -22,7 +22,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite.binding import get_host_cpu_name
 from numba.core import config
 
 from gptoss_ref.kernels.attention import attention
@@ -33,7 +32,7 @@ from gptoss_ref.kernels.linear import linear
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
-from gptoss_ref.kernels.runtime.isa import path_name
+from gptoss_ref.kernels.runtime.isa import cpu_name, path_name
 from gptoss_ref.kernels.runtime.jit import cache_folder, when_compiling
 from gptoss_ref.kernels.runtime.threads import current_threads
 from gptoss_ref.weights import MXFP4, AttentionWeights, BlockWeights, MLPWeights, ModelWeights
@@ -167,10 +166,9 @@ def mark() -> str:
     The name also says whether there are several threads: with one core the parallel loop is not
     compiled.
     """
-    cpu = config.CPU_NAME or get_host_cpu_name()
     kind = "threads" if current_threads() > 1 else "one-thread"
     python = sys.implementation.cache_tag
-    return f"warm-{path_name()}-{kind}-{cpu}-numba{numba.__version__}-{python}"
+    return f"warm-{path_name()}-{kind}-{cpu_name()}-numba{numba.__version__}-{python}"
 
 
 def drop_unused(folder: Path) -> None:
