@@ -24,6 +24,7 @@ from tests.support.kernel_cases import (
     MXFP4_BOUND,
     bits,
     gaussian,
+    integers_from,
     misaligned,
     random_mxfp4,
 )
@@ -71,6 +72,7 @@ def case(
     count=st.integers(1, 9),
     chosen=st.integers(1, 4),
     sizes=st.sampled_from([(32, 96), (96, 32), (64, 160), (160, 64)]),
+    integers=st.booleans(),
 )
 def test_mxfp4_equals_the_layer(
     path: str,
@@ -79,11 +81,12 @@ def test_mxfp4_equals_the_layer(
     count: int,
     chosen: int,
     sizes: tuple[int, int],
+    integers: bool,
 ) -> None:
     if INTERPRETED:
         tokens, sizes = min(tokens, 2), (32, 64)
     arguments = case(seed, tokens, count, min(chosen, count), *sizes)
-    with instructions(path):
+    with instructions(path), integers_from(32 if integers else 512):
         ours = kernels.experts(*arguments)
     theirs = layers.experts(*arguments, policy=FLOAT64)
     assert ours.dtype == np.float32
@@ -127,10 +130,10 @@ def test_each_product_on_heavy_tailed_activations(path: str, tokens: int, wide: 
     dwarfs the error of the others.
     """
     sizes = (32, 64) if INTERPRETED else WIDE if wide else (96, 160)
-    arguments = case(8, min(tokens, 2) if INTERPRETED else tokens, 5, 2, *sizes, heavy=True)
+    arguments = case(8, min(tokens, 5) if INTERPRETED else tokens, 5, 2, *sizes, heavy=True)
     x, indices, _, w1, b1, w2, b2 = arguments
     stages: dict[str, Any] = {}
-    with instructions(path):
+    with instructions(path), integers_from(32 if wide else 512):
         kernels.experts(*arguments, tap=stages.__setitem__)
     first, second = np.empty(stages["gate_up"].shape), np.empty(stages["expert_out"].shape)
     for t, a in np.ndindex(*indices.shape):

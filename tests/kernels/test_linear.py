@@ -22,6 +22,7 @@ from tests.support.kernel_cases import (
     MXFP4_BOUND,
     bits,
     gaussian,
+    integers_from,
     misaligned,
     random_mxfp4,
     spread,
@@ -103,9 +104,17 @@ def test_bound_at_the_released_width(path: str, tokens: int, heavy: bool) -> Non
     outputs=st.sampled_from([40, 63, 64, 65, 97]),
     heavy=st.booleans(),
     contiguous=st.booleans(),
+    integers=st.booleans(),
 )
 def test_mxfp4_equals_the_layer(
-    path: str, seed: int, tokens: int, groups: int, outputs: int, heavy: bool, contiguous: bool
+    path: str,
+    seed: int,
+    tokens: int,
+    groups: int,
+    outputs: int,
+    heavy: bool,
+    contiguous: bool,
+    integers: bool,
 ) -> None:
     """Odd and even numbers of blocks, rows that fill no tile, strided views."""
     rng = np.random.default_rng(seed)
@@ -115,9 +124,10 @@ def test_mxfp4_equals_the_layer(
         blocks, scales = np.repeat(weight.blocks, 2, 0), np.repeat(weight.scales, 2, 0)
         weight = MXFP4(blocks[::2], scales[::2])
     b = bits(gaussian(rng, outputs))
-    with instructions(path):
+    with instructions(path), integers_from(32 if integers else 512):
         ours = kernels.linear(x, weight, b)
-    assert relative_l2(ours, layers.linear(x, weight, b, policy=FLOAT64)) <= FLOAT_BOUND
+    bound = MXFP4_BOUND if integers else FLOAT_BOUND
+    assert relative_l2(ours, layers.linear(x, weight, b, policy=FLOAT64)) <= bound
 
 
 @EVERY_PATH
@@ -128,12 +138,12 @@ def test_mxfp4_scale_of_another_row_changes_nothing(path: str, groups: int) -> N
     x, weight = gaussian(rng, 1, 32 * groups), random_mxfp4(rng, 40, 32 * groups)
     scales = weight.scales.copy()
     scales[20, -1] = 255
-    with instructions(path):
+    with instructions(path), integers_from(32):
         expected = kernels.linear(x, weight)
-        ours = kernels.linear(x, MXFP4(weight.blocks, scales))
+        ours = kernels.linear(x, MXFP4(weight.blocks, scales, scale_255="nan"))
     assert np.isnan(ours[0, 20])
     others = np.arange(40) != 20
-    assert relative_l2(ours[:, others], expected[:, others]) <= FLOAT_BOUND
+    assert relative_l2(ours[:, others], expected[:, others]) <= MXFP4_BOUND
 
 
 @EVERY_PATH
@@ -146,7 +156,7 @@ def test_mxfp4_of_few_tokens_refines_a_dominant_block(path: str, inputs: int, to
         rng = np.random.default_rng(seed)
         x = gaussian(rng, tokens, inputs, heavy=True)
         weight = random_mxfp4(rng, 70, inputs)
-        with instructions(path):
+        with instructions(path), integers_from(96):
             ours = kernels.linear(x, weight)
         worst = max(worst, relative_l2(ours, layers.linear(x, weight, policy=FLOAT64)))
     assert worst <= 5e-6  # 2.6e-6 was seen, from the other blocks' 16 bits

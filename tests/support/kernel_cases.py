@@ -6,6 +6,8 @@ machine can run. Under NUMBA_DISABLE_JIT=1 kernels are plain Python: fewer and s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import settings
 from numba.core import config
 
+from gptoss_ref.kernels.matmul import mxfp4_methods
 from gptoss_ref.kernels.runtime.isa import available_paths
 from gptoss_ref.kernels.runtime.threads import available_threads
 from gptoss_ref.weights import MXFP4
@@ -52,6 +55,16 @@ def random_mxfp4(
     blocks = rng.integers(0, 256, (*lead, inputs // 32, 16), np.uint8)
     bytes_ = rng.integers(*scales, (*lead, inputs // 32)).astype(np.uint8)
     return MXFP4(blocks, bytes_, **fields)
+
+
+@contextmanager
+def integers_from(length: int) -> Iterator[None]:
+    """Within this context, MXFP4 rows of that length take the ways of long rows."""
+    before, mxfp4_methods.WIDE = mxfp4_methods.WIDE, length
+    try:
+        yield
+    finally:
+        mxfp4_methods.WIDE = before
 
 
 def misaligned(x: np.ndarray) -> np.ndarray:

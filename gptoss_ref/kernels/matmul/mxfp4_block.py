@@ -2,8 +2,8 @@
 
 A block is 16 bytes and one scale byte s. Byte j holds values 2j (low nibble) and 2j + 1 (high
 nibble); each value is an E2M1 number times 2^(s − 127). Twice an E2M1 number is an integer d,
-−12 … 12. Its magnitude is m + max(m − 4, 0) + 2 max(m − 6, 0) with m the magnitude bits: arithmetic
-that LLVM vectorises on any CPU.
+−12 … 12. Its magnitude is m + max(m − 4, 0) + 2 max(m − 6, 0) with m the magnitude bits: vector
+arithmetic of any CPU, on 32 bytes.
 
 Every CPU can run ``dot_float``. The integer methods use it for activations or scales of extreme
 size. Each weight is decoded exactly; products and sums are float32, so the error is that of any
@@ -15,10 +15,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 
 from gptoss_ref.kernels.matmul.gemv import dot
+from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import floats
-from gptoss_ref.kernels.runtime.jit import jit_inner
+from gptoss_ref.kernels.runtime.jit import INLINED, jit_inner
+from gptoss_ref.kernels.runtime.llvm_ir import Value, f32, i8, i32, index
 from gptoss_ref.kernels.runtime.scalar import MAGIC, bits_float, float_bits, fused
 
 BLOCK = 32
@@ -56,23 +59,33 @@ def half_scale(byte: Any, scale_255: int) -> Any:
     return bits_float(np.int32(np.int32(0x00200000) << np.int32(byte)))
 
 
-@jit_inner
-def doubled(code: Any) -> Any:
-    """Return twice the E2M1 value of a code 0 … 15, as float32, by arithmetic."""
-    m = np.int32(code & np.int32(7))
-    d = np.int32(m + max(np.int32(m - np.int32(4)), np.int32(0)))
-    d = np.int32(d + np.int32(2) * max(np.int32(m - np.int32(6)), np.int32(0)))
-    sign = np.int32(np.int32(code & np.int32(8)) << np.int32(28))
-    return bits_float(np.int32(float_bits(np.float32(d)) | sign))
+_DOUBLED = np.array([*(0, 1, 2, 3, 4, 6, 8, 12), *(0, -1, -2, -3, -4, -6, -8, -12)], np.float32)
 
 
-@jit_inner
 def decode_values(bytes_: Any, half: Any, out: Any) -> None:
-    """Decode one block (16,) to ``out`` (32,)."""
+    """Decode one block (16,) to ``out`` (32,); ``half`` is half of its scale."""
     for j in range(16):
-        byte = np.int32(bytes_[j])
-        out[2 * j] = doubled(np.int32(byte & np.int32(15))) * half
-        out[2 * j + 1] = doubled(np.int32(byte >> np.int32(4))) * half
+        out[2 * j] = _DOUBLED[bytes_[j] & 15] * half
+        out[2 * j + 1] = _DOUBLED[bytes_[j] >> 4] * half
+
+
+@vec.leaf(decode_values, **INLINED)
+def _decode_values(builder: ir.IRBuilder, bytes_: Value, half: Value, out: Value) -> None:
+    def of(value: int) -> Value:
+        return vec.constant(i8, value, BLOCK)
+
+    low = vec.load(builder, bytes_, index(0), vec.vector(i8, 16))
+    high = builder.lshr(low, vec.constant(i8, 4, 16))
+    codes = vec.shuffle(builder, low, [j // 2 + j % 2 * 16 for j in range(BLOCK)], high)
+    m = d = builder.and_(codes, of(7))
+    for least, times in ((4, 1), (6, 2)):
+        above = vec.call(builder, f"llvm.smax.v{BLOCK}i8", m.type, builder.sub(m, of(least)), of(0))
+        d = builder.add(d, builder.mul(above, of(times)))
+    negative = builder.icmp_unsigned("!=", builder.and_(codes, of(8)), of(0))
+    d = builder.select(negative, builder.neg(d), d)
+    d = builder.sitofp(builder.sext(d, vec.vector(i32, BLOCK)), vec.vector(f32, BLOCK))
+    values = builder.fmul(d, vec.splat(builder, half, BLOCK))
+    vec.store(builder, values, out, index(0))
 
 
 @jit_inner

@@ -14,7 +14,7 @@ Loop order: rows one after the other, so that memory is read in order; in a row,
 Accumulators: int32, exact for a block, and one float32 per lane.
 
 Error, from the rounding of the activations: relative L2 about 2e-5 on Gaussian activations, below
-5e-6 with one outlier, 5e-5 with many (none dominates), and below 1e-6 for short rows.
+5e-6 with one outlier, and 5e-5 with many (none dominates).
 
 If a sum is not finite (scale bytes that are too large, or 255), ``dot_float`` computes it, and also
 the first rows of a matrix whose rows have less than 8 blocks, because these would begin before it.

@@ -4,15 +4,15 @@
 method          used for             activations are prepared as      file
 ==============  ===================  ===============================  ==============================
 ``FLOAT``       the plain path, and  they are                         ``mxfp4_float.py``
-                many short rows
+                short rows
 ``INT8``        1 to 4 tokens        16-bit integers in planes        ``mxfp4_gemv_int8.py``
                                      (``mxfp4_planes.py``)
 ``INT16``       more tokens          the same integers as int16       ``mxfp4_gemm_int16.py``
 ``AMX``         more tokens on AMX   bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
 
-**Short** rows have fewer than 512 activations (for experts: those of the first matrices). Their
-integers have 24 bits. With more than 4 tokens, float32 takes half the time of the planes.
+**Short** rows have fewer than 512 activations (for experts: those of the first matrices). For them
+float32 is as fast as integers, and faster with more than 4 tokens.
 
 Integers cannot represent all values. A row of activations is **out of range** if it has NaN,
 infinities, or a block whose largest magnitude is not 0 and outside 2⁻⁶⁰ … 2⁴⁸; a row of weights, if
@@ -35,7 +35,6 @@ from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
-from gptoss_ref.kernels.matmul.mxfp4_planes import WIDE
 from gptoss_ref.kernels.runtime.arrays import read_only
 from gptoss_ref.kernels.runtime.buffers import add_all, copy_bias, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
@@ -50,17 +49,18 @@ FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 
 FEW_TOKENS = 4
 
+WIDE = 512
+"""The length from which a row is not short."""
+
 
 def method_of(tokens: int, width: int) -> Any:
     """Return the method for ``tokens`` rows of ``width`` activations on the current path."""
     path = path_name()
-    if path == "plain":
-        return FLOAT
-    if tokens <= FEW_TOKENS:
-        return INT8
-    if path == "amx":
+    if path == "amx" and tokens > FEW_TOKENS:
         return AMX
-    return INT16 if width >= WIDE else FLOAT
+    if path == "plain" or width < WIDE:
+        return FLOAT
+    return INT8 if tokens <= FEW_TOKENS else INT16
 
 
 _METHODS: dict[Any, ModuleType] = {FLOAT: plain, INT8: int8, INT16: int16, AMX: amx}

@@ -5,8 +5,7 @@ for many activations (``mxfp4_gemm_int16``). X is split into signed bytes, X = 2
 **planes**.
 
 If a block dominates its row (the square of its largest magnitude is more than an eighth of the
-row's sum of squares), or if the row is short, the block is **refined**: a third plane has
-256 (x / step − X), rounded.
+row's sum of squares), the block is **refined**: a third plane has 256 (x / step − X), rounded.
 
 Error: at most half a step for each activation, where the largest of its block has 32639 steps, and
 2⁻⁷ of that in refined blocks.
@@ -30,8 +29,8 @@ from gptoss_ref.kernels.runtime.buffers import falses, fill, floats, on_cache_li
 from gptoss_ref.kernels.runtime.jit import jit_inner
 from gptoss_ref.kernels.runtime.scalar import bits_float, fused
 
-WIDE, GROUP = 512, 8
-"""The length from which a row is not short, and the number of blocks in four vectors."""
+GROUP = 8
+"""Number of blocks in four vectors."""
 
 
 class Int8Planes(NamedTuple):
@@ -94,8 +93,6 @@ def quantise(path: Any, prepared: Int8Planes, row: int, g: int, groups: int) -> 
         prepared.offsets[group * 16 + 4 * b + v] = np.int32(-12) * total
         # a quarter: d is twice a value, and scales are doubled, too
         prepared.factors[group * 8 + 4 * b + v] = magnitude * np.float32(0.25) / LARGEST_WHOLE
-        if groups * BLOCK < WIDE:
-            _refine(prepared, at, magnitude, row, g, groups)
 
 
 @jit_inner
@@ -104,7 +101,7 @@ def settle(path: Any, prepared: Int8Planes, of: Any, team: Any) -> None:
     rows = prepared.out_of_range.size
     inputs = prepared.x.size // rows
     groups = inputs // BLOCK
-    for row in range(rows if inputs >= WIDE else 0):
+    for row in range(rows):
         x = prepared.x[row * inputs : (row + 1) * inputs]
         most = dot(x, x) / np.float32(8.0)
         for g in range(groups):
