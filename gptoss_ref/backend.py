@@ -104,12 +104,12 @@ def is_small(weights: ModelWeights) -> bool:
     return sum(getattr(array, "nbytes", 0) for array in arrays) < SMALL
 
 
-def compiled() -> bool:
-    """Whether compiled kernels for this machine's instructions are in the kernel cache."""
+def compiled(hidden_size: int) -> bool:
+    """Whether a model's kernels for this machine's instructions are in the kernel cache."""
     from gptoss_ref.kernels.runtime.jit import INTERPRETED
     from gptoss_ref.kernels.runtime.warmup import is_warm
 
-    return is_warm() and not INTERPRETED
+    return is_warm(hidden_size) and not INTERPRETED
 
 
 def get_backend(
@@ -134,6 +134,7 @@ def get_backend(
     if policy.name != "float32":
         return NUMPY
     if backend == "auto":
-        small = weights is not None and is_small(weights)
-        backend = "numpy" if small and not compiled() else "numba"
+        backend = "numba"
+        if weights is not None and is_small(weights):
+            backend = "numba" if compiled(weights.embedding.shape[1]) else "numpy"
     return BACKENDS[backend]()

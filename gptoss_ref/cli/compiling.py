@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from gptoss_ref.chat import Chat
 
 
-def compile_once() -> bool:
+def compile_once(hidden_size: int | None = None) -> bool:
     """Compiles the kernels if necessary, with a spinner; returns whether they were compiled before.
+
+    Args:
+        hidden_size: that of the model; None: the kernels for all models.
 
     If the kernel cache cannot be written, a warning says so each time.
     """
@@ -23,13 +26,16 @@ def compile_once() -> bool:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        done_before = is_warm()
+        done_before = is_warm(hidden_size)
     for warning in caught:
         notes().line(f"warning: {warning.message}")
     if not done_before:
         once = ", once" if cache_folder() else ""
         with notes().status(f"compiling kernels{once}") as status:
-            warmup(lambda name, done, steps: status(f"{name} ({done + 1} of {steps})"))
+            warmup(
+                lambda name, done, steps: status(f"{name} ({done + 1} of {steps})"),
+                hidden_size=hidden_size,
+            )
     return done_before
 
 
@@ -46,7 +52,8 @@ class Behind:
         self._chat = chat
         self._process: subprocess.Popen[bytes] | None = None
         if chat.model.backend.name == "numpy" and chat.model.policy.name == "float32":
-            command = (sys.executable, "-m", "gptoss_ref", "warmup")
+            hidden_size = str(chat.model.config.hidden_size)
+            command = (sys.executable, "-m", "gptoss_ref", "warmup", "--hidden-size", hidden_size)
             nothing = subprocess.DEVNULL
             self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
             notes().line("(answering on the NumPy layers while the kernels compile)", dim=True)

@@ -110,6 +110,12 @@ def megabytes(text: str) -> int:
     return int(text)
 
 
+def hidden_size(text: str) -> int:
+    if not whole(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, not {text!r}")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     try:
         seconds = float(text)

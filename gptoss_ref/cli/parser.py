@@ -21,6 +21,7 @@ from gptoss_ref.cli.options import (
     add_prompt_options,
     add_sampling_options,
     file_name,
+    hidden_size,
     megabytes,
     ranges,
     seconds,
@@ -145,6 +146,12 @@ def _add_check(commands: Any) -> None:
 
 def _add_warmup(commands: Any) -> None:
     command = _command(commands, "warmup", "compile the kernels now, not in a later command")
+    command.add_argument(
+        "--hidden-size",
+        type=hidden_size,
+        metavar="N",
+        help="only those of a model with this hidden size (default: of all models)",
+    )
     add_json_option(command)
 
 

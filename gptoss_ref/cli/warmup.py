@@ -15,7 +15,7 @@ from gptoss_ref.kernels.runtime.jit import cache_folder
 def run(args: argparse.Namespace) -> int:
     """Compiles the kernels if necessary; prints the folder of the compiled kernels."""
     start = time.perf_counter()
-    done_before = compile_once()
+    done_before = compile_once(args.hidden_size)
     folder = cache_folder()
     result = {
         "compiled": not done_before,

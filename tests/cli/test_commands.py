@@ -217,12 +217,12 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Nothing seems to be compiled; what would be compiled is noted."""
     compiled: list[str] = []
 
-    def warmup(progress: Progress) -> None:
+    def warmup(progress: Progress, *, hidden_size: int | None) -> None:
         for done, name in enumerate(("attention", "experts")):
             progress(name, done, 2)
             compiled.append(name)
 
-    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.is_warm", lambda: False)
+    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.is_warm", lambda size: False)
     monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.warmup", warmup)
     return compiled
 
@@ -245,7 +245,7 @@ def test_what_needs_no_kernels_compiles_none(
 def test_a_small_model_answers_before_kernels_compile(
     cold: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr("gptoss_ref.backend.compiled", lambda: False)
+    monkeypatch.setattr("gptoss_ref.backend.compiled", lambda size: False)
     assert main(["generate", PROMPT, "--max-tokens", "1"]) == 0
     assert cold == []
     assert capsys.readouterr().err == ""
@@ -262,7 +262,7 @@ def test_bad_input_comes_before_compiling(cold: list[str]) -> None:
 def test_where_kernels_cannot_be_kept_a_warning_says_so(
     cold: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def is_warm() -> bool:
+    def is_warm(hidden_size: int) -> bool:
         warnings.warn("cannot write to the kernel cache", RuntimeWarning, stacklevel=1)
         return False
 

@@ -20,7 +20,7 @@ from gptoss_ref.cli.chat import Talk
     [(False, True, "numpy"), (True, True, "numba"), (False, False, "numba")],
 )
 def test_auto(compiled: bool, small: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "compiled", lambda: compiled)
+    monkeypatch.setattr(backend, "compiled", lambda size: compiled)
     if not small:
         monkeypatch.setattr(backend, "SMALL", 1000)
     assert gr.load("tiny").backend.name == name

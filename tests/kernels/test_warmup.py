@@ -66,6 +66,31 @@ print(seen == [(i, len(STEPS)) for i in range(len(STEPS) + 1)])
 
 
 @COMPILED_ONLY
+def test_a_model_needs_the_kernels_of_its_size_only(tmp_path: Path) -> None:
+    code = """
+from gptoss_ref.kernels.runtime import warmup
+warmup.STEPS = [(name, lambda name=name: print(name), sizes) for name, _, sizes in warmup.STEPS]
+warmup.warmup(hidden_size=511)
+print(*(warmup.is_warm(size) for size in (1, 511, 512, None)))
+warmup.warmup(hidden_size=2880)
+print(*(warmup.is_warm(size) for size in (1, 511, 512, None)))
+"""
+    lines = run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    middle = lines.index("True True False False")
+    small, large = lines[:middle], lines[middle + 1 : -1]
+    assert lines[-1] == "True True True True"
+    assert set(small) - set(large) == {
+        "experts of a small model",
+        "blocks of a small model, one token",
+    }
+    assert set(large) - set(small) == {
+        "experts, one token",
+        "experts, several tokens",
+        "blocks, one token",
+    }
+
+
+@COMPILED_ONLY
 def test_what_one_thread_compiled_is_not_warm_for_several(tmp_path: Path) -> None:
     """On one core the kernels that start threads are left out."""
     code = """
@@ -124,7 +149,8 @@ def test_who_shows_progress_says_it_alone(tmp_path: Path) -> None:
 from gptoss_ref.kernels.runtime import warmup
 warmup.STEPS = warmup.STEPS[:1]
 warmup.warmup(lambda *_: None)
-(warmup.cache_folder() / warmup.mark()).unlink()
+for size in warmup.SIZES:
+    (warmup.cache_folder() / warmup.mark(size)).unlink()
 """
     code += FIRST_CALLS
     assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""
@@ -135,7 +161,8 @@ def test_warm_kernels_say_nothing_about_one_of_other_types(tmp_path: Path) -> No
     code = """
 from gptoss_ref.kernels.runtime import warmup
 import numpy as np
-(warmup.cache_folder() / warmup.mark()).touch()
+for size in warmup.SIZES:
+    (warmup.cache_folder() / warmup.mark(size)).touch()
 warmup.linear(np.ones((1, 3), np.float32), np.ones((2, 3), np.float32))
 """
     assert standard_error(code, NUMBA_CACHE_DIR=str(tmp_path)) == ""

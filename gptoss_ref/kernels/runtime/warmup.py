@@ -2,7 +2,9 @@
 
 A kernel is compiled when it is first called. :func:`warmup` calls each kernel that a chat uses with
 small arrays of the types that a checkpoint gives: for one token and for several, and for sizes with
-and without threads. Kernels that are in the cache folder are loaded instead of compiled.
+and without threads. Kernels that are in the cache folder are loaded instead of compiled. Small
+models use other products of experts than large ones (``mxfp4_methods``), so a chat with one model
+does not need all kernels.
 
 Without a warm-up, the first call of a kernel waits for its compilation, and a message says so.
 """
@@ -29,6 +31,7 @@ from gptoss_ref.kernels.decode_step import blocks_of
 from gptoss_ref.kernels.embedding import embedding
 from gptoss_ref.kernels.experts import experts
 from gptoss_ref.kernels.linear import linear
+from gptoss_ref.kernels.matmul.mxfp4_methods import WIDE
 from gptoss_ref.kernels.rmsnorm import rmsnorm
 from gptoss_ref.kernels.rope import rope, rope_tables
 from gptoss_ref.kernels.router import router
@@ -58,7 +61,12 @@ def _mxfp4(*shape: int) -> MXFP4:
     return MXFP4(blocks, np.full(blocks.shape[:-1], 127, np.uint8))
 
 
-def _experts(tokens: int, size: int) -> None:
+def _experts(size: int, *numbers_of_tokens: int) -> None:
+    for tokens in numbers_of_tokens:
+        _experts_of(tokens, size)
+
+
+def _experts_of(tokens: int, size: int) -> None:
     x = np.ones((tokens, size), np.float32)
     indices, weights = np.zeros((tokens, 1), np.int64), np.ones((tokens, 1), np.float32)
     first, second = _mxfp4(1, 2 * size, size), _mxfp4(1, size, size)
@@ -92,83 +100,108 @@ class _Room:
         return self, keys, np.empty_like(keys), length
 
 
-def _block() -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 32}
+def _block(size: int) -> None:
+    sizes = {"hidden_size": size, "intermediate_size": 32, "head_dim": 32}
     counts = {"num_attention_heads": 2, "num_key_value_heads": 2}
     experts_ = {"num_experts": 2, "experts_per_token": 1}
     constants = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.0, "swiglu_limit": 1.0}
     config = SimpleNamespace(**sizes, **counts, **experts_, **constants)
-    square, vector, both = _bits(64, 64), _bits(64), _bits(2, 64)
-    q_k_v = (square, vector, square, vector, square, vector)
-    attn = AttentionWeights(vector, *q_k_v, _bits(2), square, vector)
-    mlp = MLPWeights(vector, both, _bits(2), _mxfp4(2, 64, 64), both, _mxfp4(2, 64, 32), both)
+    vector, both = _bits(size), _bits(2, size)
+    q_k_v = 3 * (_bits(64, size), _bits(64))
+    attn = AttentionWeights(vector, *q_k_v, _bits(2), _bits(size, 64), vector)
+    first, second = (_mxfp4(2, 64, size), _bits(2, 64)), (_mxfp4(2, size, 32), both)
+    mlp = MLPWeights(vector, both, _bits(2), *first, *second)
     weights = ModelWeights(both, (BlockWeights(attn, mlp),), vector, both)
     blocks = blocks_of(config, weights)
     assert blocks is not None
-    x, angles = np.ones((1, 64), np.float32), np.ones((1, 16), np.float32)
+    x, angles = np.ones((1, size), np.float32), np.ones((1, 16), np.float32)
     blocks(x, angles, angles, 0, [_Room()])
 
 
-STEPS: tuple[tuple[str, Callable[[], None]], ...] = (
-    ("embedding, norms, positions, routing", _small),
-    ("linear layers, one token", lambda: _linear(1, 64)),
-    ("linear layers, several tokens", lambda: _linear(3, 64)),
-    ("attention, one token", lambda: _attention(1)),
-    ("attention, several tokens", lambda: _attention(3)),
-    ("experts, one token", lambda: _experts(1, 64)),
-    ("experts, several tokens", lambda: _experts(5, 512)),
-    ("experts, several tokens, short rows", lambda: _experts(5, 64)),
-    ("blocks, one token", _block),
-    ("threads", lambda: _linear(1, 1088)),
+SIZES = (64, WIDE)
+"""Two hidden sizes: of a model whose experts have short rows, and of one with long rows."""
+
+STEPS: tuple[tuple[str, Callable[[], None], tuple[int, ...]], ...] = (
+    ("embedding, norms, positions, routing", _small, SIZES),
+    ("linear layers, one token", lambda: _linear(1, 64), SIZES),
+    ("linear layers, several tokens", lambda: _linear(3, 64), SIZES),
+    ("attention, one token", lambda: _attention(1), SIZES),
+    ("attention, several tokens", lambda: _attention(3), SIZES),
+    ("experts of a small model", lambda: _experts(SIZES[0], 1, 5), SIZES[:1]),
+    ("blocks of a small model, one token", lambda: _block(SIZES[0]), SIZES[:1]),
+    ("experts, one token", lambda: _experts(SIZES[1], 1), SIZES[1:]),
+    ("experts, several tokens", lambda: _experts(SIZES[1], 5), SIZES[1:]),
+    ("blocks, one token", lambda: _block(SIZES[1]), SIZES[1:]),
+    ("threads", lambda: _linear(1, 1088), SIZES),
 )
+"""Name and function of each step, and the hidden sizes that need it."""
 
 
-def warmup(progress: Progress | None = None) -> None:
+def warmup(progress: Progress | None = None, *, hidden_size: int | None = None) -> None:
     """Compile or load every kernel of a chat, for the current path and number of threads.
 
     The first warm-up also removes folders of versions that have not been used for 30 days.
 
     Args:
         progress: called before each step; it replaces the message.
+        hidden_size: that of the model; None: the kernels for all models.
     """
+    sizes = _sizes(hidden_size)
+    steps = [(name, step) for name, step, of in STEPS if set(of) & set(sizes)]
     tell = progress or (lambda name, done, steps: None)
     _announced["compiling"] |= progress is not None
     collecting = gc.isenabled()
     gc.disable()  # a compiler creates many small objects and few cycles
     try:
-        for done, (name, step) in enumerate(STEPS):
-            tell(name, done, len(STEPS))
+        for done, (name, step) in enumerate(steps):
+            tell(name, done, len(steps))
             step()
     finally:
         if collecting:
             gc.enable()
-    tell("done", len(STEPS), len(STEPS))
+    tell("done", len(steps), len(steps))
     folder = cache_folder()
-    if folder is not None and not (folder / mark()).exists():
-        (folder / mark()).touch()
+    if folder is not None and not is_warm(hidden_size):
+        for size in sizes:
+            (folder / mark(size)).touch()
         drop_unused(folder)
 
 
-def is_warm() -> bool:
+def _sizes(hidden_size: int | None) -> tuple[int, ...]:
+    """Return those of :data:`SIZES` that stand for a model, or for all."""
+    if hidden_size is None:
+        return SIZES
+    return SIZES[:1] if hidden_size < WIDE else SIZES[1:]
+
+
+def is_warm(hidden_size: int | None = None) -> bool:
     """Return whether :func:`warmup` has run to its end on this path, so nothing is left to compile.
+
+    Args:
+        hidden_size: as for :func:`warmup`.
 
     Under ``NUMBA_DISABLE_JIT=1`` nothing is ever compiled, and the answer is True.
     """
     if config.DISABLE_JIT:
         return True
     folder = cache_folder()
-    return folder is not None and (folder / mark()).exists()
+    return folder is not None and all(
+        (folder / mark(size)).exists() for size in _sizes(hidden_size)
+    )
 
 
-def mark() -> str:
+def mark(size: int) -> str:
     """Return the name of the marker of a finished warm-up, made from Numba's cache key.
+
+    Args:
+        size: one of :data:`SIZES`.
 
     The name also says whether there are several threads: with one core the parallel loop is not
     compiled.
     """
     kind = "threads" if current_threads() > 1 else "one-thread"
     python = sys.implementation.cache_tag
-    return f"warm-{path_name()}-{kind}-{cpu_name()}-numba{numba.__version__}-{python}"
+    return f"warm-{size}-{path_name()}-{kind}-{cpu_name()}-numba{numba.__version__}-{python}"
 
 
 def drop_unused(folder: Path) -> None:
