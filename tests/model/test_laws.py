@@ -142,9 +142,10 @@ def test_attention_rows_sum_to_less_than_one(
     taps = taps_of(partial(model, random_tokens(config, length, seed)))
     sums = [value.sum(-1) for name, value in taps.items() if name.endswith("attn.weights")]
     assert len(sums) == config.num_hidden_layers
+    rounding = 1e-6 if subject.policy == "float32" else 0.0  # a smaller share of a sink is lost
     for total in sums:
         assert total.shape == (config.num_attention_heads, length)
-        assert (total < 1).all()
+        assert (total < 1 + rounding).all()
         assert (total > 0).all()
 
 
