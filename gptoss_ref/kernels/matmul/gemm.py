@@ -59,7 +59,9 @@ def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Ar
 @jit
 def gemv(x: Any, weight: Any, bias: Any, y: Any, tasks: int, team: Any) -> None:
     """One token: y (N,) = flat ``weight`` (N, M) times x (M,), plus ``bias`` ((N,) or empty)."""
-    _gemv_tasks(x, weight, bias, y, tasks, team)
+    aligned = floats(x.size)  # NumPy's arrays start anywhere, and loads across cache lines are slow
+    copy(x, aligned)
+    _gemv_tasks(aligned, weight, bias, y, tasks, team)
 
 
 @jit_tasks
