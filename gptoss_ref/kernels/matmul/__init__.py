@@ -2,23 +2,22 @@
 
 The table shows which file computes which product. The numbers are the rate of one thread in
 GFLOP/s; two numbers are those for 16 and for 512 tokens. M = 2880, N = 512, on an AMD Zen 4 with
-the path forced. The NumPy layer reaches 36, 42, 98 for 1, 16, 512 tokens with float32 weights.
+the path forced. The NumPy layer reaches 36, 42, 97 for 1, 16, 512 tokens with float32 weights.
 ``python -m benches.paths`` wrote the numbers into docs/performance.md. AMX was measured on another
-machine, as a multiple of NumPy's product. MXFP4 of 1 to 4 tokens was faster by a quarter on AVX2,
-in a later measurement (docs/decisions/0059).
+machine, as a multiple of NumPy's product.
 
 =============  ===================  ====================  ====================  ==================
 weights,       plain                AVX2                  AVX-512               AMX
 tokens
 =============  ===================  ====================  ====================  ==================
-bfloat16, 1    gemv, 42             gemv, 42              gemv, 42              as AVX-512
-bfloat16, 2 …  gemm, 84 and 107     gemm, 84 and 107      gemm, 83 and 109      amx, 2.2 ×
-float32, 1     gemv, 38             gemv, 38              gemv, 38              as AVX-512
-float32, 2 …   gemm, 81 and 99      gemm, 81 and 103      gemm, 80 and 103      as AVX-512
-MXFP4, 1       mxfp4_float, 10      mxfp4_gemv_int8, 39   mxfp4_gemv_int8, 51   as AVX-512
-MXFP4, 2 … 4   mxfp4_float, 21      mxfp4_gemv_int8, 42   mxfp4_gemv_int8, 53   as AVX-512
+bfloat16, 1    gemv, 45             gemv, 45              gemv, 45              as AVX-512
+bfloat16, 2 …  gemm, 77 and 108     gemm, 77 and 108      gemm, 79 and 107      amx, 2.2 ×
+float32, 1     gemv, 34             gemv, 34              gemv, 34              as AVX-512
+float32, 2 …   gemm, 74 and 108     gemm, 74 and 108      gemm, 73 and 107      as AVX-512
+MXFP4, 1       mxfp4_float, 14      mxfp4_gemv_int8, 42   mxfp4_gemv_int8, 47   as AVX-512
+MXFP4, 2 … 4   mxfp4_float, 32      mxfp4_gemv_int8, 49   mxfp4_gemv_int8, 56   as AVX-512
 MXFP4, 5 …     mxfp4_float,         mxfp4_gemm_int16,     mxfp4_gemm_int16,     mxfp4_gemm_amx,
-               56 and 105           118 and 132           116 and 133           1.4 ×
+               60 and 105           117 and 130           115 and 134           1.4 ×
 =============  ===================  ====================  ====================  ==================
 
 Error bounds, as relative L2 against float64 at the released sizes: 1e-6, but 2e-5 for
@@ -28,7 +27,7 @@ is 1000 times the rest, 5e-6 and 1e-4.
 ===================  ===========================================================================
 file                 idea
 ===================  ===========================================================================
-``gemv``             one dot product per row; memory is prefetched
+``gemv``             one dot product per row, one cache line at a time
 ``gemm``             panels of rows, sized for the caches; ``register_tile`` multiplies them
 ``register_tile``    ``pack`` and ``tile``: the sums of several tokens stay in registers
 ``amx``              the same with the tiles of AMX, on bfloat16 planes
