@@ -5,7 +5,7 @@ A model calls its layers through a backend, so one layer can be replaced without
 
 ``numpy`` is the specification, under every policy. ``numba`` computes the same with compiled
 kernels, under the float32 policy; numba is imported when that backend is first used. ``auto`` is
-``numba``, except for a small model while no kernels are compiled: then it is ``numpy``, which
+``numba``, except for a small model while its kernels are not compiled: then it is ``numpy``, which
 answers at once.
 """
 
@@ -104,22 +104,30 @@ def is_small(weights: ModelWeights) -> bool:
     return sum(getattr(array, "nbytes", 0) for array in arrays) < SMALL
 
 
-def compiled(hidden_size: int) -> bool:
-    """Whether a model's kernels for this machine's instructions are in the kernel cache."""
+def compiled(width: int) -> bool:
+    """Whether a model's kernels for this machine's instructions are in the kernel cache.
+
+    Args:
+        width: of the model, ``config.width``.
+    """
     from gptoss_ref.kernels.runtime.jit import INTERPRETED
     from gptoss_ref.kernels.runtime.warmup import is_warm
 
-    return is_warm(hidden_size) and not INTERPRETED
+    return is_warm(width) and not INTERPRETED
 
 
 def get_backend(
-    backend: str | Backend, policy: Policy = FLOAT32, weights: ModelWeights | None = None
+    backend: str | Backend,
+    policy: Policy = FLOAT32,
+    weights: ModelWeights | None = None,
+    width: int = 0,
 ) -> Backend:
     """The backend with that name, or the NumPy one if that backend does not support the policy.
 
     Args:
-        weights: of the model; ``"auto"`` is ``"numpy"`` if they are small and no kernels are
-            compiled, else ``"numba"``.
+        weights: of the model; ``"auto"`` is ``"numpy"`` if they are small and the model's kernels
+            are not compiled, else ``"numba"``.
+        width: of the model, ``config.width``.
 
     Raises:
         GptOssError: the name is unknown, or ``GPTOSS_REF_KERNELS`` names instructions that this
@@ -134,7 +142,6 @@ def get_backend(
     if policy.name != "float32":
         return NUMPY
     if backend == "auto":
-        backend = "numba"
-        if weights is not None and is_small(weights):
-            backend = "numba" if compiled(weights.embedding.shape[1]) else "numpy"
+        small = weights is not None and is_small(weights)
+        backend = "numpy" if small and not compiled(width) else "numba"
     return BACKENDS[backend]()

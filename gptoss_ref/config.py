@@ -176,6 +176,11 @@ class ModelConfig:
         return self.num_attention_heads // self.num_key_value_heads
 
     @property
+    def width(self) -> int:
+        """The length of the shorter rows of the experts' matrices; it decides which kernels run."""
+        return min(self.hidden_size, self.intermediate_size)
+
+    @property
     def attention_types(self) -> tuple[str, ...]:
         """`layer_types` written out: one of SLIDING, FULL per layer."""
         if self.layer_types is None:

@@ -69,7 +69,7 @@ class Model:
         self.config = config
         self.weights = weights
         self.policy = get_policy(policy)
-        self.backend = get_backend(backend, self.policy, weights)
+        self.backend = get_backend(backend, self.policy, weights, config.width)
         self.checkpoint = checkpoint
         self._prepared: tuple[tuple[Any, ...], Callable[..., None] | None] = ((), None)
         self._inv_freq, self._concentration = yarn(
@@ -361,7 +361,7 @@ def load(
             with the adapter.
         adapter: such a folder, for the model ``path``. The adapted weights are dense and in memory.
         backend: ``"numba"`` for the fast compiled kernels, ``"numpy"`` for the specification, or
-            ``"auto"``: numba, but numpy for a small model while no kernels are compiled.
+            ``"auto"``: numba, but numpy for a small model while its kernels are not compiled.
             ``model.backend.name`` is the one in use.
         policy: ``"float32"``, ``"float64"`` or ``"bfloat16"``; the last two always use the NumPy
             layers.

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from gptoss_ref.chat import Chat
 
 
-def compile_once(hidden_size: int | None = None) -> bool:
+def compile_once(width: int | None = None) -> bool:
     """Compiles the kernels if necessary, with a spinner; returns whether they were compiled before.
 
     Args:
-        hidden_size: that of the model; None: the kernels for all models.
+        width: of the model, ``config.width``; None: the kernels for all models.
 
     If the kernel cache cannot be written, a warning says so each time.
     """
@@ -26,7 +26,7 @@ def compile_once(hidden_size: int | None = None) -> bool:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        done_before = is_warm(hidden_size)
+        done_before = is_warm(width)
     for warning in caught:
         notes().line(f"warning: {warning.message}")
     if not done_before:
@@ -34,7 +34,7 @@ def compile_once(hidden_size: int | None = None) -> bool:
         with notes().status(f"compiling kernels{once}") as status:
             warmup(
                 lambda name, done, steps: status(f"{name} ({done + 1} of {steps})"),
-                hidden_size=hidden_size,
+                width=width,
             )
     return done_before
 
@@ -52,8 +52,8 @@ class Behind:
         self._chat = chat
         self._process: subprocess.Popen[bytes] | None = None
         if chat.model.backend.name == "numpy" and chat.model.policy.name == "float32":
-            hidden_size = str(chat.model.config.hidden_size)
-            command = (sys.executable, "-m", "gptoss_ref", "warmup", "--hidden-size", hidden_size)
+            width = str(chat.model.config.width)
+            command = (sys.executable, "-m", "gptoss_ref", "warmup", "--width", width)
             nothing = subprocess.DEVNULL
             self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
             notes().line("(answering on the NumPy layers while the kernels compile)", dim=True)

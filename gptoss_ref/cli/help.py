@@ -30,7 +30,7 @@ EXAMPLES = {
         "gptoss-ref vectors --check my-results --precision bfloat16",
     ),
     "check": ("gptoss-ref check", "gptoss-ref check mine.py:swiglu swiglu"),
-    "warmup": ("gptoss-ref warmup", "gptoss-ref warmup --hidden-size 2880 --json"),
+    "warmup": ("gptoss-ref warmup", "gptoss-ref warmup --width 2880 --json"),
     "doctor": ("gptoss-ref doctor", "gptoss-ref doctor --megabytes 4096 --json"),
     "trace": (
         'gptoss-ref trace tiny --prompt "What is 27 + 58?" -o ours.trace --policy float64',

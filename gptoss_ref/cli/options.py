@@ -110,7 +110,7 @@ def megabytes(text: str) -> int:
     return int(text)
 
 
-def hidden_size(text: str) -> int:
+def width(text: str) -> int:
     if not whole(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, not {text!r}")
     return int(text)

@@ -21,11 +21,11 @@ from gptoss_ref.cli.options import (
     add_prompt_options,
     add_sampling_options,
     file_name,
-    hidden_size,
     megabytes,
     ranges,
     seconds,
     seed,
+    width,
 )
 
 Run = Callable[[argparse.Namespace], int]
@@ -147,10 +147,11 @@ def _add_check(commands: Any) -> None:
 def _add_warmup(commands: Any) -> None:
     command = _command(commands, "warmup", "compile the kernels now, not in a later command")
     command.add_argument(
-        "--hidden-size",
-        type=hidden_size,
+        "--width",
+        type=width,
         metavar="N",
-        help="only those of a model with this hidden size (default: of all models)",
+        help="only those of a model whose hidden and intermediate sizes, or the smaller one, are N "
+        "(2880 for the released models; default: those of all models)",
     )
     add_json_option(command)
 

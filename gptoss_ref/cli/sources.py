@@ -70,4 +70,4 @@ def compile_kernels(model: Model) -> None:
     if model.backend.name == "numba":
         from gptoss_ref.cli.compiling import compile_once
 
-        compile_once(model.config.hidden_size)
+        compile_once(model.config.width)

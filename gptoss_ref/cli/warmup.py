@@ -15,9 +15,10 @@ from gptoss_ref.kernels.runtime.jit import cache_folder
 def run(args: argparse.Namespace) -> int:
     """Compiles the kernels if necessary; prints the folder of the compiled kernels."""
     start = time.perf_counter()
-    done_before = compile_once(args.hidden_size)
+    done_before = compile_once(args.width)
     folder = cache_folder()
     result = {
+        "width": args.width,
         "compiled": not done_before,
         "seconds": round(time.perf_counter() - start, 3),
         "instruction_path": path_name(),
@@ -28,5 +29,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     what = "already compiled" if done_before else f"compiled in {result['seconds']:.1f} s"
     where = f"in {folder}" if folder else "not kept"
-    output().line(f"kernels for {path_name()}: {what}, {where}")
+    models = f"models of width {args.width}" if args.width else "all models"
+    output().line(f"kernels for {path_name()} and {models}: {what}, {where}")
     return 0

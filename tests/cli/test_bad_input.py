@@ -99,7 +99,7 @@ def rewrite_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None
         (["convert", "tiny", "out", "--experts", "int4"], "unknown --experts 'int4'"),
         (["selfcheck"], "MODEL"),
         (["warmup", "now"], "unexpected: now"),
-        (["warmup", "--hidden-size", "0"], "--hidden-size: expected an integer of 1 or more"),
+        (["warmup", "--width", "0"], "--width: expected an integer of 1 or more"),
         (["doctor", "--megabytes", "63"], "--megabytes: expected an integer of 64 or more"),
         (["doctor", "--megabytes", "x"], "--megabytes: expected an integer of 64 or more"),
     ],
@@ -459,7 +459,7 @@ def test_download_without_its_extra(
 def test_bad_input_does_not_wait_for_the_compiler(
     line: str, said: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compiled(hidden_size: int) -> bool:
+    def compiled(width: int) -> bool:
         raise AssertionError("compiled before the input was checked")
 
     monkeypatch.setattr("gptoss_ref.cli.compiling.compile_once", compiled)

@@ -217,19 +217,19 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Nothing seems to be compiled; what would be compiled is noted."""
     compiled: list[str] = []
 
-    def warmup(progress: Progress, *, hidden_size: int | None) -> None:
+    def warmup(progress: Progress, *, width: int | None = None) -> None:
         for done, name in enumerate(("attention", "experts")):
             progress(name, done, 2)
-            compiled.append(name)
+            compiled.append(f"{name}, {width}")
 
-    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.is_warm", lambda size: False)
+    monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.is_warm", lambda width=None: False)
     monkeypatch.setattr("gptoss_ref.kernels.runtime.warmup.warmup", warmup)
     return compiled
 
 
 def test_the_first_use_says_that_kernels_compile(cold: list[str], capsys: Captured) -> None:
     assert main(["generate", PROMPT, "--max-tokens", "1", "--backend", "numba"]) == 0
-    assert cold == ["attention", "experts"]
+    assert cold == ["attention, 96", "experts, 96"]
     assert capsys.readouterr().err == "compiling kernels, once\n"
 
 
@@ -262,7 +262,7 @@ def test_bad_input_comes_before_compiling(cold: list[str]) -> None:
 def test_where_kernels_cannot_be_kept_a_warning_says_so(
     cold: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def is_warm(hidden_size: int) -> bool:
+    def is_warm(width: int | None = None) -> bool:
         warnings.warn("cannot write to the kernel cache", RuntimeWarning, stacklevel=1)
         return False
 
@@ -279,9 +279,11 @@ def test_warmup(cold: list[str], capsys: Captured) -> None:
     assert result["compiled"] is True
     assert result["instruction_path"] == path_name()
     assert Path(result["cache_folder"]).is_dir()
-    assert main(["warmup"]) == 0
-    assert capsys.readouterr().out.startswith(f"kernels for {path_name()}: compiled in ")
-    assert cold == 2 * ["attention", "experts"]
+    assert result["width"] is None
+    assert main(["warmup", "--width", "2880"]) == 0
+    said = f"kernels for {path_name()} and models of width 2880: compiled in "
+    assert capsys.readouterr().out.startswith(said)
+    assert cold == ["attention, None", "experts, None", "attention, 2880", "experts, 2880"]
 
 
 def test_warmup_of_what_is_compiled(capsys: Captured) -> None:

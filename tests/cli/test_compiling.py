@@ -20,10 +20,12 @@ from gptoss_ref.cli.chat import Talk
     [(False, True, "numpy"), (True, True, "numba"), (False, False, "numba")],
 )
 def test_auto(compiled: bool, small: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "compiled", lambda size: compiled)
+    asked: list[int] = []
+    monkeypatch.setattr(backend, "compiled", lambda width: asked.append(width) or compiled)
     if not small:
         monkeypatch.setattr(backend, "SMALL", 1000)
     assert gr.load("tiny").backend.name == name
+    assert asked == [96] * small
     assert gr.load("tiny", policy="float64").backend.name == "numpy"
 
 
@@ -58,7 +60,8 @@ def test_kernels_take_over_between_messages(
 ) -> None:
     started: list[Process] = []
 
-    def start(*command: Any, **options: Any) -> Process:
+    def start(command: tuple[str, ...], **options: Any) -> Process:
+        assert command[-3:] == ("warmup", "--width", "96")
         started.append(Process())
         return started[0]
 

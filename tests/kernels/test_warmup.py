@@ -70,9 +70,9 @@ def test_a_model_needs_the_kernels_of_its_size_only(tmp_path: Path) -> None:
     code = """
 from gptoss_ref.kernels.runtime import warmup
 warmup.STEPS = [(name, lambda name=name: print(name), sizes) for name, _, sizes in warmup.STEPS]
-warmup.warmup(hidden_size=511)
+warmup.warmup(width=511)
 print(*(warmup.is_warm(size) for size in (1, 511, 512, None)))
-warmup.warmup(hidden_size=2880)
+warmup.warmup(width=2880)
 print(*(warmup.is_warm(size) for size in (1, 511, 512, None)))
 """
     lines = run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()

@@ -154,7 +154,7 @@ def test_after_warmup_a_model_needs_no_other_kernel() -> None:
 import gptoss_ref as gr
 from gptoss_ref.kernels.runtime import jit as _jit
 from gptoss_ref.kernels.runtime.warmup import warmup
-warmup(hidden_size=160)
+warmup(width=96)
 def refuse(self, signature, context):
     raise SystemExit(f"{self._function.__name__}{signature} is not warm")
 _jit._LazyCache.load_overload = refuse
@@ -185,7 +185,7 @@ import gptoss_ref as gr
 from gptoss_ref.kernels.runtime import jit as _jit
 from gptoss_ref.kernels.runtime.warmup import warmup
 from tests.model.test_backends import large_model
-warmup(hidden_size=640)
+warmup(width=608)
 def refuse(self, signature, context):
     raise SystemExit(f"{self._function.__name__}{signature} is not warm")
 _jit._LazyCache.load_overload = refuse

@@ -58,9 +58,9 @@ def random_mxfp4(
 
 
 @contextmanager
-def integers_from(length: int) -> Iterator[None]:
-    """Within this context, MXFP4 rows of that length take the ways of long rows."""
-    before, mxfp4_methods.WIDE = mxfp4_methods.WIDE, length
+def integers_from_256() -> Iterator[None]:
+    """Within this context, MXFP4 rows of 256 activations take the ways of long rows."""
+    before, mxfp4_methods.WIDE = mxfp4_methods.WIDE, 256
     try:
         yield
     finally:

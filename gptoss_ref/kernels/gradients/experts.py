@@ -57,7 +57,7 @@ def kept_experts(
     """
     check_policy(policy)
     parameters = (mlp1_weight, mlp1_bias, mlp2_weight, mlp2_bias)
-    if isinstance(mlp1_weight, MXFP4) and _by_integers(*x.shape):
+    if isinstance(mlp1_weight, MXFP4) and _by_integers(len(x), mlp1_weight):
         found: dict[str, Array] = {}
         tap = found.__setitem__ if keep else None
         y = forward(x, indices, weights, *parameters, alpha=alpha, limit=limit, tap=tap)
@@ -149,9 +149,10 @@ def experts(
     return ExpertGradients(d_x, d_weights.reshape(indices.shape), *of_weights)
 
 
-def _by_integers(tokens: int, width: int) -> bool:
-    """Return whether products of this size run with integers or on AMX."""
-    return method_of(tokens, width) in (INT16, AMX)
+def _by_integers(tokens: int, mlp1_weight: ExpertMatrix) -> bool:
+    """Return whether the products of these experts run with integers or on AMX."""
+    _, doubled, width = mlp1_weight.shape
+    return method_of(tokens, min(width, doubled // 2)) in (INT16, AMX)
 
 
 def _mixture(

@@ -69,7 +69,7 @@ def decode_values(bytes_: Any, half: Any, out: Any) -> None:
         out[2 * j + 1] = _DOUBLED[bytes_[j] >> 4] * half
 
 
-@vec.leaf(decode_values, **INLINED)
+@vec.leaf(decode_values, checked=True, **INLINED)
 def _decode_values(builder: ir.IRBuilder, bytes_: Value, half: Value, out: Value) -> None:
     def of(value: int) -> Value:
         return vec.constant(i8, value, BLOCK)

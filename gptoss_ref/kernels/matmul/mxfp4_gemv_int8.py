@@ -16,8 +16,7 @@ Accumulators: int32, exact for a block, and one float32 per lane.
 Error, from the rounding of the activations: relative L2 about 2e-5 on Gaussian activations, below
 5e-6 with one outlier, and 5e-5 with many (none dominates).
 
-If a sum is not finite (scale bytes that are too large, or 255), ``dot_float`` computes it, and also
-the first rows of a matrix whose rows have less than 8 blocks, because these would begin before it.
+If a sum is not finite (scale bytes that are too large, or 255), ``dot_float`` computes it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from numba.extending import overload
 
 from gptoss_ref.kernels.matmul import mxfp4_planes
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored, dot_float, refused
-from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP, Int8Planes, place
+from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP, Int8Planes, groups_of_blocks, place
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
@@ -154,10 +153,7 @@ def dot_planes_of(wide: bool) -> Any:
 def _dot_planes(
     path: Any, stored: Stored, block: int, groups: int, prepared: Int8Planes, row: int
 ) -> Any:
-    """Return the product of the stored row from ``block`` on with a row of activations.
-
-    Compiled code also reads the blocks before a row of less than 8 blocks.
-    """
+    """Return the product of the stored row from ``block`` on with a row of activations."""
     shifted, total = np.array(_SHIFTED), np.float32(0.0)
     upper, third = (a.view(np.int8) for a in (prepared.upper, prepared.third))
     for g in range(groups):
@@ -181,7 +177,7 @@ def _dot_planes_on(path: Any, *others: Any) -> Any:
     dot_planes = dot_planes_of(lanes_of(path) == 16)
 
     def dot(path, stored, block, groups, prepared, row):  # type: ignore[no-untyped-def]
-        first = row * (prepared.refined.size // prepared.out_of_range.size)
+        first = row * groups_of_blocks(groups)
         return dot_planes(
             stored.blocks, stored.scales, block, groups, prepared.upper, prepared.third,
             prepared.offsets, prepared.factors, prepared.refined, first,
@@ -207,10 +203,8 @@ def multiply(
         start = block + r * groups
         for m in range(count):
             row = of[of_at + m]
-            total = np.float32(np.nan)
-            if start + groups >= GROUP and not prepared.out_of_range[row]:
-                total = _dot_planes(path, stored, start, groups, prepared, row)
-            if not np.isfinite(total):
+            total = _dot_planes(path, stored, start, groups, prepared, row)
+            if prepared.out_of_range[row] or not np.isfinite(total):
                 if refused(stored, start, groups):
                     return False
                 x = prepared.x[row * inputs : (row + 1) * inputs]

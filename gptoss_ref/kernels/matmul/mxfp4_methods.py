@@ -4,15 +4,17 @@
 method          used for             activations are prepared as      file
 ==============  ===================  ===============================  ==============================
 ``FLOAT``       the plain path, and  they are                         ``mxfp4_float.py``
-                short rows
+                short rows (on AMX,
+                1 to 4 tokens)
 ``INT8``        1 to 4 tokens        16-bit integers in planes        ``mxfp4_gemv_int8.py``
                                      (``mxfp4_planes.py``)
 ``INT16``       more tokens          the same integers as int16       ``mxfp4_gemm_int16.py``
 ``AMX``         more tokens on AMX   bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
 
-**Short** rows have fewer than 512 activations (for experts: those of the first matrices). For them
-float32 is as fast as integers, and faster with more than 4 tokens.
+**Short** rows have fewer than 512 activations; experts have short rows if those of one of their
+matrices are short. Small models then need one method, which halves their compilation, and are as
+fast (docs/decisions/0061).
 
 Integers cannot represent all values. A row of activations is **out of range** if it has NaN,
 infinities, or a block whose largest magnitude is not 0 and outside 2⁻⁶⁰ … 2⁴⁸; a row of weights, if
@@ -50,11 +52,14 @@ FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 FEW_TOKENS = 4
 
 WIDE = 512
-"""The length from which a row is not short."""
+"""The length from which a row is not short; 256 at least, because the planes of bytes need it."""
 
 
 def method_of(tokens: int, width: int) -> Any:
-    """Return the method for ``tokens`` rows of ``width`` activations on the current path."""
+    """Return the method for ``tokens`` rows of ``width`` activations on the current path.
+
+    For experts, ``width`` is the smaller one of their two matrices.
+    """
     path = path_name()
     if path == "amx" and tokens > FEW_TOKENS:
         return AMX

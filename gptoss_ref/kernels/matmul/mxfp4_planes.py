@@ -36,10 +36,9 @@ GROUP = 8
 class Int8Planes(NamedTuple):
     """R rows of activations as planes of bytes.
 
-    A row has K groups of four vectors of two blocks. Lane 4 b + v of a group is for block 2 v + b,
-    which is block b of vector v. Bytes of even and of odd activations are apart (index h). The last
-    group ends with the row; blocks that the group before it has, or that lie before a row of less
-    than 8 blocks, are 0 in it.
+    A row has K groups of four vectors of two blocks, at least one. Lane 4 b + v of a group is for
+    block 2 v + b, which is block b of vector v. Bytes of even and of odd activations are apart
+    (index h). The last group ends with the row; blocks that the group before has are 0 in it.
     """
 
     x: Any  # float32, flat, (R, M)
@@ -52,9 +51,15 @@ class Int8Planes(NamedTuple):
 
 
 @jit_inner
+def groups_of_blocks(blocks: int) -> int:
+    """Return the number of groups of a row, K."""
+    return (blocks + GROUP - 1) // GROUP
+
+
+@jit_inner
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Allocate the planes; what belongs to no block is 0."""
-    count = rows * ((x.size // rows // BLOCK + GROUP - 1) // GROUP)
+    count = rows * groups_of_blocks(x.size // rows // BLOCK)
     upper, third = on_cache_line(count * 512), on_cache_line(count * 256)
     offsets, factors = np.empty(count * 16, np.int32), floats(count * 8)
     fill(upper, np.uint8(0))
@@ -69,7 +74,7 @@ def place(row: int, g: int, groups: int) -> Any:
     """Return the number of a block's group, its vector there, and its place in the vector."""
     group = g // GROUP
     at = g - min(group * GROUP, groups - GROUP)
-    return row * ((groups + GROUP - 1) // GROUP) + group, at // 2, at % 2
+    return row * groups_of_blocks(groups) + group, at // 2, at % 2
 
 
 @jit_inner

@@ -90,17 +90,6 @@ def load(builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type) -
     return value
 
 
-def load_first(
-    builder: ir.IRBuilder, pointer: Value, offset: Value, type_: ir.Type, count: Value
-) -> Value:
-    """Like :func:`load`, but read the first ``count`` lanes only; the others are 0."""
-    lanes, bits = type_.count, type_.element.width
-    at = builder.bitcast(builder.gep(pointer, [offset]), type_.as_pointer())
-    align, zero = ir.Constant(i32, 1), ir.Constant(type_, None)
-    name = f"llvm.masked.load.v{lanes}i{bits}.p0"
-    return call(builder, name, type_, at, align, first_lanes(builder, count, lanes), zero)
-
-
 def first_lanes(builder: ir.IRBuilder, count: Value, lanes: int) -> Value:
     """Return a mask of the first ``count`` of ``lanes`` lanes."""
     numbers = constant(i32, list(range(lanes)))

@@ -62,15 +62,11 @@ def _mxfp4(*shape: int) -> MXFP4:
 
 
 def _experts(size: int, *numbers_of_tokens: int) -> None:
-    for tokens in numbers_of_tokens:
-        _experts_of(tokens, size)
-
-
-def _experts_of(tokens: int, size: int) -> None:
-    x = np.ones((tokens, size), np.float32)
-    indices, weights = np.zeros((tokens, 1), np.int64), np.ones((tokens, 1), np.float32)
     first, second = _mxfp4(1, 2 * size, size), _mxfp4(1, size, size)
-    experts(x, indices, weights, first, _bits(1, 2 * size), second, _bits(1, size))
+    for tokens in numbers_of_tokens:
+        x = np.ones((tokens, size), np.float32)
+        indices, weights = np.zeros((tokens, 1), np.int64), np.ones((tokens, 1), np.float32)
+        experts(x, indices, weights, first, _bits(1, 2 * size), second, _bits(1, size))
 
 
 def _attention(tokens: int) -> None:
@@ -101,7 +97,7 @@ class _Room:
 
 
 def _block(size: int) -> None:
-    sizes = {"hidden_size": size, "intermediate_size": 32, "head_dim": 32}
+    sizes = {"hidden_size": size, "intermediate_size": size, "head_dim": 32}
     counts = {"num_attention_heads": 2, "num_key_value_heads": 2}
     experts_ = {"num_experts": 2, "experts_per_token": 1}
     constants = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.0, "swiglu_limit": 1.0}
@@ -109,7 +105,7 @@ def _block(size: int) -> None:
     vector, both = _bits(size), _bits(2, size)
     q_k_v = 3 * (_bits(64, size), _bits(64))
     attn = AttentionWeights(vector, *q_k_v, _bits(2), _bits(size, 64), vector)
-    first, second = (_mxfp4(2, 64, size), _bits(2, 64)), (_mxfp4(2, size, 32), both)
+    first, second = (_mxfp4(2, 2 * size, size), _bits(2, 2 * size)), (_mxfp4(2, size, size), both)
     mlp = MLPWeights(vector, both, _bits(2), *first, *second)
     weights = ModelWeights(both, (BlockWeights(attn, mlp),), vector, both)
     blocks = blocks_of(config, weights)
@@ -119,7 +115,7 @@ def _block(size: int) -> None:
 
 
 SIZES = (64, WIDE)
-"""Two hidden sizes: of a model whose experts have short rows, and of one with long rows."""
+"""Two widths: of a model whose experts have short rows, and of one with long rows."""
 
 STEPS: tuple[tuple[str, Callable[[], None], tuple[int, ...]], ...] = (
     ("embedding, norms, positions, routing", _small, SIZES),
@@ -134,19 +130,20 @@ STEPS: tuple[tuple[str, Callable[[], None], tuple[int, ...]], ...] = (
     ("blocks, one token", lambda: _block(SIZES[1]), SIZES[1:]),
     ("threads", lambda: _linear(1, 1088), SIZES),
 )
-"""Name and function of each step, and the hidden sizes that need it."""
+"""Name and function of each step, and the widths that need it."""
 
 
-def warmup(progress: Progress | None = None, *, hidden_size: int | None = None) -> None:
-    """Compile or load every kernel of a chat, for the current path and number of threads.
+def warmup(progress: Progress | None = None, *, width: int | None = None) -> None:
+    """Compile or load the kernels of a chat, for the current path and number of threads.
 
     The first warm-up also removes folders of versions that have not been used for 30 days.
 
     Args:
         progress: called before each step; it replaces the message.
-        hidden_size: that of the model; None: the kernels for all models.
+        width: the smaller of the model's hidden and intermediate sizes; None: the kernels for all
+            models.
     """
-    sizes = _sizes(hidden_size)
+    sizes = _sizes(width)
     steps = [(name, step) for name, step, of in STEPS if set(of) & set(sizes)]
     tell = progress or (lambda name, done, steps: None)
     _announced["compiling"] |= progress is not None
@@ -161,33 +158,31 @@ def warmup(progress: Progress | None = None, *, hidden_size: int | None = None) 
             gc.enable()
     tell("done", len(steps), len(steps))
     folder = cache_folder()
-    if folder is not None and not is_warm(hidden_size):
+    if folder is not None and not is_warm(width):
         for size in sizes:
             (folder / mark(size)).touch()
         drop_unused(folder)
 
 
-def _sizes(hidden_size: int | None) -> tuple[int, ...]:
+def _sizes(width: int | None) -> tuple[int, ...]:
     """Return those of :data:`SIZES` that stand for a model, or for all."""
-    if hidden_size is None:
+    if width is None:
         return SIZES
-    return SIZES[:1] if hidden_size < WIDE else SIZES[1:]
+    return SIZES[:1] if width < WIDE else SIZES[1:]
 
 
-def is_warm(hidden_size: int | None = None) -> bool:
-    """Return whether :func:`warmup` has run to its end on this path, so nothing is left to compile.
+def is_warm(width: int | None = None) -> bool:
+    """Return whether :func:`warmup` has run to its end on this path, for this width.
 
     Args:
-        hidden_size: as for :func:`warmup`.
+        width: as for :func:`warmup`.
 
     Under ``NUMBA_DISABLE_JIT=1`` nothing is ever compiled, and the answer is True.
     """
     if config.DISABLE_JIT:
         return True
     folder = cache_folder()
-    return folder is not None and all(
-        (folder / mark(size)).exists() for size in _sizes(hidden_size)
-    )
+    return folder is not None and all((folder / mark(size)).exists() for size in _sizes(width))
 
 
 def mark(size: int) -> str:
@@ -222,8 +217,8 @@ def drop_unused(folder: Path) -> None:
 def _announce() -> None:
     """Print one line on standard error when the first kernel of this process is compiled.
 
-    Nothing is printed if :func:`is_warm`: then a single kernel is compiled, for types that a chat
-    does not use.
+    Nothing is printed if all kernels of chats are compiled: then a single kernel is compiled, for
+    types that a chat does not use.
     """
     if _announced["compiling"] or is_warm():
         return
