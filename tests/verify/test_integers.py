@@ -84,10 +84,14 @@ def test_each_row_may_have_its_own_rule(model: gr.Model, begun: dict[str, Any]) 
     assert not gr.diagnose(model, {**begun, tap: rows}, tokens=tokens).ok
 
 
+@pytest.mark.parametrize("d_ff", [64, 192, 512])
 @pytest.mark.parametrize("length", [3, 12])
-def test_our_kernels_are_no_bug_beside_an_outlier(length: int) -> None:
-    """Up to 4 tokens and more have kernels of their own; one channel dominates every row."""
-    config = small_config(layers=2, d_model=544, d_ff=64, vocab=70)
+def test_our_kernels_are_no_bug_beside_an_outlier(length: int, d_ff: int) -> None:
+    """Up to 4 tokens and more have kernels of their own; one channel dominates every row.
+
+    With fewer than 512 inputs of one of their matrices, experts are computed in float32.
+    """
+    config = small_config(layers=2, d_model=544, d_ff=d_ff, vocab=70)
     arrays = random_arrays(config, 5, mxfp4=True)
     scale = next(name for name in arrays if name.endswith("0.mlp.norm.scale"))
     arrays[scale] = np.where(np.arange(544) == 77, 500.0, 1.0).astype(arrays[scale].dtype)
@@ -114,7 +118,7 @@ def test_a_bug_beside_integers_is_named(model: gr.Model, begun: dict[str, Any]) 
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.002, False)])
 def test_compare_without_a_model_allows_integers(factor: float, right: bool) -> None:
     """Experts of 544 inputs, whose prompt the kernels multiply in 16-bit integers."""
-    config = small_config(layers=1, d_model=544, d_ff=64, vocab=70)
+    config = small_config(layers=1, d_model=544, d_ff=512, vocab=70)
     weights = as_weights(random_arrays(config, 3, mxfp4=True))
     tokens, tap = random_tokens(config, 12, 3), "block.0.mlp.gate_up"
     exact = gr.trace(gr.Model(config, weights, policy="float64", backend="numpy"), tokens)
