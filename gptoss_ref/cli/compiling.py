@@ -44,7 +44,7 @@ class Behind:
 
     Args:
         chat: of a model that was loaded with the backend ``auto``. If it uses the NumPy layers,
-            because no kernels are compiled, the compilation starts, and :meth:`take_over` switches
+            because its kernels are not compiled, the compilation starts, and :meth:`take_over` switches
             to the kernels.
     """
 

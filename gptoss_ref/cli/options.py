@@ -69,7 +69,7 @@ def add_backend_options(command: Parser) -> None:
         default="auto",
         metavar="NAME",
         help="numba (compiled kernels), numpy (the specification), or auto: numba, but numpy for a "
-        "small model while no kernels are compiled",
+        "small model while its kernels are not compiled",
     )
     command.add_argument(
         "--policy",

@@ -2,8 +2,8 @@
 
     python -m tests.support.arm
 
-Each shape of portable leaf is among them: loops over slices, the register tile, the online softmax
-and MXFP4's decoding. Ends with status 1 if one is beyond its bound.
+Each shape of portable leaf is among them: loops over slices, the dot product, the register tile,
+the online softmax and MXFP4's decoding. Ends with status 1 if one is beyond its bound.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ the file that the first table names multiplies (for ``gemm``, ``register_tile`` 
 an index is a sum, as in ``w[at + k]``, LLVM cannot exclude that it is negative, and does not
 vectorise the loop. To see whether a loop was vectorised, look for types like ``<16 x float>`` in
 ``kernel.inspect_llvm(kernel.signatures[0])``. If sums must stay in registers over a loop, the leaf
-is written as LLVM vectors of 16 lanes without instructions of a particular CPU (``register_tile``,
-``flash/online_softmax``): LLVM splits them into the vectors of the CPU, including NEON.
+is written as LLVM vectors without instructions of a particular CPU (``gemv``, ``register_tile``,
+``mxfp4_block``, ``flash/online_softmax``): LLVM splits them into the vectors of the CPU, including
+NEON.
 Instructions of one CPU family are used for integers only, and only if they are 1.15 times as fast
 as the portable form on this family; docs/performance.md has the measurements. Each leaf also exists
 as a Python function, which runs under ``NUMBA_DISABLE_JIT=1`` on any CPU, for every path.

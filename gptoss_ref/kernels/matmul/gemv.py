@@ -1,8 +1,10 @@
 """Products of stored rows with one token: one dot product per row.
 
-Rows are read once, in order. On some CPUs the cache lines further on must be prefetched.
+Rows are read once, in order, 32 values at a time (one cache line of bfloat16). On some CPUs the
+lines further on must be prefetched. The loop is written as vectors, because LLVM's own form of it
+needed the prefetches of a piece of 16 lines at once, and read at three quarters of the rate.
 
-Accumulators: four float32 vectors, and the values after the last 32 one by one.
+Accumulators: four float32 vectors of 8 lanes; the values after the last 32 are added to their sum.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ PREFETCHES = () if cpu_name().startswith("znver") else ((1024, 3), (4096, 2))
 """Prefetches for each cache line of bfloat16: distance in bytes, and cache (3: L1, 2: L2).
 
 On a Xeon these two give 0.98 of the rate of a loop that only reads, the first alone 0.84
-(docs/decisions/0017). On AMD Zen 4 they cost a quarter of it and none is needed (0060). For
-float32 they cost more than they save: 49 GB/s and 59 without in L3, 29 and 33 from memory."""
+(docs/decisions/0017). On AMD Zen 4 it is read at 31 to 41 GB/s with them and at 46 to 48 without
+(0060). For float32 they cost more than they save: 49 GB/s and 59 without in L3, 29 and 33 from
+memory."""
 
 _LANES, _SUMS = 8, 4
 """Vectors of 16 lanes are slower with AVX-512: 47 to 49 GB/s where 8 lanes have 52 (Zen 4)."""
@@ -34,7 +37,7 @@ _STEP = _LANES * _SUMS
 
 
 def dot(w: Any, x: Any) -> Any:
-    """Return Σ w[k] · x[k] of float32 ``x`` and ``w``, bfloat16 bits or float32, equally long."""
+    """Return Σ w[k] · x[k] of contiguous float32 ``x`` and ``w``, bfloat16 bits or float32."""
     sums = np.zeros(_STEP, np.float32)
     for k in range(w.size):
         sums[k % _STEP] += widen(w[k]) * x[k]

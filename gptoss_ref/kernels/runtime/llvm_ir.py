@@ -145,7 +145,7 @@ def lane_sum(builder: ir.IRBuilder, a: Value) -> Value:
 
 
 NEAR = 1024
-"""Distance of prefetches into L1 in bytes, if a loop needs few instructions per line."""
+"""Distance of prefetches into L1 in bytes (``mxfp4_gemv_int8``, and the doctor's read)."""
 
 
 def prefetch(
