@@ -44,8 +44,8 @@ class Behind:
 
     Args:
         chat: of a model that was loaded with the backend ``auto``. If it uses the NumPy layers,
-            because its kernels are not compiled, the compilation starts, and :meth:`take_over` switches
-            to the kernels.
+            because its kernels are not compiled, the compilation starts, and :meth:`take_over`
+            switches to the kernels.
     """
 
     def __init__(self, chat: Chat) -> None:

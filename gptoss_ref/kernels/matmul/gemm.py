@@ -59,7 +59,7 @@ def multiply_stored(x: Array, stored: Array, by_column: bool, bias: Array, y: Ar
 @jit
 def gemv(x: Any, weight: Any, bias: Any, y: Any, tasks: int, team: Any) -> None:
     """One token: y (N,) = flat ``weight`` (N, M) times x (M,), plus ``bias`` ((N,) or empty)."""
-    aligned = floats(x.size)  # at a multiple of 32 bytes: NumPy's arrays are at 16, a quarter slower
+    aligned = floats(x.size)  # at 32 bytes; NumPy's arrays may be at 16: a quarter slower
     copy(x, aligned)
     _gemv_tasks(aligned, weight, bias, y, tasks, team)
 
