@@ -107,7 +107,10 @@ def main() -> int:
         ("and NumPy and Numba", "import numba"),
     ):
         rows.append((name, several(lambda: whole(sys.executable, "-c", code), args.rounds), None))  # noqa: B023
-    lines = ["| start of `gptoss-ref chat` on tiny | seconds | at most |", "|---|---:|---:|"]
+    lines = [
+        "| start of `gptoss-ref chat` on tiny | seconds, or times | at most |",
+        "|---|---:|---:|",
+    ]
     lines += [
         f"| {what} | {value:.2f} | {f'{limit:g}' if limit else ''} |" for what, value, limit in rows
     ]

@@ -104,11 +104,11 @@ def is_small(weights: ModelWeights) -> bool:
     return sum(getattr(array, "nbytes", 0) for array in arrays) < SMALL
 
 
-def compiled(width: int) -> bool:
+def compiled(width: int | None = None) -> bool:
     """Whether a model's kernels for this machine's instructions are in the kernel cache.
 
     Args:
-        width: of the model, ``config.width``.
+        width: of the model, ``config.width``; None: of all models.
     """
     from gptoss_ref.kernels.runtime.jit import INTERPRETED
     from gptoss_ref.kernels.runtime.warmup import is_warm
@@ -120,14 +120,14 @@ def get_backend(
     backend: str | Backend,
     policy: Policy = FLOAT32,
     weights: ModelWeights | None = None,
-    width: int = 0,
+    width: int | None = None,
 ) -> Backend:
     """The backend with that name, or the NumPy one if that backend does not support the policy.
 
     Args:
         weights: of the model; ``"auto"`` is ``"numpy"`` if they are small and the model's kernels
             are not compiled, else ``"numba"``.
-        width: of the model, ``config.width``.
+        width: of the model, ``config.width``; None: the kernels of all models must be compiled.
 
     Raises:
         GptOssError: the name is unknown, or ``GPTOSS_REF_KERNELS`` names instructions that this

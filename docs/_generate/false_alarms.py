@@ -128,7 +128,7 @@ def model_case(seed: int, way: Way) -> tuple[gr.Model, gr.Trace]:
     kinds = tuple(rng.choice([SLIDING, FULL]) for _ in range(layers))
     experts = int(rng.integers(3, 12))
     widths = [int(rng.choice(sizes)) for sizes in ([32, 37, 64, 96], [23, 32, 40, 65])]
-    if seed % WIDE == 0:  # from 512 on the kernels multiply 16-bit integers
+    if seed % WIDE == 0:  # from 512 on, in both, the kernels multiply integers
         widths = [544, 608]
     config = small_config(
         layers=layers,

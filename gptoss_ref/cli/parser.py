@@ -150,8 +150,8 @@ def _add_warmup(commands: Any) -> None:
         "--width",
         type=width,
         metavar="N",
-        help="only those of a model whose hidden and intermediate sizes, or the smaller one, are N "
-        "(2880 for the released models; default: those of all models)",
+        help="only those of a model of this width, the smaller of its hidden and intermediate "
+        "sizes (2880 for the released models; default: of all models)",
     )
     add_json_option(command)
 

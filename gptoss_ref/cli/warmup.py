@@ -29,6 +29,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     what = "already compiled" if done_before else f"compiled in {result['seconds']:.1f} s"
     where = f"in {folder}" if folder else "not kept"
-    models = f"models of width {args.width}" if args.width else "all models"
+    models = f"models like those of width {args.width}" if args.width else "all models"
     output().line(f"kernels for {path_name()} and {models}: {what}, {where}")
     return 0

@@ -59,7 +59,7 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
         if path_name() not in addresses:
             addresses[path_name()] = _addresses(config, prepared[0])
         kernels = addresses[path_name()]
-        first = (path, _method(config), kernels, x.reshape(-1), chosen, failed)
+        first = (path, method_of(1, config.width), kernels, x.reshape(-1), chosen, failed)
         common = (*first, *constants, cos, sin)
         # run all Python code first, before the weights displace its memory from the caches
         calls: list[list[Any]] = []
@@ -76,11 +76,6 @@ def blocks_of(config: Any, weights: ModelWeights) -> Blocks | None:
                     refuse_chosen(chosen, mlp.mlp1_weight, mlp.mlp2_weight)
 
     return None if None in prepared else blocks
-
-
-def _method(config: Any) -> Any:
-    """Return the argument that selects the experts' method."""
-    return method_of(1, min(config.hidden_size, config.intermediate_size))
 
 
 def _prepared(config: Any, block: BlockWeights) -> tuple[Any, ...] | None:
@@ -116,7 +111,7 @@ def _stored(weight: ExpertMatrix | None, *shape: int) -> tuple[Any, ...] | None:
 def _addresses(config: Any, block: Any) -> tuple[int, int, int]:
     """Return the addresses of :func:`gemv`, :func:`flash_decode` and :func:`mixture`."""
     path, one = current_path(), np.ones(1, np.float32)
-    method = _method(config)
+    method = method_of(1, config.width)
     heads, scalar, positions = np.ones((1, 1, 1), np.float32), np.float32(1), np.ones(1, np.int64)
     weight, sinks, experts = block[1], block[7], block[-8:]
     return (

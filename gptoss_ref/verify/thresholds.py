@@ -58,10 +58,10 @@ REORDERED_ROWS = 64
 """Budget: number of tokens in which an order of heads and experts is looked for."""
 
 INTEGERS, INTEGERS_FROM = 1e-4, 512
-"""Without a model, ``compare`` allows experts' products the error INTEGERS if they have at least
-INTEGERS_FROM inputs: this package's kernels then round activations to 16-bit integers, and their
-tests use the same bound. The largest error seen is 2.3e-5. With a model, the numbers show such
-roundings."""
+"""Without a model, ``compare`` allows experts' products the error INTEGERS if both of their
+matrices have at least INTEGERS_FROM inputs: this package's kernels then round activations to 16-bit
+integers, and their tests use the same bound. The largest error seen is 2.3e-5. With a model, the
+numbers show such roundings."""
 
 JUDGED_AGAIN = 100.0
 """``compare`` judges a divergence below this many allowances again, from OTHER's own inputs, as

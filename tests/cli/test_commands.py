@@ -281,7 +281,7 @@ def test_warmup(cold: list[str], capsys: Captured) -> None:
     assert Path(result["cache_folder"]).is_dir()
     assert result["width"] is None
     assert main(["warmup", "--width", "2880"]) == 0
-    said = f"kernels for {path_name()} and models of width 2880: compiled in "
+    said = f"kernels for {path_name()} and models like those of width 2880: compiled in "
     assert capsys.readouterr().out.startswith(said)
     assert cold == ["attention, None", "experts, None", "attention, 2880", "experts, 2880"]
 

@@ -14,7 +14,8 @@ from gptoss_ref.backpropagation.rules import attention_of_rows
 from gptoss_ref.errors import CheckpointError, GptOssError
 from gptoss_ref.kernels import gradients as kernels
 from gptoss_ref.kernels.gradients.products import DEPTH
-from gptoss_ref.kernels.runtime.isa import instructions
+from gptoss_ref.kernels.matmul.mxfp4_methods import AMX, FLOAT, INT16, method_of
+from gptoss_ref.kernels.runtime.isa import instructions, path_name
 from gptoss_ref.kernels.runtime.threads import available_threads, threads
 from tests.support.distance import relative_l2
 from tests.support.kernel_cases import EVERY_PATH, INTERPRETED, bits, random_mxfp4
@@ -182,8 +183,10 @@ def test_experts_for_training_run_on_integers() -> None:
     if INTERPRETED:
         pytest.skip("too long as Python")
     rng = np.random.default_rng(9)
-    tokens, count, width, inner = 24, 3, 512, 32
-    first, second = random_mxfp4(rng, count, 2 * inner, width), random_mxfp4(rng, count, width, 32)
+    tokens, count, width, inner = 24, 3, 544, 512
+    first = random_mxfp4(rng, count, 2 * inner, width)
+    second = random_mxfp4(rng, count, width, inner)
+    assert method_of(tokens, inner) in ((FLOAT,) if path_name() == "plain" else (INT16, AMX))
     x, d_y = normal(rng, tokens, width), normal(rng, tokens, width)
     indices = np.array([rng.permutation(count)[:2] for _ in range(tokens)])
     weights = rng.random((tokens, 2), np.float32)

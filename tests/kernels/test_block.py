@@ -183,10 +183,11 @@ def test_a_copy_computes_with_its_own_weights() -> None:
 
 @BUSY
 @COMPILED_ONLY
-def test_every_part_on_threads() -> None:
-    """Matrices and attention that are worth threads, at this size."""
+@pytest.mark.parametrize("d_ff", [96, 512])
+def test_every_part_on_threads(d_ff: int) -> None:
+    """Matrices and attention that are worth threads, at this size; experts by floats, integers."""
     config = small_config(
-        layers=2, d_model=1024, d_ff=96, n_kv=4, group=8, head_dim=64, window=50, vocab=70
+        layers=2, d_model=1024, d_ff=d_ff, n_kv=4, group=8, head_dim=64, window=50, vocab=70
     )
     model = build(config, random_arrays(config, 9, mxfp4=True), "float32")
     tokens = random_tokens(config, 692, 9)

@@ -20,6 +20,7 @@ from tests.support.kernel_cases import (
     COMPILED_ONLY,
     EVERY_PATH,
     EXAMPLES,
+    FLOAT_BOUND,
     INTERPRETED,
     MXFP4_BOUND,
     bits,
@@ -71,7 +72,7 @@ def case(
     tokens=st.sampled_from([1, 1, 2, 3, 5, 11, 40]),
     count=st.integers(1, 9),
     chosen=st.integers(1, 4),
-    sizes=st.sampled_from([(32, 96), (96, 32), (64, 160), (160, 64), (256, 288), (288, 256)]),
+    sizes=st.sampled_from([(32, 96), (160, 64), (64, 288), (288, 64), (256, 288), (288, 256)]),
 )
 def test_mxfp4_equals_the_layer(
     path: str,
@@ -88,7 +89,8 @@ def test_mxfp4_equals_the_layer(
         ours = kernels.experts(*arguments)
     theirs = layers.experts(*arguments, policy=FLOAT64)
     assert ours.dtype == np.float32
-    assert relative_l2(ours, theirs) <= MXFP4_BOUND
+    floats = path == "plain" or min(sizes) < 256  # two products and SwiGLU, each within the bound
+    assert relative_l2(ours, theirs) <= (3 * FLOAT_BOUND if floats else MXFP4_BOUND)
 
 
 @COMPILED_ONLY
@@ -128,7 +130,7 @@ def test_each_product_on_heavy_tailed_activations(path: str, tokens: int, wide: 
     dwarfs the error of the others.
     """
     sizes = ((256, 256) if INTERPRETED else WIDE) if wide else (32, 64)
-    arguments = case(8, min(tokens, 2) if INTERPRETED else tokens, 5, 2, *sizes, heavy=True)
+    arguments = case(8, min(tokens, 5) if INTERPRETED else tokens, 5, 2, *sizes, heavy=True)
     x, indices, _, w1, b1, w2, b2 = arguments
     stages: dict[str, Any] = {}
     with instructions(path), integers_from_256():

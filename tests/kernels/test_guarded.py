@@ -1,6 +1,7 @@
-"""Kernels read nothing outside their arrays: pages before and after them cannot be read.
+"""Kernels read nothing outside their arrays: the page before or after them cannot be read.
 
-A read there ends the process. Prefetches are no reads.
+A read there ends the process. An array begins where the first page ends, or ends where the last one
+begins. Prefetches are no reads.
 """
 
 from __future__ import annotations
@@ -87,17 +88,17 @@ def test_mxfp4(path: str, at_end: bool, groups: int) -> None:
 @EVERY_PATH
 @AT_END
 @pytest.mark.parametrize("tokens", [1, 6])
-def test_experts(path: str, at_end: bool, tokens: int) -> None:
+@pytest.mark.parametrize("inner", [64, 256])
+def test_experts(path: str, at_end: bool, tokens: int, inner: int) -> None:
     rng = np.random.default_rng(0)
     x = guarded(gaussian(rng, tokens, 288), at_end)
     chosen = np.argsort(rng.random((tokens, 3)), axis=-1)[:, :2]
     weights = np.full((tokens, 2), 0.5, np.float32)
     first, second = (
         guarded_mxfp4(random_mxfp4(rng, 3, rows, columns), at_end)
-        for rows, columns in ((512, 288), (288, 256))
+        for rows, columns in ((2 * inner, 288), (288, inner))
     )
-    biases = (guarded(bits(gaussian(rng, 3, rows)), at_end) for rows in (512, 288))
-    bias, bias_2 = biases
+    bias, bias_2 = (guarded(bits(gaussian(rng, 3, rows)), at_end) for rows in (2 * inner, 288))
     arguments = (x, chosen, weights, first, bias, second, bias_2)
     with instructions(path), integers_from_256():
         ours = kernels.experts(*arguments)

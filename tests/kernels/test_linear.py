@@ -124,13 +124,13 @@ def test_mxfp4_equals_the_layer(
     b = bits(gaussian(rng, outputs))
     with instructions(path), integers_from_256():
         ours = kernels.linear(x, weight, b)
-    bound = MXFP4_BOUND if groups >= 8 else FLOAT_BOUND
+    bound = MXFP4_BOUND if groups >= 8 and path != "plain" else FLOAT_BOUND
     assert relative_l2(ours, layers.linear(x, weight, b, policy=FLOAT64)) <= bound
 
 
 @EVERY_PATH
 @pytest.mark.parametrize("tokens", [1, 2])
-@pytest.mark.parametrize("inputs", [96, 288, 2880])
+@pytest.mark.parametrize("inputs", [256, 288, 2880])
 def test_mxfp4_of_few_tokens_refines_a_dominant_block(path: str, inputs: int, tokens: int) -> None:
     """16 bits would give up to 1.4e-4: all activations of a block share the step of the largest."""
     worst = 0.0

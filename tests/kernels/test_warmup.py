@@ -66,7 +66,7 @@ print(seen == [(i, len(STEPS)) for i in range(len(STEPS) + 1)])
 
 
 @COMPILED_ONLY
-def test_a_model_needs_the_kernels_of_its_size_only(tmp_path: Path) -> None:
+def test_a_model_needs_the_kernels_of_its_width_only(tmp_path: Path) -> None:
     code = """
 from gptoss_ref.kernels.runtime import warmup
 warmup.STEPS = [(name, lambda name=name: print(name), sizes) for name, _, sizes in warmup.STEPS]

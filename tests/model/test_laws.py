@@ -147,7 +147,7 @@ def test_attention_rows_sum_to_less_than_one(
         assert total.shape == (config.num_attention_heads, length)
         assert (total < 1 + rounding).all()
         assert (total > 0).all()
-    assert min(total.min() for total in sums) < 1 - rounding
+    assert min(total.min() for total in sums) < 1 - rounding  # some sinks are larger than that
 
 
 def repeated_token_model(config: ModelConfig, seed: int, alone: bool) -> tuple[Arrays, list[int]]:

@@ -37,6 +37,7 @@ from gptoss_ref.kernels.matmul import mxfp4_gemm_int16 as int16
 from gptoss_ref.kernels.matmul import mxfp4_gemv_int8 as int8
 from gptoss_ref.kernels.matmul.amx import ROWS as TILE
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, SCALE_255, Stored
+from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP
 from gptoss_ref.kernels.runtime.arrays import read_only
 from gptoss_ref.kernels.runtime.buffers import add_all, copy_bias, floats
 from gptoss_ref.kernels.runtime.isa import current_path, path_name
@@ -52,15 +53,16 @@ FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 FEW_TOKENS = 4
 
 WIDE = 512
-"""The length from which a row is not short; 256 at least, because the planes of bytes need it."""
+"""The length from which a row is not short; at least a group of 8 blocks (``mxfp4_planes``)."""
 
 
 def method_of(tokens: int, width: int) -> Any:
     """Return the method for ``tokens`` rows of ``width`` activations on the current path.
 
-    For experts, ``width`` is the smaller one of their two matrices.
+    For experts, ``width`` is the length of the shorter rows of the two matrices.
     """
     path = path_name()
+    assert WIDE >= BLOCK * GROUP
     if path == "amx" and tokens > FEW_TOKENS:
         return AMX
     if path == "plain" or width < WIDE:

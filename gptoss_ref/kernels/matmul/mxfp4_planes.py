@@ -36,7 +36,7 @@ GROUP = 8
 class Int8Planes(NamedTuple):
     """R rows of activations as planes of bytes.
 
-    A row has K groups of four vectors of two blocks, at least one. Lane 4 b + v of a group is for
+    A row has at least 8 blocks, in K groups of four vectors of two. Lane 4 b + v of a group is for
     block 2 v + b, which is block b of vector v. Bytes of even and of odd activations are apart
     (index h). The last group ends with the row; blocks that the group before has are 0 in it.
     """

@@ -97,7 +97,7 @@ class _Room:
 
 
 def _block(size: int) -> None:
-    sizes = {"hidden_size": size, "intermediate_size": size, "head_dim": 32}
+    sizes = {"hidden_size": size, "intermediate_size": size, "width": size, "head_dim": 32}
     counts = {"num_attention_heads": 2, "num_key_value_heads": 2}
     experts_ = {"num_experts": 2, "experts_per_token": 1}
     constants = {"rms_norm_eps": 1e-5, "swiglu_alpha": 1.0, "swiglu_limit": 1.0}
@@ -140,8 +140,7 @@ def warmup(progress: Progress | None = None, *, width: int | None = None) -> Non
 
     Args:
         progress: called before each step; it replaces the message.
-        width: the smaller of the model's hidden and intermediate sizes; None: the kernels for all
-            models.
+        width: of the model, ``config.width``; None: the kernels for all models.
     """
     sizes = _sizes(width)
     steps = [(name, step) for name, step, of in STEPS if set(of) & set(sizes)]

@@ -42,8 +42,8 @@ class Propagation:
 
     def __init__(self, config: ModelConfig, rounding: str, length: int) -> None:
         self._rounding, self._length = rounding, length
-        # the inputs of the first matrices decide how the kernels compute both
-        self._integers = EXPERT_PRODUCTS if config.hidden_size >= INTEGERS_FROM else ()
+        # the shorter rows of the two matrices decide how the kernels compute both
+        self._integers = EXPERT_PRODUCTS if config.width >= INTEGERS_FROM else ()
         self._inputs = {node.tap: node.inputs for node in nodes(config)}
         self._errors: dict[str, Floats] = {}
 
