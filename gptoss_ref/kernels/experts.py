@@ -128,13 +128,12 @@ def _pass(
     failed, (bias, bias_2) = np.zeros(1, np.bool_), [matrix_of(bias) for bias in biases]
     if bias.dtype != bias_2.dtype:  # one function computes both, for one type
         bias, bias_2 = (matrix_of(widen(each, np.float32)) for each in (bias, bias_2))
-    inner = bias.shape[1] // 2
-    method = method_of(len(x), min(x.shape[1], inner))
+    width, inner = x.shape[1], bias.shape[1] // 2
     run(
         mixture,
         bias.shape[1] // ROWS,
-        3 * chosen.size * x.shape[1] * inner,
-        *(current_path(), method, x, chosen, weights.reshape(-1)),
+        3 * chosen.size * width * inner,
+        *(current_path(), method_of(len(x), min(width, inner)), x, chosen, weights.reshape(-1)),
         *(*first, bias.reshape(-1), *second, bias_2.reshape(-1), len(bias)),
         *(np.float32(limits[0]), np.float32(limits[1]), stages, out, failed),
     )

@@ -46,8 +46,7 @@ an index is a sum, as in ``w[at + k]``, LLVM cannot exclude that it is negative,
 vectorise the loop. To see whether a loop was vectorised, look for types like ``<16 x float>`` in
 ``kernel.inspect_llvm(kernel.signatures[0])``. If sums must stay in registers over a loop, the leaf
 is written as LLVM vectors without instructions of a particular CPU (``gemv``, ``register_tile``,
-``mxfp4_block``, ``flash/online_softmax``): LLVM splits them into the vectors of the CPU, including
-NEON.
+``mxfp4_block``, ``flash/online_softmax``): LLVM splits them into those of the CPU, such as NEON.
 Instructions of one CPU family are used for integers only, and only if they are 1.15 times as fast
 as the portable form on this family; docs/performance.md has the measurements. Each leaf also exists
 as a Python function, which runs under ``NUMBA_DISABLE_JIT=1`` on any CPU, for every path.

@@ -1,8 +1,7 @@
 """Products of stored rows with one token: one dot product per row.
 
 Rows are read once, in order, 32 values at a time (one cache line of bfloat16). On some CPUs the
-lines further on must be prefetched. The loop is written as vectors, because LLVM's own form of it
-needed the prefetches of a piece of 16 lines at once, and read at three quarters of the rate.
+lines further on must be prefetched. LLVM's own form of the loop reads at 0.75 of the rate.
 
 Accumulators: four float32 vectors of 8 lanes; the values after the last 32 are added to their sum.
 """
@@ -27,9 +26,8 @@ PREFETCHES = () if cpu_name().startswith("znver") else ((1024, 3), (4096, 2))
 """Prefetches for each cache line of bfloat16: distance in bytes, and cache (3: L1, 2: L2).
 
 On a Xeon these two give 0.98 of the rate of a loop that only reads, the first alone 0.84
-(docs/decisions/0017). On AMD Zen 4 it is read at 31 to 41 GB/s with them and at 46 to 48 without
-(0060). For float32 they cost more than they save: 49 GB/s and 59 without in L3, 29 and 33 from
-memory."""
+(docs/decisions/0017). AMD Zen 4 reads 31 to 41 GB/s with them and 46 to 48 without (0060), and
+float32 at 49 GB/s with them and at 59 without in L3, 29 and 33 from memory."""
 
 _LANES, _SUMS = 8, 4
 """Vectors of 16 lanes are slower with AVX-512: 47 to 49 GB/s where 8 lanes have 52 (Zen 4)."""
@@ -49,14 +47,22 @@ def _dot(w: Any, x: Any) -> Any:
     if config.BOUNDSCHECK:
         return dot
     product = vec.instructions(_emit_dot, types.float32)
-    return lambda w, x: product(w, x, w.size)
+
+    def whole_and_rest(w, x):  # type: ignore[no-untyped-def]
+        whole = w.size // _STEP * _STEP
+        total = product(w, x, whole)
+        for k in range(whole, w.size):
+            total += widen(w[k]) * x[k]
+        return total
+
+    return whole_and_rest
 
 
 def _emit_dot(builder: ir.IRBuilder, w: Value, x: Value, size: Value) -> Value:
+    """Return the product of the first ``size`` values, a multiple of 32."""
     stored, floats = w.type.pointee, vec.vector(f32, _LANES)
     sums = vec.Accumulators(builder, 1, _SUMS, floats)
-    whole = builder.and_(size, index(-_STEP))
-    with cgutils.for_range_slice(builder, index(0), whole, index(_STEP)) as (at, _):
+    with cgutils.for_range_slice(builder, index(0), size, index(_STEP)) as (at, _):
         for ahead, cache in PREFETCHES if stored != f32 else ():
             vec.prefetch(builder, w, at, ahead, keep=cache)
         for i in range(_SUMS):
@@ -65,14 +71,7 @@ def _emit_dot(builder: ir.IRBuilder, w: Value, x: Value, size: Value) -> Value:
             values = vec.load(builder, x, here, floats)
             sums[0, i] = vec.multiply_add(builder, weights, values, sums[0, i])
     halves = [builder.fadd(sums[0, i], sums[0, i + 1]) for i in (0, 2)]
-    total = cgutils.alloca_once_value(builder, vec.lane_sum(builder, builder.fadd(*halves)))
-    with cgutils.for_range_slice(builder, whole, size, index(1)) as (at, _):
-        one = vec.vector(stored, 1), vec.vector(f32, 1)
-        weight = vec.widened(builder, vec.load(builder, w, at, one[0]))
-        product = builder.fmul(weight, vec.load(builder, x, at, one[1]))
-        added = vec.lane_sum(builder, product)
-        builder.store(builder.fadd(builder.load(total), added), total)
-    return builder.load(total)
+    return vec.lane_sum(builder, builder.fadd(*halves))
 
 
 @jit_inner

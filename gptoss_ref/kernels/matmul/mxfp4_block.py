@@ -33,7 +33,6 @@ ROWS = 64
 SCALE_255 = {"nan": 0, "exponent": 1, "error": 2}
 """The numbers that stand for the meanings of a scale byte 255 in kernels."""
 
-
 LARGEST_WHOLE = np.float32(127 * 257)
 """The integer to which the largest magnitude of a block is rounded: 256 · 127 + 127, two bytes."""
 
@@ -71,17 +70,16 @@ def decode_values(bytes_: Any, half: Any, out: Any) -> None:
 
 @vec.leaf(decode_values, checked=True, **INLINED)
 def _decode_values(builder: ir.IRBuilder, bytes_: Value, half: Value, out: Value) -> None:
-    def of(value: int) -> Value:
-        return vec.constant(i8, value, BLOCK)
-
+    zero, seven, eight = (vec.constant(i8, value, BLOCK) for value in (0, 7, 8))
     low = vec.load(builder, bytes_, index(0), vec.vector(i8, 16))
     high = builder.lshr(low, vec.constant(i8, 4, 16))
     codes = vec.shuffle(builder, low, [j // 2 + j % 2 * 16 for j in range(BLOCK)], high)
-    m = d = builder.and_(codes, of(7))
+    m = d = builder.and_(codes, seven)
     for least, times in ((4, 1), (6, 2)):
-        above = vec.call(builder, f"llvm.smax.v{BLOCK}i8", m.type, builder.sub(m, of(least)), of(0))
-        d = builder.add(d, builder.mul(above, of(times)))
-    negative = builder.icmp_unsigned("!=", builder.and_(codes, of(8)), of(0))
+        above = builder.sub(m, vec.constant(i8, least, BLOCK))
+        above = vec.call(builder, f"llvm.smax.v{BLOCK}i8", m.type, above, zero)
+        d = builder.add(d, builder.mul(above, vec.constant(i8, times, BLOCK)))
+    negative = builder.icmp_unsigned("!=", builder.and_(codes, eight), zero)
     d = builder.select(negative, builder.neg(d), d)
     d = builder.sitofp(builder.sext(d, vec.vector(i32, BLOCK)), vec.vector(f32, BLOCK))
     values = builder.fmul(d, vec.splat(builder, half, BLOCK))

@@ -32,7 +32,7 @@ from numba.extending import overload
 
 from gptoss_ref.kernels.matmul import mxfp4_planes
 from gptoss_ref.kernels.matmul.mxfp4_block import BLOCK, ROWS, Stored, dot_float, refused
-from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP, Int8Planes, groups_of_blocks, place
+from gptoss_ref.kernels.matmul.mxfp4_planes import GROUP, Int8Planes, place
 from gptoss_ref.kernels.runtime import llvm_ir as vec
 from gptoss_ref.kernels.runtime.buffers import floats
 from gptoss_ref.kernels.runtime.isa import cpu_features, lanes_of
@@ -69,8 +69,8 @@ def _bytes_product(
         return builder.mul(total, vec.constant(i32, times, 8))
     words = vec.vector(i16, 16)  # sums of two products; of both pairs at most 4 · 24 · 128
     both = [vec.call(builder, "llvm.x86.avx2.pmadd.ub.sw", words, a, b) for a, b in pairs]
-    factor = vec.constant(i16, times, 16)
-    return vec.call(builder, "llvm.x86.avx2.pmadd.wd", ints, builder.add(*both), factor)
+    total, factor = builder.add(*both), vec.constant(i16, times, 16)
+    return vec.call(builder, "llvm.x86.avx2.pmadd.wd", ints, total, factor)
 
 
 def _fours_added(builder: ir.IRBuilder, a: Value, b: Value) -> Value:
@@ -137,8 +137,8 @@ def dot_planes_of(wide: bool) -> Any:
             product = builder.fmul(by[0, 0], vec.load(builder, at(factors, 8), index(0), floats))
             s = vec.load(builder, bytes_of_scales, start, eight)
             s = vec.shuffle(builder, s, [0, 2, 4, 6, 1, 3, 5, 7])
-            one = vec.constant(i8, 1, 8)
-            s = builder.zext(vec.call(builder, "llvm.uadd.sat.v8i8", s.type, s, one), ints)
+            s = vec.call(builder, "llvm.uadd.sat.v8i8", s.type, s, vec.constant(i8, 1, 8))
+            s = builder.zext(s, ints)
             twice = builder.bitcast(builder.shl(s, vec.constant(i32, 23, 8)), floats)  # may be ∞
             sums[0, 0] = vec.multiply_add(builder, product, twice, sums[0, 0])
 
@@ -178,7 +178,7 @@ def _dot_planes_on(path: Any, *others: Any) -> Any:
     dot_planes = dot_planes_of(lanes_of(path) == 16)
 
     def dot(path, stored, block, groups, prepared, row):  # type: ignore[no-untyped-def]
-        first = row * groups_of_blocks(groups)
+        first = row * -(-groups // GROUP)
         return dot_planes(
             stored.blocks, stored.scales, block, groups, prepared.upper, prepared.third,
             prepared.offsets, prepared.factors, prepared.refined, first,

@@ -12,9 +12,8 @@ method          used for             activations are prepared as      file
 ``AMX``         more tokens on AMX   bfloat16 planes in tiles         ``mxfp4_gemm_amx.py``
 ==============  ===================  ===============================  ==============================
 
-**Short** rows have fewer than 512 activations; experts have short rows if those of one of their
-matrices are short. Small models then need one method, which halves their compilation, and are as
-fast (docs/decisions/0061).
+**Short** rows have fewer than 512 activations, in one of the two matrices of experts. So a small
+model needs one method, which halves its compilation, and is as fast (docs/decisions/0061).
 
 Integers cannot represent all values. A row of activations is **out of range** if it has NaN,
 infinities, or a block whose largest magnitude is not 0 and outside 2⁻⁶⁰ … 2⁴⁸; a row of weights, if
@@ -50,10 +49,8 @@ from gptoss_ref.weights import MXFP4
 FLOAT, INT8, INT16, AMX = np.uint8(0), np.uint16(1), np.uint32(2), np.uint64(3)
 """Arguments that select a method; Numba looks at their types only."""
 
-FEW_TOKENS = 4
-
-WIDE = 512
-"""The length from which a row is not short; at least a group of 8 blocks (``mxfp4_planes``)."""
+FEW_TOKENS, WIDE = 4, 512
+"""WIDE: the length from which a row is not short, at least a group of 8 blocks."""
 
 
 def method_of(tokens: int, width: int) -> Any:

@@ -51,15 +51,9 @@ class Int8Planes(NamedTuple):
 
 
 @jit_inner
-def groups_of_blocks(blocks: int) -> int:
-    """Return the number of groups of a row, K."""
-    return (blocks + GROUP - 1) // GROUP
-
-
-@jit_inner
 def new(path: Any, method: Any, x: Any, rows: int, tiles: int) -> Int8Planes:
     """Allocate the planes; what belongs to no block is 0."""
-    count = rows * groups_of_blocks(x.size // rows // BLOCK)
+    count = rows * -(-x.size // (rows * BLOCK * GROUP))  # R·K
     upper, third = on_cache_line(count * 512), on_cache_line(count * 256)
     offsets, factors = np.empty(count * 16, np.int32), floats(count * 8)
     fill(upper, np.uint8(0))
@@ -74,7 +68,7 @@ def place(row: int, g: int, groups: int) -> Any:
     """Return the number of a block's group, its vector there, and its place in the vector."""
     group = g // GROUP
     at = g - min(group * GROUP, groups - GROUP)
-    return row * groups_of_blocks(groups) + group, at // 2, at % 2
+    return row * -(-groups // GROUP) + group, at // 2, at % 2
 
 
 @jit_inner

@@ -123,9 +123,7 @@ LEAF: dict[str, Any] = {"strict": False, "jit_options": _LEAF}
 """Arguments of ``numba.extending.overload`` for a leaf, which has an implementation per path."""
 
 INLINED: dict[str, Any] = {"strict": False, "jit_options": _LEAF | {"forceinline": True}}
-"""The same for a leaf that is called for every row: it is inlined, because a call with array
-arguments costs more than 10 ns.
-"""
+"""The same for a leaf of every row, which is inlined: a call with arrays takes more than 10 ns."""
 
 INTERPRETED = bool(config.DISABLE_JIT)
 """Whether ``NUMBA_DISABLE_JIT`` is set: a debugger can then step through the kernels."""

@@ -2,9 +2,8 @@
 
 A kernel is compiled when it is first called. :func:`warmup` calls each kernel that a chat uses with
 small arrays of the types that a checkpoint gives: for one token and for several, and for sizes with
-and without threads. Kernels that are in the cache folder are loaded instead of compiled. Small
-models use other products of experts than large ones (``mxfp4_methods``), so a chat with one model
-does not need all kernels.
+and without threads. Kernels that are in the cache folder are loaded instead of compiled. Experts of
+small models have kernels of their own (``mxfp4_methods``), so no chat needs all.
 
 Without a warm-up, the first call of a kernel waits for its compilation, and a message says so.
 """
@@ -82,8 +81,9 @@ def _small() -> None:
     router(x, _bits(4, 32), _bits(4), 2)
 
 
-def _linear(tokens: int, size: int) -> None:
-    linear(np.ones((tokens, size), np.float32), _bits(size, size), _bits(size))
+def _linear(size: int, *numbers_of_tokens: int) -> None:
+    for tokens in numbers_of_tokens:
+        linear(np.ones((tokens, size), np.float32), _bits(size, size), _bits(size))
 
 
 class _Room:
@@ -119,8 +119,7 @@ SIZES = (64, WIDE)
 
 STEPS: tuple[tuple[str, Callable[[], None], tuple[int, ...]], ...] = (
     ("embedding, norms, positions, routing", _small, SIZES),
-    ("linear layers, one token", lambda: _linear(1, 64), SIZES),
-    ("linear layers, several tokens", lambda: _linear(3, 64), SIZES),
+    ("linear layers", lambda: _linear(64, 1, 3), SIZES),
     ("attention, one token", lambda: _attention(1), SIZES),
     ("attention, several tokens", lambda: _attention(3), SIZES),
     ("experts of a small model", lambda: _experts(SIZES[0], 1, 5), SIZES[:1]),
@@ -128,7 +127,7 @@ STEPS: tuple[tuple[str, Callable[[], None], tuple[int, ...]], ...] = (
     ("experts, one token", lambda: _experts(SIZES[1], 1), SIZES[1:]),
     ("experts, several tokens", lambda: _experts(SIZES[1], 5), SIZES[1:]),
     ("blocks, one token", lambda: _block(SIZES[1]), SIZES[1:]),
-    ("threads", lambda: _linear(1, 1088), SIZES),
+    ("threads", lambda: _linear(1088, 1), SIZES),
 )
 """Name and function of each step, and the widths that need it."""
 
@@ -171,10 +170,7 @@ def _sizes(width: int | None) -> tuple[int, ...]:
 
 
 def is_warm(width: int | None = None) -> bool:
-    """Return whether :func:`warmup` has run to its end on this path, for this width.
-
-    Args:
-        width: as for :func:`warmup`.
+    """Return whether :func:`warmup` of this ``width`` has run to its end on this path.
 
     Under ``NUMBA_DISABLE_JIT=1`` nothing is ever compiled, and the answer is True.
     """
@@ -185,13 +181,10 @@ def is_warm(width: int | None = None) -> bool:
 
 
 def mark(size: int) -> str:
-    """Return the name of the marker of a finished warm-up, made from Numba's cache key.
+    """Return the name of the marker of a finished warm-up for ``size``, one of :data:`SIZES`.
 
-    Args:
-        size: one of :data:`SIZES`.
-
-    The name also says whether there are several threads: with one core the parallel loop is not
-    compiled.
+    It is made from Numba's cache key, and also says whether there are several threads: with one
+    core the parallel loop is not compiled.
     """
     kind = "threads" if current_threads() > 1 else "one-thread"
     python = sys.implementation.cache_tag
