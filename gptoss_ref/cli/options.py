@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,16 +105,21 @@ def file_name(text: str) -> str:
     return text
 
 
-def megabytes(text: str) -> int:
-    if not whole(text) or int(text) < 64:  # kernels.doctor.LEAST_MEGABYTES, not imported here
-        raise argparse.ArgumentTypeError(f"expected an integer of 64 or more, not {text!r}")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option: an integer of ``least`` or more."""
+
+    def integer(text: str) -> int:
+        if not whole(text) or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"expected an integer of {least} or more, not {text!r}"
+            )
+        return int(text)
+
+    return integer
 
 
-def width(text: str) -> int:
-    if not whole(text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, not {text!r}")
-    return int(text)
+megabytes = at_least(64)  # kernels.doctor.LEAST_MEGABYTES, not imported here
+seed, width = at_least(0), at_least(1)
 
 
 def seconds(text: str) -> float:
@@ -124,12 +130,6 @@ def seconds(text: str) -> float:
     if not 0 < seconds < 86400:
         raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, not {text!r}")
     return seconds
-
-
-def seed(text: str) -> int:
-    if not whole(text):
-        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, not {text!r}")
-    return int(text)
 
 
 def token_ids(text: str) -> list[int]:
